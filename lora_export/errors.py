@@ -1,0 +1,111 @@
+"""Every error raised on purpose. The class says the exit status; the tree is the list of statuses.
+
+LoraExportError
+├── UsageError            2   a fact or option is missing, unknown or contradicts another
+├── InputError            3   a file cannot be trusted: damaged, unsafe, of an unknown format
+├── FitError              4   adapter and base do not belong together
+├── VerificationError     5   the result is not what it must be; nothing was published
+├── OutputError           6   the output may not be written there: exists, inside an input, in use
+├── StorageError          7   the system refused: disk full, permission, input/output error
+├── LimitError            8   the input asks for more than the limits allow
+└── MissingExtraError    15   an optional dependency is needed; the extra is named
+
+Every error carries one or more Problems, so that all faults of one input are told at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Self
+
+    from lora_export.records import Check
+
+
+class LoraExportError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: what is wrong, one sentence.
+        where: file, tensor or option concerned; empty when the message says it.
+        hint: what to do about it; empty when nothing can be done.
+    """
+
+    status: ClassVar[int] = 1
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.problems: tuple[Problem, ...] = (Problem(message, where, hint),)
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> Self:
+        """One error that carries all `problems`; at least one is needed."""
+        error = cls(problems[0].message, where=problems[0].where, hint=problems[0].hint)
+        error.problems = tuple(problems)
+        return error
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class UsageError(LoraExportError):
+    """A fact or option is missing, unknown, or contradicts another."""
+
+    status = 2
+    code = "usage"
+
+
+class InputError(LoraExportError):
+    """A file cannot be trusted: damaged, unsafe, or of an unknown format."""
+
+    status = 3
+    code = "input"
+
+
+class FitError(LoraExportError):
+    """Adapter and base do not belong together, or the merge would change nothing."""
+
+    status = 4
+    code = "fit"
+
+
+class VerificationError(LoraExportError):
+    """The result is not what it must be; nothing was published. `checks`: all that were made."""
+
+    status = 5
+    code = "verification"
+    checks: tuple[Check, ...] = ()
+
+
+class OutputError(LoraExportError):
+    """The output may not be written there: it exists, lies inside an input, or is in use."""
+
+    status = 6
+    code = "output"
+
+
+class StorageError(LoraExportError):
+    """The operating system refused a read or a write."""
+
+    status = 7
+    code = "storage"
+
+
+class LimitError(LoraExportError):
+    """The input asks for more memory, time or names than the limits allow."""
+
+    status = 8
+    code = "limit"
+
+
+class MissingExtraError(LoraExportError):
+    """An optional dependency is needed and not installed; the hint names the extra."""
+
+    status = 15
+    code = "missing-extra"
