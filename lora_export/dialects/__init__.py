@@ -1,0 +1,78 @@
+"""What an adapter file says: one file a dialect, found by walking this folder."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lora_export.dialects.dialect import Dialect, Evidence
+from lora_export.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_export.records import Adapter, AdapterFile
+
+__all__ = ["Dialect", "Evidence", "all_dialects", "read_adapter"]
+
+
+@cache
+def all_dialects() -> Mapping[str, Dialect]:
+    """Every dialect by name: the DIALECT of each module of this folder that has one."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        dialect = getattr(module, "DIALECT", None)
+        if isinstance(dialect, Dialect):
+            found[dialect.name] = dialect
+    return found
+
+
+def read_adapter(file: AdapterFile, *, dialect: str | None, weight: float = 1.0) -> Adapter:
+    """Read `file` with the named dialect, or with the one that recognises it best.
+
+    Raises:
+        UsageError: `dialect` is unknown, or two dialects claim the file equally.
+        InputError: no dialect recognises the file, or its tensors do not pair up.
+    """
+    if dialect is None:
+        return _recognized(file).read(file, weight)
+    try:
+        chosen = all_dialects()[dialect]
+    except KeyError:
+        known = ", ".join(sorted(all_dialects()))
+        raise UsageError(f"unknown dialect {dialect!r}", hint=f"one of: {known}") from None
+    return chosen.read(file, weight)
+
+
+def _recognized(file: AdapterFile) -> Dialect:
+    graded = [(dialect.recognizes(file), dialect) for dialect in all_dialects().values()]
+    best = max(grade for grade, _ in graded)
+    if best is Evidence.NONE:
+        raise _unrecognized(file)
+    winners = [dialect for grade, dialect in graded if grade is best]
+    if len(winners) > 1:
+        names = ", ".join(dialect.name for dialect in winners)
+        raise UsageError(
+            f"the file can be read as {names}", where=str(file.path), hint="choose with --dialect"
+        )
+    return winners[0]
+
+
+def _unrecognized(file: AdapterFile) -> InputError:
+    names = sorted(file.tensors)
+    if any(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in names):
+        return InputError(
+            "this is a PEFT adapter, which this version cannot read yet; nothing was merged",
+            where=str(file.path),
+            hint="merge it with PEFT's merge_and_unload(), or bring a loralib checkpoint",
+        )
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")  # noqa: PLR2004
+    return InputError(
+        f"no low-rank factors found in {len(names)} tensors ({shown or 'none'})",
+        where=str(file.path),
+        hint="a loralib adapter holds <module>.lora_A and <module>.lora_B: save it with "
+        "torch.save(loralib.lora_state_dict(model), path) while model.train() is on",
+    )

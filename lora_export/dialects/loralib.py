@@ -1,0 +1,76 @@
+"""loralib checkpoints (loralib 0.1.2, `lora_state_dict`): factors by module, and full tensors.
+
+A full tensor (a bias, a classifier head) replaces the base's; what the file does not hold (alpha,
+orientation, enabled blocks) is no business of this module: planning asks for it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from lora_export.dialects.dialect import Dialect, Evidence
+from lora_export.errors import InputError
+from lora_export.records import FLOAT_DTYPES, Adapter, Problem, Replacement, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_export.records import AdapterFile, TensorRef
+
+# A factor is a last path component, not a substring: `flora_net.weight` is an ordinary tensor.
+_FACTOR = re.compile(r"(?:(?P<module>.+)\.)?lora_(?P<role>[AB])")
+
+
+def factor_key(name: str) -> tuple[str, str] | None:
+    """(module, role) when `name` is a loralib factor, else None. The root module is ""."""
+    match = _FACTOR.fullmatch(name)
+    return (match["module"] or "", match["role"]) if match else None
+
+
+def _recognizes(file: AdapterFile) -> Evidence:
+    named = any(factor_key(name) for name in file.tensors)
+    return Evidence.TENSOR_NAMES if named else Evidence.NONE
+
+
+def _read(file: AdapterFile, weight: float) -> Adapter:
+    factors: dict[str, dict[str, TensorRef]] = {}
+    replacements = []
+    for name, ref in file.tensors.items():
+        if key := factor_key(name):
+            factors.setdefault(key[0], {})[key[1]] = ref
+        else:
+            replacements.append(Replacement(name, ref))
+    problems = [p for module, pair in factors.items() for p in _pair_problems(file, module, pair)]
+    if problems:
+        raise InputError.of(problems)
+    updates = tuple(Update(module, pair) for module, pair in factors.items())
+    return Adapter(file.path, DIALECT.name, updates, tuple(replacements), weight)
+
+
+def _pair_problems(
+    file: AdapterFile, module: str, pair: Mapping[str, TensorRef]
+) -> list[Problem]:
+    where = f"{file.path}: {module or '(root module)'}"
+    if missing := {"A", "B"} - pair.keys():
+        return [
+            Problem(
+                f"lora_{missing.pop()} is missing; its partner is there",
+                where,
+                "a factor without its partner cannot be merged: save the adapter again",
+            )
+        ]
+    problems = []
+    for role, ref in pair.items():
+        if len(ref.spec.shape) != 2 or 0 in ref.spec.shape:  # noqa: PLR2004
+            problems.append(
+                Problem(f"lora_{role} has shape {list(ref.spec.shape)}, not two positive sizes", where)
+            )
+        if ref.spec.dtype not in FLOAT_DTYPES:
+            problems.append(
+                Problem(f"lora_{role} is stored as {ref.spec.dtype}, not a float type", where)
+            )
+    return problems
+
+
+DIALECT = Dialect("loralib", _recognizes, _read)

@@ -1,0 +1,27 @@
+"""What an update does to a weight: one file a layer kind, found by walking this folder."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LayerKind", "Reading", "Shapes", "all_kinds"]
+
+
+@cache
+def all_kinds() -> Mapping[str, LayerKind]:
+    """Every layer kind by name: the KINDS of each module of this folder that has them."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        kind = getattr(module, "KIND", None)
+        if isinstance(kind, LayerKind):
+            found[kind.name] = kind
+    return found

@@ -1,0 +1,29 @@
+"""Embedding tables, stored (num, dim)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from lora_export.records import Delta
+
+
+def _readings(shapes: Shapes) -> list[Reading]:
+    (rank, num), (dim, rank_b) = shapes.a, shapes.b
+    return [Reading("embedding", rank)] if rank == rank_b and shapes.weight == (num, dim) else []
+
+
+def _product(_: Delta, factors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """`(lora_B @ lora_A).transpose(0, 1)` of loralib 0.1.2, layers.Embedding.train."""
+    return (factors["B"] @ factors["A"]).transpose(0, 1)
+
+
+KIND = LayerKind(
+    "embedding", ("A", "B"), _readings, _product, "A (r, num), B (dim, r) for a table (num, dim)"
+)

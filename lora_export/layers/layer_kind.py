@@ -1,0 +1,55 @@
+"""What every layer kind is: how it reads shapes, and the product it adds to the weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_export.records import Delta
+
+    Product = Callable[[Delta, Mapping[str, torch.Tensor]], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Shapes of the factors and of the base weight they update."""
+
+    a: tuple[int, int]
+    b: tuple[int, int]
+    weight: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One way in which a kind explains the shapes of an update.
+
+    enable_lora: None where the kind has no blocks. blocks: (enabled, all) where the shapes tell
+    how many blocks there are but not which of them are enabled.
+    """
+
+    kind: str
+    rank: int
+    fan_in_fan_out: bool = False
+    enable_lora: tuple[bool, ...] | None = None
+    blocks: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What an update does to one sort of layer.
+
+    readings: every way in which the kind explains given shapes, by shapes alone.
+    product: (delta, factors by role) -> the unscaled update in the base weight's shape, by the
+    very torch calls of the reference library, so that the bits are the same.
+    expects: the shapes that the kind wants, in words, for messages.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    readings: Callable[[Shapes], list[Reading]]
+    product: Product
+    expects: str
