@@ -1,0 +1,1 @@
+"""Decide everything before a byte is written: names, facts, arithmetic, output files."""

@@ -1,0 +1,93 @@
+"""The plan while it is being made: what was decided so far, and every problem seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from lora_export.errors import FitError, UsageError
+from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_export.planning.facts import FactTable
+    from lora_export.planning.names import PrefixChange
+    from lora_export.records import Checkpoint, Delta, ModelFacts, TensorRef
+
+Tied = Literal["untie", "eval", "error"]
+Recipe = Literal["auto", "exact"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for; named as the command line's options.
+
+    allow_unmatched, allow_new: globs on names of the adapter file. unmerged_base: BASE is a
+    training checkpoint whose own factors are to be left out.
+    """
+
+    recipe: Recipe = "auto"
+    tied: Tied = "untie"
+    allow_unmatched: tuple[str, ...] = ()
+    allow_new: tuple[str, ...] = ()
+    allow_noop: bool = False
+    rename: PrefixChange | None = None
+    unmerged_base: bool = False
+
+
+@dataclass(slots=True)
+class Draft:
+    """Decisions by base tensor name, and the problems, grouped by the exit status they mean."""
+
+    base: Checkpoint
+    stored: Mapping[str, TensorRef]
+    facts: FactTable
+    model: ModelFacts | None
+    options: Options
+    ties: Mapping[str, str]
+    merged: dict[str, list[Delta]] = field(default_factory=dict)
+    replaced: dict[str, TensorRef] = field(default_factory=dict)
+    added: dict[str, TensorRef] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    unmatched: list[str] = field(default_factory=list)
+    choices: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unfit: list[Problem] = field(default_factory=list)
+    missing: list[Problem] = field(default_factory=list)
+
+    def stop_on_problems(self) -> None:
+        """Raise everything that is wrong at once.
+
+        Raises:
+            FitError: something does not fit (with the missing facts, if any, told as well).
+            UsageError: only facts are missing.
+        """
+        if self.unfit:
+            _raise(FitError, [*self.unfit, *self.missing])
+        if self.missing:
+            _raise(UsageError, self.missing)
+
+
+def _raise(kind: type[FitError | UsageError], problems: list[Problem]) -> NoReturn:
+    raise kind.of(grouped(problems))
+
+
+def grouped(problems: list[Problem]) -> list[Problem]:
+    """The same problem at many places told once, with the number of places and the first three."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for problem in problems:
+        places.setdefault((problem.message, problem.hint), []).append(problem.where)
+    return [
+        Problem(message, _places(where), hint) for (message, hint), where in places.items()
+    ]
+
+
+def _places(where: list[str]) -> str:
+    """One place as it is; of several in one file, the file once and the first three names."""
+    if len(where) == 1:
+        return where[0]
+    files = {place.rpartition(": ")[0] for place in where}
+    shared = f"{files.pop()}: " if len(files) == 1 and "" not in files else ""
+    shown = ", ".join(place.removeprefix(shared) for place in where[:3])
+    return f"{shared}{len(where)} places ({shown}{', ...' if len(where) > 3 else ''})"  # noqa: PLR2004

@@ -1,0 +1,166 @@
+"""The facts that a loralib file does not hold, from options, an --hparams file or a user's model.
+
+Facts are asked for, never guessed; two sources that disagree are an error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import InputError, StorageError, UsageError
+from lora_export.records import Facts, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_KEYS = ("alpha", "enable_lora", "fan_in_fan_out", "kind")
+
+
+@dataclass(frozen=True, slots=True)
+class FactTable:
+    """Facts by module: `modules` (read from a model) and `patterns` over `top`.
+
+    patterns: (glob on the base's module name, facts), the first match wins.
+    """
+
+    top: Facts = field(default_factory=Facts)
+    patterns: tuple[tuple[str, Facts], ...] = ()
+    modules: Mapping[str, Facts] = field(default_factory=dict)
+
+    def of(self, module: str) -> Facts:
+        """What is known about `module`.
+
+        Raises:
+            UsageError: the model and the options contradict each other.
+        """
+        given = self.top
+        for pattern, facts in self.patterns:
+            if fnmatchcase(module, pattern):
+                given = overlay(facts, self.top)
+                break
+        read = self.modules.get(module)
+        if read is None:
+            return given
+        _refuse_contradiction(module, read, given)
+        return overlay(read, given)
+
+
+def overlay(upper: Facts, lower: Facts) -> Facts:
+    """`upper`, with what it does not say taken from `lower`."""
+    unknown = {
+        item.name: getattr(lower, item.name)
+        for item in fields(Facts)
+        if getattr(upper, item.name) in (None, "")
+    }
+    return replace(upper, **unknown)
+
+
+def _refuse_contradiction(module: str, read: Facts, given: Facts) -> None:
+    problems = [
+        Problem(
+            f"{key} is {getattr(read, key)} in {read.source} but {getattr(given, key)} in "
+            f"{given.source}",
+            module,
+            "drop the option, or correct the model",
+        )
+        for key in _KEYS
+        if None not in (getattr(read, key), getattr(given, key))
+        and getattr(read, key) != getattr(given, key)
+    ]
+    if problems:
+        raise UsageError.of(problems)
+
+
+def read_hparams(path: Path) -> tuple[Facts, tuple[tuple[str, Facts], ...]]:
+    """Top-level facts and per-module patterns of a TOML or JSON file (DESIGN section 8).
+
+    Raises:
+        StorageError: the file cannot be read.
+        InputError: it is neither TOML nor JSON, or holds unknown keys or wrong types.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise InputError("not a text file", where=str(path), hint="TOML or JSON") from error
+    document = _parse(path, text)
+    tables = document.pop("module", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise InputError("module must be a list of tables", where=str(path), hint="[[module]]")
+    problems: list[Problem] = []
+    top = _facts(document, f"{path}", problems)
+    patterns = []
+    for number, table in enumerate(tables, 1):
+        where = f"{path}: [[module]] {number}"
+        match = table.pop("match", None)
+        if not isinstance(match, str):
+            problems.append(Problem("match is missing", where, 'match = "*.c_attn"'))
+            continue
+        patterns.append((match, _facts(table, where, problems)))
+    if problems:
+        raise InputError.of(problems)
+    return top, tuple(patterns)
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib  # noqa: PLC0415 - start-up time
+    else:
+        import tomli as tomllib  # noqa: PLC0415
+    try:
+        document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except ValueError as error:
+        raise InputError(f"neither TOML nor JSON: {error}", where=str(path)) from error
+    if not isinstance(document, dict):
+        raise InputError("holds no table of facts", where=str(path))
+    return document
+
+
+def _facts(table: Mapping[str, Any], where: str, problems: list[Problem]) -> Facts:
+    for key in table.keys() - set(_KEYS):
+        problems.append(Problem(f"unknown key {key!r}", where, f"one of: {', '.join(_KEYS)}"))
+    good: dict[str, Any] = {}
+    for key in _KEYS:
+        if key in table:
+            value, wanted = _checked(key, table[key])
+            if value is None:
+                problems.append(Problem(f"{key} = {table[key]!r} is not {wanted}", where))
+            good[key] = value
+    return Facts(**good, source=where)
+
+
+def _checked(key: str, value: object) -> tuple[Any, str]:
+    """The value in the form that Facts wants, or None and what was wanted."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if key == "alpha":
+        return (value if number else None), "a number"
+    if key == "fan_in_fan_out":
+        return (value if isinstance(value, bool) else None), "true or false"
+    if key == "kind":
+        return (value if isinstance(value, str) else None), "a layer kind"
+    blocks = isinstance(value, list) and value and all(entry in (0, 1) for entry in value)
+    return (tuple(map(bool, value)) if blocks else None), "a list of true and false"  # type: ignore[arg-type]
+
+
+def parse_enable_lora(text: str) -> tuple[bool, ...]:
+    """`1,0,1` (also true/false) as loralib's enable_lora.
+
+    Raises:
+        UsageError: anything else, or no enabled block.
+    """
+    words = {"1": True, "true": True, "0": False, "false": False}
+    try:
+        blocks = tuple(words[word.strip().lower()] for word in text.split(","))
+    except KeyError as error:
+        raise UsageError(
+            f"{error.args[0]!r} is neither 1 nor 0", where="--enable-lora", hint="e.g. 1,0,1"
+        ) from None
+    if not any(blocks):
+        raise UsageError("no block is enabled", where="--enable-lora", hint="e.g. 1,0,1")
+    return blocks

@@ -1,0 +1,164 @@
+"""Fit one adapter to the base: every tensor of its file is used exactly once, or is a problem."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, TypeVar
+
+from lora_export.checkpoint.contents import is_zero, same_content
+from lora_export.planning.names import (
+    IDENTITY,
+    BaseNames,
+    choose_prefix,
+    join,
+    replacement_names,
+)
+from lora_export.planning.resolve import Unresolved, resolve
+from lora_export.records import FLOAT_DTYPES, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_export.planning.draft import Draft
+    from lora_export.records import Adapter, Replacement, TensorRef, Update
+
+Item = TypeVar("Item")
+
+_DOUBLE = (
+    "a state dict saved in eval mode already holds the update in its weights (it is the finished "
+    "model); else save loralib.lora_state_dict(model) with model.train() on"
+)
+
+
+def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
+    """Add what `adapter` does to `draft`, and every reason why it cannot."""
+    updates = _left_in(draft, adapter.updates, [list(_keys(u)) for u in adapter.updates])
+    replacements = _left_in(draft, adapter.replacements, [[r.name] for r in adapter.replacements])
+    if not updates:
+        message = "no low-rank factors are left after --allow-unmatched"
+        draft.unfit.append(Problem(message, str(adapter.path)))
+        return
+    change, problems = choose_prefix([u.module for u in updates], names, draft.options.rename)
+    draft.unfit += [_at(adapter, problem) for problem in problems]
+    if problems:
+        return
+    if change != IDENTITY:
+        draft.choices.append(f"{adapter.path.name}: {change}, resolves all {len(updates)} modules")
+    for update in updates:
+        _fit_update(draft, adapter, update, names.locate(update.module, change))
+    targets = replacement_names([r.name for r in replacements], change, names)
+    for replacement in replacements:
+        _fit_replacement(draft, adapter, replacement, targets[replacement.name])
+
+
+def _keys(update: Update) -> Sequence[str]:
+    return [join(update.module, f"lora_{role}") for role in update.factors]
+
+
+def _at(adapter: Adapter, problem: Problem) -> Problem:
+    where = f"{adapter.path}: {problem.where}" if problem.where else str(adapter.path)
+    return Problem(problem.message, where, problem.hint)
+
+
+def _left_in(draft: Draft, items: Sequence[Item], keys: Sequence[list[str]]) -> list[Item]:
+    """The items none of whose keys the user let go with --allow-unmatched."""
+    globs = draft.options.allow_unmatched
+    left = []
+    for item, names in zip(items, keys, strict=True):
+        if any(fnmatchcase(name, glob) for name in names for glob in globs):
+            draft.unmatched += names
+        else:
+            left.append(item)
+    return left
+
+
+def _fit_update(
+    draft: Draft, adapter: Adapter, update: Update, located: tuple[str, tuple[str, ...]]
+) -> None:
+    module, weights = located
+    where = f"{adapter.path}: {update.module or '(root module)'}"
+    refs = [draft.stored[draft.ties.get(w, w) if w not in draft.stored else w] for w in weights]
+    if len(refs) > 1 and not all(same_content(refs[0], other) for other in refs[1:]):
+        message = f"the base holds {' and '.join(weights)}, which differ; which is the weight?"
+        draft.unfit.append(Problem(message, where))
+        return
+    base = refs[0].spec
+    if base.dtype not in FLOAT_DTYPES:
+        hint = "merge into the 16-bit or 32-bit base that was quantised from"
+        draft.unfit.append(Problem(f"{base.name} is stored as {base.dtype}", where, hint))
+        return
+    if draft.model and module in draft.model.normed:
+        message = "an Embedding with max_norm is not equal to the unmerged model after merging"
+        draft.unfit.append(Problem(message, where, "train without max_norm"))
+        return
+    has_bias = join(module, "bias") in draft.stored
+    try:
+        delta = resolve(
+            adapter, update, module, base, draft.facts.of(module), has_bias=has_bias
+        )
+    except Unresolved as unresolved:
+        (draft.missing if unresolved.missing else draft.unfit).append(unresolved.problem)
+        return
+    zero = [role for role, ref in update.factors.items() if is_zero(ref)]
+    if zero and not draft.options.allow_noop:
+        message = f"lora_{zero[0]} is all zero, so this update changes nothing"
+        hint = "an untrained or wrongly saved adapter? --allow-noop accepts it"
+        draft.unfit.append(Problem(message, where, hint))
+    for weight in weights:
+        draft.merged.setdefault(weight, []).append(delta)
+
+
+def _fit_replacement(
+    draft: Draft, adapter: Adapter, replacement: Replacement, target: str | None
+) -> None:
+    where = f"{adapter.path}: {replacement.name}"
+    if target is None or target not in draft.stored:
+        _fit_new(draft, replacement, where)
+        return
+    ref, base = replacement.ref, draft.stored[target]
+    if ref.spec.shape != base.spec.shape:
+        message = (
+            f"has shape {list(ref.spec.shape)}, the base's {target} {list(base.spec.shape)}"
+        )
+        draft.unfit.append(Problem(message, where, "is this the base it was trained on?"))
+        return
+    same = ref.spec.dtype == base.spec.dtype and same_content(ref, base)
+    if same:
+        draft.choices.append(f"{replacement.name}: equal to the base's, which is kept")
+    elif target in draft.merged:
+        message = (
+            "the file holds low-rank factors and a full weight for this module, and the weight "
+            "differs from the base's: whether it already contains the update is not in the file"
+        )
+        draft.unfit.append(Problem(message, where, _DOUBLE))
+    else:
+        _put(draft, draft.replaced, target, ref, where)
+
+
+def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
+    """A full tensor the base does not hold: right only if the model is known to have it."""
+    name, ref = replacement.name, replacement.ref
+    in_model = draft.model is not None and draft.model.tensors.get(name) == ref.spec.shape
+    if in_model or any(fnmatchcase(name, glob) for glob in draft.options.allow_new):
+        _put(draft, draft.added, name, ref, where)
+        return
+    near = ", ".join(BaseNames(draft.stored).nearest(name))
+    kind = "" if ref.spec.dtype in FLOAT_DTYPES else f" ({ref.spec.dtype}: a mask buffer?)"
+    draft.unfit.append(
+        Problem(
+            f"the base holds no such tensor{kind}; nearest: {near or 'nothing'}",
+            where,
+            f"a new head: --allow-new '{name}', or name the model with --model; "
+            f"not needed: --allow-unmatched '{name}'",
+        )
+    )
+
+
+def _put(
+    draft: Draft, table: dict[str, TensorRef], name: str, ref: TensorRef, where: str
+) -> None:
+    """Enter `ref`, unless another adapter wants something else there."""
+    other = table.setdefault(name, ref)
+    if other is not ref and not same_content(other, ref):
+        message = f"{name} is replaced by {other.file} as well, with other values"
+        draft.unfit.append(Problem(message, where, "leave one out with --allow-unmatched"))

@@ -1,0 +1,219 @@
+"""From the adapter's names to the base's tensors, deterministically; never by substring.
+
+In order: the exact name; the name without the wrappers `module.` and `_orig_mod.`; ONE change of
+prefix that resolves ALL updates. Whatever is left is an error with the nearest names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+# Where loralib layers and older GPT-2 checkpoints keep the weight of a module.
+_WEIGHT_SUFFIXES = ("weight", "conv.weight", "w")
+# The same tensor under other last names: in loralib's convolutions (`conv.weight`), and in GPT-2
+# checkpoints of the TensorFlow line (`ln_1.g`, `ln_1.b`, `c_attn.w`).
+_ALIASES = (("conv.weight", "weight", "w", "g"), ("conv.bias", "bias", "b"))
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixChange:
+    """`old` at the start of an adapter name becomes `new`; both end in a dot or are empty."""
+
+    old: str
+    new: str
+
+    def apply(self, name: str) -> str | None:
+        """The changed name, or None when it does not start with `old`."""
+        return self.new + name[len(self.old) :] if name.startswith(self.old) else None
+
+    def __str__(self) -> str:
+        if not self.old and not self.new:
+            return "names as they are"
+        return f"prefix {self.old or '(none)'} -> {self.new or '(none)'}"
+
+
+    @classmethod
+    def between(cls, old: str, new: str) -> PrefixChange:
+        """The change without the parts that `old` and `new` both end in."""
+        left, right = old.split(".")[:-1], new.split(".")[:-1]
+        while left and right and left[-1] == right[-1]:
+            left, right = left[:-1], right[:-1]
+        return cls("".join(f"{part}." for part in left), "".join(f"{part}." for part in right))
+
+    @property
+    def exchanges(self) -> bool:
+        """A named prefix is put in the place of another: perhaps another model's."""
+        return bool(self.old and self.new)
+
+
+IDENTITY = PrefixChange("", "")
+
+
+class BaseNames:
+    """The base's tensor names, also findable without their wrappers."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+        self._exact = set(self.names)
+        self._plain: dict[str, str | None] = {}
+        for name in self.names:
+            plain = without_wrappers(name)
+            self._plain[plain] = None if plain in self._plain else name
+
+    def find(self, name: str) -> str | None:
+        """The base's own name of the tensor called `name`, with or without wrappers."""
+        return name if name in self._exact else self._plain.get(name)
+
+    def weights(self, module: str) -> tuple[str, ...]:
+        """The base's weight tensors of `module`: two when a convolution's weight is stored twice."""
+        return tuple(dict.fromkeys(name for name, _ in self._weights(module)))
+
+    def _weights(self, module: str) -> list[tuple[str, str]]:
+        """(tensor name, module name) for every suffix under which the base has a weight."""
+        found = ((self.find(join(module, suffix)), suffix) for suffix in _WEIGHT_SUFFIXES)
+        return [(n, n.removesuffix(suffix).removesuffix(".")) for n, suffix in found if n]
+
+    def tensor(self, name: str) -> str | None:
+        """The base's tensor that a full tensor called `name` replaces."""
+        if found := self.find(name):
+            return found
+        for aliases in _ALIASES:
+            for leaf in aliases:
+                if f".{name}".endswith(f".{leaf}"):
+                    module = name.removesuffix(leaf).removesuffix(".")
+                    others = (self.find(join(module, alias)) for alias in aliases)
+                    return next((other for other in others if other), None)
+        return None
+
+    def locate(self, module: str, change: PrefixChange) -> tuple[str, tuple[str, ...]]:
+        """The base's own name of an adapter's module after `change`, and its weight tensors."""
+        exact = self._weights(module) if change == IDENTITY else []
+        found = exact or self._weights(change.apply(without_wrappers(module)) or "")
+        return found[0][1], tuple(dict.fromkeys(name for name, _ in found))
+
+    def plain_names(self) -> Iterable[str]:
+        """All names without wrappers."""
+        return self._plain.keys()
+
+    def nearest(self, name: str) -> list[str]:
+        """Up to three base names that look like `name`; those with the same last parts first."""
+        tail = name.split(".")[-2:]
+        same_tail = [known for known in self.names if known.split(".")[-2:] == tail]
+        return get_close_matches(name, same_tail or self.names, n=3, cutoff=0.0)
+
+
+def join(module: str, leaf: str) -> str:
+    """`module.leaf`, or `leaf` for the root module."""
+    return f"{module}.{leaf}" if module else leaf
+
+
+def without_wrappers(name: str) -> str:
+    """`name` without the parts that DataParallel (`module.`) and torch.compile add."""
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def choose_prefix(
+    modules: Sequence[str], base: BaseNames, only: PrefixChange | None = None
+) -> tuple[PrefixChange, list[Problem]]:
+    """The one change of prefix that resolves all `modules`; IDENTITY where none is needed.
+
+    only: the change the user named; no other is tried.
+    """
+    plain = [without_wrappers(module) for module in modules]
+    candidates = [only] if only else [IDENTITY, *_candidates(plain, base)]
+    hits = {change: _resolved(change, plain, base) for change in dict.fromkeys(candidates)}
+    if only is None and len(hits[IDENTITY]) == len(plain):
+        return IDENTITY, []
+    whole = [change for change, found in hits.items() if len(found) == len(plain)]
+    if len(whole) == 1 and (only or not whole[0].exchanges):
+        return whole[0], []
+    if whole:
+        return whole[0], [_unsure(whole)]
+    best = max(hits, key=lambda change: len(hits[change]))
+    return best, _unresolved(plain, hits[best], best, base)
+
+
+def _unsure(changes: Sequence[PrefixChange]) -> Problem:
+    hint = f"say which with --rename OLD=NEW, e.g. --rename '{changes[0].old}={changes[0].new}'"
+    if len(changes) == 1:
+        message = (
+            f"the names fit only after one prefix is exchanged for another ({changes[0]}): this "
+            "may be the base of another model"
+        )
+        return Problem(message, hint=hint)
+    listed = "; ".join(map(str, changes[:5]))
+    return Problem(f"the modules fit the base in {len(changes)} places: {listed}", hint=hint)
+
+
+def _resolved(change: PrefixChange, modules: Sequence[str], base: BaseNames) -> set[str]:
+    """The modules that have a weight in the base after `change`."""
+    changed = {module: change.apply(module) for module in modules}
+    return {module for module, name in changed.items() if name is not None and base.weights(name)}
+
+
+def _candidates(modules: Sequence[str], base: BaseNames) -> list[PrefixChange]:
+    """Every change that resolves the first module and is possible for all of them."""
+    first = modules[0].split(".")
+    common = len(first) - 1
+    for module in modules:
+        parts = module.split(".")[:-1]
+        same = [a == b for a, b in zip(first, parts, strict=False)]
+        common = min(common, same.index(False) if False in same else len(same))
+    found = []
+    for dropped in range(common + 1):
+        rest = ".".join(first[dropped:])
+        old = "".join(f"{part}." for part in first[:dropped])
+        for suffix in _WEIGHT_SUFFIXES:
+            ending = f".{rest}.{suffix}"
+            found += [
+                PrefixChange.between(old, name[: -len(ending) + 1])
+                for name in base.plain_names()
+                if name.endswith(ending)
+            ]
+            if dropped and base.find(f"{rest}.{suffix}"):
+                found.append(PrefixChange(old, ""))
+    return found
+
+
+def _unresolved(
+    modules: Sequence[str], found: set[str], change: PrefixChange, base: BaseNames
+) -> list[Problem]:
+    partial = f" ({change} resolves {len(found)} of {len(modules)})" if found else ""
+    problems = []
+    for module in modules:
+        if module not in found:
+            name = change.apply(module) or module
+            tried = ", ".join(join(name, suffix) for suffix in _WEIGHT_SUFFIXES)
+            near = ", ".join(base.nearest(join(name, "weight")))
+            problems.append(
+                Problem(
+                    f"the base has no weight for this module{partial}; tried: {tried}",
+                    module or "(root module)",
+                    f"nearest in the base: {near or 'nothing'}; wrong base or wrong adapter? "
+                    "--allow-unmatched GLOB leaves keys out",
+                )
+            )
+    return problems
+
+
+def replacement_names(
+    names: Sequence[str], change: PrefixChange, base: BaseNames
+) -> Mapping[str, str | None]:
+    """The base tensor that each full tensor replaces, None where the base has none."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        plain = without_wrappers(name)
+        changed = change.apply(plain)
+        target = base.tensor(changed) if changed is not None else None
+        found[name] = target or base.tensor(plain)
+    return found

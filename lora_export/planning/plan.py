@@ -1,0 +1,134 @@
+"""From checkpoint and adapters to the plan: what every output tensor is made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.side_files import edit_json
+from lora_export.dialects.loralib import factor_key
+from lora_export.errors import InputError
+from lora_export.planning.draft import Draft, Options
+from lora_export.planning.fit import fit_adapter
+from lora_export.planning.names import BaseNames
+from lora_export.planning.tied import plan_ties, ties_of
+from lora_export.records import MergePlan, ShardPlan, SideFile, Step, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_export.planning.facts import FactTable
+    from lora_export.records import Adapter, Checkpoint, ModelFacts, Shard
+
+MANIFEST = "lora_export.json"
+
+
+def make_plan(
+    base: Checkpoint,
+    adapters: Sequence[Adapter],
+    facts: FactTable,
+    options: Options,
+    model: ModelFacts | None = None,
+) -> MergePlan:
+    """Decide every output tensor and every edit of a side file; no byte is written.
+
+    Raises:
+        InputError: the base holds low-rank factors and nobody said that it is unmerged.
+        FitError: adapter and base do not fit, with every reason.
+        UsageError: facts are missing, with every fact and how to give it.
+    """
+    ties = ties_of(base, model)
+    draft = Draft(base, base.tensors(), facts, model, options, ties)
+    _leave_out_factors(draft)
+    heads = [name for name in ties if name not in draft.stored]
+    names = BaseNames([*(n for n in draft.stored if n not in draft.dropped), *heads])
+    for adapter in adapters:
+        fit_adapter(draft, adapter, names)
+    edits = plan_ties(draft)
+    draft.stop_on_problems()
+    return MergePlan(
+        base=base,
+        adapters=tuple(adapters),
+        recipe=options.recipe,
+        shards=_shards(draft),
+        side_files=_edited(base, edits),
+        index_name=base.index_name and safetensors_name(base.index_name),
+        index_metadata=base.index_metadata,
+        dropped=draft.dropped,
+        unmatched=tuple(draft.unmatched),
+        choices=tuple(draft.choices),
+        warnings=tuple(draft.warnings),
+    )
+
+
+def _leave_out_factors(draft: Draft) -> None:
+    """A base with lora_A/B in it may hold merged weights or not; only its owner knows."""
+    factors = [name for name in draft.stored if factor_key(name)]
+    if not factors:
+        return
+    if not draft.options.unmerged_base:
+        raise InputError(
+            f"the base itself holds {len(factors)} low-rank factors ({factors[0]}, ...): whether "
+            "its weights already contain the update is not in the file",
+            where=str(draft.base.root),
+            hint="saved in train() mode or with merge_weights=False: say --unmerged-base; saved "
+            "in eval() mode: its weights are merged already, merging again would double them",
+        )
+    reason = "a factor inside the base (--unmerged-base)"
+    draft.dropped.update(dict.fromkeys(factors, reason))
+    draft.choices.append(f"{len(factors)} low-rank factors of the base are left out")
+
+
+def safetensors_name(name: str) -> str:
+    """The name of a weight file or index after conversion to safetensors."""
+    if name.endswith(".safetensors") or name.endswith(".safetensors.index.json"):
+        return name
+    name = name.replace("pytorch_model", "model", 1)
+    index = name.endswith(".index.json")
+    stem = name.removesuffix(".index.json").rpartition(".")[0]
+    return f"{stem}.safetensors{'.index.json' if index else ''}"
+
+
+def _shards(draft: Draft) -> tuple[ShardPlan, ...]:
+    plans = [_shard(draft, shard) for shard in draft.base.shards]
+    last = plans[-1]
+    steps = (*last.steps, *_added(draft))
+    return (*plans[:-1], ShardPlan(last.file, steps, last.metadata))
+
+
+def _shard(draft: Draft, shard: Shard) -> ShardPlan:
+    steps = []
+    for ref in shard.tensors:
+        name = ref.spec.name
+        if name in draft.dropped:
+            continue
+        if name in draft.merged:
+            steps.append(Step(ref.spec, "merge", ref, tuple(draft.merged[name])))
+        elif name in draft.replaced:
+            steps.append(Step(ref.spec, "replace", draft.replaced[name]))
+        else:
+            steps.append(Step(ref.spec, "copy", ref))
+    metadata = shard.metadata or {"format": "pt"}
+    return ShardPlan(safetensors_name(shard.file.name), tuple(steps), metadata)
+
+
+def _added(draft: Draft) -> list[Step]:
+    steps = []
+    for name, ref in draft.added.items():
+        spec = TensorSpec(name, ref.spec.dtype, ref.spec.shape)
+        deltas = tuple(draft.merged.get(name, ()))
+        reason = f"untied from {ref.spec.name}" if name in draft.ties else "a new tensor"
+        steps.append(Step(spec, "add", ref, deltas, reason))
+    return steps
+
+
+def _edited(base: Checkpoint, edits: dict[str, object]) -> tuple[SideFile, ...]:
+    """The side files, with config.json edited where the merge forces it."""
+    files = []
+    for file in base.side_files:
+        if file.name == "config.json" and edits and file.source is not None:
+            content = edit_json(file.source.read_bytes(), edits)
+            words = tuple(f"{key}: {value}" for key, value in edits.items())
+            files.append(SideFile(file.name, None, content, words))
+        else:
+            files.append(file)
+    return tuple(files)

@@ -1,0 +1,176 @@
+"""Read what the user named and make the plan: from paths and options to a MergePlan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from lora_export.checkpoint.contents import file_sha256
+from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
+from lora_export.checkpoint.publish import manifest_beside
+from lora_export.dialects import read_adapter
+from lora_export.errors import FitError, UsageError
+from lora_export.planning.draft import Options, Recipe, Tied
+from lora_export.planning.facts import FactTable, overlay, parse_enable_lora, read_hparams
+from lora_export.planning.names import PrefixChange
+from lora_export.planning.plan import MANIFEST, make_plan
+from lora_export.records import Facts
+
+if TYPE_CHECKING:
+    from lora_export.records import Adapter, Checkpoint, MergePlan, ModelFacts
+
+
+class AdapterOptions(TypedDict, total=False):
+    """The options that every verb takes about adapters, named as on the command line.
+
+    weight: one factor an adapter. alpha, enable_lora, fan_in_fan_out, hparams: what a loralib file
+    does not hold (--hparams names a file). rename: "OLD=NEW", the one change of prefix from
+    adapter to base. allow_unmatched, allow_new: globs on names of the adapter file.
+    """
+
+    weight: Sequence[float]
+    alpha: float | None
+    enable_lora: str | Sequence[bool] | None
+    fan_in_fan_out: bool | None
+    hparams: str | Path | None
+    dialect: str | None
+    recipe: Recipe
+    tied: Tied
+    allow_unmatched: Sequence[str]
+    allow_new: Sequence[str]
+    allow_noop: bool
+    rename: str | None
+    unmerged_base: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A base, its adapters, and what their files do not say."""
+
+    base: Path
+    adapters: tuple[Path, ...]
+    weights: tuple[float, ...]
+    given: Facts
+    hparams: Path | None
+    dialect: str | None
+    options: Options
+
+
+def make_request(
+    base: str | Path, adapters: Sequence[str | Path], settings: AdapterOptions
+) -> Request:
+    """The request that `settings` describe.
+
+    Raises:
+        UsageError: a setting cannot be read.
+    """
+    blocks = settings.get("enable_lora")
+    rename = settings.get("rename")
+    hparams = settings.get("hparams")
+    return Request(
+        base=Path(base),
+        adapters=tuple(Path(adapter) for adapter in adapters),
+        weights=tuple(settings.get("weight", ())),
+        given=Facts(
+            alpha=settings.get("alpha"),
+            enable_lora=parse_enable_lora(blocks) if isinstance(blocks, str) else _tuple(blocks),
+            fan_in_fan_out=settings.get("fan_in_fan_out"),
+            source="the options",
+        ),
+        hparams=Path(hparams) if hparams else None,
+        dialect=settings.get("dialect"),
+        options=Options(
+            recipe=settings.get("recipe", "auto"),
+            tied=settings.get("tied", "untie"),
+            allow_unmatched=tuple(settings.get("allow_unmatched", ())),
+            allow_new=tuple(settings.get("allow_new", ())),
+            allow_noop=settings.get("allow_noop", False),
+            rename=_rename(rename) if rename else None,
+            unmerged_base=settings.get("unmerged_base", False),
+        ),
+    )
+
+
+def _tuple(blocks: Sequence[bool] | None) -> tuple[bool, ...] | None:
+    return None if blocks is None else tuple(bool(block) for block in blocks)
+
+
+def _rename(text: str) -> PrefixChange:
+    old, equals, new = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} is not OLD=NEW", where="--rename", hint="transformer.=model.")
+    return PrefixChange(*(f"{part.rstrip('.')}." if part else "" for part in (old, new)))
+
+
+def plan_request(
+    request: Request,
+    model: ModelFacts | None = None,
+    recorded: Mapping[str, Facts] | None = None,
+) -> MergePlan:
+    """The plan for `request`.
+
+    model: what the user's model tells. recorded: facts by module from an earlier manifest, used
+    where there is no model.
+
+    Raises:
+        InputError, FitError, UsageError: see read_checkpoint, read_adapter and make_plan.
+    """
+    base = read_checkpoint(request.base)
+    adapters = _read_adapters(request)
+    _refuse_twice(base, adapters)
+    modules = model.modules if model else recorded or {}
+    return make_plan(base, adapters, _facts(request, modules), request.options, model)
+
+
+def _read_adapters(request: Request) -> list[Adapter]:
+    if not request.adapters:
+        raise UsageError("no adapter is named")
+    if request.weights and len(request.weights) != len(request.adapters):
+        raise UsageError(
+            f"{len(request.weights)} weights for {len(request.adapters)} adapters",
+            where="--weight",
+            hint="give --weight once for each adapter, in their order",
+        )
+    weights = request.weights or (1.0,) * len(request.adapters)
+    return [
+        read_adapter(read_adapter_file(path), dialect=request.dialect, weight=weight)
+        for path, weight in zip(request.adapters, weights, strict=True)
+    ]
+
+
+def _facts(request: Request, modules: Mapping[str, Facts]) -> FactTable:
+    top, patterns = read_hparams(request.hparams) if request.hparams else (Facts(), ())
+    return FactTable(overlay(request.given, top), patterns, modules)
+
+
+def _refuse_twice(base: Checkpoint, adapters: list[Adapter]) -> None:
+    """The same adapter named twice, or already in the base by the base's manifest."""
+    digests = [file_sha256(adapter.path) for adapter in adapters]
+    known = merged_before(base.root)
+    for position, (adapter, digest) in enumerate(zip(adapters, digests, strict=True)):
+        if digest in digests[:position]:
+            hint = "name it once, with --weight for its strength"
+            raise FitError("the same adapter is named twice", where=str(adapter.path), hint=hint)
+        if digest in known:
+            raise FitError(
+                "the base's manifest says that this adapter is merged into it already",
+                where=str(adapter.path),
+                hint="start from the original base",
+            )
+
+
+def merged_before(root: Path) -> list[str]:
+    """SHA-256 of every adapter that the manifest of a base, if it has one, names as merged."""
+    try:
+        inputs = json.loads(manifest_path(root).read_text("utf-8"))["inputs"]
+        return [*inputs["merged_before"], *(file["sha256"] for file in inputs["adapters"])]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+
+
+def manifest_path(root: Path) -> Path:
+    """Where the manifest of an artefact lies: inside a folder, beside a file."""
+    return root / MANIFEST if root.is_dir() else root.with_name(manifest_beside(root))

@@ -1,0 +1,202 @@
+"""From the shapes and the known facts to exactly one reading of every update, or an error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lora_export.layers import Reading, Shapes, all_kinds
+from lora_export.records import Delta, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_export.records import Adapter, Facts, TensorRef, TensorSpec, Update
+
+
+class Unresolved(Exception):  # noqa: N818 - carries a Problem to the collector, never to the user
+    """An update that has no single reading; `missing` is True when a fact would settle it."""
+
+    def __init__(self, problem: Problem, *, missing: bool) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+        self.missing = missing
+
+
+def resolve(
+    adapter: Adapter,
+    update: Update,
+    module: str,
+    base: TensorSpec,
+    facts: Facts,
+    *,
+    has_bias: bool,
+) -> Delta:
+    """The one reading of `update` against the base tensor.
+
+    has_bias: the base holds a bias beside the weight, so the module is no embedding.
+
+    Raises:
+        Unresolved: no reading fits, several do, or alpha is not known.
+    """
+    where = f"{adapter.path}: {update.module or '(root module)'}"
+    shapes = _shapes(update.factors, base)
+    reading = _only_reading(shapes, facts, where, base, has_bias=has_bias)
+    if facts.rank is not None and facts.rank != reading.rank:
+        message = f"rank is {reading.rank} in the file but {facts.rank} in {facts.source}"
+        raise Unresolved(Problem(message, where), missing=False)
+    alpha = _alpha(facts, where)
+    return Delta(
+        adapter=str(adapter.path),
+        module=module,
+        kind=reading.kind,
+        factors=update.factors,
+        shape=base.shape,
+        rank=reading.rank,
+        alpha=alpha,
+        scaling=alpha / reading.rank,
+        weight=adapter.weight,
+        fan_in_fan_out=reading.fan_in_fan_out,
+        enable_lora=reading.enable_lora or (),
+    )
+
+
+def _shapes(factors: Mapping[str, TensorRef], base: TensorSpec) -> Shapes:
+    (a0, a1), (b0, b1) = factors["A"].spec.shape, factors["B"].spec.shape
+    return Shapes((a0, a1), (b0, b1), base.shape)
+
+
+def _alpha(facts: Facts, where: str) -> float:
+    if facts.alpha is None:
+        raise Unresolved(
+            Problem(
+                "alpha is not in the file, and it is never guessed",
+                where,
+                "give the lora_alpha used in training: --alpha 16, or per module in --hparams "
+                "FILE, or let it be read from your own model with --model pkg.module:build",
+            ),
+            missing=True,
+        )
+    if not math.isfinite(facts.alpha) or facts.alpha == 0:
+        problem = Problem(f"alpha = {facts.alpha} makes the update meaningless", where)
+        raise Unresolved(problem, missing=True)
+    return facts.alpha
+
+
+def _only_reading(
+    shapes: Shapes, facts: Facts, where: str, base: TensorSpec, *, has_bias: bool
+) -> Reading:
+    by_shape = [found for kind in all_kinds().values() for found in kind.readings(shapes)]
+    if not by_shape:
+        raise Unresolved(_no_fit(shapes, base, where), missing=False)
+    if has_bias:
+        by_shape = [found for found in by_shape if found.kind != "embedding"] or by_shape
+    possible = [found for found in by_shape if _agrees(found, facts)]
+    if not possible:
+        raise Unresolved(_contradiction(by_shape, facts, where, base), missing=True)
+    settled = _same_arithmetic_once(possible, facts, base)
+    if len(settled) > 1:
+        raise Unresolved(_ambiguous(settled, where, base), missing=True)
+    return _with_blocks(settled[0], facts, where)
+
+
+def _agrees(reading: Reading, facts: Facts) -> bool:
+    if facts.kind is not None and reading.kind != facts.kind:
+        return False
+    oriented = reading.kind in ("linear", "merged_linear")
+    if facts.fan_in_fan_out is None or not oriented:
+        return True
+    return reading.fan_in_fan_out == facts.fan_in_fan_out
+
+
+def _same_arithmetic_once(
+    readings: list[Reading], facts: Facts, base: TensorSpec
+) -> list[Reading]:
+    """Drop what would compute the same, or what a given orientation rules out.
+
+    An embedding and a transposed Linear have the same update. A square weight whose orientation
+    is given is a Linear, unless its name says embedding: then the kind must be said.
+    """
+    kinds = {reading.kind for reading in readings}
+    if kinds != {"linear", "embedding"}:
+        return readings
+    linear = [reading for reading in readings if reading.kind == "linear"]
+    if all(reading.fan_in_fan_out for reading in linear):
+        return [reading for reading in readings if reading.kind == "embedding"]
+    if facts.fan_in_fan_out is False and not _named_embedding(base.name):
+        return linear
+    return readings
+
+
+def _named_embedding(name: str) -> bool:
+    parts = name.lower().split(".")
+    return any("emb" in part or part in ("wte", "wpe") for part in parts)
+
+
+def _with_blocks(reading: Reading, facts: Facts, where: str) -> Reading:
+    if reading.blocks is None:
+        return reading
+    enabled, blocks = reading.blocks
+    given = facts.enable_lora
+    if given is None and reading.enable_lora is None:
+        raise Unresolved(
+            Problem(
+                f"the shapes say that {enabled} of {blocks} blocks are adapted, not which",
+                where,
+                "give the enable_lora of your MergedLinear: --enable-lora 1,0,1 for query and "
+                "value, or in --hparams FILE, or name your model with --model",
+            ),
+            missing=True,
+        )
+    if given is not None and (len(given) != blocks or sum(given) != enabled):
+        raise Unresolved(
+            Problem(
+                f"enable_lora {[int(block) for block in given]} from {facts.source} does not fit "
+                f"the shapes, which have {blocks} blocks, {enabled} of them adapted",
+                where,
+            ),
+            missing=True,
+        )
+    return replace(reading, enable_lora=given or reading.enable_lora)
+
+
+def _describe(reading: Reading) -> str:
+    if reading.kind not in ("linear", "merged_linear"):
+        return reading.kind
+    return f"{reading.kind} stored {'(in, out)' if reading.fan_in_fan_out else '(out, in)'}"
+
+
+def _ambiguous(readings: list[Reading], where: str, base: TensorSpec) -> Problem:
+    ways = " or ".join(_describe(reading) for reading in readings)
+    return Problem(
+        f"the weight {base.name} {list(base.shape)} can be {ways}; the file does not say which",
+        where,
+        "--no-fan-in-fan-out for nn.Linear, --fan-in-fan-out for GPT-2's Conv1D, kind = "
+        '"embedding" in --hparams FILE for an embedding, or name your model with --model',
+    )
+
+
+def _contradiction(
+    readings: list[Reading], facts: Facts, where: str, base: TensorSpec
+) -> Problem:
+    given = [f"kind = {facts.kind}"] if facts.kind else []
+    if facts.fan_in_fan_out is not None:
+        given.append(f"fan_in_fan_out = {facts.fan_in_fan_out}")
+    ways = " or ".join(_describe(reading) for reading in readings)
+    return Problem(
+        f"{' and '.join(given)} from {facts.source} contradicts the shapes: {base.name} "
+        f"{list(base.shape)} is {ways}",
+        where,
+        "say it per module in --hparams FILE when it holds for other modules only",
+    )
+
+
+def _no_fit(shapes: Shapes, base: TensorSpec, where: str) -> Problem:
+    wanted = "; ".join(f"{kind.name}: {kind.expects}" for kind in all_kinds().values())
+    return Problem(
+        f"A {list(shapes.a)} and B {list(shapes.b)} fit no layer whose weight {base.name} is "
+        f"{list(base.shape)}",
+        where,
+        f"is this the base that the adapter was trained on? Known layers: {wanted}",
+    )
