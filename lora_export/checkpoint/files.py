@@ -1,0 +1,148 @@
+"""Reads and refusals shared by all containers: exact positioned reads, system errors by name.
+
+No mmap anywhere: a file cut short under a mapping is SIGBUS, under pread it is an error message.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lora_export.errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from lora_export.records import Problem
+
+MAX_JSON_BYTES = 100_000_000
+"""Upper bound of every JSON file that is parsed, the same as that of a safetensors header."""
+
+LFS_START = b"version https://git-lfs"
+
+
+@contextmanager
+def system_errors(path: Path, action: str, needed: int | None = None) -> Iterator[None]:
+    """Turn every OSError inside the block into a StorageError that names `path` and `action`.
+
+    needed: bytes that the action was to write, told when the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT} and needed is not None
+        hint = f"{needed:,} bytes are needed there" if full else ""
+        raise StorageError(f"cannot {action}: {reason}", where=str(path), hint=hint) from error
+
+
+@contextmanager
+def open_for_reading(path: Path) -> Iterator[int]:
+    """A file descriptor of the regular file `path`.
+
+    Raises InputError when there is no such file or it is no regular file (a pipe would block),
+    StorageError when the system refuses to open it.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError("no such file", where=str(path)) from error
+    except OSError as error:
+        raise StorageError(f"cannot read: {error.strerror}", where=str(path)) from error
+    if not stat.S_ISREG(mode):
+        raise InputError("not a regular file", where=str(path))
+    with system_errors(path, "read"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def pread_exact(descriptor: int, length: int, offset: int) -> bytes:
+    """`length` bytes at `offset`; fewer when the file ends before."""
+    parts = []
+    while length > 0:
+        part = os.pread(descriptor, min(length, 1 << 30), offset)
+        if not part:
+            break
+        parts.append(part)
+        length -= len(part)
+        offset += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def read_start(path: Path, length: int) -> bytes:
+    """The first `length` bytes of a file, fewer when it is shorter."""
+    with open_for_reading(path) as descriptor, system_errors(path, "read"):
+        return pread_exact(descriptor, length, 0)
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file that begins with `start` stands for one that git-lfs has not fetched."""
+    return start.startswith(LFS_START)
+
+
+def lfs_error(path: Path) -> InputError:
+    """The refusal of a git-lfs pointer."""
+    return InputError(
+        "a git-lfs pointer, not the file itself", where=str(path), hint="fetch it: git lfs pull"
+    )
+
+
+def fail_on(problems: list[Problem]) -> None:
+    """Raise one InputError that carries all `problems`, if there are any."""
+    if problems:
+        raise InputError.of(problems)
+
+
+def read_json_object(path: Path, *, unique_keys: bool = False) -> dict[str, object]:
+    """The JSON object in the file `path`.
+
+    Raises InputError when it is missing, too large, not UTF-8, broken or not an object, and with
+    `unique_keys` when a key occurs twice in any object.
+    """
+    with open_for_reading(path) as descriptor, system_errors(path, "read"):
+        content = pread_exact(descriptor, MAX_JSON_BYTES + 1, 0)
+    if is_lfs_pointer(content):
+        raise lfs_error(path)
+    return parse_json_object(content, str(path), unique_keys=unique_keys)
+
+
+def parse_json_object(content: bytes, where: str, *, unique_keys: bool) -> dict[str, object]:
+    """The JSON object that `content` is; InputError, naming `where`, when it is none."""
+    value = parse_json(content, where, unique_keys=unique_keys)
+    if not isinstance(value, dict):
+        raise InputError("the JSON is not an object", where=where)
+    return value
+
+
+def parse_json(content: bytes, where: str, *, unique_keys: bool = False) -> object:
+    """The JSON value that `content` is; InputError, naming `where`, when it is broken."""
+    if len(content) > MAX_JSON_BYTES:
+        raise InputError(f"JSON of more than {MAX_JSON_BYTES:,} bytes", where=where)
+    twice: list[str] = []
+
+    def keep_all(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        mapping = dict(pairs)
+        if len(mapping) != len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            twice.extend(key for key, count in counts.items() if count > 1)
+        return mapping
+
+    try:
+        value: object = json.loads(
+            content.decode(), object_pairs_hook=keep_all if unique_keys else None
+        )
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"broken JSON: {str(error) or 'nested too deep'}", where=where) from error
+    if twice:
+        names = ", ".join(repr(key) for key in twice[:5])
+        raise InputError(f"{len(twice)} duplicate keys in the JSON: {names}", where=where)
+    return value

@@ -1,0 +1,221 @@
+"""A strict reader and writer of safetensors headers, on the standard library alone.
+
+A file that two readers could understand differently (duplicate names, overlaps, holes) is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, TypeGuard
+
+from lora_export.checkpoint.files import (
+    fail_on,
+    is_lfs_pointer,
+    lfs_error,
+    open_for_reading,
+    parse_json_object,
+    pread_exact,
+    system_errors,
+)
+from lora_export.errors import InputError
+from lora_export.records import DTYPE_BITS, Problem, TensorRef, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+MAX_HEADER_BYTES = 100_000_000
+MAX_SIZE = 2**63 - 1
+LENGTH_BYTES = 8
+METADATA_KEY = "__metadata__"
+_ENTRY_KEYS = frozenset({"dtype", "shape", "data_offsets"})
+
+
+def read_header(path: Path) -> tuple[dict[str, str], tuple[TensorRef, ...]]:
+    """The `__metadata__` and the tensors of a safetensors file, in the order of their data.
+
+    Reproduces the format of safetensors 0.8 (8-byte little-endian length, JSON, data without
+    holes), stricter in that duplicate and unsafe names are refused. Offsets of the refs are
+    absolute. Raises InputError with every problem of the file, StorageError when unreadable.
+    """
+    with open_for_reading(path) as descriptor, system_errors(path, "read"):
+        size = os.fstat(descriptor).st_size
+        start = pread_exact(descriptor, 64, 0)
+        length = _header_length(path, start, size)
+        content = pread_exact(descriptor, length, LENGTH_BYTES)
+    if not content.startswith(b"{"):
+        raise InputError("the safetensors header does not begin with '{'", where=str(path))
+    header = parse_json_object(content, f"{path} (safetensors header)", unique_keys=True)
+    problems: list[Problem] = []
+    metadata = _read_metadata(path, header.pop(METADATA_KEY, None), problems)
+    data_start = LENGTH_BYTES + length
+    refs = _read_entries(path, header, data_start, problems)
+    _check_gapless(path, refs, (data_start, size), problems, complete=len(refs) == len(header))
+    fail_on(problems)
+    return metadata, tuple(refs)
+
+
+def _header_length(path: Path, start: bytes, size: int) -> int:
+    if is_lfs_pointer(start):
+        raise lfs_error(path)
+    if size < LENGTH_BYTES:
+        raise InputError(f"a safetensors file of {size} bytes is cut short", where=str(path))
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    if length == 0 or length > MAX_HEADER_BYTES:
+        raise InputError(
+            f"not a safetensors file: a header of {length:,} bytes"
+            f" (at least 2, at most {MAX_HEADER_BYTES:,})",
+            where=str(path),
+        )
+    if LENGTH_BYTES + length > size:
+        raise InputError(
+            f"cut short: a header of {length:,} bytes in a file of {size:,}",
+            where=str(path),
+            hint="copy or download the file again",
+        )
+    return length
+
+
+def _read_metadata(path: Path, value: object, problems: list[Problem]) -> dict[str, str]:
+    where = f"{path}: {METADATA_KEY}"
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problems.append(Problem("not a JSON object", where))
+        return {}
+    problems.extend(
+        Problem(f"the value of {key!r} is not a string of valid Unicode", where)
+        for key, item in value.items()
+        if not isinstance(item, str) or _is_half_character(key + item)
+    )
+    return value
+
+
+def _is_half_character(text: str) -> bool:
+    """JSON can spell half of a surrogate pair, which UTF-8 cannot."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def name_fault(name: str) -> str:
+    """Why no tensor may bear this name, or "": it ends up in paths, in C strings, in JSON."""
+    if not name:
+        return "empty tensor name"
+    if "\0" in name:
+        return "NUL in a tensor name"
+    if ".." in name.replace("\\", "/").split("/"):
+        return "a tensor name like a path outside its folder"
+    if _is_half_character(name):
+        return "a tensor name that is not valid Unicode"
+    return "the name is reserved by safetensors" if name == METADATA_KEY else ""
+
+
+def _read_entries(
+    path: Path, header: Mapping[str, object], data_start: int, problems: list[Problem]
+) -> list[TensorRef]:
+    refs = []
+    for name, entry in header.items():
+        fault = name_fault(name) or entry_fault(entry)
+        if fault:
+            problems.append(Problem(fault, f"{path}: {name!r}"))
+            continue
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
+        spec = TensorSpec(name, dtype, tuple(shape))
+        refs.append(TensorRef(spec, path, data_start + begin, end - begin))
+    refs.sort(key=lambda ref: (ref.offset, ref.length))
+    return refs
+
+
+def entry_fault(entry: object) -> str:
+    """What is wrong with one tensor's description, or ""."""
+    if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS:
+        return "described by something else than dtype, shape and data_offsets"
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        return f"unknown dtype {dtype!r}"
+    if not _are_sizes(shape):
+        return "the shape is not a list of sizes"
+    if not _are_sizes(offsets) or len(offsets) != len(("begin", "end")):
+        return "data_offsets are not two positions"
+    return size_fault(dtype, shape, offsets[1] - offsets[0])
+
+
+def size_fault(dtype: str, shape: Iterable[int], length: int) -> str:
+    """Why a tensor of this dtype and shape cannot take `length` bytes, or ""."""
+    elements = 1
+    for size in shape:
+        elements *= size
+        if elements > MAX_SIZE:
+            return "the shape overflows"
+    size, rest = divmod(elements * DTYPE_BITS[dtype], 8)
+    if rest:
+        return f"{elements} elements of {dtype} do not end at a byte"
+    if size != length:
+        return f"{dtype} {list(shape)} takes {size:,} bytes, but {length:,} are given"
+    return ""
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item <= MAX_SIZE for item in value
+    )
+
+
+def _check_gapless(
+    path: Path,
+    refs: Iterable[TensorRef],
+    bounds: tuple[int, int],
+    problems: list[Problem],
+    *,
+    complete: bool,
+) -> None:
+    """Overlaps always count; holes and the end only when every tensor could be read."""
+    position, size = bounds
+    for ref in refs:
+        where = f"{path}: {ref.spec.name!r}"
+        if ref.offset < position:
+            problems.append(Problem("overlaps the tensor before it", where))
+        elif ref.offset > position and complete:
+            problems.append(Problem(f"a hole of {ref.offset - position:,} bytes before it", where))
+        position = max(position, ref.offset + ref.length)
+        if position > size:
+            text = f"ends at byte {position:,}, the file at {size:,}"
+            problems.append(Problem(text, where, "copy or download the file again"))
+    if complete and position < size:
+        text = f"{size - position:,} bytes after the last tensor belong to none"
+        problems.append(Problem(text, str(path)))
+
+
+def encode_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Length and JSON of the header of a file that stores `specs` densely in the given order.
+
+    The bytes are padded with spaces to a multiple of 8, so the data begins aligned, and depend
+    on nothing but the arguments. Raises InputError for names, dtypes or sizes that no reader takes.
+    """
+    header: dict[str, object] = {METADATA_KEY: dict(metadata)} if metadata else {}
+    problems: list[Problem] = []
+    position = 0
+    for spec in specs:
+        fault = _spec_fault(spec) or ("duplicate name" if spec.name in header else "")
+        if fault:
+            problems.append(Problem(fault, repr(spec.name)))
+            continue
+        end = position + spec.nbytes
+        header[spec.name] = {
+            "dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [position, end]
+        }  # fmt: skip
+        position = end
+    fail_on(problems)
+    content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)
+    if len(content) > MAX_HEADER_BYTES:
+        raise InputError(f"a header of {len(content):,} bytes is more than any reader accepts")
+    return len(content).to_bytes(LENGTH_BYTES, "little") + content
+
+
+def _spec_fault(spec: TensorSpec) -> str:
+    if spec.dtype not in DTYPE_BITS:
+        return f"unknown dtype {spec.dtype!r}"
+    if not _are_sizes(list(spec.shape)):
+        return "the shape is not a tuple of sizes"
+    return name_fault(spec.name) or size_fault(spec.dtype, spec.shape, spec.nbytes)

@@ -1,0 +1,41 @@
+"""Finds "org/name" in the local Hugging Face cache; never touches the network.
+
+Reproduces where huggingface_hub 1.x looks: HF_HUB_CACHE, HF_HOME/hub, XDG_CACHE_HOME, ~/.cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_REVISION = re.compile(r"[0-9a-f]{40}")
+
+
+def cache_folder() -> Path:
+    """The folder that holds models--org--name, by the environment."""
+    direct = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if direct:
+        return Path(direct).expanduser()
+    home = os.environ.get("HF_HOME")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home or f"{base}/huggingface").expanduser() / "hub"
+
+
+def is_repository_name(path: Path) -> bool:
+    """Whether a path could as well be the name of a repository, `org/name`."""
+    return REPOSITORY.fullmatch(str(path)) is not None and ".." not in str(path)
+
+
+def cached_snapshot(path: Path) -> Path | None:
+    """The cached files of the repository that `path` names at its main revision, if any."""
+    if not is_repository_name(path):
+        return None
+    repository = cache_folder() / f"models--{str(path).replace('/', '--')}"
+    try:
+        revision = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    snapshot = repository / "snapshots" / revision
+    return snapshot if _REVISION.fullmatch(revision) and snapshot.is_dir() else None

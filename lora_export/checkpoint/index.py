@@ -1,0 +1,235 @@
+"""Finds the weight files that a path means, and joins their headers to one checkpoint.
+
+The format of a file is decided by its first bytes, never by its name, and an index must agree
+with its shards both ways, so that no tensor is lost or read from the wrong file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.files import (
+    fail_on,
+    is_lfs_pointer,
+    lfs_error,
+    read_json_object,
+    read_start,
+    system_errors,
+)
+from lora_export.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
+from lora_export.checkpoint.hf_cache import cached_snapshot, is_repository_name
+from lora_export.checkpoint.pickles import read_pickles
+from lora_export.checkpoint.side_files import is_torch_weights, list_side_files
+from lora_export.errors import InputError
+from lora_export.records import AdapterFile, Checkpoint, Problem, Shard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+INDEX_SUFFIX = ".index.json"
+_BASE_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_ADAPTER_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+_TRAINING_STARTS = ("optimizer", "scheduler", "rng_state", "scaler", "training_args")
+_NEAR = 0.6
+_FOREIGN_STARTS = {b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file of Keras or TensorFlow"}
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The base model at `path`: a weight file, an index, a Hugging Face folder, or org/name.
+
+    Reads headers and JSON only. org/name is looked up in the local Hugging Face cache. Of a
+    folder, safetensors are preferred to .bin, as transformers does. Raises InputError with all
+    problems found, LimitError for a pickle that is too big, StorageError when unreadable.
+    """
+    with system_errors(path, "read"):
+        root = _locate(path)
+        if root.is_dir():
+            return _read_folder(root, _base_file(root))
+        if root.name.endswith(INDEX_SUFFIX):
+            return _read_folder(root.parent, root)
+        return Checkpoint(root, "file", (read_shard(root),))
+
+
+def read_adapter_file(path: Path) -> AdapterFile:
+    """The adapter at `path`: a weight file, or a folder that holds one, or org/name in the cache.
+
+    Of a folder, adapter_config.json is parsed as well. Raises as `read_checkpoint` does.
+    """
+    with system_errors(path, "read"):
+        root = _locate(path)
+        file = _adapter_file(root) if root.is_dir() else root
+        config_path = file.parent / "adapter_config.json"
+        config = read_json_object(config_path) if config_path.exists() else {}
+        shard = read_shard(file)
+    tensors = {ref.spec.name: ref for ref in shard.tensors}
+    return AdapterFile(file, tensors, shard.metadata, config, shard.wrapper)
+
+
+def read_shard(path: Path) -> Shard:
+    """One weight file, safetensors or torch.save's, told apart by its first bytes."""
+    start = read_start(path, 64)
+    if is_lfs_pointer(start):
+        raise lfs_error(path)
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
+        stored = read_pickles(path)
+        return Shard(path, stored.tensors, stored.metadata, stored.wrapper, "torch")
+    if start[8:9] != b"{" and (kind := _foreign_kind(start)):
+        raise InputError(
+            f"{kind}: neither a safetensors file nor one of torch.save", where=str(path)
+        )
+    metadata, tensors = read_header(path)
+    return Shard(path, tensors, metadata)
+
+
+def _foreign_kind(start: bytes) -> str:
+    """What a file is that no reader here understands, "" when it may be a damaged safetensors."""
+    for signature, kind in _FOREIGN_STARTS.items():
+        if start.startswith(signature):
+            return kind
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    return "" if length <= MAX_HEADER_BYTES else "an unknown format"
+
+
+def _locate(path: Path) -> Path:
+    """The path itself, or the cached files of the repository that it names."""
+    if path.exists():
+        return path
+    if snapshot := cached_snapshot(path):
+        return snapshot
+    hint = _near_names(path)
+    if not hint and is_repository_name(path):
+        hint = f"not in the local Hugging Face cache either: hf download {path}"
+    raise InputError("no such file or folder", where=str(path), hint=hint)
+
+
+def _near_names(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    names = [item.name for item in path.parent.iterdir()]
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=_NEAR)
+    return f"did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
+
+
+def _base_file(folder: Path) -> Path:
+    for name in _BASE_NAMES:
+        if (folder / name).exists():
+            return folder / name
+    files = _weight_files(folder)
+    alone = [file for file in files if file.suffix == ".safetensors"]
+    if len(alone) == 1 and alone[0].name not in _ADAPTER_NAMES:
+        return alone[0]
+    is_adapter = any(file.name in _ADAPTER_NAMES for file in files)
+    hint = "this folder holds an adapter, not a base model" if is_adapter else ""
+    raise _no_single_file(folder, f"holds none of {', '.join(_BASE_NAMES)}", hint)
+
+
+def _adapter_file(folder: Path) -> Path:
+    named = [folder / name for name in _ADAPTER_NAMES if (folder / name).exists()]
+    files = named or _weight_files(folder)
+    if len(files) == 1:
+        return files[0]
+    message = "holds several weight files" if files else "holds no weight file"
+    raise _no_single_file(folder, message, "name the adapter's file itself" if files else "")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The torch weight files of a folder, without what only training needs."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file()
+        and is_torch_weights(path)
+        and not path.name.startswith((*_TRAINING_STARTS, "."))
+    )
+
+
+def _no_single_file(folder: Path, message: str, hint: str) -> InputError:
+    names = sorted(item.name for item in folder.iterdir())
+    listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else "")
+    return InputError(f"{message}; it holds: {listed or 'nothing'}", where=str(folder), hint=hint)
+
+
+def _read_folder(folder: Path, file: Path) -> Checkpoint:
+    config_path = folder / "config.json"
+    config = read_json_object(config_path) if config_path.exists() else {}
+    side_files = list_side_files(folder)
+    if not file.name.endswith(INDEX_SUFFIX):
+        return Checkpoint(folder, "folder", (read_shard(file),), side_files, config)
+    index = _read_index(file)
+    shards = _read_shards(folder, index)
+    return Checkpoint(folder, "folder", shards, side_files, config, index.metadata, file.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    path: Path
+    weight_map: Mapping[str, str]
+    metadata: Mapping[str, object]
+
+
+def _read_index(path: Path) -> _Index:
+    content = read_json_object(path, unique_keys=True)
+    weight_map, metadata = content.get("weight_map"), content.get("metadata", {})
+    if not isinstance(weight_map, dict) or not weight_map or not isinstance(metadata, dict):
+        raise InputError("an index needs a weight_map and, if at all, metadata", where=str(path))
+    fail_on(
+        [
+            Problem(f"the file of {name!r} is not a plain file name: {file!r:.200}", str(path))
+            for name, file in weight_map.items()
+            if not _is_plain_name(file)
+        ]
+    )
+    return _Index(path, weight_map, metadata)
+
+
+def _is_plain_name(value: object) -> bool:
+    """A name inside the folder, on any system."""
+    is_name = isinstance(value, str) and value not in {"", ".", ".."}
+    return is_name and not any(char in str(value) for char in "/\\\0")
+
+
+def _read_shards(folder: Path, index: _Index) -> tuple[Shard, ...]:
+    """Every shard that the index names, in the order of their names; all problems together."""
+    problems: list[Problem] = []
+    names = sorted(set(index.weight_map.values()))
+    read = [_try_shard(folder / name, problems) for name in names]
+    shards = tuple(shard for shard in read if shard is not None)
+    if not problems:
+        problems.extend(_disagreements(index, shards))
+    fail_on(problems)
+    return shards
+
+
+def _try_shard(path: Path, problems: list[Problem]) -> Shard | None:
+    try:
+        return read_shard(path)
+    except InputError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _disagreements(index: _Index, shards: Sequence[Shard]) -> Iterable[Problem]:
+    """Where index and shards differ: tensors missing, unnamed, in another shard, in two."""
+    homes: dict[str, str] = {}
+    for shard in shards:
+        for ref in shard.tensors:
+            name, here = ref.spec.name, shard.file.name
+            if name in homes:
+                text = f"{name!r} lies in two shards, {homes[name]} and {here}"
+                yield Problem(text, str(index.path))
+            elif name not in index.weight_map:
+                yield Problem(f"{name!r} lies in {here}, but the index lacks it", str(index.path))
+            homes.setdefault(name, here)
+    for name, file in index.weight_map.items():
+        if homes.get(name) != file:
+            seen = f"; it lies in {homes[name]}" if name in homes else ""
+            text = f"{name!r} is not in {file}, as the index says{seen}"
+            yield Problem(text, str(index.path))

@@ -1,0 +1,116 @@
+"""Reads .pt, .pth and .bin checkpoints of torch.save without torch and without executing anything.
+
+Only the layout is read: every tensor becomes a TensorRef to its bytes in the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.containers import (
+    choose_state_dict,
+    count_tensors,
+    is_short,
+    is_training_state,
+    key_text,
+)
+from lora_export.checkpoint.files import fail_on, read_start
+from lora_export.checkpoint.header import name_fault
+from lora_export.checkpoint.inert import Opaque
+from lora_export.checkpoint.torch_legacy import read_torch_legacy
+from lora_export.checkpoint.torch_values import StoredTensor, is_tensor_like
+from lora_export.checkpoint.torch_zip import ZIP_START, read_torch_zip
+from lora_export.records import Problem, TensorRef, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lora_export.checkpoint.torch_values import Place, TorchObject
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """The state dict of a file: tensors in its order, and the plain values beside them.
+
+    metadata: the str, int, float and bool entries, as strings. wrapper: the keys, joined by
+    dots, under which the state dict lay; "" when it lay bare.
+    """
+
+    tensors: tuple[TensorRef, ...]
+    metadata: Mapping[str, str]
+    wrapper: str
+
+
+def read_pickles(path: Path) -> TorchFile:
+    """The state dict in a file of torch.save, in the zip format or the one before torch 1.6.
+
+    Reproduces what torch.load(weights_only=True, map_location="cpu") gives, as byte ranges.
+    Raises InputError with every problem of the file (damaged, of another kind, ambiguous, or
+    holding quantised, sparse or foreign tensors), LimitError when its pickle is too big,
+    StorageError when it cannot be read.
+    """
+    is_zip = read_start(path, len(ZIP_START)) == ZIP_START
+    stored = read_torch_zip(path) if is_zip else read_torch_legacy(path)
+    chosen = choose_state_dict(stored.root, path)
+    problems: list[Problem] = []
+    tensors: list[TensorRef] = []
+    metadata: dict[str, str] = {}
+    for key, value in chosen.entries.items():
+        where = f"{path}: {key_text(key)!r}"
+        if isinstance(value, StoredTensor):
+            found = _tensor_ref(path, key, value, stored)
+            if isinstance(found, str):
+                problems.append(Problem(found, where))
+            else:
+                tensors.append(found)
+        elif fault := _entry_fault(key, value):
+            problems.append(Problem(fault, where))
+        elif isinstance(key, str) and is_short(value):
+            metadata[key] = str(value)
+    fail_on(problems)
+    return TorchFile(tuple(tensors), metadata, chosen.wrapper)
+
+
+def _tensor_ref(
+    path: Path, key: object, tensor: StoredTensor, stored: TorchObject
+) -> TensorRef | str:
+    """The ref, or what is wrong with the tensor."""
+    if not isinstance(key, str):
+        return "the name of a tensor is no string"
+    place = stored.places.get(tensor.storage.key)
+    if fault := name_fault(key) or _place_fault(place, tensor):
+        return fault
+    offset = place.offset + tensor.offset if place else 0
+    spec = TensorSpec(key, tensor.dtype, tensor.shape)
+    return TensorRef(spec, path, offset, tensor.span, tensor.layout)
+
+
+def _place_fault(place: Place | None, tensor: StoredTensor) -> str:
+    needed = tensor.storage.nbytes
+    if tensor.span == 0 and (place is None or place.fault):
+        return ""
+    if place is None:
+        return "the file does not hold its storage"
+    if place.fault:
+        return place.fault.message
+    return "" if place.nbytes == needed else f"storage of {place.nbytes:,} bytes, not {needed:,}"
+
+
+def _entry_fault(key: object, value: object) -> str:
+    """Why a value that is no tensor may not lie among the tensors, or ""."""
+    if is_training_state(key):
+        return ""
+    if isinstance(value, Opaque):
+        return _opaque_fault(key, value)
+    if inside := count_tensors(value):
+        return f"{inside} more tensors lie in this {type(value).__name__} inside the state dict"
+    return ""
+
+
+def _opaque_fault(key: object, value: Opaque) -> str:
+    is_state = isinstance(key, str) and key.endswith("_extra_state")
+    if is_state or not (is_tensor_like(value) or "." in key_text(key)):
+        return ""
+    return f"not a plain dense tensor but {value.name[:200]}, which cannot be merged"

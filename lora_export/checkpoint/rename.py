@@ -1,0 +1,89 @@
+"""The one step that makes a finished output visible: a rename that is all or nothing.
+
+Uses Linux's renameat2 through ctypes; where the system or file system lacks it, what POSIX has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_AT_FDCWD = -100
+_NOREPLACE = 1
+_EXCHANGE = 2
+_UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
+
+
+@cache
+def _system_call() -> Callable[..., int] | None:
+    found = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if found is None:
+        return None
+    found.argtypes = [
+        ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint,
+    ]  # fmt: skip
+    return found  # type: ignore[no-any-return]
+
+
+def _renameat2(source: Path, target: Path, flags: int) -> bool:
+    """Whether the rename was done; False when the system cannot do it this way; else OSError."""
+    call = _system_call()
+    if call is None:
+        return False
+    if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _UNSUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), str(target))
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Rename a file or folder to a name that is free; FileExistsError when it is taken.
+
+    Without renameat2 a file is linked to its name, which is as safe; for a folder there is a
+    moment between the look and the rename.
+    """
+    if _renameat2(source, target, _NOREPLACE):
+        return
+    if source.is_dir() or not _link(source, target):
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        source.rename(target)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Whether the file was moved by link and unlink; file systems like FAT have no links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in {errno.EPERM, *_UNSUPPORTED}:
+            return False
+        raise
+    source.unlink()
+    return True
+
+
+def exchange(source: Path, target: Path) -> None:
+    """Let `source` take the place of the existing `target`, which then lies at `source`.
+
+    Without renameat2 two renames are needed, and a kill between them leaves the target absent
+    and its old content beside it.
+    """
+    if _renameat2(source, target, _EXCHANGE):
+        return
+    aside = source.with_name(f"{source.name}.old")
+    target.rename(aside)
+    try:
+        source.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    aside.rename(source)

@@ -1,0 +1,181 @@
+"""Which files of a model folder go along with its weights, and how config.json is edited.
+
+Byte for byte is the rule: a tokenizer or a pooling module must not change, and an edit touches
+only the value that it is about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.files import fail_on, parse_json, parse_json_object, read_start
+from lora_export.records import Problem, SideFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+MANIFEST_NAME = "lora_export.json"
+MAX_DEPTH = 4
+TORCH_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+FOREIGN_SUFFIXES = (
+    ".h5", ".msgpack", ".onnx", ".onnx_data", ".onnx.data", ".gguf", ".ggml", ".ckpt", ".ot",
+    ".tflite", ".npz", ".pb", ".mlmodel", ".mlpackage",
+)  # fmt: skip
+_NO_WEIGHTS = frozenset({"training_args.bin"})
+_ADAPTER_CONFIG = "adapter_config.json"
+_SPACE = re.compile(r"[ \t\r\n]*")
+_FIRST_MEMBER = re.compile(r'\s*\{(?P<before>\s*)"(?:[^"\\]|\\.)*"(?P<colon>\s*:\s*)', re.DOTALL)
+_CHECKPOINT_FOLDER = re.compile(r"checkpoint-\d+")
+_BIN_STARTS = (b"PK\x03\x04", b"\x80", b"version https://git-lfs")
+
+
+def is_torch_weights(path: Path) -> bool:
+    """Whether a file holds weights (or an optimiser's state) of torch, by name; .bin by content."""
+    name = path.name.lower()
+    if not name.endswith(TORCH_SUFFIXES) or name in _NO_WEIGHTS:
+        return False
+    if not name.endswith(".bin") or name.startswith(("pytorch_model", "adapter_model")):
+        return True
+    return read_start(path, 32).startswith(_BIN_STARTS) or _is_safetensors(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    return read_start(path, 9)[8:] == b"{"
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file holds weights of any framework or is the index of such files."""
+    name = path.name.lower()
+    return (
+        name.endswith((*FOREIGN_SUFFIXES, ".index.json"))
+        or name.startswith("openvino")
+        or is_torch_weights(path)
+    )
+
+
+def list_side_files(folder: Path) -> tuple[SideFile, ...]:
+    """The files of `folder` that are no weights, sorted by name, with those of its sub-folders.
+
+    Left out: weights of any framework (but those of a sub-folder that modules.json names stay,
+    as sentence-transformers' 2_Dense), hidden files and folders, adapters' configs, earlier
+    manifests of ours, `checkpoint-N` folders, and what is no regular file. Symlinks to regular
+    files are followed, as the Hugging Face cache needs. Raises InputError for links that lead
+    nowhere and folders nested deeper than MAX_DEPTH.
+    """
+    problems: list[Problem] = []
+    modules = _module_folders(folder)
+    files = []
+    for path in _walk(folder, 0, problems):
+        name = path.relative_to(folder).as_posix()
+        is_module_file = name.rpartition("/")[0] in modules and is_torch_weights(path)
+        if is_module_file or not is_weights(path):
+            files.append(SideFile(name, path))
+    fail_on(problems)
+    return tuple(files)
+
+
+def _walk(folder: Path, depth: int, problems: list[Problem]) -> Iterator[Path]:
+    with os.scandir(folder) as scan:
+        entries = sorted(scan, key=lambda entry: entry.name)
+    for entry in entries:
+        path = folder / entry.name
+        if entry.name.startswith(".") or entry.name.endswith((MANIFEST_NAME, _ADAPTER_CONFIG)):
+            continue
+        if entry.is_file():
+            yield path
+        elif entry.is_dir(follow_symlinks=False) and not _CHECKPOINT_FOLDER.fullmatch(entry.name):
+            if depth == MAX_DEPTH:
+                problems.append(_too_deep(path))
+            else:
+                yield from _walk(path, depth + 1, problems)
+        elif entry.is_symlink() and not path.exists():
+            problems.append(Problem("a symbolic link that leads nowhere", str(path)))
+
+
+def _too_deep(path: Path) -> Problem:
+    hint = "name a folder that holds the model alone"
+    return Problem(f"folders nested deeper than {MAX_DEPTH}", str(path), hint)
+
+
+def _module_folders(folder: Path) -> frozenset[str]:
+    """The sub-folders that modules.json of sentence-transformers names."""
+    listing = folder / "modules.json"
+    if not listing.is_file():
+        return frozenset()
+    modules = parse_json(listing.read_bytes(), str(listing))
+    items = modules if isinstance(modules, list) else []
+    paths = (item.get("path") for item in items if isinstance(item, dict))
+    return frozenset(path for path in paths if isinstance(path, str) and path)
+
+
+def edit_json(content: bytes, edits: Mapping[str, object]) -> bytes:
+    """A JSON object's text with top-level values set; every other byte stays as it is.
+
+    A key that is missing is added at the end, in the style of the first. Raises InputError when
+    the content is no JSON object.
+    """
+    parse_json_object(content, "JSON to edit", unique_keys=False)
+    text = content.decode()
+    spans = _value_spans(text)
+    style = _Style.of(text, is_ascii=content.isascii())
+    added = [style.member(key, value) for key, value in edits.items() if key not in spans]
+    changed = [(*spans[key], style.value(value)) for key, value in edits.items() if key in spans]
+    if added:
+        end = max((end for _, end in spans.values()), default=text.index("{") + 1)
+        insertion = ",".join(["", *added] if spans else added)
+        changed.append((end, end, insertion if spans else f"{insertion}{style.closing}"))
+    for start, end, value in sorted(changed, reverse=True):
+        text = text[:start] + value + text[end:]
+    return text.encode()
+
+
+def _value_spans(text: str) -> dict[str, tuple[int, int]]:
+    """Where the value of each top-level key begins and ends, in valid JSON of an object."""
+    decoder = json.JSONDecoder()
+    spans = {}
+    at = _skip(text, text.index("{") + 1)
+    while text[at] != "}":
+        key, at = decoder.raw_decode(text, at)
+        start = _skip(text, _skip(text, at) + 1)
+        _, end = decoder.raw_decode(text, start)
+        spans[key] = (start, end)
+        at = _skip(text, end)
+        at = _skip(text, at + 1) if text[at] == "," else at
+    return spans
+
+
+def _skip(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
+
+
+@dataclass(frozen=True, slots=True)
+class _Style:
+    """How a JSON text sets its members: what stands before a key, after it, at the very end."""
+
+    before: str
+    colon: str
+    closing: str
+    is_ascii: bool
+
+    @classmethod
+    def of(cls, text: str, *, is_ascii: bool) -> _Style:
+        found = _FIRST_MEMBER.match(text)
+        if found is None:
+            return cls("\n  ", ": ", "\n", is_ascii)
+        return cls(found["before"], found["colon"], "", is_ascii)
+
+    def member(self, key: str, value: object) -> str:
+        name = json.dumps(key, ensure_ascii=self.is_ascii)
+        return f"{self.before}{name}{self.colon}{self.value(value)}"
+
+    def value(self, value: object) -> str:
+        line, _, unit = self.before.rpartition("\n")
+        indent = unit if "\n" in self.before else None
+        dumped = json.dumps(value, ensure_ascii=self.is_ascii, indent=indent)
+        return dumped.replace("\n", f"{line}\n{unit}")

@@ -1,0 +1,103 @@
+"""Everything that forbids an output path, looked at before a byte is written.
+
+Paths are compared by device and inode, so links, mounts and letter case cannot hide an input.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from lora_export.checkpoint.side_files import MANIFEST_NAME
+from lora_export.errors import OutputError
+from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+Kind: TypeAlias = Literal["file", "folder"]
+Identity: TypeAlias = "tuple[int, int]"
+
+
+def check_output(
+    output: Path, kind: Kind, *, force: bool, inputs: Sequence[Path], beside: Sequence[str] = ()
+) -> None:
+    """Raise one OutputError with every reason why `output` may not be written.
+
+    It exists and not `force`; with `force` it is of another kind, or a folder that is no export
+    of ours; it is an input, inside one or around one (also by hard link); its folder is missing
+    or not writable. beside: names of files that will be put into the same folder.
+    """
+    where = str(output)
+    if output.name in {"", ".."}:
+        raise OutputError("not the name of a file or folder", where=where)
+    problems = [Problem(text, where, hint) for text, hint in _parent_faults(output.parent)]
+    if not problems:
+        problems += [Problem(text, where, hint) for text, hint in _input_faults(output, inputs)]
+        problems += [
+            Problem(text, where, hint) for text, hint in _faults(output, kind, force=force)
+        ]
+        for name in beside:
+            path = output.parent / name
+            faults = _faults(path, "file", force=force)
+            problems += [Problem(text, str(path), hint) for text, hint in faults]
+    if problems:
+        raise OutputError.of(problems)
+
+
+def _parent_faults(parent: Path) -> Iterator[tuple[str, str]]:
+    if not parent.exists():
+        yield f"the folder {parent} does not exist", f"mkdir -p {parent}"
+    elif not parent.is_dir():
+        yield f"{parent} is not a folder", ""
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        yield f"the folder {parent} is not writable", ""
+
+
+def _faults(output: Path, kind: Kind, *, force: bool) -> Iterator[tuple[str, str]]:
+    """What is wrong with that which lies at the output path already."""
+    if not os.path.lexists(output):
+        return
+    mode = output.lstat().st_mode
+    if not force:
+        yield "exists already", "choose another name, or replace it with --force"
+    elif kind == "file" and not stat.S_ISREG(mode):
+        yield "is no regular file, so a file may not replace it", "choose another name"
+    elif kind == "folder" and not stat.S_ISDIR(mode):
+        yield "is no folder, so a folder may not replace it", "choose another name"
+    elif kind == "folder" and not (output / MANIFEST_NAME).is_file():
+        text = f"is a folder without {MANIFEST_NAME}, so not an export of ours to replace"
+        yield text, "choose another name, or remove it yourself"
+
+
+def _input_faults(output: Path, inputs: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    here = _identity(output)
+    around_output = {_identity(folder) for folder in output.parent.resolve().parents}
+    around_output.add(_identity(output.parent))
+    for path in inputs:
+        if not path.exists():
+            continue
+        folders_around = {_identity(folder) for folder in path.resolve().parents}
+        if here is not None and here in _identities(path):
+            yield f"is the input {path}, or a file of it", "choose another name"
+        elif here is not None and here in folders_around:
+            yield f"contains the input {path}", "choose another name"
+        elif path.is_dir() and _identity(path) in around_output:
+            yield f"lies inside the input {path}", "choose a name outside"
+
+
+def _identity(path: Path) -> Identity | None:
+    """Device and inode, links followed; None when nothing is there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _identities(path: Path) -> set[Identity | None]:
+    """An input's own identity and, of a folder, those of its files."""
+    inside = path.iterdir() if path.is_dir() else ()
+    return {_identity(path), *(_identity(item) for item in inside)}

@@ -1,0 +1,26 @@
+"""What tests of every room may ask for. No test depends on the directory it is started from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout: samples/, docs/ and the README are found there, the package is installed."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real files that the project may not carry: $LORA_EXPORT_SHARED, or shared/data beside it."""
+    named = os.environ.get("LORA_EXPORT_SHARED")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data: {folder} is absent; name its folder in LORA_EXPORT_SHARED")
+    return folder
