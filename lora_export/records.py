@@ -86,6 +86,7 @@ class SideFile:
 class Shard:
     """One weight file of a checkpoint: its tensors in the order in which they are stored.
 
+    container: how the file is written, whatever its name says.
     wrapper: the keys, joined by dots, under which a torch pickle held the state dict, else "".
     """
 
@@ -93,6 +94,7 @@ class Shard:
     tensors: tuple[TensorRef, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     wrapper: str = ""
+    container: Literal["safetensors", "torch"] = "safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +153,17 @@ class Replacement:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What a dialect understood: every tensor of the file is in exactly one update or replacement."""
+    """What a dialect understood: every tensor of the file is in exactly one update or replacement.
+
+    wrapper: as of the file.
+    """
 
     path: Path
     dialect: str
     updates: tuple[Update, ...]
     replacements: tuple[Replacement, ...]
     weight: float = 1.0
+    wrapper: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +273,19 @@ class MergePlan:
     def steps(self) -> tuple[Step, ...]:
         """All steps of all shards, in storage order."""
         return tuple(step for shard in self.shards for step in shard.steps)
+
+    def new_tensors(self) -> dict[str, TensorRef]:
+        """The tensors the base lacks, without which no model can be built on it."""
+        return {step.out.name: step.source for step in self.steps() if step.action == "add"}
+
+    def untied(self) -> tuple[str, ...]:
+        """Tensors that the plan separates from the one they are tied to."""
+        added = (step for step in self.steps() if step.action == "add")
+        return tuple(step.out.name for step in added if step.source.spec.name != step.out.name)
+
+    def full_tensors(self) -> dict[str, TensorRef]:
+        """What replaces or joins the base's tensors whole, by the base's name."""
+        return {step.out.name: step.source for step in self.changed() if not step.deltas}
 
     def changed(self) -> tuple[Step, ...]:
         """The steps whose output is not a copy of the base's bytes."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
-from lora_export.records import Adapter, AdapterFile
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lora_export.records import Adapter, AdapterFile
 
 
 class Evidence(IntEnum):

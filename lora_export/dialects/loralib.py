@@ -45,12 +45,10 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     if problems:
         raise InputError.of(problems)
     updates = tuple(Update(module, pair) for module, pair in factors.items())
-    return Adapter(file.path, DIALECT.name, updates, tuple(replacements), weight)
+    return Adapter(file.path, DIALECT.name, updates, tuple(replacements), weight, file.wrapper)
 
 
-def _pair_problems(
-    file: AdapterFile, module: str, pair: Mapping[str, TensorRef]
-) -> list[Problem]:
+def _pair_problems(file: AdapterFile, module: str, pair: Mapping[str, TensorRef]) -> list[Problem]:
     where = f"{file.path}: {module or '(root module)'}"
     if missing := {"A", "B"} - pair.keys():
         return [
@@ -64,7 +62,9 @@ def _pair_problems(
     for role, ref in pair.items():
         if len(ref.spec.shape) != 2 or 0 in ref.spec.shape:  # noqa: PLR2004
             problems.append(
-                Problem(f"lora_{role} has shape {list(ref.spec.shape)}, not two positive sizes", where)
+                Problem(
+                    f"lora_{role} has shape {list(ref.spec.shape)}, not two positive sizes", where
+                )
             )
         if ref.spec.dtype not in FLOAT_DTYPES:
             problems.append(

@@ -25,24 +25,24 @@ def _readings(shapes: Shapes) -> list[Reading]:
     for fan_in_fan_out in (False, True):
         out, in_ = reversed(shapes.weight) if fan_in_fan_out else shapes.weight
         blocks, rest = divmod(out * enabled, out_enabled)
-        plain_linear = blocks == enabled == 1
         if in_ == features_in and not rest and out % blocks == 0 and blocks >= enabled:
             every = (True,) * blocks if blocks == enabled else None
-            reading = Reading("merged_linear", rank, fan_in_fan_out, every, (enabled, blocks))
-            found += [] if plain_linear else [reading]
+            found.append(Reading("merged_linear", rank, fan_in_fan_out, every, (enabled, blocks)))
     return found
 
 
 def _product(delta: Delta, factors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """`merge_AB` with `zero_pad` of loralib 0.1.2, layers.MergedLinear: a grouped conv1d."""
-    import torch.nn.functional as F  # noqa: N812, PLC0415
+    import torch.nn.functional as F  # noqa: N812
 
     enabled = sum(delta.enable_lora)
     blocks = F.conv1d(
         factors["A"].unsqueeze(0), factors["B"].unsqueeze(-1), groups=enabled
     ).squeeze(0)
     out = delta.shape[1] if delta.fan_in_fan_out else delta.shape[0]
-    padded = blocks.new_zeros((len(delta.enable_lora), out // len(delta.enable_lora), blocks.shape[1]))
+    padded = blocks.new_zeros(
+        (len(delta.enable_lora), out // len(delta.enable_lora), blocks.shape[1])
+    )
     padded[list(delta.enable_lora)] = blocks.view(enabled, -1, blocks.shape[1])
     product = padded.view(out, -1)
     return product.transpose(0, 1) if delta.fan_in_fan_out else product

@@ -78,9 +78,7 @@ def grouped(problems: list[Problem]) -> list[Problem]:
     places: dict[tuple[str, str], list[str]] = {}
     for problem in problems:
         places.setdefault((problem.message, problem.hint), []).append(problem.where)
-    return [
-        Problem(message, _places(where), hint) for (message, hint), where in places.items()
-    ]
+    return [Problem(message, _places(where), hint) for (message, hint), where in places.items()]
 
 
 def _places(where: list[str]) -> str:

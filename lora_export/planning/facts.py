@@ -110,9 +110,9 @@ def read_hparams(path: Path) -> tuple[Facts, tuple[tuple[str, Facts], ...]]:
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
-        import tomllib  # noqa: PLC0415 - start-up time
+        import tomllib
     else:
-        import tomli as tomllib  # noqa: PLC0415
+        import tomli as tomllib
     try:
         document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except ValueError as error:
@@ -123,8 +123,10 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
 
 
 def _facts(table: Mapping[str, Any], where: str, problems: list[Problem]) -> Facts:
-    for key in table.keys() - set(_KEYS):
-        problems.append(Problem(f"unknown key {key!r}", where, f"one of: {', '.join(_KEYS)}"))
+    problems += [
+        Problem(f"unknown key {key!r}", where, f"one of: {', '.join(_KEYS)}")
+        for key in table.keys() - set(_KEYS)
+    ]
     good: dict[str, Any] = {}
     for key in _KEYS:
         if key in table:
@@ -144,8 +146,10 @@ def _checked(key: str, value: object) -> tuple[Any, str]:
         return (value if isinstance(value, bool) else None), "true or false"
     if key == "kind":
         return (value if isinstance(value, str) else None), "a layer kind"
-    blocks = isinstance(value, list) and value and all(entry in (0, 1) for entry in value)
-    return (tuple(map(bool, value)) if blocks else None), "a list of true and false"  # type: ignore[arg-type]
+    entries = value if isinstance(value, list) else []
+    blocks = tuple(bool(entry) for entry in entries if entry in (0, 1))
+    good = any(blocks) and len(blocks) == len(entries)
+    return (blocks if good else None), "a list of true and false, one of them true"
 
 
 def parse_enable_lora(text: str) -> tuple[bool, ...]:

@@ -93,9 +93,7 @@ def _fit_update(
         return
     has_bias = join(module, "bias") in draft.stored
     try:
-        delta = resolve(
-            adapter, update, module, base, draft.facts.of(module), has_bias=has_bias
-        )
+        delta = resolve(adapter, update, module, base, draft.facts.of(module), has_bias=has_bias)
     except Unresolved as unresolved:
         (draft.missing if unresolved.missing else draft.unfit).append(unresolved.problem)
         return
@@ -117,9 +115,7 @@ def _fit_replacement(
         return
     ref, base = replacement.ref, draft.stored[target]
     if ref.spec.shape != base.spec.shape:
-        message = (
-            f"has shape {list(ref.spec.shape)}, the base's {target} {list(base.spec.shape)}"
-        )
+        message = f"has shape {list(ref.spec.shape)}, the base's {target} {list(base.spec.shape)}"
         draft.unfit.append(Problem(message, where, "is this the base it was trained on?"))
         return
     same = ref.spec.dtype == base.spec.dtype and same_content(ref, base)
@@ -154,9 +150,7 @@ def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
     )
 
 
-def _put(
-    draft: Draft, table: dict[str, TensorRef], name: str, ref: TensorRef, where: str
-) -> None:
+def _put(draft: Draft, table: dict[str, TensorRef], name: str, ref: TensorRef, where: str) -> None:
     """Enter `ref`, unless another adapter wants something else there."""
     other = table.setdefault(name, ref)
     if other is not ref and not same_content(other, ref):

@@ -38,7 +38,6 @@ class PrefixChange:
             return "names as they are"
         return f"prefix {self.old or '(none)'} -> {self.new or '(none)'}"
 
-
     @classmethod
     def between(cls, old: str, new: str) -> PrefixChange:
         """The change without the parts that `old` and `new` both end in."""
@@ -72,7 +71,7 @@ class BaseNames:
         return name if name in self._exact else self._plain.get(name)
 
     def weights(self, module: str) -> tuple[str, ...]:
-        """The base's weight tensors of `module`: two when a convolution's weight is stored twice."""
+        """The base's weight tensors of `module`: two when a convolution's is stored twice."""
         return tuple(dict.fromkeys(name for name, _ in self._weights(module)))
 
     def _weights(self, module: str) -> list[tuple[str, str]]:

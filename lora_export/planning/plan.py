@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.side_files import edit_json
@@ -38,9 +39,10 @@ def make_plan(
     """
     ties = ties_of(base, model)
     draft = Draft(base, base.tensors(), facts, model, options, ties)
-    _leave_out_factors(draft)
+    _tell_wrappers(draft, adapters)
+    draft.base = base = _without_factors(draft)
     heads = [name for name in ties if name not in draft.stored]
-    names = BaseNames([*(n for n in draft.stored if n not in draft.dropped), *heads])
+    names = BaseNames([*draft.stored, *heads])
     for adapter in adapters:
         fit_adapter(draft, adapter, names)
     edits = plan_ties(draft)
@@ -60,27 +62,40 @@ def make_plan(
     )
 
 
-def _leave_out_factors(draft: Draft) -> None:
-    """A base with lora_A/B in it may hold merged weights or not; only its owner knows."""
+def _tell_wrappers(draft: Draft, adapters: Sequence[Adapter]) -> None:
+    wrapped = [(shard.file, shard.wrapper) for shard in draft.base.shards]
+    wrapped += [(adapter.path, adapter.wrapper) for adapter in adapters]
+    draft.choices += [f"{path.name}: read from its {key!r}" for path, key in wrapped if key]
+
+
+def _without_factors(draft: Draft) -> Checkpoint:
+    """The base without lora_A/B in it: its weights may be merged or not; only its owner knows."""
+    base = draft.base
     factors = [name for name in draft.stored if factor_key(name)]
     if not factors:
-        return
+        return base
     if not draft.options.unmerged_base:
         raise InputError(
             f"the base itself holds {len(factors)} low-rank factors ({factors[0]}, ...): whether "
             "its weights already contain the update is not in the file",
-            where=str(draft.base.root),
+            where=str(base.root),
             hint="saved in train() mode or with merge_weights=False: say --unmerged-base; saved "
             "in eval() mode: its weights are merged already, merging again would double them",
         )
     reason = "a factor inside the base (--unmerged-base)"
     draft.dropped.update(dict.fromkeys(factors, reason))
     draft.choices.append(f"{len(factors)} low-rank factors of the base are left out")
+    shards = tuple(
+        replace(shard, tensors=tuple(r for r in shard.tensors if r.spec.name not in draft.dropped))
+        for shard in base.shards
+    )
+    draft.stored = {name: ref for name, ref in draft.stored.items() if name not in draft.dropped}
+    return replace(base, shards=shards)
 
 
 def safetensors_name(name: str) -> str:
     """The name of a weight file or index after conversion to safetensors."""
-    if name.endswith(".safetensors") or name.endswith(".safetensors.index.json"):
+    if name.endswith((".safetensors", ".safetensors.index.json")):
         return name
     name = name.replace("pytorch_model", "model", 1)
     index = name.endswith(".index.json")
@@ -99,15 +114,14 @@ def _shard(draft: Draft, shard: Shard) -> ShardPlan:
     steps = []
     for ref in shard.tensors:
         name = ref.spec.name
-        if name in draft.dropped:
-            continue
         if name in draft.merged:
             steps.append(Step(ref.spec, "merge", ref, tuple(draft.merged[name])))
         elif name in draft.replaced:
             steps.append(Step(ref.spec, "replace", draft.replaced[name]))
         else:
             steps.append(Step(ref.spec, "copy", ref))
-    metadata = shard.metadata or {"format": "pt"}
+    converted = shard.container == "torch"
+    metadata = {"format": "pt"} if converted else shard.metadata
     return ShardPlan(safetensors_name(shard.file.name), tuple(steps), metadata)
 
 

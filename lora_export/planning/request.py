@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -20,6 +19,8 @@ from lora_export.planning.plan import MANIFEST, make_plan
 from lora_export.records import Facts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from lora_export.records import Adapter, Checkpoint, MergePlan, ModelFacts
 
 

@@ -110,18 +110,18 @@ def _agrees(reading: Reading, facts: Facts) -> bool:
     return reading.fan_in_fan_out == facts.fan_in_fan_out
 
 
-def _same_arithmetic_once(
-    readings: list[Reading], facts: Facts, base: TensorSpec
-) -> list[Reading]:
+def _same_arithmetic_once(readings: list[Reading], facts: Facts, base: TensorSpec) -> list[Reading]:
     """Drop what would compute the same, or what a given orientation rules out.
 
-    An embedding and a transposed Linear have the same update. A square weight whose orientation
-    is given is a Linear, unless its name says embedding: then the kind must be said.
+    An embedding and a transposed Linear have the same update, so has a MergedLinear of one block.
+    A square weight whose orientation is given is a Linear, unless its name says embedding: then
+    the kind must be said.
     """
-    kinds = {reading.kind for reading in readings}
-    if kinds != {"linear", "embedding"}:
-        return readings
     linear = [reading for reading in readings if reading.kind == "linear"]
+    if linear:
+        readings = [reading for reading in readings if reading.kind != "merged_linear"]
+    if {reading.kind for reading in readings} != {"linear", "embedding"}:
+        return readings
     if all(reading.fan_in_fan_out for reading in linear):
         return [reading for reading in readings if reading.kind == "embedding"]
     if facts.fan_in_fan_out is False and not _named_embedding(base.name):
@@ -170,22 +170,20 @@ def _describe(reading: Reading) -> str:
 def _ambiguous(readings: list[Reading], where: str, base: TensorSpec) -> Problem:
     ways = " or ".join(_describe(reading) for reading in readings)
     return Problem(
-        f"the weight {base.name} {list(base.shape)} can be {ways}; the file does not say which",
+        f"a weight {list(base.shape)} can be {ways}; the file does not say which",
         where,
         "--no-fan-in-fan-out for nn.Linear, --fan-in-fan-out for GPT-2's Conv1D, kind = "
         '"embedding" in --hparams FILE for an embedding, or name your model with --model',
     )
 
 
-def _contradiction(
-    readings: list[Reading], facts: Facts, where: str, base: TensorSpec
-) -> Problem:
+def _contradiction(readings: list[Reading], facts: Facts, where: str, base: TensorSpec) -> Problem:
     given = [f"kind = {facts.kind}"] if facts.kind else []
     if facts.fan_in_fan_out is not None:
         given.append(f"fan_in_fan_out = {facts.fan_in_fan_out}")
     ways = " or ".join(_describe(reading) for reading in readings)
     return Problem(
-        f"{' and '.join(given)} from {facts.source} contradicts the shapes: {base.name} "
+        f"{' and '.join(given)} from {facts.source} contradicts the shapes: a weight "
         f"{list(base.shape)} is {ways}",
         where,
         "say it per module in --hparams FILE when it holds for other modules only",
@@ -195,8 +193,7 @@ def _contradiction(
 def _no_fit(shapes: Shapes, base: TensorSpec, where: str) -> Problem:
     wanted = "; ".join(f"{kind.name}: {kind.expects}" for kind in all_kinds().values())
     return Problem(
-        f"A {list(shapes.a)} and B {list(shapes.b)} fit no layer whose weight {base.name} is "
-        f"{list(base.shape)}",
+        f"A {list(shapes.a)} and B {list(shapes.b)} fit no layer with a weight {list(base.shape)}",
         where,
         f"is this the base that the adapter was trained on? Known layers: {wanted}",
     )
