@@ -255,7 +255,8 @@ class MergePlan:
 
     dropped: base tensors that are not written and why (adapter tensors inside a training
     checkpoint). choices: every naming rule and fact used, in words. unmatched: adapter keys that
-    --allow-unmatched let go.
+    --allow-unmatched let go. coupled: tied tensors that change together (--tied eval), so that the
+    result cannot equal the unmerged model.
     """
 
     base: Checkpoint
@@ -267,6 +268,7 @@ class MergePlan:
     index_metadata: Mapping[str, object] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
+    coupled: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -310,8 +312,8 @@ class InputSpec:
 class Check:
     """One proof: `worst` was seen at `where`, at most `tolerance` was allowed.
 
-    Both are in the unit that `unit` names; a check of identity has worst = number of differences
-    and tolerance = 0.
+    A check of identity has worst = number of differences and tolerance = 0. at_least: `worst`
+    must be above `tolerance` instead, as the adapter's effect must be above the noise.
     """
 
     name: str
@@ -320,6 +322,7 @@ class Check:
     tolerance: float
     where: str = ""
     detail: str = ""
+    at_least: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class Draft:
     added: dict[str, TensorRef] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
+    coupled: list[str] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unfit: list[Problem] = field(default_factory=list)

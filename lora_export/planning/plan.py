@@ -57,6 +57,7 @@ def make_plan(
         index_metadata=base.index_metadata,
         dropped=draft.dropped,
         unmatched=tuple(draft.unmatched),
+        coupled=tuple(draft.coupled),
         choices=tuple(draft.choices),
         warnings=tuple(draft.warnings),
     )

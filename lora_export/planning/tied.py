@@ -94,9 +94,14 @@ def _separate(draft: Draft, head: str, table: str, edits: dict[str, object]) -> 
         draft.unfit.append(Problem(message, hint="--tied untie writes them separately"))
         return
     if mode == "eval":
+        draft.warnings.append(
+            f"{head} changes with {table}, as in the library's own merge: the result differs from "
+            "the unmerged model, so it is proven by weights only"
+        )
         updates = draft.merged.pop(head, []) + draft.merged.get(table, [])
         for name in {table, head} & draft.stored.keys():
             draft.merged[name] = updates
+        draft.coupled += [head, table]
         draft.choices.append(f"{head} changes together with {table} (--tied eval)")
         return
     if head not in draft.stored:

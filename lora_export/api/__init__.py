@@ -1,0 +1,8 @@
+"""One function a verb, with keyword arguments named as the command line's options."""
+
+from lora_export.api.exporting import export_onnx
+from lora_export.api.inspecting import inspect
+from lora_export.api.merging import merge
+from lora_export.api.verifying import verify
+
+__all__ = ["export_onnx", "inspect", "merge", "verify"]

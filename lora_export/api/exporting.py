@@ -1,0 +1,143 @@
+"""onnx: base and adapters in, one proven ONNX file out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_export.api.proving import (
+    NOT_VERIFIED,
+    build_manifest,
+    input_paths,
+    make_job,
+    probes_for,
+    prove_model,
+    prove_weights,
+)
+from lora_export.checkpoint.index import read_checkpoint
+from lora_export.checkpoint.publish import manifest_beside, staging
+from lora_export.checkpoint.writer import write_bytes
+from lora_export.models.choose import folder_model
+from lora_export.report.result import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Unpack
+
+    from lora_export.api.proving import Job, ProofOptions
+    from lora_export.checkpoint.publish import Staging
+    from lora_export.models.source import ModelSource
+    from lora_export.onnx_export.export import Exported
+    from lora_export.planning.request import AdapterOptions
+    from lora_export.records import Check, Checkpoint
+
+
+def export_onnx(
+    base: str | Path,
+    adapters: Sequence[str | Path],
+    output: str | Path,
+    *,
+    model: str | None = None,
+    opset: int | None = None,
+    verify: bool = True,
+    force: bool = False,
+    proof: ProofOptions | None = None,
+    **settings: Unpack[AdapterOptions],
+) -> Report:
+    """Write the merged model as ONNX, and prove it in ONNX Runtime against both torch models.
+
+    Args:
+        base: a folder, a weight file, or a shard index.
+        adapters: loralib files; several are summed from the unmerged base.
+        output: the .onnx file; must not exist unless `force`.
+        model: the user's factory; without it `base` must be a Hugging Face folder (extra hf).
+        opset: ONNX operator set; None takes the exporter's own.
+        verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
+        force: replace an earlier export at `output`.
+        proof: how the models are run to be proven.
+        settings: see planning.request.AdapterOptions.
+
+    Raises:
+        LoraExportError: as for merge.
+    """
+    job = make_job(base, adapters, model, proof, settings)
+    source = job.source or folder_model(job.plan.base, job.proof.input)
+    target = Path(output)
+    beside = (manifest_beside(target),)
+    inputs = input_paths(job.plan)
+    with staging(target, force=force, inputs=inputs, kind="file", beside=beside) as stage:
+        return _export_into(stage, job, source, opset=opset, verify=verify)
+
+
+def _export_into(
+    stage: Staging, job: Job, source: ModelSource, *, opset: int | None, verify: bool
+) -> Report:
+    from lora_export.onnx_export.export import export
+    from lora_export.verification.proof import refuse_failed
+
+    work = stage.folder / "merged"
+    merged = merged_checkpoint(job, work)
+    checks, told = NOT_VERIFIED
+    if verify:
+        checks, told = prove_weights(job, merged), ()
+        refuse_failed(checks, str(stage.output))
+    exported = export(source, job.plan, merged, stage.path, opset=opset)
+    if verify:
+        checks = (*checks, *prove_file(stage.path, exported, job, source, merged))
+        refuse_failed(checks, str(stage.output))
+    shutil.rmtree(work)
+    record = build_manifest(job, "onnx", exported.files, checks)
+    written = write_bytes(stage.beside(manifest_beside(stage.output)), record)
+    stage.publish()
+    return Report(
+        "onnx",
+        str(stage.output),
+        job.plan,
+        checks,
+        (*exported.files, written),
+        (*job.plan.warnings, *told),
+        {"graph": graph_facts(exported)},
+    )
+
+
+def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
+    """Carry the plan out in the new folder `work` and read the result back."""
+    from lora_export.execution.stage import write_plan
+
+    work.mkdir()
+    place = work / "merged.safetensors" if job.plan.base.layout == "file" else work
+    write_plan(job.plan, place, allow_noop=job.allow_noop)
+    return read_checkpoint(place)
+
+
+def prove_file(
+    path: Path, exported: Exported, job: Job, source: ModelSource, merged: Checkpoint
+) -> tuple[Check, ...]:
+    """The torch models against each other, the file's static audit, and ONNX Runtime."""
+    from lora_export.onnx_export.audit import audit
+    from lora_export.verification.runtime import run_model
+
+    by_model = prove_model(job, source, merged)
+    seen, tolerance = by_model.witnesses, by_model.tolerance
+    static = audit(path, expected=exported.weights, base=exported.topology, inputs=source.inputs)
+    checks = (*by_model.checks, *static)
+    readable = all(check.passed for check in static[:2])
+    if not readable:
+        return checks
+    outputs = run_model(path, probes_for(job, source))
+    checks = (*checks, tolerance.check("ONNX Runtime = merged", seen.merged, outputs))
+    if job.plan.coupled:
+        return checks
+    return (*checks, tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs))
+
+
+def graph_facts(exported: Exported) -> dict[str, int | str]:
+    """The size and hash of the graph, which are the base's own: no overhead."""
+    topology = exported.topology
+    return {
+        "nodes": topology.nodes,
+        "initializers": topology.initializers,
+        "hash": topology.hash,
+    }

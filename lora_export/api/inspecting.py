@@ -1,0 +1,115 @@
+"""inspect: say what an adapter, a checkpoint or an artefact holds, from headers and JSON alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
+from lora_export.dialects import Evidence, all_dialects, read_adapter
+from lora_export.errors import InputError
+from lora_export.planning.request import manifest_path
+from lora_export.report.result import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lora_export.records import Adapter, AdapterFile, TensorSpec
+
+
+def inspect(path: str | Path) -> Report:
+    """What lies at `path`: an adapter, a checkpoint, or an artefact with its manifest.
+
+    Raises:
+        InputError: nothing is there, or it cannot be trusted.
+    """
+    place = Path(path)
+    if place.suffix == ".onnx" and place.is_file():
+        return Report("inspect", facts={"found": _onnx(place)})
+    file = _adapter_file(place)
+    found = _adapter(file) if file else _checkpoint(place)
+    return Report("inspect", facts={"found": {**found, **_manifest(place)}})
+
+
+def _adapter_file(place: Path) -> AdapterFile | None:
+    """The path read as an adapter, if some dialect knows it; else None."""
+    try:
+        file = read_adapter_file(place)
+    except InputError:
+        return None
+    grades = (dialect.recognizes(file) for dialect in all_dialects().values())
+    return file if max(grades) > Evidence.NONE else None
+
+
+def _adapter(file: AdapterFile) -> dict[str, Any]:
+    adapter = read_adapter(file, dialect=None)
+    return {
+        "kind": "adapter",
+        "path": str(adapter.path),
+        "dialect": adapter.dialect,
+        "modules": [_update(adapter, index) for index in range(len(adapter.updates))],
+        "full_tensors": [_spec(r.ref.spec) for r in adapter.replacements],
+        "not_in_the_file": ["alpha", "fan_in_fan_out of square weights", "enable_lora"],
+    }
+
+
+def _update(adapter: Adapter, index: int) -> dict[str, Any]:
+    update = adapter.updates[index]
+    shapes = {role: list(ref.spec.shape) for role, ref in update.factors.items()}
+    dtypes = sorted({ref.spec.dtype for ref in update.factors.values()})
+    return {"module": update.module, **shapes, "dtype": "/".join(dtypes)}
+
+
+def _spec(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _checkpoint(place: Path) -> dict[str, Any]:
+    checkpoint = read_checkpoint(place)
+    specs = [ref.spec for ref in checkpoint.tensors().values()]
+    return {
+        "kind": "checkpoint",
+        "path": str(checkpoint.root),
+        "architectures": checkpoint.config.get("architectures", []),
+        "files": [shard.file.name for shard in checkpoint.shards],
+        "tensors": len(specs),
+        "bytes": sum(spec.nbytes for spec in specs),
+        "dtypes": _dtypes(specs),
+    }
+
+
+def _dtypes(specs: Iterable[TensorSpec]) -> dict[str, int]:
+    return dict(Counter(spec.dtype for spec in specs).most_common())
+
+
+def _manifest(place: Path) -> dict[str, Any]:
+    path = manifest_path(place)
+    if not path.is_file():
+        return {}
+    try:
+        return {"manifest": json.loads(path.read_text("utf-8"))}
+    except ValueError as error:
+        raise InputError(f"the manifest is no JSON: {error}", where=str(path)) from error
+
+
+def _onnx(place: Path) -> dict[str, Any]:
+    """The graph's size and interface; the weights are not read."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load(place, load_external_data=False)
+    except (OSError, ValueError, DecodeError) as error:
+        raise InputError(f"cannot be read as ONNX: {error}", where=str(place)) from error
+    return {
+        "kind": "onnx",
+        "path": str(place),
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "nodes": len(model.graph.node),
+        "initializers": len(model.graph.initializer),
+        "inputs": [onnx.printer.to_text(value) for value in model.graph.input],
+        "outputs": [onnx.printer.to_text(value) for value in model.graph.output],
+        **_manifest(place),
+    }

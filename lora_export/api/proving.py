@@ -1,0 +1,191 @@
+"""What merge, onnx and verify share: the plan's proof by weights and as a model, the manifest."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_export.checkpoint.contents import file_sha256
+from lora_export.errors import FitError, InputError, UsageError
+from lora_export.models.choose import factory_model, folder_model, why_no_model
+from lora_export.planning.request import make_request, merged_before, plan_request
+from lora_export.records import WrittenFile
+from lora_export.report.manifest import manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from lora_export.models.source import ModelSource
+    from lora_export.planning.request import AdapterOptions
+    from lora_export.records import Check, Checkpoint, Facts, MergePlan
+    from lora_export.verification.model import Witnesses
+    from lora_export.verification.tolerance import Tolerance
+
+
+NOT_VERIFIED: tuple[tuple[Check, ...], tuple[str, ...]] = (
+    (),
+    ("nothing was verified (--no-verify)",),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProofOptions:
+    """How a model is run to be proven. input: --input texts. inputs: an .npz file of probes.
+
+    atol, rtol: instead of the derived tolerance. seed: of the probes.
+    """
+
+    input: tuple[str, ...] = ()
+    inputs: str | Path | None = None
+    atol: float | None = None
+    rtol: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A plan with what is needed to carry it out and to prove it.
+
+    source: the user's factory, or None where none is named.
+    """
+
+    plan: MergePlan
+    source: ModelSource | None
+    proof: ProofOptions
+    settings: AdapterOptions
+
+    @property
+    def allow_noop(self) -> bool:
+        """Whether updates that change nothing are accepted."""
+        return self.settings.get("allow_noop", False)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProof:
+    """The model level's outcome: checks, what was seen, and the tolerance that was derived."""
+
+    checks: tuple[Check, ...]
+    witnesses: Witnesses
+    tolerance: Tolerance
+
+
+def make_job(
+    base: str | Path,
+    adapters: Sequence[str | Path],
+    model: str | None,
+    proof: ProofOptions | None,
+    settings: AdapterOptions,
+    recorded: Mapping[str, Facts] | None = None,
+) -> Job:
+    """Read everything and plan; see planning.request.plan_request for what it raises."""
+    proof = proof or ProofOptions()
+    request = make_request(base, adapters, settings)
+    source = factory_model(model, proof.input)
+    plan = plan_request(request, source.facts() if source else None, recorded)
+    return Job(plan, source, proof, settings)
+
+
+def prove_checkpoint(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+    """(checks, warnings) of a merged checkpoint: by weights, then as a model where there is one.
+
+    A model is only run on weights that are right.
+    """
+    checks = prove_weights(job, merged)
+    if not all(check.passed for check in checks):
+        return checks, ()
+    if job.source:
+        return (*checks, *prove_model(job, job.source, merged).checks), ()
+    more, why_none = _prove_folder(job, merged)
+    return (*checks, *more), ((why_none,) if why_none else ())
+
+
+def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:
+    """Level "weights"; see verification.weights.check_weights."""
+    from lora_export.verification.weights import check_weights
+
+    return check_weights(job.plan, written.tensors(), allow_noop=job.allow_noop)
+
+
+def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof:
+    """Level "model": the merged model against the unmerged one on probes.
+
+    Raises:
+        FitError, UsageError, InputError: the model cannot be built or run.
+    """
+    from lora_export.verification.model import call_witnesses
+
+    probes = probes_for(job, source)
+    witnesses = call_witnesses(source, job.plan, merged, probes, source.inputs)
+    tolerance = witnesses.tolerance(atol=job.proof.atol, rtol=job.proof.rtol)
+    checks = witnesses.checks(tolerance, equal=not job.plan.coupled)
+    return ModelProof(checks, witnesses, tolerance)
+
+
+def probes_for(job: Job, source: ModelSource) -> list[dict[str, NDArray[Any]]]:
+    """The user's own inputs from an .npz file, or seeded ones in the declared domain."""
+    from lora_export.verification.probes import load_probes, make_probes
+
+    if job.proof.inputs:
+        return load_probes(Path(job.proof.inputs), source.inputs)
+    return make_probes(source.inputs, job.proof.seed)
+
+
+def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]:
+    """Level "model" where the base folder itself gives a model: (checks, why there are none).
+
+    Nobody asked for this level, so a model that cannot be built is told and not refused.
+    """
+    base = job.plan.base
+    why = why_no_model(base) or _too_large(base)
+    if why:
+        return (), why
+    try:
+        return prove_model(job, folder_model(base, job.proof.input), merged).checks, ""
+    except (UsageError, InputError, FitError) as error:
+        return (), f"the proof is by weights only: {error.problems[0]}"
+
+
+def _too_large(base: Checkpoint) -> str:
+    """A float64 run needs 8 bytes an element, and a float32 one lies beside it while it loads."""
+    elements = sum(math.prod(ref.spec.shape) for ref in base.tensors().values())
+    needed = 16 * elements
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed <= free // 2:
+        return ""
+    return (
+        f"running the model in float64 needs about {needed >> 30} GB, {free >> 30} GB are free: "
+        "the proof is by weights only"
+    )
+
+
+def build_manifest(
+    job: Job, command: str, files: Sequence[WrittenFile], checks: Sequence[Check]
+) -> bytes:
+    """The manifest for `files`; see report.manifest."""
+    plan = job.plan
+    given = {k: v for k, v in job.settings.items() if k != "hparams" and v not in (None, (), [])}
+    return manifest(
+        plan,
+        command=command,
+        options=given,
+        base_files=[_digest(shard.file) for shard in plan.base.shards],
+        adapter_files=[_digest(adapter.path) for adapter in plan.adapters],
+        outputs=files,
+        checks=checks,
+        merged_before=merged_before(plan.base.root),
+    )
+
+
+def _digest(path: Path) -> WrittenFile:
+    return WrittenFile(path.name, file_sha256(path), path.stat().st_size)
+
+
+def input_paths(plan: MergePlan) -> list[Path]:
+    """Every path that must not be written to."""
+    files = [shard.file for shard in plan.base.shards]
+    return [plan.base.root, *files, *(adapter.path for adapter in plan.adapters)]

@@ -1,0 +1,23 @@
+"""lora-export inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lora_export.cli._output import Command, Output
+from lora_export.cli.options import output_options
+
+
+@click.command("inspect", cls=Command)
+@click.argument("path", type=click.Path(path_type=Path))
+@output_options
+def command(path: Path, **values: Any) -> None:  # noqa: ANN401 - click passes options by name
+    """Say what an adapter, a checkpoint or an artefact holds, from headers alone."""
+    output = Output.taken_from("inspect", values)
+
+    from lora_export.api import inspect
+
+    output.run(lambda: inspect(path))

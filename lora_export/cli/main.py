@@ -1,0 +1,37 @@
+"""The group of commands, and the exit status of everything that can happen."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+import lora_export
+
+_COMMANDS = ("merge", "onnx", "verify", "inspect")
+
+
+class _Commands(click.Group):
+    """Loads a command's file when it is called for, so that --help is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"lora_export.cli.{cmd_name}_command")
+        command: click.Command = module.command
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(lora_export.__version__, prog_name="lora-export")
+def main() -> None:
+    r"""Merge a trained LoRA into its base, prove the result, and write it without overhead.
+
+    \b
+    Exit status: 0 done, 1 a bug of ours, 2 usage, 3 input refused, 4 adapter and base do
+    not fit, 5 verification says no (nothing was published), 6 output refused, 7 disk or
+    permission, 8 over a limit, 15 an extra is missing, 130 interrupted.
+    """

@@ -1,0 +1,43 @@
+"""lora-export merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lora_export.cli._output import Command, Output
+from lora_export.cli.options import (
+    adapter_options,
+    adapter_settings,
+    model_options,
+    option,
+    output_options,
+    proof_options,
+)
+
+
+@click.command("merge", cls=Command)
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
+@option("-o", "--output", type=click.Path(path_type=Path), help="The file or folder to write.")
+@adapter_options
+@model_options
+@option("--verify/--no-verify", default=True, show_default=True, help="Prove before publishing.")
+@option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@option("--force", is_flag=True, help="Replace an earlier export.")
+@output_options
+def command(**values: Any) -> None:  # noqa: ANN401 - click passes options by name
+    """Merge ADAPTERS into BASE and write safetensors.
+
+    BASE is a folder, a .safetensors, .pt, .pth or .bin file, or a *.index.json. A file gives a
+    file, a folder gives a folder with the same shards and side files. Several adapters are
+    summed from the unmerged base.
+    """
+    output = Output.taken_from("merge", values)
+    settings, proof = adapter_settings(values), proof_options(values)
+
+    from lora_export.api import merge
+
+    output.run(lambda: merge(**values, proof=proof, **settings))

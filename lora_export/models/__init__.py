@@ -1,0 +1,1 @@
+"""Where a runnable model comes from: the user's own factory, or a Hugging Face folder."""

@@ -1,0 +1,46 @@
+"""Which source of models a command has: the named factory, or the base folder itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_export.errors import UsageError
+from lora_export.models.factory import FactoryModel
+from lora_export.models.huggingface import HuggingFaceModel, transformers_installed
+from lora_export.verification.probes import parse_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_export.models.source import ModelSource
+    from lora_export.records import Checkpoint
+
+
+def factory_model(model: str | None, inputs: Sequence[str]) -> FactoryModel | None:
+    """The user's factory, or None when none is named."""
+    return FactoryModel(model, parse_inputs(inputs)) if model else None
+
+
+def folder_model(base: Checkpoint, inputs: Sequence[str]) -> ModelSource:
+    """The model of a Hugging Face folder.
+
+    Raises:
+        UsageError: the base is no such folder, so nobody knows the model's code.
+        MissingExtraError: transformers is not installed.
+    """
+    if not base.config.get("architectures"):
+        raise UsageError(
+            "the model's code is not known: the base has no config.json with architectures",
+            where=str(base.root),
+            hint="--model package.module:build or --model path/to/model.py:build",
+        )
+    return HuggingFaceModel(base, parse_inputs(inputs))
+
+
+def why_no_model(base: Checkpoint) -> str:
+    """Why no model can be built for a merge without --model; empty when one can."""
+    if not base.config.get("architectures"):
+        return "no --model was named, so the proof is by weights only"
+    if not transformers_installed():
+        return "transformers is not installed (extra hf), so the proof is by weights only"
+    return ""

@@ -1,0 +1,175 @@
+"""A model from a Hugging Face folder, by transformers (extra `hf`); never with remote code.
+
+transformers is used to build a model for tracing and for forward checks, never to merge.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import FitError, InputError, MissingExtraError, UsageError
+from lora_export.models.loralib_modules import read_facts
+from lora_export.models.state import untie
+from lora_export.planning.names import BaseNames
+from lora_export.records import InputSpec, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from lora_export.records import Checkpoint, MergePlan, ModelFacts, TensorRef
+
+
+def transformers_installed() -> bool:
+    """Whether the extra `hf` is there, without importing it."""
+    return importlib.util.find_spec("transformers") is not None
+
+
+class HuggingFaceModel:
+    """A model source backed by transformers' from_pretrained; see source.ModelSource."""
+
+    def __init__(self, base: Checkpoint, inputs: tuple[InputSpec, ...]) -> None:
+        """`base` is a folder with config.json; `inputs` from --input, empty for the usual ones.
+
+        Raises:
+            MissingExtraError: transformers is not installed.
+            InputError: config.json names no architecture of transformers.
+        """
+        if not transformers_installed():
+            raise MissingExtraError(
+                "a Hugging Face folder needs transformers to be built as a model",
+                where=str(base.root),
+                hint="pip install 'lora-export[hf]', or name a factory with --model",
+            )
+        self._label = str(base.root)
+        self._class = _model_class(base)
+        self._config = self._class.config_class.from_dict(dict(base.config))
+        self._given = inputs
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """--input, or what the architecture takes: token ids and masks, or pixel values."""
+        return self._given or _usual_inputs(self._class, self._config, self._label)
+
+    def facts(self) -> ModelFacts:
+        """Facts from the model built without weights."""
+        import torch
+
+        with torch.device("meta"):
+            return read_facts(self._class(self._config), self._label)
+
+    def load(
+        self, checkpoint: Checkpoint, *, full: Mapping[str, TensorRef], untied: Sequence[str]
+    ) -> nn.Module:
+        """See source.ModelSource.load."""
+        import torch
+
+        from lora_export.checkpoint.tensors import read_tensor
+
+        model, info = self._class.from_pretrained(
+            checkpoint.root,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        untie(model, [name for name in untied if self._is_tied(model, name)])
+        model.eval().requires_grad_(requires_grad=False)
+        names = BaseNames(model.state_dict())
+        targets = {name: self._state_name(names, name) for name in full}
+        self._refuse_incomplete(info, targets)
+        state = model.state_dict()
+        for name, ref in full.items():
+            state[targets[name] or name].copy_(read_tensor(ref))
+        loaded: nn.Module = model
+        return loaded
+
+    def load_live(self, plan: MergePlan) -> nn.Module | None:  # noqa: ARG002
+        """None: transformers' models hold no loralib modules."""
+        return None
+
+    def module(self, model: nn.Module, name: str) -> nn.Module:
+        """See source.ModelSource.module; a base without its head's prefix is understood."""
+        modules: dict[str, nn.Module] = dict(model.named_modules())
+        found = next((n for n in self._spellings(name) if n in modules), None)
+        if found is None:
+            raise FitError("the model has no such module", where=name)
+        return modules[found]
+
+    def _spellings(self, name: str) -> list[str]:
+        """The names under which from_pretrained places what a checkpoint calls `name`."""
+        prefix = f"{self._class.base_model_prefix}."
+        return [name, prefix + name, name.removeprefix(prefix)]
+
+    def _state_name(self, names: BaseNames, name: str) -> str | None:
+        return next((n for n in map(names.tensor, self._spellings(name)) if n), None)
+
+    def _is_tied(self, model: nn.Module, name: str) -> bool:
+        groups = read_facts(model, self._label).ties
+        return any(name in group for group in groups)
+
+    def _refuse_incomplete(
+        self, info: Mapping[str, Any], targets: Mapping[str, str | None]
+    ) -> None:
+        """A missing key would be initialised at random, in silence."""
+        problems = [
+            Problem("the checkpoint holds no value for it", key)
+            for key in sorted(info["missing_keys"])
+            if key not in targets.values()
+        ]
+        problems += [
+            Problem("has another shape in the model", str(key)) for key in info["mismatched_keys"]
+        ]
+        problems += [
+            Problem("the model has no such parameter", name)
+            for name, target in targets.items()
+            if target is None
+        ]
+        if problems:
+            hint = f"is {self._class.__name__} the architecture of this checkpoint?"
+            raise FitError.of([Problem(p.message, p.where, hint) for p in problems])
+
+
+def _model_class(base: Checkpoint) -> Any:  # noqa: ANN401 - transformers is untyped here
+    import transformers
+
+    architectures = base.config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    found = next((getattr(transformers, str(name), None) for name in names), None)
+    if found is not None:
+        return found
+    raise InputError(
+        f"config.json names the architectures {names}, none of which transformers "
+        f"{transformers.__version__} has",
+        where=str(base.root),
+        hint="name a factory with --model",
+    )
+
+
+def _usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, ...]:  # noqa: ANN401
+    parameters = inspect.signature(model_class.forward).parameters
+    if "input_ids" in parameters and not getattr(config, "is_encoder_decoder", False):
+        return _text_inputs(config, set(parameters))
+    if "pixel_values" in parameters and "input_ids" not in parameters:
+        size = getattr(config, "image_size", 224)
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        channels = getattr(config, "num_channels", 3)
+        return (InputSpec("pixel_values", "float32", ("batch", channels, height, width)),)
+    raise UsageError(
+        f"the inputs of {model_class.__name__} are not known",
+        where=label,
+        hint="--input 'name=dtype[dim,dim]<high' for each of them",
+    )
+
+
+def _text_inputs(config: Any, parameters: set[str]) -> tuple[InputSpec, ...]:  # noqa: ANN401
+    dims = ("batch", "sequence")
+    inputs = [InputSpec("input_ids", "int64", dims, config.get_text_config().vocab_size)]
+    if "attention_mask" in parameters:
+        inputs.append(InputSpec("attention_mask", "int64", dims, 2))
+    types = getattr(config, "type_vocab_size", 0)
+    if "token_type_ids" in parameters and types > 1:
+        inputs.append(InputSpec("token_type_ids", "int64", dims, types))
+    return tuple(inputs)

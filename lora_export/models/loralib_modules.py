@@ -1,0 +1,113 @@
+"""Read and remove loralib's modules in a user's model, by their attributes (no import of loralib).
+
+Reproduces the attributes of loralib 0.1.2, layers.LoRALayer and its subclasses.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import UsageError
+from lora_export.records import Facts, ModelFacts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_ATTRIBUTES = ("r", "lora_alpha", "merged", "merge_weights")
+
+
+def is_live(module: nn.Module) -> bool:
+    """A loralib module that holds factors."""
+    return all(hasattr(module, name) for name in (*_ATTRIBUTES, "lora_A", "lora_B"))
+
+
+def read_facts(model: nn.Module, source: str) -> ModelFacts:
+    """Facts of every module, state dict shapes less the factors, ties, normed embeddings."""
+    from torch import nn
+
+    modules = {}
+    normed = set()
+    for name, module in model.named_modules():
+        facts = _module_facts(module, f"{source} ({type(module).__name__})")
+        if facts is not None:
+            modules[name] = facts
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+            normed.add(name)
+    tensors = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if name.rpartition(".")[2] not in ("lora_A", "lora_B")
+    }
+    return ModelFacts(source, modules, tensors, ties(model), frozenset(normed))
+
+
+def ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Groups of parameter names that are one parameter."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _module_facts(module: nn.Module, source: str) -> Facts | None:
+    if is_live(module):
+        return _live_facts(module, source)
+    from torch import nn
+
+    if isinstance(module, nn.Embedding):
+        return Facts(kind="embedding", source=source)
+    if isinstance(module, nn.Linear):
+        transposed = getattr(module, "fan_in_fan_out", False)
+        return Facts(fan_in_fan_out=bool(transposed), source=source)
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return Facts(fan_in_fan_out=True, source=source)
+    return None
+
+
+def _live_facts(module: Any, source: str) -> Facts:  # noqa: ANN401 - duck-typed loralib module
+    if abs(module.scaling - module.lora_alpha / module.r) > 1e-12 * abs(module.scaling):
+        raise UsageError(
+            f"scaling {module.scaling} is not lora_alpha / r = {module.lora_alpha} / {module.r}",
+            where=source,
+            hint="loralib 0.1.2 defines it so; set lora_alpha instead of scaling",
+        )
+    enable_lora = getattr(module, "enable_lora", None)
+    return Facts(
+        alpha=module.lora_alpha,
+        fan_in_fan_out=getattr(module, "fan_in_fan_out", None),
+        enable_lora=tuple(bool(block) for block in enable_lora) if enable_lora else None,
+        kind=_kind(module),
+        rank=module.r,
+        source=source,
+    )
+
+
+def _kind(module: nn.Module) -> str:
+    from torch import nn
+
+    if hasattr(module, "enable_lora"):
+        return "merged_linear"
+    if hasattr(module, "conv"):
+        return "conv"
+    return "embedding" if isinstance(module, nn.Embedding) else "linear"
+
+
+def remove_factors(model: nn.Module) -> None:
+    """Turn every loralib module into the plain layer it is with r = 0.
+
+    Raises:
+        UsageError: a module is merged already, so its weight is no longer the base's.
+    """
+    for name, module in model.named_modules():
+        if is_live(module):
+            if module.merged:
+                raise UsageError("the factory returns merged modules", where=name)
+            del module.lora_A, module.lora_B
+            module.r = 0
+
+
+def keep_unmerged(model: nn.Module) -> None:
+    """Let loralib's modules stay unmerged in eval mode."""
+    for module in model.modules():
+        if is_live(module):
+            module.merge_weights = False  # type: ignore[assignment]

@@ -1,0 +1,1 @@
+"""What happened, as data, and the forms in which it is told."""

@@ -1,0 +1,79 @@
+"""The manifest beside every artefact: from what, how and with what result it was made.
+
+It holds no time and no absolute path, so that the same inputs and options give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from lora_export.report.result import tensor_counts, updates_json, verification_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_export.records import Check, MergePlan, WrittenFile
+
+FORMAT = 1
+_PACKAGES = ("lora-export", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "transformers")
+
+
+def manifest(
+    plan: MergePlan,
+    *,
+    command: str,
+    options: Mapping[str, Any],
+    base_files: Sequence[WrittenFile],
+    adapter_files: Sequence[WrittenFile],
+    outputs: Sequence[WrittenFile],
+    checks: Sequence[Check],
+    merged_before: Sequence[str] = (),
+) -> bytes:
+    """The manifest as JSON text.
+
+    merged_before: SHA-256 of adapters that the base's own manifest already names.
+    """
+    document = {
+        "format": FORMAT,
+        "command": command,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "recipe": plan.recipe,
+        "options": dict(options),
+        "inputs": {
+            "base": [_file(file) for file in base_files],
+            "adapters": [
+                {**_file(file), "dialect": adapter.dialect, "weight": adapter.weight}
+                for file, adapter in zip(adapter_files, plan.adapters, strict=True)
+            ],
+            "merged_before": list(merged_before),
+        },
+        "outputs": [_file(file) for file in outputs],
+        "tensors": tensor_counts(plan),
+        "updates": {
+            step.out.name: [
+                {k: v for k, v in update.items() if k != "adapter"} for update in updates_json(step)
+            ]
+            for step in plan.steps()
+            if step.deltas
+        },
+        "full_tensors": [step.out.name for step in plan.changed() if not step.deltas],
+        "edits": {file.name: list(file.edits) for file in plan.side_files if file.edits},
+        "dropped": dict(plan.dropped),
+        "unmatched": list(plan.unmatched),
+        "choices": list(plan.choices),
+        "verification": verification_json(tuple(checks)) if checks else None,
+    }
+    return json.dumps(document, indent=2).encode() + b"\n"
+
+
+def _file(file: WrittenFile) -> dict[str, Any]:
+    return {"name": file.path, "sha256": file.sha256, "bytes": file.size}
+
+
+def _versions() -> dict[str, str]:
+    """The versions of what was installed when the artefact was made."""
+    installed = {name: next(iter(metadata.distributions(name=name)), None) for name in _PACKAGES}
+    return {name: found.version for name, found in installed.items() if found is not None}

@@ -1,0 +1,153 @@
+"""The outcome of a command as plain data: one object for text, JSON and the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_export.records import Check, MergePlan, Problem, Step, WrittenFile
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a command did. plan: None for commands without one. facts: further results by name."""
+
+    command: str
+    output: str = ""
+    plan: MergePlan | None = None
+    checks: tuple[Check, ...] = ()
+    files: tuple[WrittenFile, ...] = ()
+    warnings: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether every check passed; None when nothing was checked."""
+        return all(check.passed for check in self.checks) if self.checks else None
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """The object that --json prints for a command that ran through."""
+    plan = report.plan
+    return {
+        "command": report.command,
+        "ok": report.passed is not False,
+        "output": report.output,
+        "plan": plan_json(plan, whole=report.dry_run) if plan else None,
+        "tensors": tensor_counts(plan) if plan else None,
+        "verification": verification_json(report.checks) if report.checks else None,
+        "files": {file.path: {"sha256": file.sha256, "bytes": file.size} for file in report.files},
+        "warnings": list(report.warnings),
+        **report.facts,
+        "error": None,
+    }
+
+
+def error_json(command: str, code: str, problems: tuple[Problem, ...]) -> dict[str, Any]:
+    """The object that --json prints for a refusal; `problems` lists every one of them."""
+    listed = [{"message": p.message, "where": p.where, "hint": p.hint} for p in problems]
+    return {
+        "command": command,
+        "ok": False,
+        "output": "",
+        "plan": None,
+        "tensors": None,
+        "verification": None,
+        "files": {},
+        "warnings": [],
+        "error": {"code": code, **listed[0], "problems": listed},
+    }
+
+
+def tensor_counts(plan: MergePlan) -> dict[str, int]:
+    """How many tensors the result has, and how many of them are changed or new."""
+    steps = plan.steps()
+    added = sum(step.action == "add" for step in steps)
+    return {"total": len(steps), "changed": len(plan.changed()) - added, "added": added}
+
+
+def verification_json(checks: tuple[Check, ...]) -> dict[str, Any]:
+    """The checks, and whether all of them passed."""
+    return {
+        "passed": all(check.passed for check in checks),
+        "checks": [
+            {
+                "name": check.name,
+                "passed": check.passed,
+                "worst": check.worst,
+                "tolerance": check.tolerance,
+                "where": check.where,
+                "at_least": check.at_least,
+                "detail": check.detail,
+            }
+            for check in checks
+        ],
+    }
+
+
+def plan_json(plan: MergePlan, *, whole: bool) -> dict[str, Any]:
+    """The plan; with `whole` every output tensor, else those that are not copies."""
+    return {
+        "base": str(plan.base.root),
+        "adapters": [
+            {
+                "path": str(adapter.path),
+                "dialect": adapter.dialect,
+                "weight": adapter.weight,
+                "updates": len(adapter.updates),
+                "full_tensors": len(adapter.replacements),
+            }
+            for adapter in plan.adapters
+        ],
+        "recipe": plan.recipe,
+        "tensors": [
+            _step_json(step, shard.file)
+            for shard in plan.shards
+            for step in shard.steps
+            if whole or step.action != "copy"
+        ],
+        "side_files": [
+            {"name": file.name, "action": "edit" if file.edits else "copy", "edits": file.edits}
+            for file in plan.side_files
+        ],
+        "choices": plan.choices,
+        "dropped": dict(plan.dropped),
+        "unmatched": plan.unmatched,
+    }
+
+
+def _step_json(step: Step, file: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": step.out.name,
+        "action": step.action,
+        "dtype": step.out.dtype,
+        "shape": step.out.shape,
+        "file": file,
+    }
+    if step.reason:
+        entry["reason"] = step.reason
+    if step.deltas:
+        entry["updates"] = updates_json(step)
+    return entry
+
+
+def updates_json(step: Step) -> list[dict[str, Any]]:
+    """The arithmetic of a merged tensor: every fact that was used, by adapter."""
+    return [
+        {
+            "adapter": delta.adapter,
+            "module": delta.module,
+            "kind": delta.kind,
+            "rank": delta.rank,
+            "alpha": delta.alpha,
+            "scaling": delta.scaling,
+            "weight": delta.weight,
+            "fan_in_fan_out": delta.fan_in_fan_out,
+            "enable_lora": [int(block) for block in delta.enable_lora],
+        }
+        for delta in step.deltas
+    ]

@@ -1,0 +1,128 @@
+"""The outcome of a command for a person at a terminal."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from lora_export.report.result import tensor_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_export.records import Check, Delta, MergePlan, Step
+    from lora_export.report.result import Report
+
+_SHOWN = 8
+
+
+def report_text(report: Report, *, verbose: bool) -> str:
+    """The whole summary; with `verbose` every module is listed, else the first few."""
+    parts = []
+    if report.plan:
+        parts.append(plan_text(report.plan, verbose=verbose))
+    if report.checks:
+        parts.append(checks_text(report.checks, verbose=verbose))
+    if graph := report.facts.get("graph"):
+        parts.append(
+            f"zero overhead: the graph is the base's own, {graph['nodes']} nodes, "
+            f"{graph['initializers']} initializers, hash {graph['hash'][:12]}"
+        )
+    if found := report.facts.get("found"):
+        parts.append(_found_text(found, verbose=verbose))
+    if report.files:
+        lines = [f"  {f.path}  {f.size:,} bytes  sha256 {f.sha256[:16]}" for f in report.files]
+        parts.append("\n".join([f"wrote {report.output}", *lines]))
+    if report.dry_run:
+        parts.append("dry run: nothing was written")
+    return "\n\n".join(parts)
+
+
+def plan_text(plan: MergePlan, *, verbose: bool) -> str:
+    """What is merged into what, with the facts used for each module."""
+    counts = tensor_counts(plan)
+    deltas = [delta for step in plan.steps() for delta in step.deltas]
+    whole = [step for step in plan.changed() if not step.deltas]
+    changes = f"{counts['changed']} change, {counts['added']} are new"
+    head = [f"base     {plan.base.root}: {counts['total']} tensors, {changes}"]
+    head += [
+        f"adapter  {adapter.path}: {adapter.dialect}, {len(adapter.updates)} modules, "
+        f"{len(adapter.replacements)} full tensors"
+        + (f", weight {adapter.weight:g}" if adapter.weight != 1 else "")
+        for adapter in plan.adapters
+    ]
+    rows = [_delta_row(delta) for delta in deltas] + [_whole_row(step) for step in whole]
+    table = aligned(rows if verbose else rows[:_SHOWN])
+    if len(rows) > _SHOWN and not verbose:
+        table.append(f"  ... and {len(rows) - _SHOWN} more (-v lists them)")
+    return "\n".join([*head, *table, *(f"  {choice}" for choice in plan.choices)])
+
+
+def _delta_row(delta: Delta) -> Sequence[str]:
+    blocks = ",".join(str(int(block)) for block in delta.enable_lora)
+    return (
+        delta.module or "(root)",
+        delta.kind + (" (in, out)" if delta.fan_in_fan_out else ""),
+        f"r={delta.rank}",
+        f"alpha={delta.alpha:g}",
+        f"scaling={delta.scaling:g}",
+        f"enable_lora={blocks}" if blocks else "",
+    )
+
+
+def _whole_row(step: Step) -> Sequence[str]:
+    return (step.out.name, "added" if step.action == "add" else "replaced", step.reason, "", "", "")
+
+
+def checks_text(checks: Sequence[Check], *, verbose: bool = False) -> str:
+    """One line a check: outcome, what was seen, what was allowed, how much room was left.
+
+    With `verbose`, or for a failed check, where the tolerance comes from as well.
+    """
+    rows = [
+        (
+            "ok" if check.passed else "FAILED",
+            check.name,
+            _measure(check),
+            check.detail if verbose or not check.passed else check.detail.partition("; ")[0],
+        )
+        for check in checks
+    ]
+    return "\n".join(["checks", *aligned(rows)])
+
+
+def _measure(check: Check) -> str:
+    if check.tolerance == 0:
+        return "none differ" if check.worst == 0 else f"{check.worst:g} differ at {check.where}"
+    worst = f"{check.worst:.2g}" if isfinite(check.worst) else str(check.worst)
+    if check.at_least:
+        return f"{worst}, {check.tolerance:.2g} needed"
+    return f"{worst} of {check.tolerance:.2g} allowed"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with their columns under each other."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _found_text(found: Mapping[str, Any], *, verbose: bool) -> str:
+    """What `inspect` found: scalars and short lists a line each, modules as rows."""
+    lines = []
+    for key, value in found.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            shown = value if verbose else value[:_SHOWN]
+            lines.append(f"{key.replace('_', ' ')}: {len(value)}")
+            lines += aligned([[str(cell) for cell in row.values()] for row in shown])
+            if len(shown) < len(value):
+                lines.append(f"  ... and {len(value) - len(shown)} more (-v lists them)")
+        elif isinstance(value, dict) and key == "manifest":
+            lines.append(f"manifest: made by {value.get('command')}, recipe {value.get('recipe')}")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            lines.append(f"{key.replace('_', ' ')}: {text}")
+    return "\n".join(lines)

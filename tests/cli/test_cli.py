@@ -1,0 +1,201 @@
+"""The command line's contract: exit statuses, JSON on stdout, errors on stderr, help that is quick."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from lora_export.cli import main
+from lora_export.report.result import Report
+
+DIGITS = "samples/digits"
+
+
+@pytest.fixture
+def files(tmp_path):
+    base = {"m.weight": torch.randn(12, 8), "n.weight": torch.randn(4, 4)}
+    adapter = {"m.lora_A": torch.randn(2, 8), "m.lora_B": torch.randn(12, 2)}
+    save_file(base, tmp_path / "base.safetensors")
+    torch.save(adapter, tmp_path / "lora.pt")
+    torch.save({f"x.{k}": v for k, v in adapter.items()}, tmp_path / "other.pt")
+    (tmp_path / "broken.safetensors").write_bytes(b"\x00" * 20)
+    (tmp_path / "taken.safetensors").write_bytes(b"")
+    return tmp_path
+
+
+def run(files, *arguments, **settings):
+    named = [
+        str(files / argument) if argument.endswith((".safetensors", ".pt")) else argument
+        for argument in arguments
+    ]
+    return CliRunner().invoke(main, named, **settings)
+
+
+GOOD = ("merge", "base.safetensors", "lora.pt", "-o", "out.safetensors", "--alpha", "4")
+
+STATUSES = {
+    0: GOOD,
+    2: GOOD[:-2],
+    3: ("merge", "broken.safetensors", *GOOD[2:]),
+    4: ("merge", "base.safetensors", "other.pt", *GOOD[3:], "--rename", "x=y"),
+    6: (*GOOD[:4], "taken.safetensors", *GOOD[5:]),
+}
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_exit_status(status, files):
+    result = run(files, *STATUSES[status])
+    assert result.exit_code == status, result.output
+    assert ("error:" in result.stderr) is (status != 0)
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_json_is_one_object_whatever_happens(status, files):
+    result = run(files, *STATUSES[status], "--json")
+    document = json.loads(result.stdout)
+    assert document["command"] == "merge"
+    assert document["ok"] is (status == 0)
+    assert {"plan", "tensors", "verification", "files", "warnings", "error"} <= document.keys()
+    if status:
+        assert document["error"]["message"]
+        assert document["error"]["code"]
+        assert {"where", "hint"} <= document["error"].keys()
+    else:
+        assert document["tensors"] == {"total": 2, "changed": 1, "added": 0}
+        check = document["verification"]["checks"][0]
+        assert {"name", "passed", "worst", "tolerance", "where"} <= check.keys()
+
+
+def test_a_usage_error_of_click_is_json_too(files):
+    result = run(files, "merge", "base.safetensors", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["code"] == "usage"
+
+
+def test_verification_says_no(files, monkeypatch):
+    from lora_export.execution import stage
+
+    right = stage.merged_weight
+    monkeypatch.setattr(stage, "merged_weight", lambda step, **o: right(step, **o) * 1.001)
+    result = run(files, *GOOD, "--json")
+    assert result.exit_code == 5
+    document = json.loads(result.stdout)
+    assert document["verification"]["passed"] is False
+    assert not (files / "out.safetensors").exists()
+    text = run(files, *GOOD)
+    assert "FAILED" in text.stdout
+    assert "nothing was published" in text.stderr
+
+
+def test_a_missing_alpha_says_how_to_give_it(files):
+    result = run(files, *GOOD[:-2])
+    assert "alpha is not in the file" in result.stderr
+    assert "--alpha 16" in result.stderr
+    assert "--hparams" in result.stderr
+
+
+def test_a_bug_of_ours_is_status_1_with_a_traceback(files, monkeypatch):
+    def broken(*_args, **_options):
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr("lora_export.api.merge", broken)
+    result = run(files, *GOOD)
+    assert result.exit_code == 1
+    assert "planted" in result.stderr
+    assert "report" in result.stderr
+
+
+def test_an_interrupt_is_status_130(files, monkeypatch):
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_export.api.merge", interrupted)
+    assert run(files, *GOOD).exit_code == 130
+
+
+def test_options_come_from_the_environment(files):
+    result = run(files, *GOOD[:-2], env={"LORA_EXPORT_ALPHA": "4"})
+    assert result.exit_code == 0, result.output
+
+
+def test_quiet_prints_nothing(files):
+    result = run(files, *GOOD, "-q")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+
+
+def test_the_summary_shows_facts_checks_and_headroom(files):
+    result = run(files, *GOOD)
+    for words in ("m ", "linear", "r=2", "alpha=4", "scaling=2", "merged elements", "allowed"):
+        assert words in result.stdout
+
+
+def test_dry_run_writes_nothing(files):
+    result = run(files, *GOOD, "--dry-run", "--json")
+    document = json.loads(result.stdout)
+    assert [entry["name"] for entry in document["plan"]["tensors"]] == ["m.weight", "n.weight"]
+    assert not (files / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("what", ["lora.pt", "base.safetensors"])
+def test_inspect(what, files):
+    result = run(files, "inspect", what)
+    assert result.exit_code == 0
+    assert ("loralib" in result.stdout) is (what == "lora.pt")
+    found = json.loads(run(files, "inspect", what, "--json").stdout)["found"]
+    assert found["kind"] == ("adapter" if what == "lora.pt" else "checkpoint")
+
+
+def test_verify_uses_the_facts_of_the_manifest(files):
+    run(files, *GOOD)
+    result = run(files, "verify", "out.safetensors", "--base", "base.safetensors",
+                 "--adapter", "lora.pt")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    contradicted = run(files, "verify", "out.safetensors", "--base", "base.safetensors",
+                       "--adapter", "lora.pt", "--alpha", "5")  # fmt: skip
+    assert contradicted.exit_code == 2
+    assert "the manifest" in contradicted.stderr
+
+
+def test_onnx_without_a_model_says_how_to_name_one(files):
+    result = run(files, "onnx", "base.safetensors", "lora.pt", "-o", "x.onnx", "--alpha", "4")
+    assert result.exit_code == 2
+    assert "--model" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("nothing", "names no function"),
+        ("absent.module:build", "cannot be imported"),
+        ("json:absent", "has no function"),
+        ("json:dumps", "the factory raised TypeError"),
+        ("os:getcwd", "not a torch.nn.Module"),
+    ],
+)
+def test_a_factory_that_is_none_is_a_usage_error(model, words, files):
+    result = run(files, *GOOD, "--model", model)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_is_quick_and_light():
+    code = (
+        "import sys, time; start = time.perf_counter();"
+        "from lora_export.cli import main; main(['--help'], standalone_mode=False);"
+        "heavy = {'torch', 'numpy', 'onnx', 'onnxruntime', 'rich'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_text_of_an_empty_report():
+    from lora_export.report.text import report_text
+
+    assert report_text(Report("inspect"), verbose=False) == ""

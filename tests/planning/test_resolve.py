@@ -1,0 +1,107 @@
+"""One reading of every update, or the missing fact by name."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies
+
+from lora_export.layers import Shapes, all_kinds
+from lora_export.planning.resolve import Unresolved, resolve
+from lora_export.records import Adapter, Delta, Facts, TensorRef, TensorSpec, Update
+
+
+def resolved(a, b, weight, *, name="m.weight", has_bias=False, **facts):
+    factors = {
+        role: TensorRef(TensorSpec(role, "F32", shape), Path("x"), 0, 0)
+        for role, shape in (("A", a), ("B", b))
+    }
+    update = Update("m", factors)
+    adapter = Adapter(Path("lora.pt"), "loralib", (update,), ())
+    known = Facts(**{"alpha": 8, "source": "a test", **facts})
+    spec = TensorSpec(name, "F32", weight)
+    return resolve(adapter, update, "m", spec, known, has_bias=has_bias)
+
+
+READ = [
+    # (A, B, weight, facts) -> (kind, rank, fan_in_fan_out, enable_lora)
+    (((2, 8), (12, 2), (12, 8), {}), ("linear", 2, False, ())),
+    (((2, 8), (12, 2), (8, 12), {}), ("embedding", 2, False, ())),  # same update as (in, out)
+    (((2, 8), (12, 2), (8, 12), {"has_bias": True}), ("linear", 2, True, ())),
+    (((2, 8), (12, 2), (8, 12), {"fan_in_fan_out": True}), ("embedding", 2, False, ())),
+    (((2, 8), (8, 2), (8, 8), {"fan_in_fan_out": False}), ("linear", 2, False, ())),
+    (((2, 8), (8, 2), (8, 8), {"fan_in_fan_out": True, "has_bias": True}), ("linear", 2, True, ())),
+    (((2, 8), (8, 2), (8, 8), {"kind": "embedding"}), ("embedding", 2, False, ())),
+    (((2, 8), (8, 2), (8, 8), {"kind": "linear", "fan_in_fan_out": True}), ("linear", 2, True, ())),
+    (((4, 8), (16, 2), (24, 8), {"enable_lora": (True, False, True)}),
+     ("merged_linear", 2, False, (True, False, True))),
+    (((4, 8), (16, 2), (8, 24), {"enable_lora": (False, True, True)}),
+     ("merged_linear", 2, True, (False, True, True))),
+    (((6, 8), (24, 2), (24, 8), {}), ("merged_linear", 2, False, (True, True, True))),
+    (((2, 8), (8, 2), (24, 8), {"enable_lora": (False, True, False)}),
+     ("merged_linear", 2, False, (False, True, False))),
+    (((2, 8), (12, 2), (12, 8), {"kind": "merged_linear"}), ("merged_linear", 2, False, (True,))),
+    (((6, 9), (12, 6), (4, 3, 3, 3), {}), ("conv", 2, False, ())),
+    (((6, 12), (6, 6), (4, 2, 3, 3), {}), ("conv", 2, False, ())),  # two groups
+    (((2, 7), (9, 2), (9, 7, 1), {}), ("conv", 2, False, ())),
+    (((2, 7), (9, 2), (9, 7, 1, 1, 1), {}), ("conv", 2, False, ())),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "expected"), READ)
+def test_read(case, expected):
+    a, b, weight, facts = case
+    delta = resolved(a, b, weight, **facts)
+    assert (delta.kind, delta.rank, delta.fan_in_fan_out, delta.enable_lora) == expected
+    assert delta.scaling == 8 / delta.rank
+
+
+MISSING = {
+    "square": (((2, 8), (8, 2), (8, 8), {}), "--no-fan-in-fan-out"),
+    "square, perhaps an embedding": (
+        ((2, 8), (8, 2), (8, 8), {"fan_in_fan_out": False, "name": "tok_embeddings.weight"}),
+        'kind = "embedding"'),
+    "blocks": (((4, 8), (16, 2), (24, 8), {}), "2 of 3 blocks"),
+    "blocks of a square": (((4, 24), (16, 2), (24, 24), {"enable_lora": (True, False, True)}),
+                           "--no-fan-in-fan-out"),
+    "other blocks": (((4, 8), (16, 2), (24, 8), {"enable_lora": (True, False)}), "does not fit"),
+    "too many blocks": (((4, 8), (16, 2), (24, 8), {"enable_lora": (True, True, True)}), "does not fit"),
+    "alpha": (((2, 8), (12, 2), (12, 8), {"alpha": None}), "alpha is not in the file"),
+    "kind": (((2, 8), (12, 2), (12, 8), {"kind": "conv"}), "contradicts"),
+    "rank": (((2, 8), (12, 2), (12, 8), {"rank": 3}), "rank is 2 in the file but 3"),
+    "conv1d k=3": (((6, 21), (27, 6), (9, 7, 3), {}), "k = 1"),
+    "conv2d k=(3, 5)": (((6, 9), (12, 6), (4, 3, 3, 5), {}), "fit no layer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_missing(name):
+    (a, b, weight, facts), words = MISSING[name]
+    with pytest.raises(Unresolved) as caught:
+        resolved(a, b, weight, **facts)
+    assert words in str(caught.value.problem)
+
+
+@settings(max_examples=200)
+@given(
+    sizes=strategies.tuples(*[strategies.sampled_from([1, 2, 3, 4, 6, 8])] * 4),
+    kernel=strategies.sampled_from([(), (1,), (2, 2), (3, 3), (1, 1, 1)]),
+)
+def test_whatever_a_kind_reads_it_can_multiply(sizes, kernel):
+    """The product of any accepted reading has the shape of the weight."""
+    import torch
+
+    rank, inner, outer, groups = sizes
+    k = kernel[-1] if kernel else 1
+    a, b = (rank * k, inner * k), (outer * k, rank * k)
+    weights = [(outer, inner, *kernel), (inner, outer, *kernel), (outer * groups, inner, *kernel)]
+    for weight in weights:
+        for kind in all_kinds().values():
+            for reading in kind.readings(Shapes(a, b, weight)):
+                enabled, blocks = reading.blocks or (1, 1)
+                enable_lora = (True,) * enabled + (False,) * (blocks - enabled)
+                delta = Delta(
+                    "x", "m", kind.name, {}, weight, reading.rank, 1, 1.0, 1.0,
+                    reading.fan_in_fan_out, enable_lora,
+                )  # fmt: skip
+                product = kind.product(delta, {"A": torch.ones(a), "B": torch.ones(b)})
+                assert tuple(product.shape) == weight
