@@ -62,7 +62,7 @@ def export_onnx(
     Raises:
         LoraExportError: as for merge.
     """
-    job = make_job(base, adapters, model, proof, settings)
+    job = make_job(base, adapters, model=model, proof=proof, settings=settings)
     source = job.source or folder_model(job.plan.base, job.proof.input)
     target = Path(output)
     beside = (manifest_beside(target),)

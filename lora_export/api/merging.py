@@ -62,7 +62,7 @@ def merge(
         LoraExportError: one of its classes for everything that is wrong; then nothing is at
             `output` that was not there before.
     """
-    job = make_job(base, adapters, model, proof, settings)
+    job = make_job(base, adapters, model=model, proof=proof, settings=settings)
     plan = job.plan
     if dry_run:
         return Report("merge", str(output or ""), plan, warnings=plan.warnings, dry_run=True)

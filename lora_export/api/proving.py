@@ -77,6 +77,7 @@ class ModelProof:
 def make_job(
     base: str | Path,
     adapters: Sequence[str | Path],
+    *,
     model: str | None,
     proof: ProofOptions | None,
     settings: AdapterOptions,

@@ -66,7 +66,9 @@ def verify(
     if base is not None:
         merged_settings = cast("AdapterOptions", {**_recorded_options(recorded), **settings})
         facts = _recorded_facts(recorded)
-        job = make_job(base, adapters, model, proof, merged_settings, facts)
+        job = make_job(
+            base, adapters, model=model, proof=proof, settings=merged_settings, recorded=facts
+        )
         plan = job.plan
         more, warnings = _again(path, job, opset)
         checks = (*checks, *more)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lora_export.errors import UsageError
 from lora_export.models.factory import FactoryModel
 from lora_export.models.huggingface import HuggingFaceModel, transformers_installed
-from lora_export.verification.probes import parse_inputs
+from lora_export.models.inputs import parse_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

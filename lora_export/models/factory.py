@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, UsageError
+from lora_export.models.inputs import parse_inputs
 from lora_export.models.loralib_modules import is_live, keep_unmerged, read_facts, remove_factors
 from lora_export.models.state import load_strictly, untie
 from lora_export.planning.names import BaseNames, join
@@ -39,10 +40,9 @@ class FactoryModel:
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """--input, or the INPUTS that the module of the factory declares."""
-        from lora_export.verification.probes import parse_input
-
         declared = getattr(self._module, "INPUTS", ())
-        inputs = self._given or tuple(parse_input(text) for text in declared)
+        texts = (declared,) if isinstance(declared, str) else tuple(declared)
+        inputs = self._given or parse_inputs(texts)
         if not inputs:
             raise UsageError(
                 "the model's inputs are not declared",
@@ -86,7 +86,7 @@ class FactoryModel:
 
     def module(self, model: nn.Module, name: str) -> nn.Module:
         """See source.ModelSource.module."""
-        modules = dict(model.named_modules())
+        modules: dict[str, nn.Module] = dict(model.named_modules())
         found = BaseNames(modules).find(name)
         if found is None:
             raise FitError("the model has no such module", where=name)

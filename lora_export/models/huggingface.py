@@ -10,7 +10,9 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, MissingExtraError, UsageError
+from lora_export.models.calling import FAILURES
 from lora_export.models.loralib_modules import read_facts
+from lora_export.models.quiet import quiet
 from lora_export.models.state import untie
 from lora_export.planning.names import BaseNames
 from lora_export.records import InputSpec, Problem
@@ -46,7 +48,8 @@ class HuggingFaceModel:
             )
         self._label = str(base.root)
         self._class = _model_class(base)
-        self._config = self._class.config_class.from_dict(dict(base.config))
+        with quiet():
+            self._config = self._class.config_class.from_dict(dict(base.config))
         self._given = inputs
 
     @property
@@ -69,12 +72,18 @@ class HuggingFaceModel:
 
         from lora_export.checkpoint.tensors import read_tensor
 
-        model, info = self._class.from_pretrained(
-            checkpoint.root,
-            dtype=torch.float32,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        try:
+            with quiet():
+                model, info = self._class.from_pretrained(
+                    checkpoint.root,
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+        except (*FAILURES, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            message = f"transformers cannot build {self._class.__name__}: {reason}"
+            raise InputError(message, where=str(checkpoint.root)) from error
         untie(model, [name for name in untied if self._is_tied(model, name)])
         model.eval().requires_grad_(requires_grad=False)
         names = BaseNames(model.state_dict())

@@ -1,4 +1,4 @@
-"""Bases in every container and layout merge to the same tensors; what is no weight is carried over."""
+"""Bases in every container and layout merge alike; what is no weight is carried over."""
 
 import json
 from hashlib import sha256
@@ -50,14 +50,20 @@ def sharded(path, save, pattern):
     stem, _, suffix = pattern.partition("-{:05d}-of-00002")
     index = path / f"{stem}{suffix}.index.json"
     index.write_text(
-        json.dumps({"metadata": {"total_size": 1, "note": "kept"},
-                    "weight_map": {name: files[SHARDS[name]] for name in BASE}})
-    )  # fmt: skip
+        json.dumps(
+            {
+                "metadata": {"total_size": 1, "note": "kept"},
+                "weight_map": {name: files[SHARDS[name]] for name in BASE},
+            }
+        )
+    )
     return index
 
 
 def save_nested(tensors, path):
-    torch.save({"epoch": 3, "checkpoint": {"model_state_dict": tensors}, "optimizer": {"lr": 1}}, path)
+    torch.save(
+        {"epoch": 3, "checkpoint": {"model_state_dict": tensors}, "optimizer": {"lr": 1}}, path
+    )
 
 
 def save_legacy(tensors, path):
@@ -100,8 +106,18 @@ def bases(tmp_path):
     }
 
 
-FORMS = ("safetensors", "torch zip", "torch nested", "torch legacy", "torch transposed views",
-         "folder", "folder of .bin", "sharded folder", "index", "sharded folder of .bin")  # fmt: skip
+FORMS = (
+    "safetensors",
+    "torch zip",
+    "torch nested",
+    "torch legacy",
+    "torch transposed views",
+    "folder",
+    "folder of .bin",
+    "sharded folder",
+    "index",
+    "sharded folder of .bin",
+)
 FOLDERS = FORMS[5:]
 
 
@@ -144,9 +160,10 @@ def test_a_folder_is_carried_over_byte_for_byte(form, adapter, tmp_path):
     weights = {path.name for path in (tmp_path / "out").iterdir() if "model" in path.name}
     if "shard" in form or form == "index":
         assert weights == {
-            "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
             "model.safetensors.index.json",
-        }  # fmt: skip
+        }
         index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
         size = sum(tensor.nbytes for tensor in BASE.values())
         assert index["metadata"] == {"total_size": size, "note": "kept"}
@@ -169,7 +186,10 @@ def test_the_same_inputs_give_the_same_bytes(adapter, tmp_path):
         merge(base, [adapter], tmp_path / name, alpha=6)
     for path in (tmp_path / "a").rglob("*"):
         if path.is_file():
-            assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+            assert (
+                path.read_bytes()
+                == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+            )
 
 
 def test_the_manifest_tells_what_was_done(adapter, tmp_path):

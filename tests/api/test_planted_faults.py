@@ -28,11 +28,15 @@ def rolled(base, merged):
 FAULTS = {
     "scaling 1 % too large": lambda b, m: scaled(PROJECTION, b, m, 1.01),
     "scaling 0.5 % too small": lambda b, m: scaled(ATTENTION, b, m, 0.995),
-    "update transposed": lambda b, m: {PROJECTION: b[PROJECTION] + (m[PROJECTION] - b[PROJECTION]).T},
+    "update transposed": lambda b, m: {
+        PROJECTION: b[PROJECTION] + (m[PROJECTION] - b[PROJECTION]).T
+    },
     "module skipped": lambda b, _: {PROJECTION: b[PROJECTION]},
     "QKV block shifted": rolled,
     "update applied twice": lambda b, m: scaled(ATTENTION, b, m, 2.0),
-    "one row zeroed": lambda _, m: {PROJECTION: m[PROJECTION].index_fill(0, torch.tensor([3]), 0.0)},
+    "one row zeroed": lambda _, m: {
+        PROJECTION: m[PROJECTION].index_fill(0, torch.tensor([3]), 0.0)
+    },
     "one element off": lambda _, m: {
         PROJECTION: m[PROJECTION] + torch.eye(small_gpt.WIDTH).mul(1e-5).tril().triu()
     },
@@ -48,7 +52,9 @@ def case(tmp_path_factory):
     state = {k: v.contiguous() for k, v in model.state_dict().items() if "lora_" not in k}
     save_file(state, folder / "base.safetensors")
     torch.save(lora.lora_state_dict(model), folder / "lora.pt")
-    merge(folder / "base.safetensors", [folder / "lora.pt"], folder / "good.safetensors", model=MODEL)
+    merge(
+        folder / "base.safetensors", [folder / "lora.pt"], folder / "good.safetensors", model=MODEL
+    )
     return folder
 
 
@@ -79,7 +85,9 @@ def test_merge_publishes_nothing_when_its_arithmetic_is_wrong(fault, case, tmp_p
     plant_in_merge(monkeypatch, case, fault)
 
     with pytest.raises(VerificationError):
-        merge(case / "base.safetensors", [case / "lora.pt"], tmp_path / "out.safetensors", model=MODEL)
+        merge(
+            case / "base.safetensors", [case / "lora.pt"], tmp_path / "out.safetensors", model=MODEL
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,7 +96,9 @@ def test_onnx_publishes_nothing_when_the_file_is_wrong(fault, case, tmp_path, mo
     plant_in_file(monkeypatch, case, fault)
 
     with pytest.raises(VerificationError) as caught:
-        export_onnx(case / "base.safetensors", [case / "lora.pt"], tmp_path / "out.onnx", model=MODEL)
+        export_onnx(
+            case / "base.safetensors", [case / "lora.pt"], tmp_path / "out.onnx", model=MODEL
+        )
     failed = {check.name for check in caught.value.checks if not check.passed}
     assert "every weight bit-equal" in failed
     assert list(tmp_path.iterdir()) == []

@@ -65,7 +65,9 @@ def test_untied_by_default(case, gpt2, tmp_path):
     assert not info["unexpected_keys"]
     assert torch.equal(model.transformer.wte.weight, table)
     assert torch.equal(model.lm_head.weight, head)
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert (
+        json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    )
     assert any(check.name == "merged = unmerged (torch)" for check in report.checks)
     assert any("untied" in choice for choice in report.plan.choices)
 

@@ -1,4 +1,4 @@
-"""The command line's contract: exit statuses, JSON on stdout, errors on stderr, help that is quick."""
+"""The contract of the command line: exit statuses, JSON on stdout, errors on stderr."""
 
 import json
 import subprocess
@@ -153,11 +153,21 @@ def test_inspect(what, files):
 
 def test_verify_uses_the_facts_of_the_manifest(files):
     run(files, *GOOD)
-    result = run(files, "verify", "out.safetensors", "--base", "base.safetensors",
-                 "--adapter", "lora.pt")  # fmt: skip
+    result = run(
+        files, "verify", "out.safetensors", "--base", "base.safetensors", "--adapter", "lora.pt"
+    )
     assert result.exit_code == 0, result.output
-    contradicted = run(files, "verify", "out.safetensors", "--base", "base.safetensors",
-                       "--adapter", "lora.pt", "--alpha", "5")  # fmt: skip
+    contradicted = run(
+        files,
+        "verify",
+        "out.safetensors",
+        "--base",
+        "base.safetensors",
+        "--adapter",
+        "lora.pt",
+        "--alpha",
+        "5",
+    )
     assert contradicted.exit_code == 2
     assert "the manifest" in contradicted.stderr
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from dialects.cases import CASES
 
 from lora_export.dialects import Dialect, Evidence, all_dialects, read_adapter
@@ -37,7 +36,9 @@ def test_every_tensor_is_used_once(name):
 
 
 def test_a_tie_names_the_option(monkeypatch):
-    rival = Dialect("rival", lambda _: Evidence.TENSOR_NAMES, lambda f, w: Adapter(f.path, "rival", (), (), w))
+    rival = Dialect(
+        "rival", lambda _: Evidence.TENSOR_NAMES, lambda f, w: Adapter(f.path, "rival", (), (), w)
+    )
     known = {**all_dialects(), "rival": rival}
     monkeypatch.setattr("lora_export.dialects.all_dialects", lambda: known)
     tensors = CASES["loralib"][0]

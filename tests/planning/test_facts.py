@@ -69,7 +69,7 @@ def test_mistakes_are_named(text, words, tmp_path):
 def test_a_model_that_contradicts_an_option_is_refused():
     given = Facts(alpha=8, source="the options")
     model = {"m": Facts(alpha=16, source="model.py (Linear)")}
-    with pytest.raises(UsageError, match="16 in model.py .* but 8 in the options"):
+    with pytest.raises(UsageError, match=r"16 in model\.py .* but 8 in the options"):
         FactTable(given, (), model).of("m")
 
 

@@ -83,31 +83,59 @@ def test_every_module_finds_its_weight(adapter_name, base_name, case):
 
 
 REFUSED = {
-    "no base weight": (FitError, {"adapter": renamed(ADAPTER, lambda n: n.replace("attn", "mlp"))},
-                       ["h.0.mlp", "tried: h.0.mlp.weight", "h.0.attn.weight"]),
+    "no base weight": (
+        FitError,
+        {"adapter": renamed(ADAPTER, lambda n: n.replace("attn", "mlp"))},
+        ["h.0.mlp", "tried: h.0.mlp.weight", "h.0.attn.weight"],
+    ),
     "one module resolves, one does not": (
-        FitError, {"adapter": renamed(ADAPTER, lambda n: n.replace("h.1", "h.7"))}, ["h.7.attn"]),
+        FitError,
+        {"adapter": renamed(ADAPTER, lambda n: n.replace("h.1", "h.7"))},
+        ["h.7.attn"],
+    ),
     "prefix exchanged": (
         FitError,
-        {"adapter": renamed(ADAPTER, lambda n: f"roberta.{n}"),
-         "base": renamed(BASE, lambda n: f"bert.{n}")},
-        ["exchanged", "--rename"]),
+        {
+            "adapter": renamed(ADAPTER, lambda n: f"roberta.{n}"),
+            "base": renamed(BASE, lambda n: f"bert.{n}"),
+        },
+        ["exchanged", "--rename"],
+    ),
     "two places": (
         FitError,
         {"base": renamed(BASE, lambda n: f"encoder.{n}") | renamed(BASE, lambda n: f"decoder.{n}")},
-        ["2 places", "--rename"]),
-    "shapes": (FitError, {"base": {**BASE, "h.1.attn.weight": tensor(12, 9)}},
-               ["A [2, 8] and B [12, 2] fit no layer", "[12, 9]"]),
+        ["2 places", "--rename"],
+    ),
+    "shapes": (
+        FitError,
+        {"base": {**BASE, "h.1.attn.weight": tensor(12, 9)}},
+        ["A [2, 8] and B [12, 2] fit no layer", "[12, 9]"],
+    ),
     "integer base": (
-        FitError, {"base": {**BASE, "h.0.attn.weight": torch.ones(12, 8, dtype=torch.int8)}}, ["I8"]),
-    "zero factor": (FitError, {"adapter": {**ADAPTER, "h.0.attn.lora_B": torch.zeros(12, 2)}},
-                    ["all zero", "--allow-noop"]),
-    "unknown full tensor": (FitError, {"adapter": {**ADAPTER, "head.weight": tensor(3, 8)}},
-                            ["head.weight", "--allow-new", "--allow-unmatched"]),
-    "head of another size": (FitError, {"adapter": {**ADAPTER, "ln.weight": tensor(9)}}, ["[9]", "[8]"]),
+        FitError,
+        {"base": {**BASE, "h.0.attn.weight": torch.ones(12, 8, dtype=torch.int8)}},
+        ["I8"],
+    ),
+    "zero factor": (
+        FitError,
+        {"adapter": {**ADAPTER, "h.0.attn.lora_B": torch.zeros(12, 2)}},
+        ["all zero", "--allow-noop"],
+    ),
+    "unknown full tensor": (
+        FitError,
+        {"adapter": {**ADAPTER, "head.weight": tensor(3, 8)}},
+        ["head.weight", "--allow-new", "--allow-unmatched"],
+    ),
+    "head of another size": (
+        FitError,
+        {"adapter": {**ADAPTER, "ln.weight": tensor(9)}},
+        ["[9]", "[8]"],
+    ),
     "weight that may be merged": (
-        FitError, {"adapter": {**ADAPTER, "h.0.attn.weight": tensor(12, 8) + 1}},
-        ["whether it already contains the update", "train() on"]),
+        FitError,
+        {"adapter": {**ADAPTER, "h.0.attn.weight": tensor(12, 8) + 1}},
+        ["whether it already contains the update", "train() on"],
+    ),
     "everything left out": (FitError, {"allow_unmatched": ["*"]}, ["no low-rank factors are left"]),
     "alpha": (UsageError, {"alpha": None}, ["alpha is not in the file", "--alpha 16", "2 places"]),
     "alpha zero": (UsageError, {"alpha": 0.0}, ["alpha = 0"]),
@@ -116,19 +144,32 @@ REFUSED = {
     "rename unreadable": (UsageError, {"rename": "transformer"}, ["OLD=NEW"]),
     "weights": (UsageError, {"weight": [1.0, 2.0]}, ["2 weights for 1 adapters"]),
     "dialect": (UsageError, {"dialect": "nope"}, ["unknown dialect", "loralib"]),
-    "factors in the base": (InputError, {"base": {**BASE, **ADAPTER}},
-                            ["4 low-rank factors", "--unmerged-base", "double"]),
+    "factors in the base": (
+        InputError,
+        {"base": {**BASE, **ADAPTER}},
+        ["4 low-rank factors", "--unmerged-base", "double"],
+    ),
     "partner missing": (
-        InputError, {"adapter": {k: v for k, v in ADAPTER.items() if k != "h.0.attn.lora_B"}},
-        ["lora_B is missing", "h.0.attn"]),
-    "no adapter": (InputError, {"adapter": {"flora_net.weight": tensor(2, 2)}},
-                   ["no low-rank factors found"]),
-    "PEFT": (InputError, {"adapter": renamed(ADAPTER, lambda n: f"base_model.model.{n}.weight")},
-             ["PEFT adapter"]),
+        InputError,
+        {"adapter": {k: v for k, v in ADAPTER.items() if k != "h.0.attn.lora_B"}},
+        ["lora_B is missing", "h.0.attn"],
+    ),
+    "no adapter": (
+        InputError,
+        {"adapter": {"flora_net.weight": tensor(2, 2)}},
+        ["no low-rank factors found"],
+    ),
+    "PEFT": (
+        InputError,
+        {"adapter": renamed(ADAPTER, lambda n: f"base_model.model.{n}.weight")},
+        ["PEFT adapter"],
+    ),
     "integer factor": (
-        InputError, {"adapter": {**ADAPTER, "h.0.attn.lora_A": torch.ones(2, 8, dtype=torch.int32)}},
-        ["I32"]),
-}  # fmt: skip
+        InputError,
+        {"adapter": {**ADAPTER, "h.0.attn.lora_A": torch.ones(2, 8, dtype=torch.int32)}},
+        ["I32"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -155,24 +196,43 @@ def test_all_problems_are_told_together(case):
 @pytest.mark.parametrize(
     ("inputs", "changed"),
     [
-        ({"rename": "=encoder", "base": renamed(BASE, lambda n: f"encoder.{n}")
-          | renamed(BASE, lambda n: f"decoder.{n}")},
-         {"encoder.h.0.attn.weight", "encoder.h.1.attn.weight"}),
-        ({"rename": "roberta=bert", "adapter": renamed(ADAPTER, lambda n: f"roberta.{n}"),
-          "base": renamed(BASE, lambda n: f"bert.{n}")},
-         {"bert.h.0.attn.weight", "bert.h.1.attn.weight"}),
+        (
+            {
+                "rename": "=encoder",
+                "base": renamed(BASE, lambda n: f"encoder.{n}")
+                | renamed(BASE, lambda n: f"decoder.{n}"),
+            },
+            {"encoder.h.0.attn.weight", "encoder.h.1.attn.weight"},
+        ),
+        (
+            {
+                "rename": "roberta=bert",
+                "adapter": renamed(ADAPTER, lambda n: f"roberta.{n}"),
+                "base": renamed(BASE, lambda n: f"bert.{n}"),
+            },
+            {"bert.h.0.attn.weight", "bert.h.1.attn.weight"},
+        ),
         ({"allow_unmatched": ["h.1.*"]}, {"h.0.attn.weight"}),
-        ({"adapter": {**ADAPTER, "h.0.attn.bias": tensor(12) + 1}},
-         {"h.0.attn.weight", "h.1.attn.weight", "h.0.attn.bias"}),
-        ({"adapter": {**ADAPTER, "head.weight": tensor(3, 8)}, "allow_new": ["head.*"]},
-         {"h.0.attn.weight", "h.1.attn.weight", "head.weight"}),
+        (
+            {"adapter": {**ADAPTER, "h.0.attn.bias": tensor(12) + 1}},
+            {"h.0.attn.weight", "h.1.attn.weight", "h.0.attn.bias"},
+        ),
+        (
+            {"adapter": {**ADAPTER, "head.weight": tensor(3, 8)}, "allow_new": ["head.*"]},
+            {"h.0.attn.weight", "h.1.attn.weight", "head.weight"},
+        ),
         # A copy of the base's own weight: a state dict saved in train() mode.
         ({"adapter": {**ADAPTER, **BASE}}, {"h.0.attn.weight", "h.1.attn.weight"}),
-        ({"base": {**BASE, **ADAPTER}, "unmerged_base": True},
-         {"h.0.attn.weight", "h.1.attn.weight"}),
-        ({"adapter": {"model_state_dict": ADAPTER, "epoch": 3}}, {"h.0.attn.weight", "h.1.attn.weight"}),
+        (
+            {"base": {**BASE, **ADAPTER}, "unmerged_base": True},
+            {"h.0.attn.weight", "h.1.attn.weight"},
+        ),
+        (
+            {"adapter": {"model_state_dict": ADAPTER, "epoch": 3}},
+            {"h.0.attn.weight", "h.1.attn.weight"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_planned_changes(inputs, changed, case):
     plan = case.plan(**inputs)
     assert {step.out.name for step in plan.changed()} == changed

@@ -32,19 +32,25 @@ READ = [
     (((2, 8), (8, 2), (8, 8), {"fan_in_fan_out": True, "has_bias": True}), ("linear", 2, True, ())),
     (((2, 8), (8, 2), (8, 8), {"kind": "embedding"}), ("embedding", 2, False, ())),
     (((2, 8), (8, 2), (8, 8), {"kind": "linear", "fan_in_fan_out": True}), ("linear", 2, True, ())),
-    (((4, 8), (16, 2), (24, 8), {"enable_lora": (True, False, True)}),
-     ("merged_linear", 2, False, (True, False, True))),
-    (((4, 8), (16, 2), (8, 24), {"enable_lora": (False, True, True)}),
-     ("merged_linear", 2, True, (False, True, True))),
+    (
+        ((4, 8), (16, 2), (24, 8), {"enable_lora": (True, False, True)}),
+        ("merged_linear", 2, False, (True, False, True)),
+    ),
+    (
+        ((4, 8), (16, 2), (8, 24), {"enable_lora": (False, True, True)}),
+        ("merged_linear", 2, True, (False, True, True)),
+    ),
     (((6, 8), (24, 2), (24, 8), {}), ("merged_linear", 2, False, (True, True, True))),
-    (((2, 8), (8, 2), (24, 8), {"enable_lora": (False, True, False)}),
-     ("merged_linear", 2, False, (False, True, False))),
+    (
+        ((2, 8), (8, 2), (24, 8), {"enable_lora": (False, True, False)}),
+        ("merged_linear", 2, False, (False, True, False)),
+    ),
     (((2, 8), (12, 2), (12, 8), {"kind": "merged_linear"}), ("merged_linear", 2, False, (True,))),
     (((6, 9), (12, 6), (4, 3, 3, 3), {}), ("conv", 2, False, ())),
     (((6, 12), (6, 6), (4, 2, 3, 3), {}), ("conv", 2, False, ())),  # two groups
     (((2, 7), (9, 2), (9, 7, 1), {}), ("conv", 2, False, ())),
     (((2, 7), (9, 2), (9, 7, 1, 1, 1), {}), ("conv", 2, False, ())),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("case", "expected"), READ)
@@ -59,18 +65,24 @@ MISSING = {
     "square": (((2, 8), (8, 2), (8, 8), {}), "--no-fan-in-fan-out"),
     "square, perhaps an embedding": (
         ((2, 8), (8, 2), (8, 8), {"fan_in_fan_out": False, "name": "tok_embeddings.weight"}),
-        'kind = "embedding"'),
+        'kind = "embedding"',
+    ),
     "blocks": (((4, 8), (16, 2), (24, 8), {}), "2 of 3 blocks"),
-    "blocks of a square": (((4, 24), (16, 2), (24, 24), {"enable_lora": (True, False, True)}),
-                           "--no-fan-in-fan-out"),
+    "blocks of a square": (
+        ((4, 24), (16, 2), (24, 24), {"enable_lora": (True, False, True)}),
+        "--no-fan-in-fan-out",
+    ),
     "other blocks": (((4, 8), (16, 2), (24, 8), {"enable_lora": (True, False)}), "does not fit"),
-    "too many blocks": (((4, 8), (16, 2), (24, 8), {"enable_lora": (True, True, True)}), "does not fit"),
+    "too many blocks": (
+        ((4, 8), (16, 2), (24, 8), {"enable_lora": (True, True, True)}),
+        "does not fit",
+    ),
     "alpha": (((2, 8), (12, 2), (12, 8), {"alpha": None}), "alpha is not in the file"),
     "kind": (((2, 8), (12, 2), (12, 8), {"kind": "conv"}), "contradicts"),
     "rank": (((2, 8), (12, 2), (12, 8), {"rank": 3}), "rank is 2 in the file but 3"),
     "conv1d k=3": (((6, 21), (27, 6), (9, 7, 3), {}), "k = 1"),
     "conv2d k=(3, 5)": (((6, 9), (12, 6), (4, 3, 3, 5), {}), "fit no layer"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISSING)
@@ -100,8 +112,17 @@ def test_whatever_a_kind_reads_it_can_multiply(sizes, kernel):
                 enabled, blocks = reading.blocks or (1, 1)
                 enable_lora = (True,) * enabled + (False,) * (blocks - enabled)
                 delta = Delta(
-                    "x", "m", kind.name, {}, weight, reading.rank, 1, 1.0, 1.0,
-                    reading.fan_in_fan_out, enable_lora,
-                )  # fmt: skip
+                    "x",
+                    "m",
+                    kind.name,
+                    {},
+                    weight,
+                    reading.rank,
+                    1,
+                    1.0,
+                    1.0,
+                    reading.fan_in_fan_out,
+                    enable_lora,
+                )
                 product = kind.product(delta, {"A": torch.ones(a), "B": torch.ones(b)})
                 assert tuple(product.shape) == weight

@@ -1,0 +1,127 @@
+"""One way to call a model by input names and to name what it returns.
+
+The tracer names the graph's outputs by it, and whoever compares torch with the graph calls the
+model by it, so that both speak of the same outputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterator
+
+    from torch import Tensor, nn
+
+# What user models and torch's exporter raise; torch's own errors are RuntimeErrors.
+FAILURES = (
+    RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError,
+    ArithmeticError, ImportError,
+)  # fmt: skip
+
+SINGLE = "output"
+
+
+def call_model(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Call the model, without gradients and without a key-value cache, and name its outputs.
+
+    Inputs are passed by name when the names are parameters of `forward`, else by position in the
+    order given. Outputs are named as `name_outputs` says.
+
+    Raises:
+        UsageError: some, but not all names are parameters of `forward`.
+    """
+    import torch
+
+    with torch.no_grad(), without_cache(model):
+        return name_outputs(bind_call(model, list(inputs), model)(inputs), taken=inputs)
+
+
+def bind_call(
+    model: nn.Module, names: Sequence[str], called: Callable[..., object] | None = None
+) -> Callable[[Mapping[str, Tensor]], object]:
+    """The call of `model` with inputs of these names: by keyword or by position.
+
+    called: what is called; the model itself runs its forward hooks, by default its forward is.
+
+    Raises:
+        UsageError: as for `call_model`.
+    """
+    forward = called or model.forward
+    parameters = inspect.signature(model.forward).parameters
+    open_ended = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
+    known = [name for name in names if name in parameters]
+    if len(known) == len(names) or (known and open_ended):
+        return lambda inputs: forward(**inputs)
+    if known:
+        unknown = [name for name in names if name not in parameters]
+        raise UsageError(
+            f"the model's forward has no parameter {', '.join(unknown)}",
+            where="--input",
+            hint=f"its parameters are: {', '.join(parameters)}",
+        )
+    return lambda inputs: forward(*(inputs[name] for name in names))
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Switch `config.use_cache` off, as the cache is state, not a result, and put it back."""
+    config = getattr(model, "config", None)
+    if not getattr(config, "use_cache", False):
+        yield
+        return
+    config.use_cache = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        config.use_cache = True  # type: ignore[union-attr]
+
+
+def name_outputs(returned: object, *, taken: Container[str] = ()) -> dict[str, Tensor]:
+    """Flatten what a model returned into named tensors.
+
+    A tensor is called `output`; a mapping or ModelOutput gives its keys (logits,
+    last_hidden_state, ...), a named tuple its fields, a tuple or list `output_0`, `output_1`, ...;
+    deeper levels are joined by a dot. None is left out. A name in `taken` (the inputs') gets the
+    prefix `output.`, as a graph has one space of names.
+
+    Raises:
+        InputError: there is no tensor, or something that is neither tensor nor container.
+    """
+    outputs = {
+        f"{SINGLE}.{name}" if name in taken else name: tensor
+        for name, tensor in _leaves(returned, "")
+    }
+    if not outputs:
+        raise InputError("the model returns no tensor", hint="forward must return its results")
+    return outputs
+
+
+def _leaves(value: object, path: str) -> Iterator[tuple[str, Tensor]]:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield path or SINGLE, value
+    elif value is not None:
+        for key, item in _items(value, path):
+            yield from _leaves(item, key)
+
+
+def _items(value: object, path: str) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return _items(dict(zip(value._fields, value, strict=True)), path)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        stem = path or SINGLE
+        return [(f"{stem}_{place}", item) for place, item in enumerate(value)]
+    raise InputError(
+        f"the model returns a {type(value).__name__} where a tensor is expected",
+        where=path,
+        hint="wrap the model so that it returns tensors, tuples or dicts of tensors",
+    )

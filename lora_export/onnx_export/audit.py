@@ -1,0 +1,219 @@
+"""Static audit of a saved ONNX file: proves what is in it without running it."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import inf, prod
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import InputError
+from lora_export.onnx_export import dimensions, external
+from lora_export.onnx_export.bindings import as_array, element_dtype, read_bindings
+from lora_export.onnx_export.topology import describe
+from lora_export.records import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    import onnx
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from lora_export.onnx_export.bindings import Bindings
+    from lora_export.onnx_export.topology import Topology
+    from lora_export.records import InputSpec
+
+# Elements from which a float initializer may be a weight in disguise.
+PARAMETER_SIZE = 1024
+
+
+def audit(
+    path: Path,
+    *,
+    expected: Mapping[str, Tensor | NDArray[Any]],
+    base: Topology,
+    inputs: Sequence[InputSpec],
+) -> tuple[Check, ...]:
+    """Hold a saved file against what must be in it; every check runs that can.
+
+    Args:
+        path: the `.onnx` file, external data beside it.
+        expected: for EVERY bound parameter and buffer its value, bit for bit: merged where the
+            adapter changes it, the base's elsewhere. Dtypes as stored in the file.
+        base: `describe` of the captured base.
+        inputs: as declared; named dimensions must be symbolic in the file, under these names.
+
+    Returns:
+        the checks; in each, `worst` counts differences and `tolerance` is 0. When the file cannot
+        be read, only the checks up to there.
+    """
+    external_check = external.check(path)
+    checks = [external_check, _well_formed(path)] if external_check.passed else [external_check]
+    if not all(check.passed for check in checks):
+        return tuple(checks)
+    model = external.load(path)
+    try:
+        bindings = read_bindings(model)
+    except InputError as error:
+        return (*checks, _check("bindings", [error.problems[0].message]))
+    return (
+        *checks,
+        _check("bindings", _unbound(model, bindings, expected)),
+        _bit_equal(model, bindings, expected),
+        _check("no NaN or infinity", _not_finite(model, bindings)),
+        _check("no unexplained weights", _unexplained(model, bindings)),
+        _check("same graph as the base", _graph_differences(model, base)),
+        _check("dynamic dimensions", _dimension_differences(model, inputs)),
+    )
+
+
+def _check(name: str, faults: Sequence[str]) -> Check:
+    """A check that counts faults and shows the first three."""
+    return Check(
+        name,
+        passed=not faults,
+        worst=float(len(faults)),
+        tolerance=0.0,
+        where=faults[0].partition(":")[0] if faults else "",
+        detail="; ".join(faults[:3]),
+    )
+
+
+def _well_formed(path: Path) -> Check:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        return _check("onnx.checker", [f"{path.name}: {' '.join(str(error).split())[:300]}"])
+    return _check("onnx.checker", [])
+
+
+def _unbound(
+    model: onnx.ModelProto, bindings: Bindings, expected: Mapping[str, object]
+) -> list[str]:
+    """Bindings to nothing, and names that only one of bindings and expectation has."""
+    present = {tensor.name for tensor in model.graph.initializer}
+    bound = bindings.parameters
+    return [
+        *(
+            f"{name}: bound to {binding.initializer!r}, which is no initializer"
+            for name, binding in bound.items()
+            if binding.initializer not in present
+        ),
+        *(f"{name}: expected, but not bound" for name in expected if name not in bound),
+        *(f"{name}: bound, but not expected" for name in bound if name not in expected),
+    ]
+
+
+def _bit_equal(
+    model: onnx.ModelProto,
+    bindings: Bindings,
+    expected: Mapping[str, Tensor | NDArray[Any]],
+) -> Check:
+    """Compare every bound initializer; `worst` is the number of elements whose bits differ."""
+    arrays = _arrays(model)
+    total, first = 0.0, ""
+    for name, binding in bindings.parameters.items():
+        if name not in expected or binding.initializer not in arrays:
+            continue
+        count = _different(binding.apply, as_array(expected[name]), arrays[binding.initializer]())
+        total += count
+        if count and not first:
+            first = f"{name}: {count:.0f} elements of {binding.initializer!r} differ"
+    return Check("every weight bit-equal", passed=not total, worst=total, tolerance=0.0,
+                 where=first.partition(":")[0], detail=first)  # fmt: skip
+
+
+def _different(
+    transform: Callable[[NDArray[Any]], NDArray[Any]],
+    wanted: NDArray[Any],
+    stored: NDArray[Any],
+) -> float:
+    """Elements whose bits differ; infinite where dtype or shape do."""
+    import numpy as np
+
+    try:
+        value = transform(wanted)
+    except ValueError:
+        return inf
+    if value.shape != stored.shape or value.dtype != stored.dtype:
+        return inf
+    if value.tobytes() == stored.tobytes():
+        return 0.0
+    width = value.dtype.itemsize
+    left = np.frombuffer(value.tobytes(), np.uint8).reshape(-1, width)
+    right = np.frombuffer(stored.tobytes(), np.uint8).reshape(-1, width)
+    return float(np.count_nonzero((left != right).any(axis=1)))
+
+
+def _arrays(model: onnx.ModelProto) -> dict[str, Callable[[], NDArray[Any]]]:
+    """Readers of the initializers by name: one array at a time is in memory twice, not all."""
+    from onnx import numpy_helper
+
+    return {
+        tensor.name: partial(numpy_helper.to_array, tensor) for tensor in model.graph.initializer
+    }
+
+
+def _not_finite(model: onnx.ModelProto, bindings: Bindings) -> list[str]:
+    """Parameters that hold a NaN or an infinity; buffers may, as masks do."""
+    import numpy as np
+
+    arrays = _arrays(model)
+    faults = []
+    for name, binding in bindings.parameters.items():
+        if binding.kind != "parameter" or binding.initializer not in arrays:
+            continue
+        array = arrays[binding.initializer]()
+        if array.dtype.kind in "fV" and not np.isfinite(array.astype(np.float32)).all():
+            faults.append(f"{name}: holds a NaN or an infinity")
+    return faults
+
+
+def _unexplained(model: onnx.ModelProto, bindings: Bindings) -> list[str]:
+    """Large float tensors that are neither bound nor known as constants of the model's code."""
+    explained = {binding.initializer for binding in bindings.parameters.values()}
+    explained.update(bindings.constants)
+    loose = [tensor for tensor in model.graph.initializer if tensor.name not in explained]
+    # Names inside nodes are free text: one that is a parameter's explains nothing.
+    suspects = [*loose, *external.inner_tensors(model.graph)]
+    return [
+        f"{tensor.name or 'a Constant node'}: {element_dtype(tensor)}{list(tensor.dims)} is bound "
+        "to no parameter"
+        for tensor in suspects
+        if _is_large_float(tensor)
+    ]
+
+
+def _is_large_float(tensor: onnx.TensorProto) -> bool:
+    return element_dtype(tensor).kind in "fV" and prod(tensor.dims) >= PARAMETER_SIZE
+
+
+def _graph_differences(model: onnx.ModelProto, base: Topology) -> list[str]:
+    try:
+        found = describe(model)
+    except InputError as error:
+        return [str(error.problems[0])]
+    if found == base:
+        return []
+    counts = (
+        f"{found.nodes} nodes and {found.initializers} initializers, the base has {base.nodes} "
+        f"and {base.initializers}"
+    )
+    return [f"graph: differs from the base's: {counts}; hash {found.hash[:12]}, {base.hash[:12]}"]
+
+
+def _dimension_differences(model: onnx.ModelProto, inputs: Sequence[InputSpec]) -> list[str]:
+    faults = [
+        f"{spec.name}: has {list(found)}, declared is {list(spec.dims)}"
+        for spec, found in dimensions.differences(model, inputs)
+    ]
+    declared = {spec.name for spec in inputs}
+    faults += [
+        f"{value.name}: is an input that was not declared"
+        for value in model.graph.input
+        if value.name not in declared
+    ]
+    return faults

@@ -1,0 +1,139 @@
+"""Dynamic dimensions: asked of torch by position, and called by the user's names in the graph."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import onnx
+    import onnx_ir
+
+    from lora_export.records import InputSpec
+
+    Axis = tuple[str, int]
+
+
+def dynamic_shapes(inputs: Sequence[InputSpec]) -> dict[str, dict[int, Any]]:
+    """torch.export's `dynamic_shapes`: every named dimension dynamic, its range left to torch.
+
+    Named `Dim`s are not used: they fail on models that bound a dimension from above, as every
+    position table does.
+    """
+    from torch.export import Dim
+
+    return {
+        spec.name: {axis: Dim.DYNAMIC for axis, dim in enumerate(spec.dims) if isinstance(dim, str)}
+        for spec in inputs
+    }
+
+
+def equal_sizes(inputs: Sequence[InputSpec]) -> Iterator[tuple[Axis, Axis]]:
+    """Pairs of axes, as (input, axis), that carry the same name."""
+    first: dict[str, Axis] = {}
+    for spec in inputs:
+        for axis, dim in enumerate(spec.dims):
+            if not isinstance(dim, str):
+                continue
+            if dim in first:
+                yield first[dim], (spec.name, axis)
+            first.setdefault(dim, (spec.name, axis))
+
+
+def rename(traced: onnx_ir.Model, inputs: Sequence[InputSpec]) -> None:
+    """Replace torch's symbols (s72) by the declared names everywhere in the graph, in place.
+
+    Raises:
+        UsageError: an input is missing, a dimension declared dynamic is fixed, or the model forces
+            two differently named dimensions to be equal.
+    """
+    names = _symbol_names(traced, inputs)
+    if not names:
+        return
+    import onnx_ir
+
+    pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, names)) + r")(?!\w)")
+    for value in _values(traced):
+        if value.shape is None:
+            continue
+        value.shape = onnx_ir.Shape(
+            [
+                pattern.sub(lambda found: names[found[0]], str(dim.value))
+                if isinstance(dim, onnx_ir.SymbolicDim) and dim.value is not None
+                else dim
+                for dim in value.shape
+            ]
+        )
+
+
+def _symbol_names(traced: onnx_ir.Model, inputs: Sequence[InputSpec]) -> dict[str, str]:
+    graph_inputs = {value.name: value for value in traced.graph.inputs}
+    names: dict[str, str] = {}
+    for spec in inputs:
+        value = graph_inputs.get(spec.name)
+        if value is None or value.shape is None or len(value.shape) != len(spec.dims):
+            raise UsageError("is no input of the traced graph", where=spec.name)
+        for dim, traced_dim in zip(spec.dims, value.shape, strict=True):
+            if isinstance(dim, str):
+                _assign(names, spec, dim, traced_dim)
+    return names
+
+
+def _assign(names: dict[str, str], spec: InputSpec, dim: str, traced_dim: object) -> None:
+    symbol = getattr(traced_dim, "value", None)
+    if not isinstance(symbol, str):
+        raise UsageError(
+            f"the model fixes the dimension {dim!r} at {traced_dim}",
+            where=spec.name,
+            hint=f"declare it as {traced_dim}, or make forward independent of the size",
+        )
+    if names.setdefault(symbol, dim) != dim:
+        raise UsageError(
+            f"the model needs the dimensions {names[symbol]!r} and {dim!r} to be equal",
+            where=spec.name,
+            hint="give them the same name",
+        )
+
+
+def _values(traced: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
+    import onnx_ir
+
+    yield from traced.graph.inputs
+    yield from traced.graph.outputs
+    for node in onnx_ir.traversal.RecursiveGraphIterator(traced.graph):
+        yield from node.outputs
+
+
+def check(model: onnx.ModelProto, inputs: Sequence[InputSpec]) -> None:
+    """Hold the saved inputs against the declared ones.
+
+    Raises:
+        UsageError: an input's dimensions are not the declared ones.
+    """
+    for spec, found in differences(model, inputs):
+        raise UsageError(
+            f"has the dimensions {list(found)} in the graph, declared are {list(spec.dims)}",
+            where=spec.name,
+            hint="declare the dimensions as the model has them",
+        )
+
+
+def differences(
+    model: onnx.ModelProto, inputs: Sequence[InputSpec]
+) -> list[tuple[InputSpec, tuple[int | str, ...]]]:
+    """The declared inputs whose dimensions in the graph are others, with those."""
+    found = {value.name: _dims(value) for value in model.graph.input}
+    return [
+        (spec, found.get(spec.name, ())) for spec in inputs if found.get(spec.name) != spec.dims
+    ]
+
+
+def _dims(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(
+        dim.dim_param if dim.HasField("dim_param") else dim.dim_value
+        for dim in value.type.tensor_type.shape.dim
+    )

@@ -1,0 +1,139 @@
+"""External data of an ONNX file: byte ranges of other files, to be checked before they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING
+
+from lora_export.errors import InputError
+from lora_export.onnx_export.bindings import element_dtype
+from lora_export.records import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import onnx
+
+NAME = "external data"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """`length` bytes at `offset` of the file `location`, which holds the tensor `name`."""
+
+    name: str
+    location: str
+    offset: int
+    length: int
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """The model with all its tensors in memory.
+
+    Raises:
+        InputError: the file or its external data cannot be trusted; nothing outside the file's
+            folder is opened.
+    """
+    from onnx import external_data_helper
+
+    result = check(path)
+    if not result.passed:
+        raise InputError(result.detail, where=str(path))
+    model = _parse(path)
+    external_data_helper.load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def check(path: Path) -> Check:
+    """Whether the file parses and its external data lies in its folder, in range, not overlapping.
+
+    `worst` counts faults, of which the detail shows the first three.
+    """
+    try:
+        model = _parse(path)
+        ranges = [_range(tensor) for tensor in _external(model)]
+    except InputError as error:
+        problem = error.problems[0]
+        return Check(NAME, passed=False, worst=1.0, tolerance=0.0,
+                     where=problem.where, detail=problem.message)  # fmt: skip
+    faults = [*_outside(path, ranges), *_wrong_lengths(model), *_overlaps(ranges)]
+    return Check(
+        NAME,
+        passed=not faults,
+        worst=float(len(faults)),
+        tolerance=0.0,
+        where=faults[0].partition(":")[0] if faults else "",
+        detail="; ".join(faults[:3]),
+    )
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise InputError(f"cannot be read as an ONNX file: {error}", where=str(path)) from error
+    if not model.graph.node:
+        raise InputError("holds no graph", where=str(path))
+    return model
+
+
+def _external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    from onnx import TensorProto
+
+    found = (*model.graph.initializer, *inner_tensors(model.graph))
+    return (tensor for tensor in found if tensor.data_location == TensorProto.EXTERNAL)
+
+
+def inner_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Tensors that lie in nodes: attributes, and whatever the nodes' subgraphs hold."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from inner.initializer
+                yield from inner_tensors(inner)
+
+
+def _range(tensor: onnx.TensorProto) -> Range:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    offset, length = entries.get("offset", "0"), entries.get("length", "")
+    if not (offset.isdecimal() and length.isdecimal() and entries.get("location")):
+        raise InputError(f"has no usable external data: {entries}", where=tensor.name)
+    return Range(tensor.name, entries["location"], int(offset), int(length))
+
+
+def _outside(path: Path, ranges: Sequence[Range]) -> Iterator[str]:
+    """Ranges beyond their file's end, and files that are not plain files of the folder."""
+    for one in ranges:
+        file = path.parent / one.location
+        if one.location in {".", ".."} or "/" in one.location or "\\" in one.location:
+            yield f"{one.name}: lies outside the folder, in {one.location!r}"
+        elif file.is_symlink() or not file.is_file():
+            yield f"{one.name}: {one.location!r} is no plain file beside the model"
+        elif one.offset + one.length > file.stat().st_size:
+            yield (
+                f"{one.name}: bytes {one.offset} to {one.offset + one.length} of {one.location!r}, "
+                f"which has {file.stat().st_size}"
+            )
+
+
+def _wrong_lengths(model: onnx.ModelProto) -> Iterator[str]:
+    for tensor in _external(model):
+        needed = prod(tensor.dims) * element_dtype(tensor).itemsize
+        if _range(tensor).length != needed:
+            yield f"{tensor.name}: has {_range(tensor).length} bytes, its shape needs {needed}"
+
+
+def _overlaps(ranges: Sequence[Range]) -> Iterator[str]:
+    ordered = sorted(ranges, key=lambda one: (one.location, one.offset))
+    for left, right in pairwise(ordered):
+        if left.location == right.location and left.offset + left.length > right.offset:
+            yield f"{right.name}: overlaps {left.name}"

@@ -1,0 +1,133 @@
+"""Which initializers of a traced graph are the module's weights, and how they are held."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_export.errors import InputError
+from lora_export.onnx_export.bindings import Binding, Bindings, as_array
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx_ir
+    from torch import Tensor, nn
+
+    from lora_export.onnx_export.bindings import Kind
+
+# Left by the passes on an initializer that holds a transposed parameter.
+SOURCE_KEY = "lora_export.source"
+PERM_KEY = "lora_export.perm"
+
+
+def find(model: nn.Module, traced: onnx_ir.Model) -> dict[str, onnx_ir.Value]:
+    """The initializers that hold weights, by initializer name.
+
+    Weights are all parameters, and the buffers that the state dict holds. Other buffers (position
+    indices, rotary frequencies) follow from the configuration: constants.
+
+    Raises:
+        InputError: the graph holds a weight as an anonymous constant, or two weights that are
+            views of one memory.
+    """
+    weights = {name: tensor for name, tensor, _ in _tensors(model)}
+    _refuse_baked(weights, traced)
+    return {name: value for name, value in traced.graph.initializers.items() if name in weights}
+
+
+def bind(model: nn.Module, traced: onnx_ir.Model) -> Bindings:
+    """The binding of every weight, after the passes.
+
+    Names of one tied tensor share a binding. Weights without an initializer are unused.
+    """
+    holders = _holders(traced)
+    shared: dict[int, Binding] = {
+        id(tensor): Binding(*holders[name], kind=kind)
+        for name, tensor, kind in _tensors(model)
+        if name in holders
+    }
+    bound = {
+        name: Binding(shared[id(tensor)].initializer, shared[id(tensor)].perm, kind)
+        for name, tensor, kind in _tensors(model)
+        if id(tensor) in shared
+    }
+    used = {binding.initializer for binding in bound.values()}
+    return Bindings(
+        bound,
+        tuple(name for name, _, _ in _tensors(model) if name not in bound),
+        tuple(name for name in traced.graph.initializers if name not in used),
+    )
+
+
+def _holders(traced: onnx_ir.Model) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Parameter name -> (initializer name, permutation)."""
+    holders = {}
+    for name, value in traced.graph.initializers.items():
+        perm = value.metadata_props.get(PERM_KEY, "")
+        source = value.metadata_props.get(SOURCE_KEY, name)
+        holders[source] = (name, tuple(int(axis) for axis in perm.split(",") if axis))
+    return holders
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, Kind]]:
+    """All weights with every name they go by."""
+    state = model.state_dict(keep_vars=True)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        yield name, parameter, "parameter"
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name in state:
+            yield name, buffer, "buffer"
+
+
+def _refuse_baked(weights: dict[str, Tensor], traced: onnx_ir.Model) -> None:
+    """A constant that is a weight under no name would keep the base's value for ever."""
+    owners = {_memory(tensor): name for name, tensor in weights.items() if tensor.numel()}
+    for name, value in traced.graph.initializers.items():
+        tensor = _torch_tensor(value.const_value)
+        if name in weights or tensor is None or not tensor.numel():
+            continue
+        memory = _memory(tensor)
+        # Torch traces on tensors without memory; a constant that has none was made from a weight.
+        if memory is None or memory in owners:
+            raise InputError(
+                "is used by the model's code as a plain tensor, which new weights cannot reach",
+                where=owners.get(memory, name),
+                hint="use the parameter itself in forward, not its .data",
+            )
+
+
+def _memory(tensor: Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return None
+
+
+def _torch_tensor(held: object) -> Tensor | None:
+    import torch
+
+    raw = getattr(held, "raw", None)
+    return raw if isinstance(raw, torch.Tensor) else None
+
+
+def rename(value: onnx_ir.Value, name: str) -> None:
+    """Rename an initializer, which keeps saying which parameter it holds."""
+    value.metadata_props.setdefault(SOURCE_KEY, str(value.name))
+    value.name = name
+
+
+def transposed(value: onnx_ir.Value, perm: tuple[int, ...], name: str) -> onnx_ir.Value:
+    """A new initializer holding `value`'s tensor with permuted axes, and saying so."""
+    import onnx_ir
+
+    held = value.const_value
+    if held is None:
+        raise InputError("has no value in the traced graph", where=str(value.name))
+    tensor = _torch_tensor(held)
+    array = as_array(held.numpy() if tensor is None else tensor)
+    result = onnx_ir.Tensor(Binding(name, perm).apply(array), name=name)
+    new = onnx_ir.Value(name=name, type=value.type, shape=onnx_ir.Shape(result.shape.dims),
+                        const_value=result)  # fmt: skip
+    new.metadata_props[SOURCE_KEY] = str(value.name)
+    new.metadata_props[PERM_KEY] = ",".join(map(str, perm))
+    return new

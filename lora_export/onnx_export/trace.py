@@ -1,0 +1,251 @@
+"""Captures a torch model as an ONNX graph once, so that no node depends on a weight's value."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import InputError, UsageError
+from lora_export.models.calling import FAILURES, bind_call, call_model, name_outputs, without_cache
+from lora_export.models.quiet import quiet
+from lora_export.onnx_export import dimensions, parameters, passes
+from lora_export.onnx_export.bindings import write_bindings
+from lora_export.records import example_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import onnx
+    import onnx_ir
+    from torch import Tensor, nn
+
+    from lora_export.records import InputSpec
+
+REASON_LENGTH = 300
+
+
+def capture(
+    model: nn.Module,
+    inputs: Sequence[InputSpec],
+    *,
+    output_names: Sequence[str] | None = None,
+    opset: int | None = None,
+) -> onnx.ModelProto:
+    """Trace the model into an ONNX graph with its weights and the table of their bindings.
+
+    transformers' own exporter is used for its models where it is installed and able, else
+    torch.onnx.export(dynamo=True). The graph is the same for any values of the weights.
+
+    Args:
+        model: in eval mode, on CPU. It is not changed.
+        inputs: names, dtypes and dimensions; named dimensions are dynamic in the graph, under
+            their names, and equal names must mean equal sizes.
+        output_names: names for the outputs in order; default: the names `calling.name_outputs`
+            gives.
+        opset: ONNX operator set; None takes torch's default.
+
+    Raises:
+        UsageError: the model is in training mode, does not take these inputs, fixes a dimension
+            declared dynamic, or cannot be written in this opset.
+        InputError: the model cannot be traced, or its weights are used behind the tracer's back.
+    """
+    if model.training:
+        raise UsageError("the model is in training mode", hint="call model.eval() first")
+    examples = _examples(inputs)
+    names = _chosen(_try_model(model, examples), output_names)
+    traced = _trace(model, inputs, examples, opset)
+    hidden = parameters.find(model, traced)
+    _name_outputs(traced, names)
+    passes.simplify(traced, hidden)
+    dimensions.rename(traced, inputs)
+    return _to_proto(model, traced, inputs, opset)
+
+
+def _examples(inputs: Sequence[InputSpec]) -> dict[str, Tensor]:
+    import torch
+
+    sizes = example_sizes(inputs)
+    return {
+        spec.name: torch.ones(
+            [sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims],
+            dtype=getattr(torch, spec.dtype),
+        ).mul_(spec.high != 1)
+        for spec in inputs
+    }
+
+
+def _try_model(model: nn.Module, examples: dict[str, Tensor]) -> list[str]:
+    """The names of the model's outputs; finds faults of the inputs before torch words them."""
+    try:
+        with quiet():
+            return list(call_model(model, examples))
+    except FAILURES as error:
+        shapes = ", ".join(f"{name}{list(one.shape)}" for name, one in examples.items())
+        raise UsageError(
+            f"the model cannot be called with {shapes}: {_reason(error)}",
+            where="--input",
+            hint="describe every input the model needs, with the sizes it expects",
+        ) from error
+
+
+def _chosen(names: list[str], wanted: Sequence[str] | None) -> Sequence[str]:
+    if wanted is None:
+        return names
+    if len(wanted) != len(names) or len(set(wanted)) != len(wanted):
+        raise UsageError(
+            f"{len(wanted)} output names for the outputs {', '.join(names)}",
+            hint="give one distinct name for each",
+        )
+    return wanted
+
+
+def _trace(
+    model: nn.Module,
+    inputs: Sequence[InputSpec],
+    examples: dict[str, Tensor],
+    opset: int | None,
+) -> onnx_ir.Model:
+    with quiet(), without_cache(model), _flat_forward(model, inputs):
+        if _is_transformers_model(model):
+            # Torch's exporter, below, may still know how; if not, its reason is the plainer one.
+            with suppress(*FAILURES):
+                return _by_transformers(model, inputs, dict(examples), opset)
+        try:
+            return _by_torch(model, inputs, examples, opset)
+        except FAILURES as error:
+            raise InputError(
+                f"torch cannot trace the model: {_reason(error)}",
+                where=type(model).__name__,
+                hint="declare dimensions that the model fixes as numbers, or give a --model whose "
+                "forward torch.export accepts",
+            ) from error
+
+
+def _is_transformers_model(model: nn.Module) -> bool:
+    return any(
+        base.__name__ == "PreTrainedModel" and base.__module__.startswith("transformers.")
+        for base in type(model).__mro__
+    )
+
+
+def _by_transformers(
+    model: nn.Module, inputs: Sequence[InputSpec], examples: dict[str, Tensor], opset: int | None
+) -> onnx_ir.Model:
+    # By name, as not every version of transformers that we admit has this module.
+    exporter = import_module("transformers.exporters.exporter_onnx")
+    config = exporter.OnnxConfig(
+        dynamic_shapes=dimensions.dynamic_shapes(inputs), opset_version=opset, optimize=False
+    )
+    program: onnx_ir.Model = exporter.OnnxExporter().export_program(model, examples, config)[0]
+    return program
+
+
+def _by_torch(
+    model: nn.Module, inputs: Sequence[InputSpec], examples: dict[str, Tensor], opset: int | None
+) -> onnx_ir.Model:
+    import torch
+
+    with torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            (),
+            kwargs=examples,
+            dynamic_shapes=dimensions.dynamic_shapes(inputs),
+            opset_version=opset,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    if program is None:
+        raise InputError("torch.onnx.export gave no program", where=type(model).__name__)
+    return program.model
+
+
+@contextmanager
+def _flat_forward(model: nn.Module, inputs: Sequence[InputSpec]) -> Iterator[None]:
+    """Give the model a forward whose parameters are the inputs and whose result is a flat dict.
+
+    torch.export reads the signature, and would otherwise spread `**kwargs` or refuse optional
+    parameters. The forward also states which sizes are equal, which saves run-time broadcasts.
+    """
+    import torch
+
+    names = [spec.name for spec in inputs]
+    call = bind_call(model, names)
+
+    def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        for left, right in dimensions.equal_sizes(inputs):
+            same = given[left[0]].shape[left[1]] == given[right[0]].shape[right[1]]
+            # Torch documents it, underscore and all.
+            torch._check(same)  # type: ignore[no-untyped-call] # noqa: SLF001
+        return name_outputs(call(given), taken=names)
+
+    signature = inspect.Signature(
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    )
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    own = model.__dict__.get("forward")
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]
+        if own is not None:
+            model.forward = own
+
+
+def _name_outputs(traced: onnx_ir.Model, names: Sequence[str]) -> None:
+    """Name the graph's outputs; one that is an input, weight or earlier output gets a node."""
+    import onnx_ir
+
+    graph = traced.graph
+    if len(graph.outputs) != len(names):
+        raise InputError(
+            f"the traced graph has {len(graph.outputs)} outputs, the model returned {len(names)}",
+            hint="forward must return the same structure every time",
+        )
+    taken: set[int] = set()
+    for place, name in enumerate(names):
+        value = graph.outputs[place]
+        if name in graph.initializers:
+            parameters.rename(graph.initializers[name], f"{name}.value")
+        if value.is_graph_input() or value.is_initializer() or id(value) in taken:
+            copy = onnx_ir.node("Identity", [value])
+            copy.outputs[0].shape, copy.outputs[0].type = value.shape, value.type
+            graph.append(copy)
+            value = graph.outputs[place] = copy.outputs[0]
+        value.name = name
+        taken.add(id(value))
+    passes.make_names_unique(traced)
+
+
+def _to_proto(
+    model: nn.Module, traced: onnx_ir.Model, inputs: Sequence[InputSpec], opset: int | None
+) -> onnx.ModelProto:
+    import onnx_ir
+
+    bindings = parameters.bind(model, traced)
+    passes.strip_traces_of_the_run(traced)
+    proto = onnx_ir.serde.serialize_model(traced)
+    write_bindings(proto, bindings)
+    dimensions.check(proto, inputs)
+    written = next(entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"})
+    if opset is not None and written != opset:
+        raise UsageError(
+            f"the graph can be written in opset {written}, not {opset}",
+            where="--opset",
+            hint=f"use --opset {written}",
+        )
+    return proto
+
+
+def _reason(error: BaseException | None) -> str:
+    """The first telling line of the innermost cause: torch wraps it in pages of advice."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    lines: list[Any] = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines else repr(error)
+    return text[:REASON_LENGTH]

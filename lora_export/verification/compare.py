@@ -1,0 +1,109 @@
+"""How far two sets of model outputs are apart, and where: pure arithmetic on arrays.
+
+A difference in structure is a distance too (an infinite one), so that no comparison can be skipped
+by an exception.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Outputs = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """The largest absolute difference and its place.
+
+    worst: in the outputs' own unit; infinite for a NaN or infinity that only one side has, and for
+    a difference in structure. output and index: where; detail: why, when the reason is structure.
+    """
+
+    worst: float
+    output: str = ""
+    index: tuple[int, ...] = ()
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return self.output + (f"[{', '.join(map(str, self.index))}]" if self.index else "")
+
+
+def distances(expected: Outputs, actual: Outputs) -> dict[str, Distance]:
+    """Distance of every output, by name; an output that one side lacks is infinitely far."""
+    names = dict.fromkeys([*expected, *actual])
+    return {name: _one(name, expected.get(name), actual.get(name)) for name in names}
+
+
+def distance(expected: Outputs, actual: Outputs) -> Distance:
+    """The worst of all outputs' distances; zero for two empty sets."""
+    return worst_of(list(distances(expected, actual).values()))
+
+
+def worst_of(found: Sequence[Distance]) -> Distance:
+    """The largest of several distances, the first of equals; zero for none."""
+    return max(found, key=lambda one: one.worst, default=Distance(0.0))
+
+
+def largest(outputs: Outputs, name: str) -> float:
+    """Largest finite absolute value of an output; 0 where there is none."""
+    import numpy as np
+
+    values = np.abs(outputs[name].astype(np.float64))
+    return float(np.max(values, where=np.isfinite(values), initial=0.0))
+
+
+def join_batches(parts: Sequence[Outputs], like: Outputs) -> dict[str, NDArray[Any]]:
+    """Outputs of single samples put together again along their first axis.
+
+    Only outputs whose shape then equals that of `like` are returned: others do not count samples.
+    """
+    import numpy as np
+
+    joined = {
+        name: np.concatenate([part[name] for part in parts])
+        for name in like
+        if like[name].ndim and all(part[name].ndim == like[name].ndim for part in parts)
+    }
+    return {name: array for name, array in joined.items() if array.shape == like[name].shape}
+
+
+def _one(name: str, expected: NDArray[Any] | None, actual: NDArray[Any] | None) -> Distance:
+    mismatch = _mismatch(expected, actual)
+    if mismatch or expected is None or actual is None:
+        return Distance(inf, name, detail=mismatch)
+    return _largest_difference(name, expected, actual)
+
+
+def _mismatch(expected: NDArray[Any] | None, actual: NDArray[Any] | None) -> str:
+    if expected is None:
+        return "output was not expected"
+    if actual is None:
+        return "output is missing"
+    if expected.dtype.kind != actual.dtype.kind:
+        return f"dtype {actual.dtype} where {expected.dtype} is expected"
+    if expected.shape != actual.shape:
+        return f"shape {actual.shape} where {expected.shape} is expected"
+    return ""
+
+
+def _largest_difference(name: str, expected: NDArray[Any], actual: NDArray[Any]) -> Distance:
+    import numpy as np
+
+    if expected.size == 0:
+        return Distance(0.0, name)
+    left, right = expected.astype(np.float64), actual.astype(np.float64)
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    finite = np.isfinite(left) & np.isfinite(right)
+    gap = np.full(left.shape, inf)
+    np.subtract(left, right, out=gap, where=finite)
+    gap = np.where(same, 0.0, np.abs(gap))
+    flat = int(np.argmax(gap))
+    index = tuple(int(place) for place in np.unravel_index(flat, gap.shape))
+    return Distance(float(gap.flat[flat]), name, index)

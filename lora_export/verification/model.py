@@ -1,0 +1,180 @@
+"""Level "model": run the unmerged model beside the merged one, and measure what noise there is.
+
+The unmerged model is the base with live low-rank branches; where the user's own loralib modules
+are at hand, they are a second witness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from lora_export.errors import FitError, UsageError, VerificationError
+from lora_export.models.calling import FAILURES, call_model
+from lora_export.records import Check, Problem
+from lora_export.verification.branches import Branch
+from lora_export.verification.compare import join_batches
+from lora_export.verification.probes import split_batch
+from lora_export.verification.tolerance import Tolerance, derive
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from lora_export.models.source import ModelSource
+    from lora_export.records import Checkpoint, InputSpec, MergePlan
+
+    Outputs = dict[str, NDArray[Any]]
+    Probe = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Witnesses:
+    """Outputs of the torch models, one set a probe; float32 unless said otherwise.
+
+    unmerged: base with live branches. exact: the same in float64. nudged: the same with every
+    adapted weight moved by one unit in the last place of its stored dtype. split: the same, one
+    sample at a time. live: the user's own loralib modules, unmerged; empty without them.
+    """
+
+    unmerged: list[Outputs]
+    exact: list[Outputs]
+    nudged: list[Outputs]
+    split: list[Outputs]
+    merged: list[Outputs]
+    base: list[Outputs]
+    live: list[Outputs] = field(default_factory=list)
+
+    def tolerance(self, *, atol: float | None, rtol: float | None) -> Tolerance:
+        """The tolerance that the noise of this very model allows (or atol and rtol)."""
+        return derive(
+            float32=self.unmerged,
+            float64=self.exact,
+            nudged=self.nudged,
+            split=self.split,
+            base=self.base,
+            merged=self.merged,
+            atol=atol,
+            rtol=rtol,
+        )
+
+    def checks(self, tolerance: Tolerance, *, equal: bool) -> tuple[Check, ...]:
+        """The effect guard, and where they must be equal, merged against every unmerged model."""
+        if not equal:
+            return (tolerance.effect_check(),)
+        found = [
+            tolerance.check("merged = unmerged (torch)", self.unmerged, self.merged),
+            tolerance.check("merged = unmerged in float64", self.exact, self.merged),
+        ]
+        if self.live:
+            found.append(tolerance.check("merged = your own modules", self.live, self.merged))
+        return (*found, tolerance.effect_check())
+
+
+def call_witnesses(
+    source: ModelSource,
+    plan: MergePlan,
+    merged: Checkpoint,
+    probes: Sequence[Probe],
+    specs: Sequence[InputSpec],
+) -> Witnesses:
+    """Run every witness on every probe; one model is in memory at a time.
+
+    Raises:
+        FitError: model and checkpoints do not hold the same tensors, or an adapted module is
+            never called, so that its live branch proves nothing.
+    """
+    model = source.load(plan.base, full=plan.full_tensors(), untied=plan.untied())
+    branches = _attach(source, model, plan)
+    unmerged = _run(model, probes)
+    _refuse_silent(branches)
+    split = [_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
+    exact = _run(model.double(), probes)
+    nudge(model.float(), source, plan)
+    nudged = _run(model, probes)
+    del model, branches
+    merged_outputs = _run(_load_merged(source, plan, merged), probes)
+    base = _run(source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
+    live = source.load_live(plan)
+    own = _run(live, probes) if live is not None else []
+    return Witnesses(unmerged, exact, nudged, split, merged_outputs, base, own)
+
+
+def _load_merged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:
+    """The merged model; a result that the base's own model does not take is a failed proof."""
+    try:
+        return source.load(merged, full={}, untied=plan.untied())
+    except FitError as error:
+        raise VerificationError.of(error.problems) from error
+
+
+def _attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[Branch]:
+    seen = set()
+    branches = []
+    for step in plan.steps():
+        for delta in step.deltas:
+            # A convolution's weight may be stored under two names: one module, one branch.
+            if (delta.adapter, delta.module) not in seen:
+                seen.add((delta.adapter, delta.module))
+                branches.append(Branch(source.module(model, delta.module), delta))
+    return branches
+
+
+def _refuse_silent(branches: Sequence[Branch]) -> None:
+    silent = [branch.delta.module for branch in branches if branch.calls == 0]
+    if silent:
+        hint = "its parent may read the weight directly: use loralib's own modules in --model"
+        message = "the model's forward never calls this module, so its live branch proves nothing"
+        raise FitError.of([Problem(message, module, hint) for module in silent])
+
+
+def _run(model: nn.Module, probes: Sequence[Probe]) -> list[Outputs]:
+    import torch
+
+    wide = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    results = []
+    for probe in probes:
+        tensors = {name: torch.from_numpy(array) for name, array in probe.items()}
+        cast = {n: t.to(wide) if t.is_floating_point() else t for n, t in tensors.items()}
+        try:
+            outputs = call_model(model, cast)
+        except FAILURES as error:
+            raise _cannot_run(probe, error) from error
+        results.append({name: tensor.detach().numpy() for name, tensor in outputs.items()})
+    return results
+
+
+def _cannot_run(probe: Probe, error: Exception) -> UsageError:
+    shapes = ", ".join(f"{name}{list(array.shape)}" for name, array in probe.items())
+    reason = " ".join(str(error).split())[:300]
+    hint = "describe the inputs with --input, or give working ones with --inputs FILE.npz"
+    return UsageError(f"the model cannot be run with {shapes}: {reason}", hint=hint)
+
+
+def _split(model: nn.Module, probe: Probe, whole: Outputs, specs: Sequence[InputSpec]) -> Outputs:
+    samples = split_batch(specs, probe)
+    return join_batches(_run(model, samples), whole) if len(samples) > 1 else {}
+
+
+def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
+    """Move every adapted weight by one unit in the last place of its stored dtype, up or down.
+
+    The direction is drawn with a fixed seed, so that the measured noise can be repeated.
+    """
+    import torch
+
+    from lora_export.checkpoint.tensors import torch_dtype
+
+    generator = torch.Generator().manual_seed(0)
+    for step in plan.steps():
+        if step.deltas:
+            module = source.module(model, step.deltas[0].module)
+            owner = getattr(module, "conv", module)
+            weight = cast("torch.Tensor", owner.weight)
+            eps = torch.finfo(torch_dtype(step.out.dtype)).eps
+            signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+            with torch.no_grad():
+                weight.add_(weight.abs() * (eps / 2) * signs)

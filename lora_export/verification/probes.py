@@ -1,0 +1,206 @@
+"""Probes: seeded inputs inside a model's declared domain, of sizes the tracer has never seen.
+
+A proof on the traced sizes says little: a dimension that was baked into the graph agrees there.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import InputError
+from lora_export.models.inputs import FLOATS
+from lora_export.records import example_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from lora_export.records import InputSpec
+
+    Probe = dict[str, NDArray[Any]]
+
+BATCHES = (1, 3)
+# None is 2 modulo 3, as every traced size is: an untraced size by construction.
+LENGTHS = (7, 19, 13, 9, 21, 15)
+
+
+def example_inputs(specs: Sequence[InputSpec]) -> Probe:
+    """One array per input, of the sizes used in tracing; float inputs hold ones, the rest zeros.
+
+    Masks hold ones, so that nothing is hidden.
+    """
+    import numpy as np
+
+    sizes = example_sizes(specs)
+    return {
+        spec.name: np.full(
+            _shape(spec, sizes), spec.dtype in FLOATS or _is_mask(spec), dtype=spec.dtype
+        )
+        for spec in specs
+    }
+
+
+def make_probes(specs: Sequence[InputSpec], seed: int) -> list[Probe]:
+    """Seeded probes: batches of 1 and 3, odd lengths, none of which was used in tracing.
+
+    Integers lie in [0, high), or in [0, 2) where no high is declared; floats are standard normal;
+    bools are random. An input with `mask` in its name is a mask of real right padding: the first
+    row is full, and no row is empty.
+
+    Returns:
+        one dict a probe: input name -> array of the declared dtype.
+    """
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    return [_probe(specs, sizes, random) for sizes in _size_tables(specs)]
+
+
+def _size_tables(specs: Sequence[InputSpec]) -> list[dict[str, int]]:
+    names = list(example_sizes(specs))
+    batch = _batch_name(specs)
+    lengths = [name for name in names if name != batch]
+    tables = []
+    for turn, size in enumerate(BATCHES):
+        table = {} if batch is None else {batch: size}
+        for place, name in enumerate(lengths):
+            table[name] = LENGTHS[(place + turn) % len(LENGTHS)]
+        tables.append(table)
+    return tables
+
+
+def _batch_name(specs: Sequence[InputSpec]) -> str | None:
+    """The dynamic dimension that counts samples: the one named so, else a leading one."""
+    names = list(example_sizes(specs))
+    named = [name for name in names if "batch" in name.lower()]
+    leading = [spec.dims[0] for spec in specs if spec.dims and isinstance(spec.dims[0], str)]
+    return next(iter([*named, *leading]), None)
+
+
+def _probe(
+    specs: Sequence[InputSpec], sizes: Mapping[str, int], random: np.random.Generator
+) -> Probe:
+    # One table of row lengths for all masks of a probe: two masks must hide the same places.
+    lengths: dict[tuple[int, ...], NDArray[Any]] = {}
+    probe: Probe = {}
+    for spec in specs:
+        shape = _shape(spec, sizes)
+        if _is_mask(spec) and len(shape) >= 2:  # noqa: PLR2004 - rows and columns
+            if shape not in lengths:
+                lengths[shape] = _padding(shape, random)
+            probe[spec.name] = lengths[shape].astype(spec.dtype)
+        else:
+            probe[spec.name] = _fill(spec, shape, random)
+    return probe
+
+
+def _padding(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
+    """True up to a row's length, False behind it; the first row is full, none is empty."""
+    import numpy as np
+
+    width = shape[-1]
+    lengths = random.integers(1, max(2, width), size=shape[0])
+    lengths[0] = width
+    rows = np.arange(width) < lengths.reshape(-1, *([1] * (len(shape) - 1)))
+    return np.broadcast_to(rows, shape)
+
+
+def _fill(spec: InputSpec, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
+    import numpy as np
+
+    if spec.dtype in FLOATS:
+        return np.asarray(random.standard_normal(shape)).astype(spec.dtype)
+    if _is_mask(spec):
+        return np.ones(shape, dtype=spec.dtype)
+    high = 2 if spec.high is None else spec.high
+    return np.asarray(random.integers(0, high, size=shape)).astype(spec.dtype)
+
+
+def _is_mask(spec: InputSpec) -> bool:
+    return "mask" in spec.name.lower() and spec.dtype not in FLOATS
+
+
+def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims)
+
+
+def split_batch(specs: Sequence[InputSpec], probe: Mapping[str, NDArray[Any]]) -> list[Probe]:
+    """The samples of a probe as probes of batch 1, to measure what batching does to rounding.
+
+    Inputs without the batch dimension go to every sample as they are. Empty where no dimension
+    counts samples.
+    """
+    batch = _batch_name(specs)
+    axes = {spec.name: spec.dims.index(batch) for spec in specs if batch in spec.dims}
+    if batch is None or not axes:
+        return []
+    name, axis = next(iter(axes.items()))
+    return [
+        {
+            key: value.take([row], axis=axes[key]) if key in axes else value
+            for key, value in probe.items()
+        }
+        for row in range(probe[name].shape[axis])
+    ]
+
+
+def load_probes(path: Path, specs: Sequence[InputSpec]) -> list[Probe]:
+    """The user's own inputs from an `.npz` file: one probe, one array an input.
+
+    Raises:
+        InputError: the file is no `.npz` archive, or an array is missing, unknown, of another
+            dtype, of another shape, or out of the declared domain.
+    """
+    import numpy as np
+
+    try:
+        # Numpy leaves the file open when an archive is damaged, and reads single arrays as well.
+        with path.open("rb") as file, zipfile.ZipFile(file):
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"cannot be read as an .npz archive: {error}",
+            where=str(path),
+            hint="write it with numpy.savez(path, **inputs)",
+        ) from error
+    _check_names(path, arrays, specs)
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        _check_array(path, spec, arrays[spec.name], sizes)
+    return [{spec.name: arrays[spec.name] for spec in specs}]
+
+
+def _check_names(path: Path, arrays: Mapping[str, object], specs: Sequence[InputSpec]) -> None:
+    wanted = {spec.name for spec in specs}
+    if wanted != set(arrays):
+        missing, unknown = sorted(wanted - set(arrays)), sorted(set(arrays) - wanted)
+        raise InputError(
+            f"inputs missing: {missing}, unknown: {unknown}",
+            where=str(path),
+            hint="the archive must hold exactly the declared inputs",
+        )
+
+
+def _check_array(path: Path, spec: InputSpec, array: NDArray[Any], sizes: dict[str, int]) -> None:
+    where = f"{path}: {spec.name}"
+    if array.dtype.name != spec.dtype:
+        raise InputError(f"has dtype {array.dtype}, declared is {spec.dtype}", where=where)
+    if array.ndim != len(spec.dims):
+        raise InputError(f"has shape {array.shape}, declared is {list(spec.dims)}", where=where)
+    for size, dim in zip(array.shape, spec.dims, strict=True):
+        wanted = sizes.setdefault(dim, size) if isinstance(dim, str) else dim
+        if size != wanted:
+            raise InputError(
+                f"has shape {array.shape}: dimension {dim!r} must be {wanted}", where=where
+            )
+    if array.size == 0:
+        raise InputError("holds no element", where=where)
+    if spec.high is not None and not (array.min() >= 0 and array.max() < spec.high):
+        raise InputError(f"holds values outside [0, {spec.high})", where=where)

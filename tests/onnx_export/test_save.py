@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import hashlib
+import inspect
+import subprocess
+import sys
+
+import onnx
+import pytest
+import torch
+
+from lora_export.errors import OutputError, StorageError
+from lora_export.onnx_export import external
+from lora_export.onnx_export.save import save_model
+from lora_export.onnx_export.trace import capture
+from lora_export.verification.compare import distance
+from lora_export.verification.probes import parse_inputs
+from lora_export.verification.runtime import run_model
+
+
+def test_a_small_model_is_one_file(zoo, tmp_path):
+    [written] = save_model(zoo.captured("net").proto(), tmp_path / "model.onnx")
+    data = (tmp_path / "model.onnx").read_bytes()
+    assert (written.path, written.size) == ("model.onnx", len(data))
+    assert written.sha256 == hashlib.sha256(data).hexdigest()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_large_weights_go_beside_the_model_under_a_name_made_of_their_content(zoo, tmp_path):
+    case = zoo.captured("gpt")
+    proto = case.proto()
+    model, data = save_model(proto, tmp_path / "model.onnx", external_threshold=1000)
+    assert proto.SerializeToString() == case.data
+    assert data.path == f"model-{data.sha256[:8]}.onnx.data"
+    for written in (model, data):
+        content = (tmp_path / written.path).read_bytes()
+        assert written.size == len(content)
+        assert written.sha256 == hashlib.sha256(content).hexdigest()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert external.check(tmp_path / "model.onnx").passed
+    onnx.checker.check_model(str(tmp_path / "model.onnx"))
+    actual = run_model(tmp_path / "model.onnx", case.probes())
+    for left, right in zip(case.expected(), actual, strict=True):
+        assert distance(left, right).worst < 5e-6
+    loaded = external.load(tmp_path / "model.onnx")
+    stored = {one.name: one.raw_data for one in loaded.graph.initializer}
+    assert stored == {one.name: one.raw_data for one in proto.graph.initializer}
+
+
+@pytest.mark.parametrize("threshold", [1 << 30, 1000])
+def test_the_same_model_gives_the_same_bytes(zoo, tmp_path, threshold):
+    written = []
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        proto = zoo.captured("bert").proto()
+        written.append(
+            save_model(proto, tmp_path / place / "model.onnx", external_threshold=threshold)
+        )
+    assert written[0] == written[1]
+
+
+def digest():
+    """The digest of a small captured graph."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.GELU())
+    proto = capture(model.eval(), parse_inputs(["input=float32[batch,time,8]"]))
+    return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+
+
+def test_another_process_captures_the_same_bytes(tmp_path):
+    imports = (
+        "import hashlib, torch\n"
+        "from lora_export.onnx_export.trace import capture\n"
+        "from lora_export.verification.probes import parse_inputs\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", imports + inspect.getsource(digest) + "print(digest())"],
+        cwd=tmp_path, check=True, capture_output=True, text=True,
+        env={"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    assert done.stdout.strip() == digest()
+
+
+@pytest.mark.parametrize("threshold", [1 << 30, 1000])
+def test_an_existing_file_is_not_overwritten(zoo, tmp_path, threshold):
+    (tmp_path / "model.onnx").write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
+        save_model(
+            zoo.captured("net").proto(), tmp_path / "model.onnx", external_threshold=threshold
+        )
+    assert (tmp_path / "model.onnx").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_told(zoo, tmp_path):
+    with pytest.raises(StorageError, match="cannot be written"):
+        save_model(zoo.captured("net").proto(), tmp_path / "missing" / "model.onnx")
