@@ -12,6 +12,7 @@ from lora_export.verification.rounding import UNIT, element_bound, rounded, upda
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
@@ -51,7 +52,13 @@ def check_weights(
         return (names,)
     whole = [step for step in planned if not step.deltas]
     merged = [_merged(step, written, plan.recipe) for step in planned if step.deltas]
-    checks = [names, _check_identity(whole, written), _check_elements(merged), _check_gain(merged)]
+    checks = [
+        names,
+        _check_library(written),
+        _check_identity(whole, written),
+        _check_elements(merged),
+        _check_gain(merged),
+    ]
     if not allow_noop:
         checks.append(_check_changed(merged))
     return tuple(checks)
@@ -63,6 +70,25 @@ def _check_names(planned: Sequence[Step], written: Mapping[str, TensorRef]) -> C
     wrong += [name for name in written if name not in wanted]
     detail = f"{len(wanted)} tensors"
     return Check("names, dtypes, shapes", not wrong, len(wrong), 0, ", ".join(wrong[:3]), detail)
+
+
+def _check_library(written: Mapping[str, TensorRef]) -> Check:
+    """The format's own library, which will load the files for everybody else, reads the same."""
+    from safetensors import SafetensorError, safe_open
+
+    listed: dict[Path, set[str]] = {}
+    for name, ref in written.items():
+        listed.setdefault(ref.file, set()).add(name)
+    wrong = []
+    for file, names in listed.items():
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                found = set(opened.keys())
+        except SafetensorError:
+            found = set()
+        wrong += [file.name] if found != names else []
+    detail = f"{len(listed)} files open in the safetensors library"
+    return Check("readable by others", not wrong, len(wrong), 0, ", ".join(wrong[:3]), detail)
 
 
 def _spec(written: Mapping[str, TensorRef], name: str) -> object:

@@ -1,0 +1,116 @@
+"""Write docs/cli.md from the command tree and the tree of errors; --check only compares."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_export.cli import main as program
+from lora_export.errors import LoraExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REFERENCE = Path(__file__).with_name("cli.md")
+WIDTH = 100  # whatever the terminal's is
+REMAKE = "python docs/generate_cli_reference.py"
+HEAD = f"""\
+<!-- Written by `{REMAKE}`; edits are lost. -->
+
+# The command line
+
+"""
+# The statuses that are no error's; the others are read from lora_export.errors.
+STATUSES = {
+    0: "done",
+    1: "a bug of lora-export; the traceback says where to report it",
+    130: "interrupted; nothing is left behind",
+}
+
+
+def main() -> int:
+    """Write the reference, or with --check tell whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    check = parser.parse_args().check
+    text = reference()
+    if not check:
+        REFERENCE.write_text(text, encoding="utf-8")
+        return 0
+    found = REFERENCE.read_text(encoding="utf-8") if REFERENCE.exists() else ""
+    if found == text:
+        print(f"{REFERENCE.name} is up to date")
+        return 0
+    lines = difflib.unified_diff(found.splitlines(), text.splitlines(), "is", "should be", n=1)
+    print(*lines, sep="\n", end=f"\n{REFERENCE.name} is out of date; run: {REMAKE}\n")
+    return 1
+
+
+def reference() -> str:
+    """Return the whole page."""
+    context = click.Context(
+        program, info_name="lora-export", terminal_width=WIDTH, **program.context_settings
+    )
+    parts = [HEAD, *_command(context, program)]
+    for name in program.list_commands(context):
+        command = program.get_command(context, name)
+        if command and not command.hidden:
+            inner = click.Context(
+                command, info_name=name, parent=context, **command.context_settings
+            )
+            parts += [f"\n## lora-export {name}\n\n", *_command(inner, command)]
+    parts += ["\n## Exit statuses\n\n", "| status | meaning |\n|---|---|\n"]
+    parts += [f"| {status} | {meaning} |\n" for status, meaning in sorted(_statuses().items())]
+    return "".join(parts)
+
+
+def _command(context: click.Context, command: click.Command) -> Iterator[str]:
+    yield f"```\n{command.get_usage(context)}\n```\n\n"
+    yield f"{_paragraphs(command.help)}\n"
+    options = [entry for param in command.params if (entry := _option(context, param))]
+    if options:
+        yield "\n" + "".join(options)
+
+
+def _paragraphs(text: str | None) -> str:
+    """Return click's help text as Markdown: its paragraphs without the marks meant for click."""
+    paragraphs = (text or "").replace("\b\n", "").strip().split("\n\n")
+    return "\n\n".join(paragraph.strip() for paragraph in paragraphs)
+
+
+def _option(context: click.Context, param: click.Parameter) -> str:
+    declared, meaning = param.get_help_record(context) or ("", "")
+    if not meaning.strip():  # an argument, which the usage line shows
+        return ""
+    variables = [f"`{name}`" for name in _variables(context, param)]
+    suffix = f" Environment: {', '.join(variables)}." if variables else ""
+    return f"- `{declared}`: {meaning.strip()}{suffix}\n"
+
+
+def _variables(context: click.Context, param: click.Parameter) -> list[str]:
+    """Return the names of the environment variables that set `param`."""
+    if isinstance(param.envvar, str):
+        return [param.envvar]
+    if param.envvar:
+        return list(param.envvar)
+    taken = isinstance(param, click.Option) and param.allow_from_autoenv and param.expose_value
+    if taken and param.name and context.auto_envvar_prefix:
+        return [f"{context.auto_envvar_prefix}_{param.name.upper()}"]
+    return []
+
+
+def _statuses() -> dict[int, str]:
+    found = dict(STATUSES)
+    for error in LoraExportError.__subclasses__():
+        first = (error.__doc__ or "").strip().splitlines()[0].partition(". ")[0].rstrip(".")
+        found[error.status] = f"{first[0].lower()}{first[1:]}"
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
