@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,8 @@ def export_onnx(
     beside = (manifest_beside(target),)
     inputs = input_paths(job.plan)
     with staging(target, force=force, inputs=inputs, kind="file", beside=beside) as stage:
-        return _export_into(stage, job, source, opset=opset, verify=verify)
+        report = _export_into(stage, job, source, opset=opset, verify=verify)
+    return replace(report, output=str(target))
 
 
 def _export_into(

@@ -71,10 +71,10 @@ def merge(
     beside = (manifest_beside(target),) if kind == "file" else ()
     inputs = input_paths(plan)
     with staging(target, force=force, inputs=inputs, kind=kind, beside=beside) as stage:
-        return _merge_into(stage, job, verify=verify)
+        return _merge_into(stage, job, target, verify=verify)
 
 
-def _merge_into(stage: Staging, job: Job, *, verify: bool) -> Report:
+def _merge_into(stage: Staging, job: Job, target: Path, *, verify: bool) -> Report:
     from lora_export.execution.stage import write_plan
     from lora_export.verification.proof import refuse_failed
 
@@ -88,7 +88,7 @@ def _merge_into(stage: Staging, job: Job, *, verify: bool) -> Report:
     written = write_bytes(place, record)
     stage.publish()
     warnings = (*plan.warnings, *told)
-    return Report("merge", str(stage.output), plan, checks, (*files, written), warnings)
+    return Report("merge", str(target), plan, checks, (*files, written), warnings)
 
 
 def _target(output: str | Path | None, plan: MergePlan) -> Path:
