@@ -8,6 +8,14 @@ import pytest
 from lora_export.checkpoint.interrupts import Interrupts, orderly_interrupts
 
 
+@pytest.fixture(autouse=True)
+def not_in_the_background():
+    """A job in the background ignores SIGINT, and what is ignored stays so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_waits_for_the_end_of_a_step_that_must_be_whole():
     done = []
 

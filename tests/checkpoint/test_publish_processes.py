@@ -158,6 +158,7 @@ KILLED = """
 import sys, time, signal
 from pathlib import Path
 from lora_export.checkpoint.publish import staging
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 if len(sys.argv) > 2:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 with staging(Path(sys.argv[1]), force=False, inputs=(), kind="folder") as staged:
