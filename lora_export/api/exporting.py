@@ -76,6 +76,7 @@ def export_onnx(
 def _export_into(
     stage: Staging, job: Job, source: ModelSource, *, opset: int | None, verify: bool
 ) -> Report:
+    from lora_export.execution.digests import hash_files
     from lora_export.onnx_export.export import export
     from lora_export.verification.proof import refuse_failed
 
@@ -90,7 +91,8 @@ def _export_into(
         checks = (*checks, *prove_file(stage.path, exported, job, source, merged))
         refuse_failed(checks, str(stage.output))
     shutil.rmtree(work)
-    record = build_manifest(job, "onnx", exported.files, checks)
+    digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
+    record = build_manifest(job, "onnx", exported.files, checks, digests)
     written = write_bytes(stage.beside(manifest_beside(stage.output)), record)
     stage.publish()
     return Report(

@@ -10,7 +10,7 @@ from lora_export.api.proving import (
     build_manifest,
     input_paths,
     make_job,
-    prove_checkpoint,
+    prove_further,
 )
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import manifest_beside, staging
@@ -77,12 +77,18 @@ def merge(
 def _merge_into(stage: Staging, job: Job, target: Path, *, verify: bool) -> Report:
     from lora_export.execution.stage import write_plan
     from lora_export.verification.proof import refuse_failed
+    from lora_export.verification.weights import WeightProof
 
     plan = job.plan
-    files = write_plan(plan, stage.path, allow_noop=job.allow_noop)
-    checks, told = prove_checkpoint(job, read_checkpoint(stage.path)) if verify else NOT_VERIFIED
+    proof = WeightProof(plan) if verify else None
+    files, digests = write_plan(plan, stage.path, allow_noop=job.allow_noop, watcher=proof)
+    checks, told = NOT_VERIFIED
+    if proof:
+        merged = read_checkpoint(stage.path)
+        by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
+        checks, told = prove_further(job, merged, by_weights)
     refuse_failed(checks, str(stage.output))
-    record = build_manifest(job, "merge", files, checks)
+    record = build_manifest(job, "merge", files, checks, digests)
     beside = plan.base.layout == "file"
     place = stage.beside(manifest_beside(stage.output)) if beside else stage.path / MANIFEST
     written = write_bytes(place, record)

@@ -92,11 +92,17 @@ def make_job(
 
 
 def prove_checkpoint(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], tuple[str, ...]]:
-    """(checks, warnings) of a merged checkpoint: by weights, then as a model where there is one.
+    """(checks, warnings) of a checkpoint that lies on disk: by weights, then as a model."""
+    return prove_further(job, merged, prove_weights(job, merged))
+
+
+def prove_further(
+    job: Job, merged: Checkpoint, checks: tuple[Check, ...]
+) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+    """(checks, warnings): after the weights, the model where there is one.
 
     A model is only run on weights that are right.
     """
-    checks = prove_weights(job, merged)
     if not all(check.passed for check in checks):
         return checks, ()
     if job.source:
@@ -165,25 +171,31 @@ def _too_large(base: Checkpoint) -> str:
 
 
 def build_manifest(
-    job: Job, command: str, files: Sequence[WrittenFile], checks: Sequence[Check]
+    job: Job,
+    command: str,
+    files: Sequence[WrittenFile],
+    checks: Sequence[Check],
+    digests: Mapping[Path, str],
 ) -> bytes:
-    """The manifest for `files`; see report.manifest."""
+    """The manifest for `files`; see report.manifest. digests: of the base's files that have one."""
     plan = job.plan
     given = {k: v for k, v in job.settings.items() if k != "hparams" and v not in (None, (), [])}
+    base = [shard.file for shard in plan.base.shards]
+    adapters = [adapter.path for adapter in plan.adapters]
     return manifest(
         plan,
         command=command,
         options=given,
-        base_files=[_digest(shard.file) for shard in plan.base.shards],
-        adapter_files=[_digest(adapter.path) for adapter in plan.adapters],
+        base_files=[_input(file, digests.get(file, "")) for file in base],
+        adapter_files=[_input(file, file_sha256(file)) for file in adapters],
         outputs=files,
         checks=checks,
         merged_before=merged_before(plan.base.root),
     )
 
 
-def _digest(path: Path) -> WrittenFile:
-    return WrittenFile(path.name, file_sha256(path), path.stat().st_size)
+def _input(path: Path, digest: str) -> WrittenFile:
+    return WrittenFile(path.name, digest, path.stat().st_size)
 
 
 def input_paths(plan: MergePlan) -> list[Path]:

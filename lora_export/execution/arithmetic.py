@@ -2,68 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.tensors import read_tensor
-from lora_export.errors import FitError, InputError
+from lora_export.checkpoint.tensors import read_tensor, torch_dtype
+from lora_export.errors import InputError
 from lora_export.layers import all_kinds
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import torch
 
     from lora_export.records import Delta, Step
 
+BLOCK_ELEMENTS = 1 << 18
+"""Elements of a block: 1 MB in float32, which stays in a core's cache."""
 
-def merged_weight(step: Step, *, recipe: str, allow_noop: bool) -> torch.Tensor:
-    """The step's base tensor with its updates merged in, in the base's dtype and shape.
+LEAST_ROWS = 64
+"""Below so many rows a product may come out with other bits than the whole matrix's."""
 
-    With recipe "auto" and one adapter of weight 1: loralib 0.1.2's `weight.data += delta *
-    scaling`, in the dtypes that loralib would use. Else the exact sum `W + sum(w_i * s_i * P_i)`
-    in float32 (float64 for a float64 base), rounded once.
+
+@dataclass(frozen=True, slots=True)
+class StepFactors:
+    """The factors of a step's updates, read once, in the dtype of their product."""
+
+    step: Step
+    factors: Sequence[Mapping[str, torch.Tensor]]
+    exact: bool
+
+    def rows(self, base: torch.Tensor, first: int, stop: int) -> torch.Tensor:
+        """Rows `first` to `stop` of the merged matrix, given the same rows of the base.
+
+        With recipe "auto" and one adapter of weight 1: loralib 0.1.2's `weight.data += delta *
+        scaling`, in the dtypes that loralib would use. Else the exact sum `W + sum(w_i * s_i *
+        P_i)` in float32 (float64 for a float64 base), rounded once.
+        """
+        kinds = all_kinds()
+        if not self.exact:
+            delta, factors = self.step.deltas[0], self.factors[0]
+            update = kinds[delta.kind].product(delta, factors, first, stop).mul_(delta.scaling)
+            # What an in-place add into half precision does, in one pass less.
+            return base.to(update.dtype, copy=True).add_(update).to(base.dtype)
+        wide = self.factors[0]["A"].dtype
+        update = base.new_zeros(base.shape, dtype=wide)
+        for delta, factors in zip(self.step.deltas, self.factors, strict=True):
+            product = kinds[delta.kind].product(delta, factors, first, stop)
+            update += product * (delta.scaling * delta.weight)
+        return (base.to(wide) + update).to(base.dtype)
+
+
+def is_exact_sum(step: Step, recipe: str) -> bool:
+    """Whether the step is a float32 sum rounded once, and not loralib's own in-place add."""
+    return recipe == "exact" or len(step.deltas) > 1 or step.deltas[0].weight != 1.0
+
+
+def read_factors(step: Step, recipe: str) -> StepFactors:
+    """Read the factors of every update of `step`.
+
+    A loralib module holds its factors in the weight's dtype, so factors narrower than the weight
+    are widened before the product.
 
     Raises:
-        InputError: a factor holds NaN or infinity.
-        FitError: the result overflows the base's dtype, or equals the base.
+        InputError: a factor holds NaN or infinity, or its file is damaged.
     """
     import torch
 
-    base = read_tensor(step.source)
-    single = len(step.deltas) == 1 and step.deltas[0].weight == 1.0
-    if recipe == "auto" and single:
-        delta = step.deltas[0]
-        weight = base.clone()
-        weight += _product(delta, base.dtype) * delta.scaling
-    else:
-        weight = _exact_sum(step, base)
-    if torch.equal(weight, base) and not allow_noop:
-        raise FitError(
-            "the merged weight equals the base: the update is below its precision",
-            where=step.out.name,
-            hint="merge into a base of higher precision, or accept it with --allow-noop",
-        )
-    if not torch.isfinite(weight).all() and torch.isfinite(base).all():
-        message = f"the merged weight overflows {step.out.dtype}"
-        raise FitError(message, where=step.out.name, hint="is alpha right?")
-    return weight
+    stored = torch_dtype(step.source.spec.dtype)
+    exact = is_exact_sum(step, recipe)
+    wide = torch.promote_types(stored, torch.float32) if exact else stored
+    read = [_finite_factors(delta) for delta in step.deltas]
+    for factor in (factor for factors in read for factor in factors.values()):
+        wide = torch.promote_types(wide, factor.dtype)
+    return StepFactors(
+        step, [{r: f.to(wide) for r, f in factors.items()} for factors in read], exact
+    )
 
 
-def _exact_sum(step: Step, base: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    wide = torch.float64 if base.dtype == torch.float64 else torch.float32
-    total = base.to(wide)
-    update = torch.zeros_like(total)
-    for delta in step.deltas:
-        update += _product(delta, wide) * (delta.scaling * delta.weight)
-    return (total + update).to(base.dtype)
-
-
-def _product(delta: Delta, weight_dtype: torch.dtype) -> torch.Tensor:
-    """The unscaled update, in the factors' dtype or the weight's, whichever is wider.
-
-    A loralib module holds its factors in the weight's dtype, so loading half-precision factors
-    into a float32 module widens them before the product.
-    """
+def _finite_factors(delta: Delta) -> dict[str, torch.Tensor]:
     import torch
 
     factors = {role: read_tensor(ref) for role, ref in delta.factors.items()}
@@ -71,8 +88,24 @@ def _product(delta: Delta, weight_dtype: torch.dtype) -> torch.Tensor:
         if not torch.isfinite(factor).all():
             where = f"{delta.adapter}: {delta.module}.lora_{role}"
             raise InputError("holds NaN or infinity", where=where, hint="did training diverge?")
-    wide = weight_dtype
-    for factor in factors.values():
-        wide = torch.promote_types(wide, factor.dtype)
-    wide_factors = {role: factor.to(wide) for role, factor in factors.items()}
-    return all_kinds()[delta.kind].product(delta, wide_factors)
+    return factors
+
+
+def matrix_of(step: Step) -> tuple[int, int]:
+    """(rows, columns) of the matrix in which the step is merged."""
+    delta = step.deltas[0]
+    return all_kinds()[delta.kind].matrix(delta)
+
+
+def row_blocks(step: Step) -> list[tuple[int, int]]:
+    """The step's rows in blocks of about BLOCK_ELEMENTS; one block where it may not be cut."""
+    kinds = all_kinds()
+    rows, columns = matrix_of(step)
+    same = len({kinds[delta.kind].matrix(delta) for delta in step.deltas}) == 1
+    cuttable = same and all(kinds[delta.kind].cuttable(delta) for delta in step.deltas)
+    if not cuttable or step.source.strides is not None:
+        return [(0, rows)]
+    size = max(LEAST_ROWS, BLOCK_ELEMENTS // max(columns, 1))
+    count = max(1, rows // size)
+    starts = [block * size for block in range(count)] + [rows]
+    return list(pairwise(starts))

@@ -1,37 +1,121 @@
-"""Write what a plan says into a staging path: shards, index, side files."""
+"""Write what a plan says into a staging path: shards in threads, then index and side files."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.tensors import read_tensor, tensor_bytes, torch_dtype
-from lora_export.checkpoint.writer import ShardWriter, copy_file, write_bytes
-from lora_export.errors import StorageError
-from lora_export.execution.arithmetic import merged_weight
+from lora_export.checkpoint.writer import copy_file, write_bytes
+from lora_export.errors import FitError
+from lora_export.execution.digests import HeadStart, hash_files, header_of, is_read_whole
+from lora_export.execution.pipeline import FileTask, Pipeline
+from lora_export.execution.segments import Rows, segments_of
+from lora_export.records import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from hashlib import _Hash as HASH
     from pathlib import Path
 
-    from lora_export.records import MergePlan, ShardPlan, Step, WrittenFile
+    from lora_export.execution.segments import Watcher
+    from lora_export.records import MergePlan, ShardPlan, WrittenFile
 
 
-def write_plan(plan: MergePlan, root: Path, *, allow_noop: bool) -> tuple[WrittenFile, ...]:
+def write_plan(
+    plan: MergePlan,
+    root: Path,
+    *,
+    allow_noop: bool,
+    jobs: int | None = None,
+    watcher: Watcher | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[tuple[WrittenFile, ...], dict[Path, str]]:
     """Carry `plan` out at `root`: a new file for a base that is one file, else a new folder.
 
+    Args:
+        plan: what to write.
+        root: in a staging folder; must not exist, or be an empty folder.
+        allow_noop: accept updates that change nothing.
+        jobs: threads; None takes one a processor.
+        watcher: sees every piece as it was read back from the output.
+        progress: told the bytes of each piece when it is done.
+
     Returns:
-        every file written, with its path relative to the folder (the name of a single file).
+        every file written, with its path relative to the folder (the name of a single file), and
+        the SHA-256 of the base's files, by path; without a watcher of none.
 
     Raises:
-        InputError, FitError: see arithmetic.merged_weight.
+        InputError: an input is damaged, a factor holds NaN or infinity.
+        FitError: a merged weight overflows, or equals the base.
         StorageError: the system refuses a write.
     """
-    if plan.base.layout == "file":
-        return (_write_shard(plan, plan.shards[0], root, allow_noop=allow_noop),)
-    root.mkdir(exist_ok=True)
-    written = [
-        _write_shard(plan, shard, root / shard.file, allow_noop=allow_noop) for shard in plan.shards
-    ]
+    if plan.base.layout == "folder":
+        root.mkdir(exist_ok=True)
+    jobs = jobs or os.cpu_count() or 1
+    files = [shard.file for shard in plan.base.shards] if watcher else []
+    head_start = HeadStart(files)
+    tasks = [_task(plan, shard, root) for shard in plan.shards]
+    with _one_thread_each():
+        digests = dict(head_start.stop())
+        followed = _follow(plan, tasks, [file for file in files if file not in digests])
+        Pipeline(tasks, jobs, watcher, progress).run()
+    if not allow_noop:
+        _refuse_unchanged(tasks)
+    digests.update({file: sha.hexdigest() for file, sha in followed.items()})
+    digests.update(hash_files([file for file in files if file not in digests], jobs))
+    written = [task.result() for task in tasks]
+    if plan.base.layout == "folder":
+        written += _write_around(plan, root)
+    return tuple(written), digests
+
+
+def _follow(plan: MergePlan, tasks: Sequence[FileTask], files: Sequence[Path]) -> dict[Path, HASH]:
+    """Let the tasks hash the base's `files` as they read them, where they read them whole."""
+    followed = {}
+    for task, shard, source in zip(tasks, plan.shards, plan.base.shards, strict=True):
+        if source.file in files and is_read_whole(shard, source.file):
+            followed[source.file] = task.source = hashlib.sha256(header_of(shard, source.file))
+    return followed
+
+
+def _task(plan: MergePlan, shard: ShardPlan, root: Path) -> FileTask:
+    path = root / shard.file if plan.base.layout == "folder" else root
+    return FileTask(path, path.name, list(segments_of(plan, shard)))
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """One BLAS thread in each of ours; the bits do not depend on it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _refuse_unchanged(tasks: Sequence[FileTask]) -> None:
+    merges = {
+        id(segment.merge): segment.merge
+        for task in tasks
+        for segment in task.segments
+        if isinstance(segment, Rows)
+    }
+    hint = "merge into a base of higher precision, or accept it with --allow-noop"
+    message = "the merged weight equals the base: the update is below its precision"
+    same = [merge.step.out.name for merge in merges.values() if not merge.changed]
+    if same:
+        raise FitError.of([Problem(message, name, hint) for name in same])
+
+
+def _write_around(plan: MergePlan, root: Path) -> list[WrittenFile]:
+    """The index and the side files."""
+    written = []
     if plan.index_name:
         written.append(write_bytes(root / plan.index_name, _index(plan)))
     for file in plan.side_files:
@@ -41,28 +125,7 @@ def write_plan(plan: MergePlan, root: Path, *, allow_noop: bool) -> tuple[Writte
             written.append(write_bytes(target, file.content or b"", name=file.name))
         else:
             written.append(copy_file(file.source, target, name=file.name))
-    return tuple(written)
-
-
-def _write_shard(plan: MergePlan, shard: ShardPlan, path: Path, *, allow_noop: bool) -> WrittenFile:
-    specs = [step.out for step in shard.steps]
-    with ShardWriter(path, specs, shard.metadata) as writer:
-        for step in shard.steps:
-            if step.deltas:
-                weight = merged_weight(step, recipe=plan.recipe, allow_noop=allow_noop)
-                writer.write(step.out.name, tensor_bytes(weight))
-            elif step.source.spec.dtype == step.out.dtype:
-                writer.copy(step.source, step.out.name)
-            else:
-                writer.write(step.out.name, _converted(step))
-    if writer.written is None:
-        raise StorageError("was not written whole", where=str(path))
-    return writer.written
-
-
-def _converted(step: Step) -> memoryview:
-    """A full tensor of the adapter in the base's dtype, as load_state_dict would copy it."""
-    return tensor_bytes(read_tensor(step.source).to(torch_dtype(step.out.dtype)))
+    return written
 
 
 def _index(plan: MergePlan) -> bytes:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from lora_export.records import Delta
 
-CONV2D_DIMS = 4
-
 
 def _readings(shapes: Shapes) -> list[Reading]:
     if not 3 <= len(shapes.weight) <= 5:  # noqa: PLR2004 - Conv1d, Conv2d, Conv3d
@@ -34,15 +32,20 @@ def _readings(shapes: Shapes) -> list[Reading]:
     return []
 
 
-def _product(delta: Delta, factors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """`(lora_B @ lora_A).view(weight.shape)` of loralib 0.1.2, layers.ConvLoRA.train."""
-    return (factors["B"] @ factors["A"]).view(delta.shape)
+def _matrix(delta: Delta) -> tuple[int, int]:
+    return delta.factors["B"].spec.shape[0], delta.factors["A"].spec.shape[1]
+
+
+def _product(_: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int) -> torch.Tensor:
+    """Rows of `lora_B @ lora_A` of loralib 0.1.2, layers.ConvLoRA.train, before its view."""
+    return factors["B"][first:stop] @ factors["A"]
 
 
 KIND = LayerKind(
     "conv",
     ("A", "B"),
     _readings,
+    _matrix,
     _product,
     "A (r*k, in*k), B (out//groups*k, r*k) for a weight (out, in//groups, k, k); "
     "in one and three dimensions loralib itself only works with k = 1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,11 +19,16 @@ def _readings(shapes: Shapes) -> list[Reading]:
     return [Reading("embedding", rank)] if rank == rank_b and shapes.weight == (num, dim) else []
 
 
-def _product(_: Delta, factors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """`(lora_B @ lora_A).transpose(0, 1)` of loralib 0.1.2, layers.Embedding.train."""
-    return (factors["B"] @ factors["A"]).transpose(0, 1)
+def _product(_: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int) -> torch.Tensor:
+    """Rows of `(lora_B @ lora_A).transpose(0, 1)` of loralib 0.1.2, layers.Embedding.train."""
+    return (factors["B"] @ factors["A"][:, first:stop]).transpose(0, 1)
 
 
 KIND = LayerKind(
-    "embedding", ("A", "B"), _readings, _product, "A (r, num), B (dim, r) for a table (num, dim)"
+    "embedding",
+    ("A", "B"),
+    _readings,
+    weight_matrix,
+    _product,
+    "A (r, num), B (dim, r) for a table (num, dim)",
 )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from lora_export.records import Delta
 
-    Product = Callable[[Delta, Mapping[str, torch.Tensor]], torch.Tensor]
+    Product = Callable[[Delta, Mapping[str, torch.Tensor], int, int], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +39,36 @@ class Reading:
     blocks: tuple[int, int] | None = None
 
 
+def always(_: Delta) -> bool:
+    """Rows of every update of the kind may be computed apart."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class LayerKind:
     """What an update does to one sort of layer.
 
+    The update is a matrix, whose rows can be computed apart: `matrix` gives its sizes. For most
+    kinds it is the weight itself; a convolution's has the weight's elements in the same order.
+
     readings: every way in which the kind explains given shapes, by shapes alone.
-    product: (delta, factors by role) -> the unscaled update in the base weight's shape, by the
-    very torch calls of the reference library, so that the bits are the same.
+    matrix: (rows, columns) of the update.
+    product: (delta, factors by role, first row, row after the last) -> these rows of the unscaled
+    update, by the very torch calls of the reference library, so that the bits are the same.
+    cuttable: whether rows may be computed apart, with the same bits as all at once.
     expects: the shapes that the kind wants, in words, for messages.
     """
 
     name: str
     roles: tuple[str, ...]
     readings: Callable[[Shapes], list[Reading]]
+    matrix: Callable[[Delta], tuple[int, int]]
     product: Product
     expects: str
+    cuttable: Callable[[Delta], bool] = always
+
+
+def weight_matrix(delta: Delta) -> tuple[int, int]:
+    """The sizes of an update whose matrix is the weight itself."""
+    rows, columns = delta.shape
+    return rows, columns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,12 +26,20 @@ def _readings(shapes: Shapes) -> list[Reading]:
     return found
 
 
-def _product(delta: Delta, factors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """`T(lora_B @ lora_A)` of loralib 0.1.2, layers.Linear.train."""
-    product = factors["B"] @ factors["A"]
-    return product.transpose(0, 1) if delta.fan_in_fan_out else product
+def _product(
+    delta: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int
+) -> torch.Tensor:
+    """Rows of `T(lora_B @ lora_A)` of loralib 0.1.2, layers.Linear.train."""
+    if delta.fan_in_fan_out:
+        return (factors["B"] @ factors["A"][:, first:stop]).transpose(0, 1)
+    return factors["B"][first:stop] @ factors["A"]
 
 
 KIND = LayerKind(
-    "linear", ("A", "B"), _readings, _product, "A (r, in), B (out, r) for a weight (out, in)"
+    "linear",
+    ("A", "B"),
+    _readings,
+    weight_matrix,
+    _product,
+    "A (r, in), B (out, r) for a weight (out, in)",
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import torch
 
@@ -31,27 +32,58 @@ def _readings(shapes: Shapes) -> list[Reading]:
     return found
 
 
-def _product(delta: Delta, factors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """`merge_AB` with `zero_pad` of loralib 0.1.2, layers.MergedLinear: a grouped conv1d."""
+def _product(
+    delta: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int
+) -> torch.Tensor:
+    """Rows of `merge_AB` with `zero_pad` of loralib 0.1.2, layers.MergedLinear: a grouped conv1d.
+
+    conv1d gives other bits than B @ A for some shapes, and when it is cut by output channels; it
+    gives the same when it is cut along its length, which are the rows where the weight is
+    stored (in, out).
+    """
+    if delta.fan_in_fan_out:
+        return _merge_ab(delta, factors["A"][:, first:stop], factors["B"]).transpose(0, 1)
+    return _merge_ab(delta, factors["A"], factors["B"])[first:stop]
+
+
+def _merge_ab(delta: Delta, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     import torch.nn.functional as F  # noqa: N812
 
     enabled = sum(delta.enable_lora)
-    blocks = F.conv1d(
-        factors["A"].unsqueeze(0), factors["B"].unsqueeze(-1), groups=enabled
-    ).squeeze(0)
-    out = delta.shape[1] if delta.fan_in_fan_out else delta.shape[0]
-    padded = blocks.new_zeros(
-        (len(delta.enable_lora), out // len(delta.enable_lora), blocks.shape[1])
-    )
-    padded[list(delta.enable_lora)] = blocks.view(enabled, -1, blocks.shape[1])
-    product = padded.view(out, -1)
-    return product.transpose(0, 1) if delta.fan_in_fan_out else product
+    with _several_threads():
+        blocks = F.conv1d(a.unsqueeze(0), b.unsqueeze(-1), groups=enabled).squeeze(0)
+    size = blocks.shape[0] // enabled
+    padded = blocks.new_zeros((len(delta.enable_lora), size, blocks.shape[1]))
+    padded[list(delta.enable_lora)] = blocks.view(enabled, size, blocks.shape[1])
+    return padded.view(-1, blocks.shape[1])
+
+
+@contextmanager
+def _several_threads() -> Iterator[None]:
+    """Torch computes conv1d otherwise, with other last bits, where it may use one thread only.
+
+    loralib runs it with all processors; two give the same bits as any larger number.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cuttable(delta: Delta) -> bool:
+    return delta.fan_in_fan_out
 
 
 KIND = LayerKind(
     "merged_linear",
     ("A", "B"),
     _readings,
+    weight_matrix,
     _product,
     "A (r*G, in), B (out//n*G, r) for a weight (out, in) of n blocks, G of them enabled",
+    _cuttable,
 )

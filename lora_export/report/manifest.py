@@ -34,6 +34,7 @@ def manifest(
 ) -> bytes:
     """The manifest as JSON text.
 
+    base_files: without a digest where nothing was verified, as it costs as much as the copying.
     merged_before: SHA-256 of adapters that the base's own manifest already names.
     """
     document = {
@@ -70,7 +71,8 @@ def manifest(
 
 
 def _file(file: WrittenFile) -> dict[str, Any]:
-    return {"name": file.path, "sha256": file.sha256, "bytes": file.size}
+    digest = {"sha256": file.sha256} if file.sha256 else {}
+    return {"name": file.path, **digest, "bytes": file.size}
 
 
 def _versions() -> dict[str, str]:

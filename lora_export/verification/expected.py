@@ -1,95 +1,73 @@
-"""The update recomputed in float64 with numpy, on its own path: it shares no code with the merge.
+"""The update recomputed from its definition, on its own path: it shares no code with the merge.
 
-Formulas of loralib 0.1.2's layers written out from their definition, plus the sum of magnitudes
-that bounds the rounding of any order of summation.
+Formulas of loralib 0.1.2's layers, for chosen rows of the update's matrix and in any dtype.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from lora_export.checkpoint.tensors import iter_chunks
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-    import numpy.typing as npt
+    import torch
 
-    from lora_export.records import Delta, TensorRef
+    from lora_export.records import Delta
 
-    Array = npt.NDArray[np.float64]
-
-_NUMPY = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2",
-    "I8": "i1", "U8": "u1", "BOOL": "u1",
-}  # fmt: skip
+    Formula = Callable[[Delta, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def decode(ref: TensorRef) -> Array:
-    """A stored float tensor as float64, read and decoded without torch (bfloat16 by its bits)."""
-    import numpy as np
-
-    data = b"".join(bytes(piece) for piece in iter_chunks(ref))
-    if ref.spec.dtype == "BF16":
-        wide = np.frombuffer(data, "<u2").astype("<u4") << 16
-        return wide.view("<f4").astype(np.float64).reshape(ref.spec.shape)
-    return np.frombuffer(data, _NUMPY[ref.spec.dtype]).astype(np.float64).reshape(ref.spec.shape)
+def _linear(delta: Delta, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    if delta.fan_in_fan_out:
+        return a[:, rows].T @ b.T
+    return b[rows] @ a
 
 
-def expected_update(delta: Delta) -> tuple[Array, Array]:
-    """(update, magnitude), both float64 in the base weight's shape, scaled by alpha / rank * w.
-
-    magnitude is the same sum over absolute values: the rounding of a sum of r products in any
-    order is at most r units of roundoff of it.
-    """
-    import numpy as np
-
-    a, b = decode(delta.factors["A"]), decode(delta.factors["B"])
-    scale = delta.alpha / delta.rank * delta.weight
-    form = FORMULAS[delta.kind]
-    return form(delta, a, b) * scale, form(delta, np.abs(a), np.abs(b)) * abs(scale)
+def _embedding(_: Delta, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return a[:, rows].T @ b.T
 
 
-def _linear(delta: Delta, a: Array, b: Array) -> Array:
-    import numpy as np
-
-    form = "or,ri->io" if delta.fan_in_fan_out else "or,ri->oi"
-    update: Array = np.einsum(form, b, a, optimize=True)
-    return update
+def _conv(_: Delta, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of the (out//groups*k, in*k) matrix, which has the kernel's elements in their order."""
+    return b[rows] @ a
 
 
-def _embedding(_: Delta, a: Array, b: Array) -> Array:
-    import numpy as np
-
-    update: Array = np.einsum("rn,dr->nd", a, b, optimize=True)
-    return update
-
-
-def _conv(delta: Delta, a: Array, b: Array) -> Array:
-    """Row-major reshape of the (out//groups*k, in*k) product to the kernel's own shape."""
-    import numpy as np
-
-    return np.tensordot(b, a, axes=(1, 0)).reshape(delta.shape)
-
-
-def _merged_linear(delta: Delta, a: Array, b: Array) -> Array:
+def _merged_linear(
+    delta: Delta, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
     """Block by block: the i-th enabled block is B[i*o:(i+1)*o] @ A[i*r:(i+1)*r]."""
-    import numpy as np
+    import torch
 
-    rows, columns = delta.shape[::-1] if delta.fan_in_fan_out else delta.shape
-    size, rank = rows // len(delta.enable_lora), delta.rank
-    update = np.zeros((rows, columns))
+    size = b.shape[0] // sum(delta.enable_lora)
+    if delta.fan_in_fan_out:
+        nothing = b.new_zeros(len(rows), size)
+        parts = [
+            nothing if a_block is None else a_block[:, rows].T @ b_block.T
+            for a_block, b_block in _blocks(delta, a, b, size)
+        ]
+        return torch.cat(parts, dim=1)
+    update = b.new_zeros(len(rows), a.shape[1])
+    for place, (a_block, b_block) in enumerate(_blocks(delta, a, b, size)):
+        if a_block is not None:
+            inside = (rows >= place * size) & (rows < (place + 1) * size)
+            update[inside] = b_block[rows[inside] - place * size] @ a_block
+    return update
+
+
+def _blocks(
+    delta: Delta, a: torch.Tensor, b: torch.Tensor, size: int
+) -> list[tuple[torch.Tensor | None, torch.Tensor]]:
+    """The factors of every block; (None, ...) for a disabled one."""
+    found: list[tuple[torch.Tensor | None, torch.Tensor]] = []
     done = 0
-    for block, enabled in enumerate(delta.enable_lora):
-        if enabled:
-            left = b[done * size : (done + 1) * size]
-            update[block * size : (block + 1) * size] = left @ a[done * rank : (done + 1) * rank]
-            done += 1
-    return update.T if delta.fan_in_fan_out else update
+    for enabled in delta.enable_lora:
+        left = b[done * size : (done + 1) * size]
+        found.append((a[done * delta.rank : (done + 1) * delta.rank] if enabled else None, left))
+        done += enabled
+    return found
 
 
-FORMULAS: dict[str, Callable[[Delta, Any, Any], Any]] = {
+FORMULAS: dict[str, Formula] = {
     "linear": _linear,
     "embedding": _embedding,
     "conv": _conv,

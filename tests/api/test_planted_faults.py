@@ -105,16 +105,18 @@ def test_onnx_publishes_nothing_when_the_file_is_wrong(fault, case, tmp_path, mo
 
 
 def plant_in_merge(monkeypatch, case, fault):
-    from lora_export.execution import stage
+    from lora_export.execution.segments import Merge
 
     base, merged = load_file(case / "base.safetensors"), load_file(case / "good.safetensors")
     wrong = FAULTS[fault](base, merged)
-    right = stage.merged_weight
+    right = Merge.rows
 
-    def faulty(step, **options):
-        return wrong.get(step.out.name, right(step, **options)).contiguous()
+    def faulty(merge, base, first, stop):
+        rows = right(merge, base, first, stop)
+        whole = wrong.get(merge.step.out.name)
+        return rows if whole is None else whole[first:stop].contiguous()
 
-    monkeypatch.setattr(stage, "merged_weight", faulty)
+    monkeypatch.setattr(Merge, "rows", faulty)
 
 
 def plant_in_file(monkeypatch, case, fault):

@@ -78,10 +78,10 @@ def test_a_usage_error_of_click_is_json_too(files):
 
 
 def test_verification_says_no(files, monkeypatch):
-    from lora_export.execution import stage
+    from lora_export.execution.segments import Merge
 
-    right = stage.merged_weight
-    monkeypatch.setattr(stage, "merged_weight", lambda step, **o: right(step, **o) * 1.001)
+    right = Merge.rows
+    monkeypatch.setattr(Merge, "rows", lambda *arguments: right(*arguments) * 1.001)
     result = run(files, *GOOD, "--json")
     assert result.exit_code == 5
     document = json.loads(result.stdout)

@@ -1,5 +1,6 @@
 """One reading of every update, or the missing fact by name."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -111,18 +112,23 @@ def test_whatever_a_kind_reads_it_can_multiply(sizes, kernel):
             for reading in kind.readings(Shapes(a, b, weight)):
                 enabled, blocks = reading.blocks or (1, 1)
                 enable_lora = (True,) * enabled + (False,) * (blocks - enabled)
+                refs = {
+                    role: TensorRef(TensorSpec(role, "F32", shape), Path("x"), 0, 0)
+                    for role, shape in (("A", a), ("B", b))
+                }
                 delta = Delta(
-                    "x",
-                    "m",
-                    kind.name,
-                    {},
-                    weight,
-                    reading.rank,
-                    1,
-                    1.0,
-                    1.0,
-                    reading.fan_in_fan_out,
-                    enable_lora,
+                    adapter="x",
+                    module="m",
+                    kind=kind.name,
+                    factors=refs,
+                    shape=weight,
+                    rank=reading.rank,
+                    alpha=1,
+                    scaling=1.0,
+                    fan_in_fan_out=reading.fan_in_fan_out,
+                    enable_lora=enable_lora,
                 )
-                product = kind.product(delta, {"A": torch.ones(a), "B": torch.ones(b)})
-                assert tuple(product.shape) == weight
+                rows, columns = kind.matrix(delta)
+                product = kind.product(delta, {"A": torch.ones(a), "B": torch.ones(b)}, 0, rows)
+                assert tuple(product.shape) == (rows, columns)
+                assert rows * columns == math.prod(weight)

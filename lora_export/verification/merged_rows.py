@@ -1,0 +1,216 @@
+"""Hold rows of one merged tensor against the update recomputed in float64.
+
+Half-precision weights are screened in float32 first: an element that equals the float32
+recomputation rounded to its dtype is within the bound; the others are looked at in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.tensors import read_tensor
+from lora_export.execution.arithmetic import is_exact_sum, matrix_of
+from lora_export.verification.expected import FORMULAS
+from lora_export.verification.rounding import UNIT, element_bound, update_error
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_export.records import Step
+
+_GAIN_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What some rows show. error: in units of the derived bound, distance: as it is.
+
+    along: sum of residual times update. norm: sum of squared updates. variance, systematic: of
+    `along`, when each element may round either way.
+    """
+
+    rows: int
+    error: float
+    distance: float
+    along: float
+    norm: float
+    variance: float
+    systematic: float
+    changed: bool
+
+
+@dataclass(slots=True)
+class Tally:
+    """What all rows of one tensor have shown so far."""
+
+    name: str
+    rows: int = 0
+    error: float = 0.0
+    distance: float = 0.0
+    along: float = 0.0
+    norm: float = 0.0
+    variance: float = 0.0
+    systematic: float = 0.0
+    changed: bool = False
+
+    def add(self, seen: Seen) -> None:
+        """Take more rows in."""
+        self.rows += seen.rows
+        self.error = max(self.error, seen.error)
+        self.distance = max(self.distance, seen.distance)
+        self.along += seen.along
+        self.norm += seen.norm
+        self.variance += seen.variance
+        self.systematic += seen.systematic
+        self.changed = self.changed or seen.changed
+
+    @property
+    def gain(self) -> float:
+        """The part of the update that is too much: the slope of the residual along the update.
+
+        0 for a right merge, 0.01 for a scaling 1 % too large, -1 for a skipped module.
+        """
+        slope = self.along / self.norm if self.norm else 0.0
+        return slope if isfinite(slope) else float("inf")
+
+    @property
+    def gain_tolerance(self) -> float:
+        """Eight standard deviations of the slope, the update's own error, and 0.1 %."""
+        if not self.norm:
+            return _GAIN_TOLERANCE
+        spread = 8.0 * sqrt(self.variance) / self.norm
+        return spread + self.systematic / self.norm + _GAIN_TOLERANCE
+
+
+class Expectation:
+    """What a step's merged rows must be; the factors are read once, in float64."""
+
+    def __init__(self, step: Step, recipe: str) -> None:
+        """Read the factors of all updates of `step`."""
+        self.step = step
+        self.rows = matrix_of(step)[0]
+        self._dtype = step.out.dtype
+        self._wide = [
+            {role: read_tensor(ref).double() for role, ref in delta.factors.items()}
+            for delta in step.deltas
+        ]
+        self._scales = [delta.alpha / delta.rank * delta.weight for delta in step.deltas]
+        self._narrow = [
+            {"A": factors["A"].float(), "B": (factors["B"] * scale).float()}
+            for factors, scale in zip(self._wide, self._scales, strict=True)
+        ]
+        exact = is_exact_sum(step, recipe)
+        self._share, self._rest = update_error(step.deltas, self._dtype, exact=exact)
+        self._largest = self._largest_magnitude()
+
+    def look(self, first: int, base: torch.Tensor, written: torch.Tensor) -> Seen:
+        """Rows from `first` on, of the base and as they were written."""
+        if self._dtype in ("F16", "BF16"):
+            return self._screened(first, base, written)
+        return self._dense(first, base, written)
+
+    def _dense(self, first: int, base: torch.Tensor, written: torch.Tensor) -> Seen:
+        import torch
+
+        rows = torch.arange(first, first + len(base))
+        update, magnitude = self._update(rows)
+        error = magnitude * self._share + self._rest
+        exact = base.double() + update
+        distance = _distance(written, exact)
+        residual = written.double() - exact.to(written.dtype).double()
+        ulp = torch.maximum(exact.abs(), base.double().abs()) * (2 * UNIT[self._dtype])
+        square = update * update
+        return Seen(
+            rows=len(base),
+            error=float((distance / element_bound(exact, error, self._dtype)).max()),
+            distance=float(distance.max()),
+            along=float((residual * update).sum()),
+            norm=float(square.sum()),
+            variance=float((error * (error + ulp) * square).sum()),
+            systematic=float((error * update.abs()).sum()),
+            changed=not torch.equal(base, written),
+        )
+
+    def _screened(self, first: int, base: torch.Tensor, written: torch.Tensor) -> Seen:
+        import torch
+
+        rows = torch.arange(first, first + len(base))
+        update = self._update32(rows)
+        norm = float(torch.linalg.vector_norm(update)) ** 2
+        exact = base.float().add_(update)
+        typical = float(torch.linalg.vector_norm(exact)) / exact.numel() ** 0.5
+        error = self._largest * self._share + self._rest
+        ulp = 2 * UNIT[self._dtype] * typical
+        odd = _rows_that_differ(exact.to(written.dtype), written)
+        worst, distance, along = self._look_closer(rows[odd], base[odd], written[odd])
+        return Seen(
+            rows=len(base),
+            error=worst,
+            distance=distance,
+            along=along,
+            norm=norm,
+            variance=error * (error + ulp) * norm,
+            systematic=error * (norm * update.numel()) ** 0.5,
+            changed=not torch.equal(base, written),
+        )
+
+    def _look_closer(
+        self, rows: torch.Tensor, base: torch.Tensor, written: torch.Tensor
+    ) -> tuple[float, float, float]:
+        """(error, distance, along) of the rows in which the screen found a difference."""
+        if len(rows) == 0:
+            return 0.0, 0.0, 0.0
+        update, magnitude = self._update(rows)
+        exact = base.double() + update
+        distance = _distance(written, exact)
+        bound = element_bound(exact, magnitude * self._share + self._rest, self._dtype)
+        residual = written.double() - exact.to(written.dtype).double()
+        error = float((distance / bound).max())
+        return error, float(distance.max()), float((residual * update).sum())
+
+    def _update(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(update, magnitude) in float64."""
+        update: torch.Tensor | float = 0.0
+        magnitude: torch.Tensor | float = 0.0
+        for delta, factors, scale in zip(self.step.deltas, self._wide, self._scales, strict=True):
+            formula, a, b = FORMULAS[delta.kind], factors["A"], factors["B"]
+            update = formula(delta, a, b, rows) * scale + update
+            magnitude = formula(delta, a.abs(), b.abs(), rows) * abs(scale) + magnitude
+        return update, magnitude  # type: ignore[return-value]
+
+    def _update32(self, rows: torch.Tensor) -> torch.Tensor:
+        parts = [
+            FORMULAS[delta.kind](delta, factors["A"], factors["B"], rows)
+            for delta, factors in zip(self.step.deltas, self._narrow, strict=True)
+        ]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def _largest_magnitude(self) -> float:
+        """No element's magnitude is larger (Cauchy and Schwarz on a column of A, a row of B)."""
+        return sum(
+            abs(scale)
+            * float(factors["A"].norm(dim=0).max())
+            * float(factors["B"].norm(dim=1).max())
+            for factors, scale in zip(self._wide, self._scales, strict=True)
+        )
+
+
+def _rows_that_differ(expected: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+    """Numbers of the rows whose bits are not equal; several elements are compared at once."""
+    import torch
+
+    whole = torch.int64 if expected.shape[1] % 4 == 0 else torch.int16
+    places = (expected.view(whole) != written.view(whole)).nonzero()
+    rows: torch.Tensor = torch.unique(places[:, 0])
+    return rows
+
+
+def _distance(written: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """Absolute differences; a NaN or infinity that should not be there is infinitely far."""
+    gap = (written.double() - exact).abs()
+    return gap.nan_to_num(nan=float("inf"), posinf=float("inf"))

@@ -1,0 +1,100 @@
+"""Rows merged apart have the bits of the whole, in any number of threads."""
+
+import loralib as lora
+import pytest
+import torch
+from loralib_models import DTYPES, evaluated
+from safetensors.torch import load_file, save_file
+
+from lora_export.checkpoint.index import read_checkpoint
+from lora_export.execution import arithmetic, segments
+from lora_export.execution.stage import write_plan
+from lora_export.planning.request import make_request, plan_request
+from lora_export.verification.weights import WeightProof
+
+ALPHA = 6
+
+
+class Model(torch.nn.Module):
+    """Weights of several blocks each, of every kind that can be cut, and one that cannot."""
+
+    def __init__(self):
+        super().__init__()
+        low = {"r": 4, "lora_alpha": ALPHA}
+        blocks = {"enable_lora": [True, False, True], **low}
+        self.linear = lora.Linear(96, 515, **low)
+        self.turned = lora.Linear(515, 96, fan_in_fan_out=True, **low)
+        self.table = lora.Embedding(777, 40, **low)
+        self.conv = lora.Conv2d(64, 256, 3, groups=2, **low)
+        self.fused = lora.MergedLinear(300, 96, **blocks)
+        self.fused_turned = lora.MergedLinear(300, 96, fan_in_fan_out=True, **blocks)
+        self.plain = torch.nn.Linear(7, 7)
+
+
+@pytest.fixture(scope="module", params=DTYPES)
+def case(request, tmp_path_factory):
+    torch.manual_seed(0)
+    model = Model().train()
+    base, factors = DTYPES[request.param]
+    for name, parameter in model.named_parameters():
+        dtype = factors if "lora_" in name else base
+        parameter.data = (torch.randn(parameter.shape) * 0.3).to(dtype)
+    folder = tmp_path_factory.mktemp("blocks")
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file({k: v for k, v in state.items() if "lora_" not in k}, folder / "base.safetensors")
+    save_file({k: v for k, v in state.items() if "lora_" in k}, folder / "lora.safetensors")
+    request_ = make_request(
+        folder / "base.safetensors",
+        [folder / "lora.safetensors"],
+        {"alpha": ALPHA, "enable_lora": "1,0,1"},
+    )
+    return plan_request(request_), evaluated(model)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4])
+@pytest.mark.parametrize("elements", [1, 5000, arithmetic.BLOCK_ELEMENTS])
+def test_blocks_and_threads_leave_the_bits_alone(case, elements, jobs, tmp_path, monkeypatch):
+    plan, expected = case
+    monkeypatch.setattr(arithmetic, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(segments, "CHUNK", 1000)
+    proof = WeightProof(plan)
+    path = tmp_path / "out.safetensors"
+    (written,), digests = write_plan(plan, path, allow_noop=False, jobs=jobs, watcher=proof)
+
+    merged = load_file(path)
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items())
+    checks = proof.checks(read_checkpoint(path).tensors(), allow_noop=False)
+    assert all(check.passed for check in checks), checks
+
+    from hashlib import sha256
+
+    assert written.sha256 == sha256(path.read_bytes()).hexdigest()
+    base = plan.base.shards[0].file
+    assert digests == {base: sha256(base.read_bytes()).hexdigest()}
+
+
+def test_an_error_in_a_thread_stops_all_and_is_told(case, tmp_path, monkeypatch):
+    plan, _ = case
+
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(segments.Merge, "rows", broken)
+    with pytest.raises(ZeroDivisionError):
+        write_plan(plan, tmp_path / "out.safetensors", allow_noop=False, jobs=3)
+
+
+def test_without_a_kernel_copy_the_bytes_are_the_same(case, tmp_path, monkeypatch):
+    import os
+
+    def refused(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    plan, _ = case
+    write_plan(plan, tmp_path / "one.safetensors", allow_noop=False)
+    monkeypatch.setattr(os, "copy_file_range", refused)
+    write_plan(plan, tmp_path / "two.safetensors", allow_noop=False)
+    assert (tmp_path / "one.safetensors").read_bytes() == (
+        tmp_path / "two.safetensors"
+    ).read_bytes()
