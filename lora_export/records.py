@@ -165,6 +165,10 @@ class Adapter:
     weight: float = 1.0
     wrapper: str = ""
 
+    def names(self) -> list[str]:
+        """Names of all adapted modules and full tensors."""
+        return [*(u.module for u in self.updates), *(r.name for r in self.replacements)]
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -256,7 +260,8 @@ class MergePlan:
     dropped: base tensors that are not written and why (adapter tensors inside a training
     checkpoint). choices: every naming rule and fact used, in words. unmatched: adapter keys that
     --allow-unmatched let go. coupled: tied tensors that change together (--tied eval), so that the
-    result cannot equal the unmerged model.
+    result cannot equal the unmerged model. separated: names that are tied to another one in the
+    model and are no longer.
     """
 
     base: Checkpoint
@@ -269,6 +274,7 @@ class MergePlan:
     dropped: Mapping[str, str] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     coupled: tuple[str, ...] = ()
+    separated: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -280,14 +286,13 @@ class MergePlan:
         """The tensors the base lacks, without which no model can be built on it."""
         return {step.out.name: step.source for step in self.steps() if step.action == "add"}
 
-    def untied(self) -> tuple[str, ...]:
-        """Tensors that the plan separates from the one they are tied to."""
-        added = (step for step in self.steps() if step.action == "add")
-        return tuple(step.out.name for step in added if step.source.spec.name != step.out.name)
-
     def full_tensors(self) -> dict[str, TensorRef]:
-        """What replaces or joins the base's tensors whole, by the base's name."""
-        return {step.out.name: step.source for step in self.changed() if not step.deltas}
+        """What the unmerged model holds beside or instead of the base's tensors, by their names.
+
+        A tensor that is new and adapted counts with the value it has before its update.
+        """
+        steps = (step for step in self.changed() if not step.deltas or step.action == "add")
+        return {step.out.name: step.source for step in steps}
 
     def changed(self) -> tuple[Step, ...]:
         """The steps whose output is not a copy of the base's bytes."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.errors import FitError, InputError, UsageError
-from lora_export.models.choose import factory_model, folder_model, why_no_model
+from lora_export.models.choose import factory_model, folder_model, tied_groups, why_no_model
 from lora_export.planning.request import make_request, merged_before, plan_request
 from lora_export.records import WrittenFile
 from lora_export.report.manifest import manifest
@@ -87,7 +87,7 @@ def make_job(
     proof = proof or ProofOptions()
     request = make_request(base, adapters, settings)
     source = factory_model(model, proof.input)
-    plan = plan_request(request, source.facts() if source else None, recorded)
+    plan = plan_request(request, source.facts() if source else None, recorded, tied_groups)
     return Job(plan, source, proof, settings)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.errors import UsageError
+from lora_export.errors import InputError, UsageError
 from lora_export.models.factory import FactoryModel
 from lora_export.models.huggingface import HuggingFaceModel, transformers_installed
 from lora_export.models.inputs import parse_inputs
@@ -35,6 +35,16 @@ def folder_model(base: Checkpoint, inputs: Sequence[str]) -> ModelSource:
             hint="--model package.module:build or --model path/to/model.py:build",
         )
     return HuggingFaceModel(base, parse_inputs(inputs))
+
+
+def tied_groups(base: Checkpoint) -> tuple[tuple[str, ...], ...] | None:
+    """Groups of parameters that the folder's architecture ties; None where nobody knows."""
+    if not base.config.get("architectures") or not transformers_installed():
+        return None
+    try:
+        return HuggingFaceModel(base, ()).facts().ties
+    except (InputError, UsageError):
+        return None
 
 
 def why_no_model(base: Checkpoint) -> str:

@@ -61,8 +61,13 @@ class HuggingFaceModel:
         """Facts from the model built without weights."""
         import torch
 
-        with torch.device("meta"):
-            return read_facts(self._class(self._config), self._label)
+        try:
+            with quiet(), torch.device("meta"):
+                return read_facts(self._class(self._config), self._label)
+        except FAILURES as error:
+            reason = " ".join(str(error).split())[:300]
+            message = f"transformers cannot build {self._class.__name__}: {reason}"
+            raise InputError(message, where=self._label) from error
 
     def load(
         self, checkpoint: Checkpoint, *, full: Mapping[str, TensorRef], untied: Sequence[str]

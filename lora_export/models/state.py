@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.tensors import read_tensor
 from lora_export.errors import FitError
 from lora_export.models.loralib_modules import ties
-from lora_export.planning.names import BaseNames
+from lora_export.planning.names import BaseNames, without_wrappers
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
@@ -54,10 +54,12 @@ def _unset(model: nn.Module, missing: set[str], placed: object) -> list[Problem]
 
 
 def untie(model: nn.Module, names: Sequence[str]) -> None:
-    """Give each named parameter a tensor of its own, with the value it has now."""
+    """Give each parameter, by checkpoint name, a tensor of its own, with the value it has now."""
     from torch import nn
 
-    for name in names:
+    known = BaseNames(dict(model.named_parameters(remove_duplicate=False)))
+    for wanted in names:
+        name = known.tensor(without_wrappers(wanted)) or wanted
         owner, _, leaf = name.rpartition(".")
         parameter = model.get_parameter(name)
         copy = nn.Parameter(parameter.detach().clone(), requires_grad=False)

@@ -43,11 +43,11 @@ def export(
         InputError, UsageError: see trace.capture.
         FitError: a merged weight has no place in the graph.
     """
-    base = source.load(plan.base, full=plan.new_tensors(), untied=plan.untied())
+    base = source.load(plan.base, full=plan.new_tensors(), untied=plan.separated)
     graph = capture(base, source.inputs, opset=opset)
     topology = describe(graph)
     del base
-    model = source.load(merged, full={}, untied=plan.untied())
+    model = source.load(merged, full={}, untied=plan.separated)
     unused = set(read_bindings(graph).unused)
     _refuse_unused(source, model, plan, unused)
     weights = {name: value for name, value in model.state_dict().items() if name not in unused}

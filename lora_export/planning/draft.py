@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from lora_export.planning.facts import FactTable
     from lora_export.planning.names import PrefixChange
+    from lora_export.planning.tied import Tie
     from lora_export.records import Checkpoint, Delta, ModelFacts, TensorRef
 
 Tied = Literal["untie", "eval", "error"]
@@ -45,17 +46,24 @@ class Draft:
     facts: FactTable
     model: ModelFacts | None
     options: Options
-    ties: Mapping[str, str]
+    ties: tuple[Tie, ...]
     merged: dict[str, list[Delta]] = field(default_factory=dict)
     replaced: dict[str, TensorRef] = field(default_factory=dict)
     added: dict[str, TensorRef] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
     coupled: list[str] = field(default_factory=list)
+    separated: list[str] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unfit: list[Problem] = field(default_factory=list)
     missing: list[Problem] = field(default_factory=list)
+
+    def table_of(self, name: str) -> str:
+        """The stored tensor that holds the value of `name`: itself, or the one it is tied to."""
+        if name in self.stored:
+            return name
+        return next(tie.table for tie in self.ties if name in tie.names)
 
     def stop_on_problems(self) -> None:
         """Raise everything that is wrong at once.

@@ -77,7 +77,7 @@ def _fit_update(
 ) -> None:
     module, weights = located
     where = f"{adapter.path}: {update.module or '(root module)'}"
-    refs = [draft.stored[draft.ties.get(w, w) if w not in draft.stored else w] for w in weights]
+    refs = [draft.stored[draft.table_of(weight)] for weight in weights]
     if len(refs) > 1 and not all(same_content(refs[0], other) for other in refs[1:]):
         message = f"the base holds {' and '.join(weights)}, which differ; which is the weight?"
         draft.unfit.append(Problem(message, where))
@@ -103,16 +103,22 @@ def _fit_update(
         hint = "an untrained or wrongly saved adapter? --allow-noop accepts it"
         draft.unfit.append(Problem(message, where, hint))
     for weight in weights:
-        draft.merged.setdefault(weight, []).append(delta)
+        merged = draft.merged.setdefault(weight, [])
+        if any(other.adapter == delta.adapter for other in merged):
+            message = f"{weight} is updated by another module of the same adapter already"
+            hint = "the same module under two names? leave one out with --allow-unmatched"
+            draft.unfit.append(Problem(message, where, hint))
+        merged.append(delta)
 
 
 def _fit_replacement(
     draft: Draft, adapter: Adapter, replacement: Replacement, target: str | None
 ) -> None:
     where = f"{adapter.path}: {replacement.name}"
-    if target is None or target not in draft.stored:
+    if target is None:
         _fit_new(draft, replacement, where)
         return
+    target = draft.table_of(target)
     ref, base = replacement.ref, draft.stored[target]
     if ref.spec.shape != base.spec.shape:
         message = f"has shape {list(ref.spec.shape)}, the base's {target} {list(base.spec.shape)}"

@@ -11,13 +11,14 @@ from lora_export.errors import InputError
 from lora_export.planning.draft import Draft, Options
 from lora_export.planning.fit import fit_adapter
 from lora_export.planning.names import BaseNames
-from lora_export.planning.tied import plan_ties, ties_of
+from lora_export.planning.tied import find_ties, plan_ties
 from lora_export.records import MergePlan, ShardPlan, SideFile, Step, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_export.planning.facts import FactTable
+    from lora_export.planning.tied import Lookup
     from lora_export.records import Adapter, Checkpoint, ModelFacts, Shard
 
 MANIFEST = "lora_export.json"
@@ -28,21 +29,27 @@ def make_plan(
     adapters: Sequence[Adapter],
     facts: FactTable,
     options: Options,
+    *,
     model: ModelFacts | None = None,
+    lookup: Lookup = lambda _: None,
 ) -> MergePlan:
     """Decide every output tensor and every edit of a side file; no byte is written.
+
+    model: what the user's own model tells. lookup: the groups of tied parameters of a folder's
+    architecture, None where nobody knows; asked only when a table or a head may be concerned.
 
     Raises:
         InputError: the base holds low-rank factors and nobody said that it is unmerged.
         FitError: adapter and base do not fit, with every reason.
         UsageError: facts are missing, with every fact and how to give it.
     """
-    ties = ties_of(base, model)
+    touched = [name for adapter in adapters for name in adapter.names()]
+    ties = find_ties(base, touched, model, lookup)
     draft = Draft(base, base.tensors(), facts, model, options, ties)
     _tell_wrappers(draft, adapters)
     draft.base = base = _without_factors(draft)
-    heads = [name for name in ties if name not in draft.stored]
-    names = BaseNames([*draft.stored, *heads])
+    unstored = [name for tie in ties for name in tie.names if name not in draft.stored]
+    names = BaseNames([*draft.stored, *unstored])
     for adapter in adapters:
         fit_adapter(draft, adapter, names)
     edits = plan_ties(draft)
@@ -58,6 +65,7 @@ def make_plan(
         dropped=draft.dropped,
         unmatched=tuple(draft.unmatched),
         coupled=tuple(draft.coupled),
+        separated=tuple(draft.separated),
         choices=tuple(draft.choices),
         warnings=tuple(draft.warnings),
     )
@@ -131,7 +139,7 @@ def _added(draft: Draft) -> list[Step]:
     for name, ref in draft.added.items():
         spec = TensorSpec(name, ref.spec.dtype, ref.spec.shape)
         deltas = tuple(draft.merged.get(name, ()))
-        reason = f"untied from {ref.spec.name}" if name in draft.ties else "a new tensor"
+        reason = "a new tensor" if ref.spec.name == name else f"untied from {ref.spec.name}"
         steps.append(Step(spec, "add", ref, deltas, reason))
     return steps
 

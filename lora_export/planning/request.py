@@ -21,6 +21,7 @@ from lora_export.records import Facts
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lora_export.planning.tied import Lookup
     from lora_export.records import Adapter, Checkpoint, MergePlan, ModelFacts
 
 
@@ -110,11 +111,12 @@ def plan_request(
     request: Request,
     model: ModelFacts | None = None,
     recorded: Mapping[str, Facts] | None = None,
+    lookup: Lookup = lambda _: None,
 ) -> MergePlan:
     """The plan for `request`.
 
     model: what the user's model tells. recorded: facts by module from an earlier manifest, used
-    where there is no model.
+    where there is no model. lookup: see planning.plan.make_plan.
 
     Raises:
         InputError, FitError, UsageError: see read_checkpoint, read_adapter and make_plan.
@@ -123,7 +125,9 @@ def plan_request(
     adapters = _read_adapters(request)
     _refuse_twice(base, adapters)
     modules = model.modules if model else recorded or {}
-    return make_plan(base, adapters, _facts(request, modules), request.options, model)
+    return make_plan(
+        base, adapters, _facts(request, modules), request.options, model=model, lookup=lookup
+    )
 
 
 def _read_adapters(request: Request) -> list[Adapter]:

@@ -87,7 +87,7 @@ def call_witnesses(
         FitError: model and checkpoints do not hold the same tensors, or an adapted module is
             never called, so that its live branch proves nothing.
     """
-    model = source.load(plan.base, full=plan.full_tensors(), untied=plan.untied())
+    model = source.load(plan.base, full=plan.full_tensors(), untied=plan.separated)
     branches = _attach(source, model, plan)
     unmerged = _run(model, probes)
     _refuse_silent(branches)
@@ -106,7 +106,7 @@ def call_witnesses(
 def _load_merged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:
     """The merged model; a result that the base's own model does not take is a failed proof."""
     try:
-        return source.load(merged, full={}, untied=plan.untied())
+        return source.load(merged, full={}, untied=plan.separated)
     except FitError as error:
         raise VerificationError.of(error.problems) from error
 
