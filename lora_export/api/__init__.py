@@ -3,6 +3,7 @@
 from lora_export.api.exporting import export_onnx
 from lora_export.api.inspecting import inspect
 from lora_export.api.merging import merge
+from lora_export.api.unmerging import unmerge
 from lora_export.api.verifying import verify
 
-__all__ = ["export_onnx", "inspect", "merge", "verify"]
+__all__ = ["export_onnx", "inspect", "merge", "unmerge", "verify"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +19,13 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import manifest_beside, staging
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.errors import UsageError
+from lora_export.execution.undo import check_undoable, write_undo
 from lora_export.planning.plan import MANIFEST
+from lora_export.planning.shards import parse_size, resharded
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Unpack
 
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from lora_export.checkpoint.publish import Staging
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import MergePlan
+
+    Progress = Callable[[int, int], None]
 
 
 def merge(
@@ -39,6 +46,10 @@ def merge(
     verify: bool = True,
     dry_run: bool = False,
     force: bool = False,
+    undo: str | Path | None = None,
+    jobs: int | None = None,
+    max_shard_size: str | None = None,
+    progress: Progress = lambda _done, _total: None,
     proof: ProofOptions | None = None,
     **settings: Unpack[AdapterOptions],
 ) -> Report:
@@ -55,6 +66,10 @@ def merge(
         verify: prove by weights, and as a model where one can be built.
         dry_run: plan only; nothing is written.
         force: replace an earlier export at `output`, in one step.
+        undo: keep what the merge changes in this file, for `unmerge`.
+        jobs: threads; None takes one a processor.
+        max_shard_size: lay a folder out anew, in shards of at most e.g. "5GB".
+        progress: told the bytes written so far, and in all.
         proof: how a model is run to be proven.
         settings: see planning.request.AdapterOptions.
 
@@ -63,25 +78,53 @@ def merge(
             `output` that was not there before.
     """
     job = make_job(base, adapters, model=model, proof=proof, settings=settings)
+    if max_shard_size:
+        job = replace(job, plan=_resharded(job.plan, max_shard_size))
     plan = job.plan
+    if undo:
+        check_undoable(plan)
     if dry_run:
         return Report("merge", str(output or ""), plan, warnings=plan.warnings, dry_run=True)
     target = _target(output, plan)
     kind = plan.base.layout
     beside = (manifest_beside(target),) if kind == "file" else ()
     inputs = input_paths(plan)
-    with staging(target, force=force, inputs=inputs, kind=kind, beside=beside) as stage:
-        return _merge_into(stage, job, target, verify=verify)
+    writing = Writing(jobs or os.cpu_count() or 1, progress, verify)
+    with ExitStack() as stack:
+        kept = undo and stack.enter_context(
+            staging(Path(undo), force=force, inputs=inputs, kind="file")
+        )
+        stage = stack.enter_context(
+            staging(target, force=force, inputs=inputs, kind=kind, beside=beside)
+        )
+        return replace(_merge_into(stage, job, writing, kept or None), output=str(target))
 
 
-def _merge_into(stage: Staging, job: Job, target: Path, *, verify: bool) -> Report:
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How a merge is carried out."""
+
+    jobs: int
+    progress: Progress
+    verify: bool
+
+
+def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None) -> Report:
     from lora_export.execution.stage import write_plan
     from lora_export.verification.proof import refuse_failed
     from lora_export.verification.weights import WeightProof
 
     plan = job.plan
-    proof = WeightProof(plan) if verify else None
-    files, digests = write_plan(plan, stage.path, allow_noop=job.allow_noop, watcher=proof)
+    proof = WeightProof(plan) if writing.verify else None
+    files, digests = write_plan(
+        plan,
+        stage.path,
+        allow_noop=job.allow_noop,
+        jobs=writing.jobs,
+        watcher=proof,
+        progress=writing.progress,
+        digest_base=writing.verify or undo is not None,
+    )
     checks, told = NOT_VERIFIED
     if proof:
         merged = read_checkpoint(stage.path)
@@ -91,10 +134,29 @@ def _merge_into(stage: Staging, job: Job, target: Path, *, verify: bool) -> Repo
     record = build_manifest(job, "merge", files, checks, digests)
     beside = plan.base.layout == "file"
     place = stage.beside(manifest_beside(stage.output)) if beside else stage.path / MANIFEST
-    written = write_bytes(place, record)
-    stage.publish()
-    warnings = (*plan.warnings, *told)
-    return Report("merge", str(target), plan, checks, (*files, written), warnings)
+    files = (*files, write_bytes(place, record))
+    if undo:
+        files = (*files, write_undo(plan, undo.path, digests, writing.jobs))
+        undo.publish()
+    try:
+        stage.publish()
+    except BaseException:
+        if undo and undo.is_published:
+            undo.output.unlink()  # it would describe a result that is not there
+        raise
+    return Report("merge", str(stage.output), plan, checks, files, (*plan.warnings, *told))
+
+
+def _resharded(plan: MergePlan, size: str) -> MergePlan:
+    if plan.base.layout == "file":
+        raise UsageError(
+            "a base that is one file gives one file",
+            where="--max-shard-size",
+            hint="name the folder that holds it",
+        )
+    shards = resharded(plan.shards, parse_size(size))
+    index = "model.safetensors.index.json" if len(shards) > 1 else None
+    return replace(plan, shards=shards, index_name=index)
 
 
 def _target(output: str | Path | None, plan: MergePlan) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from lora_export.cli._progress import byte_progress
 from lora_export.errors import LoraExportError, VerificationError
 from lora_export.records import Problem
 from lora_export.report.result import error_json, report_json, verification_json
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lora_export.report.result import Report
+
+    Progress = Callable[[int, int], None]
 
 INTERRUPTED = 130
 _REPORT = "This is a bug of lora-export. Please report it with the lines above and the command."
@@ -55,10 +58,11 @@ class Output:
         names = ("as_json", "quiet", "verbose", "debug")
         return cls(command, **{name: values.pop(name) for name in names})
 
-    def run(self, call: Callable[[], Report]) -> NoReturn:
-        """Call, tell, and leave with the exit status that the outcome has."""
+    def run(self, call: Callable[[Progress], Report]) -> NoReturn:
+        """Call with a progress bar, tell, and leave with the exit status that the outcome has."""
         try:
-            report = call()
+            with byte_progress(wanted=not self.quiet) as progress:
+                report = call(progress)
         except LoraExportError as error:
             self._tell_refusal(error)
             sys.exit(error.status)

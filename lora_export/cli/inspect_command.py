@@ -20,4 +20,4 @@ def command(path: Path, **values: Any) -> None:  # noqa: ANN401 - click passes o
 
     from lora_export.api import inspect
 
-    output.run(lambda: inspect(path))
+    output.run(lambda _: inspect(path))

@@ -8,7 +8,7 @@ import click
 
 import lora_export
 
-_COMMANDS = ("merge", "onnx", "verify", "inspect")
+_COMMANDS = ("merge", "onnx", "verify", "unmerge", "inspect")
 
 
 class _Commands(click.Group):

@@ -11,6 +11,7 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
+    jobs_option,
     model_options,
     option,
     output_options,
@@ -27,6 +28,13 @@ from lora_export.cli.options import (
 @option("--verify/--no-verify", default=True, show_default=True, help="Prove before publishing.")
 @option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @option("--force", is_flag=True, help="Replace an earlier export.")
+@option(
+    "--undo",
+    type=click.Path(path_type=Path),
+    help="Keep what the merge changes in this file, for lora-export unmerge.",
+)
+@option("--max-shard-size", metavar="SIZE", help="Lay a folder out in new shards, e.g. of 5GB.")
+@jobs_option
 @output_options
 def command(**values: Any) -> None:  # noqa: ANN401 - click passes options by name
     """Merge ADAPTERS into BASE and write safetensors.
@@ -40,4 +48,4 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click passes options by na
 
     from lora_export.api import merge
 
-    output.run(lambda: merge(**values, proof=proof, **settings))
+    output.run(lambda progress: merge(**values, progress=progress, proof=proof, **settings))

@@ -46,4 +46,4 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click passes options by na
 
     from lora_export.api import export_onnx
 
-    output.run(lambda: export_onnx(**values, proof=proof, **settings))
+    output.run(lambda _: export_onnx(**values, proof=proof, **settings))

@@ -103,6 +103,10 @@ model_options = together(
     option("--seed", type=int, default=0, show_default=True, help="Seed of the probes."),
 )
 
+jobs_option = option(
+    "--jobs", type=click.IntRange(min=1), help="Threads (default: one a processor)."
+)
+
 output_options = together(
     option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),

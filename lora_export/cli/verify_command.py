@@ -46,4 +46,4 @@ def command(context: click.Context, /, **values: Any) -> None:  # noqa: ANN401
 
     from lora_export.api import verify
 
-    output.run(lambda: verify(**values, proof=proof, **settings))
+    output.run(lambda _: verify(**values, proof=proof, **settings))

@@ -72,10 +72,12 @@ class Pipeline:
         tasks: Sequence[FileTask],
         jobs: int,
         watcher: Watcher | None,
-        progress: Callable[[int], None],
+        progress: Callable[[int, int], None],
     ) -> None:
-        """`progress` is told the bytes of every piece when it is done."""
+        """`progress` is told the bytes done so far, and in all."""
         self._waiting = list(reversed(tasks))
+        self._total = sum(task.size for task in tasks)
+        self._done = 0
         self._active: list[FileTask] = []
         self._jobs = jobs
         self._watcher = watcher
@@ -181,9 +183,10 @@ class Pipeline:
                 source = segment.prove(content, self._watcher)
                 if task.source is not None:
                     task.source.update(source)
-            self._progress(segment.length)
             with self._change:
                 task.hashed += 1
+                self._done += segment.length
+                self._progress(self._done, self._total)
                 self._change.notify_all()
 
     def _read_back(self, task: FileTask, offset: int, length: int) -> memoryview:

@@ -15,13 +15,13 @@ from lora_export.errors import FitError, InputError
 from lora_export.execution.arithmetic import matrix_of, read_factors, row_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
 
     from lora_export.execution.arithmetic import StepFactors
-    from lora_export.records import MergePlan, ShardPlan, Step, TensorRef
+    from lora_export.records import MergePlan, ShardPlan, Step, TensorRef, TensorSpec
 
 CHUNK = 1 << 20
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
@@ -245,9 +245,14 @@ def _kernel_copy(source: int, target: int, start: int, offset: int, length: int)
     return done
 
 
+def header_segment(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> Literal:
+    """The header of a safetensors file."""
+    return Literal(encode_header(specs, metadata))
+
+
 def segments_of(plan: MergePlan, shard: ShardPlan) -> Iterator[Segment]:
     """All pieces of an output file: the header, then every tensor in order."""
-    yield Literal(encode_header([step.out for step in shard.steps], shard.metadata))
+    yield header_segment([step.out for step in shard.steps], shard.metadata)
     waiting: Range | None = None
     for step in shard.steps:
         piece = _copied(step)
@@ -255,12 +260,12 @@ def segments_of(plan: MergePlan, shard: ShardPlan) -> Iterator[Segment]:
             waiting = replace(piece, start=waiting.start, length=waiting.length + piece.length)
             continue
         if waiting is not None:
-            yield from _cut(waiting)
+            yield from cut(waiting)
         waiting = piece
         if piece is None:
             yield from _made(plan, step)
     if waiting is not None:
-        yield from _cut(waiting)
+        yield from cut(waiting)
 
 
 def _copied(step: Step) -> Range | None:
@@ -276,7 +281,8 @@ def _adjoins(left: Range, right: Range) -> bool:
     return same and left.start + left.length == right.start
 
 
-def _cut(whole: Range) -> Iterator[Range]:
+def cut(whole: Range) -> Iterator[Range]:
+    """The range in pieces of at most CHUNK bytes."""
     for at in range(0, whole.length, CHUNK):
         yield replace(whole, start=whole.start + at, length=min(CHUNK, whole.length - at))
 

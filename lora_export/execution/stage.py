@@ -31,7 +31,8 @@ def write_plan(
     allow_noop: bool,
     jobs: int | None = None,
     watcher: Watcher | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    digest_base: bool = False,
 ) -> tuple[tuple[WrittenFile, ...], dict[Path, str]]:
     """Carry `plan` out at `root`: a new file for a base that is one file, else a new folder.
 
@@ -41,11 +42,12 @@ def write_plan(
         allow_noop: accept updates that change nothing.
         jobs: threads; None takes one a processor.
         watcher: sees every piece as it was read back from the output.
-        progress: told the bytes of each piece when it is done.
+        progress: told the bytes done so far, and in all.
+        digest_base: hash the base's files as well, which costs as much as the copying.
 
     Returns:
         every file written, with its path relative to the folder (the name of a single file), and
-        the SHA-256 of the base's files, by path; without a watcher of none.
+        the SHA-256 of the base's files, by path, where asked for.
 
     Raises:
         InputError: an input is damaged, a factor holds NaN or infinity.
@@ -55,12 +57,13 @@ def write_plan(
     if plan.base.layout == "folder":
         root.mkdir(exist_ok=True)
     jobs = jobs or os.cpu_count() or 1
-    files = [shard.file for shard in plan.base.shards] if watcher else []
+    files = [shard.file for shard in plan.base.shards] if digest_base else []
     head_start = HeadStart(files)
     tasks = [_task(plan, shard, root) for shard in plan.shards]
     with _one_thread_each():
         digests = dict(head_start.stop())
-        followed = _follow(plan, tasks, [file for file in files if file not in digests])
+        left = [file for file in files if file not in digests] if watcher else []
+        followed = _follow(plan, tasks, left)
         Pipeline(tasks, jobs, watcher, progress).run()
     if not allow_noop:
         _refuse_unchanged(tasks)
@@ -74,7 +77,9 @@ def write_plan(
 
 def _follow(plan: MergePlan, tasks: Sequence[FileTask], files: Sequence[Path]) -> dict[Path, HASH]:
     """Let the tasks hash the base's `files` as they read them, where they read them whole."""
-    followed = {}
+    followed: dict[Path, HASH] = {}
+    if len(plan.shards) != len(plan.base.shards):
+        return followed
     for task, shard, source in zip(tasks, plan.shards, plan.base.shards, strict=True):
         if source.file in files and is_read_whole(shard, source.file):
             followed[source.file] = task.source = hashlib.sha256(header_of(shard, source.file))

@@ -1,0 +1,59 @@
+"""unmerge: the base back from a merged checkpoint, byte for byte (loralib's train(), exactly)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.index import read_checkpoint
+from lora_export.checkpoint.publish import staging
+from lora_export.execution.undo import read_undo, restore
+from lora_export.records import Check
+from lora_export.report.result import Report
+from lora_export.verification.proof import refuse_failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lora_export.checkpoint.targets import Kind
+
+
+def unmerge(
+    merged: str | Path,
+    output: str | Path,
+    *,
+    undo: str | Path,
+    jobs: int | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Report:
+    """Write the base that `merged` was made from at `output`, and prove it by its SHA-256.
+
+    Args:
+        merged: what `merge` wrote.
+        output: must not exist unless `force`.
+        undo: the file that `merge --undo` kept.
+        jobs: threads; None takes one a processor.
+        force: replace an earlier export at `output`.
+        progress: told the bytes written so far, and in all.
+
+    Raises:
+        InputError: undo file and checkpoint do not belong together.
+        VerificationError: the restored files are not those of the base; nothing is published.
+        OutputError, StorageError: as for merge.
+    """
+    kept, target = Path(undo), Path(output)
+    checkpoint = read_checkpoint(Path(merged))
+    kind: Kind = "folder" if read_undo(kept)[0]["layout"] == "folder" else "file"
+    inputs = [checkpoint.root, *(shard.file for shard in checkpoint.shards), kept]
+    with staging(target, force=force, inputs=inputs, kind=kind) as stage:
+        files, wanted = restore(
+            checkpoint, kept, stage.path, jobs=jobs or os.cpu_count() or 1, progress=progress
+        )
+        wrong = [file.path for file in files if wanted.get(file.path, file.sha256) != file.sha256]
+        detail = f"{len(wanted)} weight files have the base's SHA-256"
+        check = Check("restored", not wrong, len(wrong), 0, ", ".join(wrong[:3]), detail)
+        refuse_failed([check], str(target))
+        stage.publish()
+    return Report("unmerge", str(target), None, (check,), files)

@@ -1,0 +1,193 @@
+"""Keep what a merge changes, and put it back: the base again, byte for byte.
+
+Subtracting the update drifts, in half precision after every round; only stored bytes are exact.
+The undo file is a safetensors file with the original tensors, and a description of the base's
+files in its metadata.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
+from lora_export.checkpoint.header import read_header
+from lora_export.checkpoint.writer import copy_file, write_bytes
+from lora_export.errors import InputError, UsageError
+from lora_export.execution.pipeline import FileTask, Pipeline
+from lora_export.execution.segments import Literal, Range, cut, header_segment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from lora_export.execution.segments import Segment
+    from lora_export.records import Checkpoint, MergePlan, TensorRef, WrittenFile
+
+KEY = "lora_export.undo"
+FORMAT = 1
+
+
+def check_undoable(plan: MergePlan) -> None:
+    """Refuse an undo file for a base whose own files cannot be put together again.
+
+    Raises:
+        UsageError: the base is a torch pickle, which the merge converts, or lost factors.
+    """
+    converted = [shard.file.name for shard in plan.base.shards if shard.container == "torch"]
+    if converted or plan.dropped:
+        raise UsageError(
+            "only a safetensors base can be restored byte for byte; this one is converted",
+            where=", ".join(converted[:3]) or str(plan.base.root),
+            hint="keep the base itself, or convert it to safetensors first",
+        )
+
+
+def write_undo(plan: MergePlan, path: Path, digests: Mapping[Path, str], jobs: int) -> WrittenFile:
+    """Write the original bytes of every tensor that `plan` changes to the new file `path`.
+
+    digests: SHA-256 of the base's files, which the restored ones must have.
+    """
+    base = plan.base.tensors()
+    changed = [base[step.out.name] for step in plan.changed() if step.action != "add"]
+    metadata = {KEY: json.dumps(_description(plan, digests), sort_keys=True)}
+    segments: list[Segment] = [header_segment([ref.spec for ref in changed], metadata)]
+    for ref in changed:
+        segments += cut(Range(ref.file, ref.offset, ref.length, ref.spec.name))
+    task = FileTask(path, path.name, segments)
+    Pipeline([task], jobs, None, lambda _done, _total: None).run()
+    return task.result()
+
+
+def _description(plan: MergePlan, digests: Mapping[Path, str]) -> dict[str, Any]:
+    base = plan.base
+    return {
+        "format": FORMAT,
+        "layout": base.layout,
+        "shards": [
+            {
+                "file": shard.file.name,
+                "header": _encoded(_raw_header(shard.file)),
+                "sha256": digests[shard.file],
+            }
+            for shard in base.shards
+        ],
+        "index": _index(base),
+        "edited": {
+            file.name: _encoded((base.root / file.name).read_bytes())
+            for file in plan.side_files
+            if file.edits
+        },
+        "kept": [file.name for file in plan.side_files if not file.edits],
+    }
+
+
+def _encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _index(base: Checkpoint) -> dict[str, str] | None:
+    if base.index_name is None:
+        return None
+    return {
+        "name": base.index_name,
+        "content": _encoded((base.root / base.index_name).read_bytes()),
+    }
+
+
+def _raw_header(file: Path) -> bytes:
+    """The bytes before the first tensor: the length and the JSON."""
+    with open_for_reading(file) as descriptor, system_errors(file, "read"):
+        length = int.from_bytes(pread_exact(descriptor, 8, 0), "little")
+        return pread_exact(descriptor, 8 + length, 0)
+
+
+def read_undo(path: Path) -> tuple[dict[str, Any], dict[str, TensorRef]]:
+    """(description, original tensors by name) of an undo file.
+
+    Raises:
+        InputError: the file is none.
+    """
+    metadata, refs = read_header(path)
+    try:
+        description: dict[str, Any] = json.loads(metadata[KEY])
+        if description["format"] == FORMAT and isinstance(description["shards"], list):
+            return description, {ref.spec.name: ref for ref in refs}
+    except (KeyError, ValueError, TypeError):
+        pass  # told below, as for a description of another form
+    hint = "it is what merge --undo FILE wrote"
+    raise InputError("is no undo file of a merge", where=str(path), hint=hint)
+
+
+def restore(
+    merged: Checkpoint,
+    undo: Path,
+    root: Path,
+    *,
+    jobs: int,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> tuple[tuple[WrittenFile, ...], dict[str, str]]:
+    """Write the base again at `root`: a new file, or an empty folder, as the base was.
+
+    Returns:
+        the files written, and the SHA-256 that each weight file must have, by name.
+
+    Raises:
+        InputError: undo file and merged checkpoint do not belong together.
+    """
+    description, originals = read_undo(undo)
+    present = merged.tensors()
+    tasks, wanted = [], {}
+    for shard in description["shards"]:
+        name = Path(str(shard["file"])).name if description["layout"] == "folder" else root.name
+        path = root / name if description["layout"] == "folder" else root
+        header = base64.b64decode(shard["header"])
+        segments = _restored(path, header, {**present, **originals}, undo)
+        tasks.append(FileTask(path, name, segments))
+        wanted[name] = str(shard["sha256"])
+    Pipeline(tasks, jobs, None, progress).run()
+    written = [task.result() for task in tasks]
+    if description["layout"] == "folder":
+        written += _restore_around(description, merged.root, root)
+    return tuple(written), wanted
+
+
+def _restored(
+    path: Path, header: bytes, tensors: Mapping[str, TensorRef], undo: Path
+) -> Sequence[Segment]:
+    """The pieces of one file of the base, in the order of its own header."""
+    segments: list[Segment] = [Literal(header)]
+    for name, length in _layout(header, path):
+        ref = tensors.get(name)
+        if ref is None or ref.length != length:
+            message = "the merged checkpoint does not hold this tensor in its size"
+            raise InputError(message, where=f"{undo}: {name}", hint="another merge's undo file?")
+        segments += cut(Range(ref.file, ref.offset, ref.length, name))
+    return segments
+
+
+def _layout(header: bytes, path: Path) -> list[tuple[str, int]]:
+    """(name, bytes) of every tensor that a header describes, in the order of their data."""
+    try:
+        entries = json.loads(header[8:])
+        offsets = {n: e["data_offsets"] for n, e in entries.items() if n != "__metadata__"}
+        ordered = sorted(offsets.items(), key=lambda item: tuple(item[1]))
+        return [(name, end - start) for name, (start, end) in ordered]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the stored header is damaged: {error}", where=str(path)) from error
+
+
+def _restore_around(description: Mapping[str, Any], merged: Path, root: Path) -> list[WrittenFile]:
+    """The index and the side files: the edited ones as they were, the others from the result."""
+    contents = {name: base64.b64decode(text) for name, text in description["edited"].items()}
+    if index := description["index"]:
+        contents[index["name"]] = base64.b64decode(index["content"])
+    written = []
+    for name, content in contents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        written.append(write_bytes(root / name, content, name=name))
+    for name in description["kept"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        written.append(copy_file(merged / name, root / name, name=name))
+    return written

@@ -1,0 +1,171 @@
+"""merge --undo and unmerge: the base back, to the byte, also in half precision."""
+
+import json
+from hashlib import sha256
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lora_export.api import merge, unmerge
+from lora_export.errors import InputError, OutputError, UsageError, VerificationError
+
+SHARDS = {"a.weight": 1, "b.weight": 2, "b.bias": 2, "c.weight": 1}
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A sharded bf16 folder with an index that has its own spacing, and side files."""
+    torch.manual_seed(0)
+    folder = tmp_path / "base"
+    folder.mkdir()
+    tensors = {
+        "a.weight": torch.randn(300, 40).bfloat16(),
+        "b.weight": torch.randn(70, 40).bfloat16(),
+        "b.bias": torch.randn(70).bfloat16(),
+        "c.weight": torch.randn(5, 3),
+    }
+    for number in (1, 2):
+        part = {k: v for k, v in tensors.items() if SHARDS[k] == number}
+        save_file(part, folder / f"model-{number}.safetensors", metadata={"kept": "yes"})
+    weight_map = {name: f"model-{number}.safetensors" for name, number in SHARDS.items()}
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=7))
+    (folder / "config.json").write_text('{"x":   1}')
+    (folder / "tokenizer.json").write_bytes(b"\xff\x00")
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    low = {"a.lora_A": (4, 40), "a.lora_B": (300, 4), "b.lora_A": (4, 40), "b.lora_B": (70, 4)}
+    tensors = {name: torch.randn(shape) for name, shape in low.items()}
+    save_file({**tensors, "b.bias": torch.randn(70)}, tmp_path / "lora.safetensors")
+    return tmp_path / "lora.safetensors"
+
+
+def digests(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_a_folder_comes_back(base, adapter, tmp_path):
+    undo = tmp_path / "undo.safetensors"
+    merge(base, [adapter], tmp_path / "merged", alpha=3, undo=undo)
+    assert set(load_file(undo)) == {"a.weight", "b.weight", "b.bias"}
+    report = unmerge(tmp_path / "merged", tmp_path / "again", undo=undo)
+    assert report.passed
+    assert digests(tmp_path / "again") == digests(base)
+
+
+def test_a_file_comes_back(base, adapter, tmp_path):
+    tensors = {n: t for f in base.glob("*.safetensors") for n, t in load_file(f).items()}
+    save_file(tensors, tmp_path / "one.safetensors")
+    undo = tmp_path / "undo.safetensors"
+    merge(tmp_path / "one.safetensors", [adapter], tmp_path / "m.safetensors", alpha=3, undo=undo)
+    unmerge(tmp_path / "m.safetensors", tmp_path / "again.safetensors", undo=undo)
+    one, again = tmp_path / "one.safetensors", tmp_path / "again.safetensors"
+    assert one.read_bytes() == again.read_bytes()
+
+
+def test_other_shards_than_the_bases_come_back_too(base, adapter, tmp_path):
+    undo = tmp_path / "undo.safetensors"
+    merge(base, [adapter], tmp_path / "merged", alpha=3, undo=undo, max_shard_size="10KB")
+    assert len(list((tmp_path / "merged").glob("model-*-of-*.safetensors"))) > 2
+    unmerge(tmp_path / "merged", tmp_path / "again", undo=undo)
+    assert digests(tmp_path / "again") == digests(base)
+
+
+@pytest.mark.parametrize("size", ["1GB", "20 KB", "9000"])
+def test_new_shards_hold_the_same(size, base, adapter, tmp_path):
+    merge(base, [adapter], tmp_path / "kept", alpha=3)
+    merge(base, [adapter], tmp_path / "new", alpha=3, max_shard_size=size)
+    merged = [
+        {n: t for f in (tmp_path / name).glob("*.safetensors") for n, t in load_file(f).items()}
+        for name in ("kept", "new")
+    ]
+    assert merged[0].keys() == merged[1].keys()
+    assert all(torch.equal(merged[0][name], merged[1][name]) for name in merged[0])
+    index = tmp_path / "new" / "model.safetensors.index.json"
+    assert index.exists() is (size != "1GB")
+
+
+@pytest.mark.parametrize("size", ["0", "large", "5 TB"])
+def test_a_size_that_is_none(size, base, adapter, tmp_path):
+    with pytest.raises(UsageError, match="is no size"):
+        merge(base, [adapter], tmp_path / "out", alpha=3, max_shard_size=size)
+
+
+def test_a_changed_result_is_not_taken_for_the_base(base, adapter, tmp_path):
+    undo = tmp_path / "undo.safetensors"
+    merge(base, [adapter], tmp_path / "merged", alpha=3, undo=undo)
+    file = tmp_path / "merged" / "model-1.safetensors"
+    content = bytearray(file.read_bytes())
+    # c.weight, the first by its wider dtype: untouched, so the undo file does not hold it
+    content[8 + int.from_bytes(content[:8], "little")] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(VerificationError, match=r"model-1\.safetensors"):
+        unmerge(tmp_path / "merged", tmp_path / "again", undo=undo)
+    assert not (tmp_path / "again").exists()
+
+
+def test_an_undo_file_of_something_else(base, adapter, tmp_path):
+    merge(base, [adapter], tmp_path / "merged", alpha=3)
+    with pytest.raises(InputError, match="no undo file"):
+        unmerge(tmp_path / "merged", tmp_path / "again", undo=adapter)
+
+
+def test_a_converted_base_cannot_be_undone(base, adapter, tmp_path):
+    torch.save(load_file(base / "model-2.safetensors"), tmp_path / "base.pt")
+    settings = {"alpha": 3, "allow_unmatched": ["a.*"], "undo": tmp_path / "undo.safetensors"}
+    with pytest.raises(UsageError, match="converted"):
+        merge(tmp_path / "base.pt", [adapter], tmp_path / "out.safetensors", **settings)
+    assert not (tmp_path / "undo.safetensors").exists()
+
+
+def test_an_undo_file_that_exists_is_kept(base, adapter, tmp_path):
+    undo = tmp_path / "undo.safetensors"
+    undo.write_bytes(b"precious")
+    with pytest.raises(OutputError):
+        merge(base, [adapter], tmp_path / "merged", alpha=3, undo=undo)
+    assert undo.read_bytes() == b"precious"
+    assert not (tmp_path / "merged").exists()
+
+
+def test_without_a_result_there_is_no_undo_file(base, adapter, tmp_path, monkeypatch):
+    from lora_export.checkpoint.publish import Staging
+
+    undo = tmp_path / "undo.safetensors"
+    right = Staging.publish
+
+    def fails(stage):
+        if stage.output.name == "merged":
+            raise OutputError("planted")
+        return right(stage)
+
+    monkeypatch.setattr(Staging, "publish", fails)
+    with pytest.raises(OutputError, match="planted"):
+        merge(base, [adapter], tmp_path / "merged", alpha=3, undo=undo)
+    assert not undo.exists()
+    assert not (tmp_path / "merged").exists()
+
+
+def test_jobs_and_verification_leave_the_bytes_alone(base, adapter, tmp_path):
+    seen = set()
+    for jobs in (1, 2, 4):
+        for verify in (True, False):
+            out = tmp_path / f"out-{jobs}-{verify}"
+            merge(base, [adapter], out, alpha=3, jobs=jobs, verify=verify)
+            found = digests(out)
+            del found["lora_export.json"]
+            seen.add(json.dumps(found, sort_keys=True))
+    assert len(seen) == 1
+
+
+def test_progress_is_told_in_bytes(base, adapter, tmp_path):
+    told = []
+    merge(base, [adapter], tmp_path / "o", alpha=3, progress=lambda *both: told.append(both))
+    done, totals = zip(*told, strict=True)
+    assert list(done) == sorted(done)
+    assert len(set(totals)) == 1
+    assert done[-1] == totals[0]
