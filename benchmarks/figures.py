@@ -62,6 +62,8 @@ def _peak(memory: Memory) -> Figure:
 
 
 def _planning(plans: Sequence[Planned]) -> Iterator[Figure]:
+    if not plans:
+        return
     quarter, half, full = (plan["anonymous"] for plan in plans)
     yield _at_most(
         f"plan of {plans[-1]['tensors']:,} tensors", plans[-1]["wall"], PLAN_SECONDS, "s"

@@ -38,6 +38,7 @@ from results import (
     VERIFIED,
     Equality,
     Memory,
+    Planned,
     Ratios,
     Result,
     Seconds,
@@ -46,7 +47,7 @@ from results import (
 from running import Run, lora_export, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 ROUNDS = 5
 TIMED = "1b"
@@ -94,11 +95,14 @@ class Bench:
 
     def __init__(self, given: argparse.Namespace) -> None:
         """`given` are the options of the command line."""
+        self.given = given
+        self.started = datetime.now(timezone.utc)
+        self.system = file_system(given.data or Path(tempfile.gettempdir()))
         self.rounds: int = given.rounds or (1 if given.quick else ROUNDS)
-        self.sync: bool = given.sync
         self.timing: list[Timing] = []
         self.memory: list[Memory] = []
         self.equality: list[Equality] = []
+        self.plan: list[Planned] = []
         self.startup = 0
 
     def time(self, folder: Path, shape: str, choices: Sequence[str]) -> None:
@@ -119,25 +123,45 @@ class Bench:
         make_base(SHAPES[shape], base)
         loralib, peft = make_adapters(SHAPES[shape], folder, targets)
         case = Case(shape, targets, base, loralib, peft, folder / "merged")
+        against = partial(unlike_loralib, base=base, adapter=loralib)
         for name in MERGES:
-            self._sampled(case, name)
-            self._compare(
-                case, name, "loralib", partial(unlike_loralib, base=base, adapter=loralib)
-            )
+            if self._sampled(case, name):
+                self._compare(case, name, "loralib", against)
+
+    def result(self) -> Result:
+        """The object that --json writes."""
+        return Result(
+            date=f"{self.started:%Y-%m-%d}",
+            command=" ".join(["python", *sys.argv]),
+            quick=self.given.quick,
+            rounds=self.rounds,
+            sync=self.given.sync,
+            machine=machine(self.system),
+            timing=self.timing,
+            memory=self.memory,
+            equality=self.equality,
+            plan=self.plan,
+            figures=figures(self.timing, self.memory, self.equality, self.plan),
+        )
 
     def _warm_up(self, case: Case, reference: Path) -> None:
         self.startup = case.run(STARTUP, sampled=True).anonymous
         case.run(COPY)
-        self._sampled(case, PEFT)
+        self._needed(case, PEFT)
         case.output.rename(reference)
         for name in MERGES:
-            self._sampled(case, name)
+            self._needed(case, name)
             self._compare(case, name, PEFT, partial(unlike_folder, reference=reference))
             against = partial(unlike_loralib, base=case.base, adapter=case.loralib)
             self._compare(case, name, "loralib", against)
         shutil.rmtree(reference)
 
-    def _sampled(self, case: Case, name: str) -> None:
+    def _needed(self, case: Case, name: str) -> None:
+        if not self._sampled(case, name):
+            sys.exit(f"there is not enough memory for {name}, {case.shape}, {case.targets}")
+
+    def _sampled(self, case: Case, name: str) -> bool:
+        """Whether there is an output, that is, whether memory was enough."""
         say(f"{case.shape}, {case.targets}: memory of {name}")
         found = case.run(name, sampled=True)
         adapter = case.loralib.stat().st_size
@@ -148,10 +172,12 @@ class Bench:
                 run=name,
                 anonymous=found.anonymous,
                 high_water=found.high_water,
+                stopped=found.stopped,
                 adapter=adapter,
                 allowed=self.startup + adapter + ALLOWANCE,
             )
         )
+        return not found.stopped
 
     def _compare(
         self, case: Case, name: str, library: str, unlike: Callable[[Path], list[str]]
@@ -173,7 +199,7 @@ class Bench:
         for number in range(self.rounds):
             say(f"{case.shape}, {case.targets}: round {number + 1} of {self.rounds}")
             order = names if number % 2 == 0 else names[::-1]
-            found.append({name: case.run(name, sync=self.sync) for name in order})
+            found.append({name: case.run(name, sync=self.given.sync) for name in order})
         shutil.rmtree(case.output, ignore_errors=True)
         return found
 
@@ -208,36 +234,22 @@ def _ratios(name: str, rounds: Sequence[dict[str, Run]]) -> Ratios:
     )
 
 
-def measure(given: argparse.Namespace) -> Result:
-    """Everything, as the object that --json writes."""
-    bench = Bench(given)
-    started = datetime.now(timezone.utc)
+def measure(bench: Bench) -> Iterator[Result]:
+    """What has been found after every part: a long benchmark may not get to its end."""
+    given = bench.given
+    shape, choices = (QUICK_TIMED, QUICK_CHOICES) if given.quick else (TIMED, CHOICES)
     with scratch(given.data) as folder:
-        system = file_system(Path(folder))
-        if given.quick:
-            bench.time(Path(folder), QUICK_TIMED, QUICK_CHOICES)
-        else:
-            bench.time(Path(folder), TIMED, CHOICES)
-    if not given.no_large:
-        for shape, targets in QUICK_LARGE if given.quick else LARGE:
-            with scratch(given.large_data or given.data) as folder:
-                bench.large(Path(folder), shape, targets)
+        bench.time(Path(folder), shape, choices)
+    yield bench.result()
     with scratch(given.data) as folder:
         say("planning")
-        plans = measure_plans(Path(folder), quick=given.quick)
-    return Result(
-        date=f"{started:%Y-%m-%d}",
-        command=" ".join(["python", *sys.argv]),
-        quick=given.quick,
-        rounds=bench.rounds,
-        sync=given.sync,
-        machine=machine(system),
-        timing=bench.timing,
-        memory=bench.memory,
-        equality=bench.equality,
-        plan=plans,
-        figures=figures(bench.timing, bench.memory, bench.equality, plans),
-    )
+        bench.plan = measure_plans(Path(folder), quick=given.quick)
+    yield bench.result()
+    if not given.no_large:
+        for large, targets in QUICK_LARGE if given.quick else LARGE:
+            with scratch(given.large_data or given.data) as folder:
+                bench.large(Path(folder), large, targets)
+            yield bench.result()
 
 
 def scratch(data: Path | None) -> tempfile.TemporaryDirectory[str]:
@@ -281,14 +293,19 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     """Measure, print, write; 1 if a tensor is not the libraries' to the bit."""
-    given = options()
-    result = measure(given)
-    print(tables(result))
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if given.page:
-        given.page.write_text(page(result), encoding="utf-8")
-    return 1 if any(one["unlike"] for one in result["equality"]) else 0
+    bench = Bench(options())
+    for result in measure(bench):
+        write(result, bench.given.json, bench.given.page)
+    print(tables(bench.result()))
+    return 1 if any(one["unlike"] for one in bench.equality) else 0
+
+
+def write(result: Result, file: Path | None, page_file: Path | None) -> None:
+    """Write the JSON and the page, where they are asked for."""
+    if file:
+        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if page_file:
+        page_file.write_text(page(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

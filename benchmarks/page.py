@@ -117,7 +117,12 @@ def _ratios(result: Result) -> str:
 
 def _memory(result: Result) -> str:
     rows = [
-        (_case(one), one["run"], _megabytes(one["anonymous"]), _megabytes(one["high_water"]))
+        (
+            _case(one),
+            f"{one['run']}, stopped" if one["stopped"] else one["run"],
+            _megabytes(one["anonymous"]),
+            _megabytes(one["high_water"]),
+        )
         for one in result["memory"]
     ]
     return _table(("case", "command", "anonymous", "high-water mark"), rows)

@@ -37,13 +37,18 @@ class Timing(TypedDict):
 
 
 class Memory(TypedDict):
-    """The peak of one run; allowed: start-up of torch, the adapter, and a fixed amount."""
+    """The peak of one run.
+
+    stopped: it was ended at this peak, for want of memory. allowed: start-up of torch, the adapter,
+    and a fixed amount.
+    """
 
     shape: str
     targets: str
     run: str
     anonymous: int
     high_water: int
+    stopped: bool
     adapter: int
     allowed: int
 
@@ -93,7 +98,7 @@ class Machine(TypedDict):
 
 
 class Result(TypedDict):
-    """Everything that one call of merge_bench.py finds."""
+    """Everything that one call of merge_bench.py has found; lists may be empty before its end."""
 
     date: str
     command: str
