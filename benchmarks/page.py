@@ -1,0 +1,181 @@
+"""The result as Markdown: the tables that are printed, and the page of docs/ around them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from results import Equality, Figure, Machine, Memory, Result, Timing
+
+HEAD = """\
+<!-- Written by benchmarks/page.py from a result; edits are lost. -->
+
+# Benchmarks
+
+How long a merge takes, beside copying the base and beside PEFT's own `merge_and_unload()` and
+`save_pretrained()`, how much memory it needs, and whether the result is the same to the bit.
+
+```console
+$ tox -e bench
+```
+
+makes a Llama-shaped bf16 base of 1.1 B parameters in 5 shards and adapters of rank 16, and prints
+the tables below. Options follow `--`: `tox -e bench -- --data /dev/shm --json result.json`. The
+data lies in the temp folder, or where `--data FOLDER` says; 7 GB must be free, 17 GB for the base
+of 4 B parameters, of which only memory is measured (`--large-data FOLDER`, `--no-large`).
+`--json FILE` keeps the result, `--page docs/benchmarks.md` writes this page.
+
+Commands run in turn, each once in a round; a ratio is taken within a round, and its median over the
+rounds is given. Memory is anonymous memory: what the machine cannot take back, unlike pages of
+mapped files, which are in the high-water mark beside it. Verification is the proof by weights.
+"""
+UNMEASURED = "\nNo result has been put on this page yet.\n"
+QUICK = "\nThis is a quick run on a tiny base: its times and ratios say nothing.\n"
+SHAPES = {
+    "1b": "1b: 1.1 B parameters",
+    "4b": "4b: 4 B parameters",
+    "wide": "wide: two tensors of 2 GB",
+}
+TARGETS = {"qv": "q, v", "all": "all linear", "all+head": "all linear and the head"}
+
+
+def page(result: Result | None) -> str:
+    """The page of docs/; without a result it says how to get one."""
+    if result is None:
+        return HEAD + UNMEASURED
+    machine = "\n".join(f"- {line}" for line in _machine(result["machine"]))
+    note = QUICK if result["quick"] else ""
+    sync = ", each run until its output is on disk" if result["sync"] else ""
+    taken = f"\nMeasured on {result['date']}, {result['rounds']} rounds{sync}:\n\n{machine}\n"
+    return f"{HEAD}{note}{taken}\n```console\n$ {result['command']}\n```\n\n{tables(result)}"
+
+
+def tables(result: Result) -> str:
+    """Every table, each under a heading."""
+    parts = {
+        "Figures to reach": _figures(result["figures"]),
+        "Seconds": _seconds(result),
+        "Ratios": _ratios(result),
+        "Peak memory": _memory(result),
+        "Equality": _equality(result),
+        "Planning": _planning(result),
+    }
+    return "\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
+
+
+def _machine(machine: Machine) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 1e9:.0f} GB",
+        f"{machine['system']}, data on {machine['file_system']}",
+        f"Python {machine['python']}, {versions}",
+    ]
+
+
+def _figures(found: Sequence[Figure]) -> str:
+    rows = [
+        (
+            one["name"],
+            f"{one['value']:.3g} {one['unit']}",
+            f"{'at least' if one['least'] else 'at most'} {one['limit']:.3g} {one['unit']}",
+            "yes" if one["reached"] else "NO",
+        )
+        for one in found
+    ]
+    return _table(("figure", "measured", "limit", "reached"), rows)
+
+
+def _seconds(result: Result) -> str:
+    rows = [
+        (_case(one), name, f"{seconds['wall']:.2f}", f"{seconds['cpu']:.2f}")
+        for one in result["timing"]
+        for name, seconds in one["seconds"].items()
+    ]
+    return _table(("case", "command", "wall", "processor"), rows)
+
+
+def _ratios(result: Result) -> str:
+    rows = [
+        (
+            _case(one),
+            name,
+            f"{ratios['peft_over_merge']:.2f}",
+            f"{ratios['merge_over_copy']:.2f}",
+            f"{ratios['merge_less_startup_over_copy']:.2f}",
+        )
+        for one in result["timing"]
+        for name, ratios in one["ratios"].items()
+    ]
+    head = ("case", "command", "PEFT / it", "it / cp -r", "(it - import torch) / cp -r")
+    return _table(head, rows)
+
+
+def _memory(result: Result) -> str:
+    rows = [
+        (
+            _case(one),
+            f"{one['run']}, stopped" if one["stopped"] else one["run"],
+            _megabytes(one["anonymous"]),
+            _megabytes(one["high_water"]),
+        )
+        for one in result["memory"]
+    ]
+    return _table(("case", "command", "anonymous", "high-water mark"), rows)
+
+
+def _equality(result: Result) -> str:
+    rows = [
+        (_case(one), one["run"], one["against"], f"{one['tensors']}", f"{len(one['unlike'])}")
+        for one in result["equality"]
+    ]
+    return _table(("case", "command", "against", "tensors", "not equal to the bit"), rows)
+
+
+def _planning(result: Result) -> str:
+    rows = [
+        (
+            f"{one['tensors']:,}",
+            f"{one['shards']:,}",
+            f"{one['wall']:.2f} s",
+            _megabytes(one["anonymous"]),
+        )
+        for one in result["plan"]
+    ]
+    return _table(("tensors", "shards", "`merge --dry-run`", "anonymous memory"), rows)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
+
+
+def _case(one: Timing | Memory | Equality) -> str:
+    shape, targets = one["shape"], one["targets"]
+    return f"{SHAPES.get(shape, shape)}; {TARGETS[targets]}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns are aligned, so that it is one on a terminal, too."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in lines]
+    padded.insert(1, ["-" * width for width in widths])
+    return "".join(f"| {' | '.join(row)} |\n" for row in padded)
+
+
+def main() -> None:
+    """Write the page anew from a JSON of merge_bench.py."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--json", type=Path, help="the result; without it the page has none")
+    given = parser.parse_args()
+    result = json.loads(given.json.read_text(encoding="utf-8")) if given.json else None
+    given.page.write_text(page(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
