@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.files import system_errors
 from lora_export.errors import StorageError
+from lora_export.execution.segments import Rows
 from lora_export.records import WrittenFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from hashlib import _Hash as HASH
     from pathlib import Path
 
@@ -32,27 +33,42 @@ AHEAD = 4
 class FileTask:
     """One output file: its pieces, and how far they are claimed, written and hashed.
 
-    source: the digest of the base's file so far, where its bytes pass by whole and in order.
+    make: gives the pieces when the file's turn comes, so that only the open files' are in memory.
+    tensor_bytes: of all pieces but headers, for the progress. source: the digest of the base's
+    file so far, where its bytes pass by whole and in order. unchanged: merged tensors that came
+    out equal to the base.
     """
 
     path: Path
     name: str
-    segments: Sequence[Segment]
-    offsets: list[int] = field(default_factory=list)
+    make: Callable[[], Iterable[Segment]]
+    tensor_bytes: int
+    source: HASH | None = None
     size: int = 0
     claimed: int = 0
     hashed: int = 0
-    written: set[int] = field(default_factory=set)
-    is_hashing: bool = False
     workers: int = 0
+    is_hashing: bool = False
     descriptor: int = -1
+    segments: Sequence[Segment] = ()
+    unchanged: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    written: set[int] = field(default_factory=set)
+    buffer: bytearray = field(default_factory=bytearray)
     sha: HASH = field(default_factory=hashlib.sha256)
-    source: HASH | None = None
 
-    def __post_init__(self) -> None:
+    def prepare(self) -> None:
+        """Make the pieces and their places in the file."""
+        self.segments = list(self.make())
         for segment in self.segments:
             self.offsets.append(self.size)
             self.size += segment.length
+
+    def clear(self) -> None:
+        """Let the pieces go, and keep what is to be told of them."""
+        merges = {id(s.merge): s.merge for s in self.segments if isinstance(s, Rows)}
+        self.unchanged = [m.step.out.name for m in merges.values() if not m.changed]
+        self.segments, self.offsets, self.buffer = (), [], bytearray()
 
     @property
     def is_claimed(self) -> bool:
@@ -76,7 +92,7 @@ class Pipeline:
     ) -> None:
         """`progress` is told the bytes done so far, and in all."""
         self._waiting = list(reversed(tasks))
-        self._total = sum(task.size for task in tasks)
+        self._total = sum(task.tensor_bytes for task in tasks)
         self._done = 0
         self._active: list[FileTask] = []
         self._jobs = jobs
@@ -149,6 +165,7 @@ class Pipeline:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with system_errors(task.path, "create"):
             task.descriptor = os.open(task.path, flags, 0o666)
+        task.prepare()
         self._active.append(task)
         return task
 
@@ -185,20 +202,22 @@ class Pipeline:
                     task.source.update(source)
             with self._change:
                 task.hashed += 1
-                self._done += segment.length
+                self._done = min(self._done + segment.length, self._total)
                 self._progress(self._done, self._total)
                 self._change.notify_all()
 
-    def _read_back(self, task: FileTask, offset: int, length: int) -> memoryview:
-        content = memoryview(bytearray(length))
-        done = 0
+    def _read_back(self, task: FileTask, offset: int, length: int) -> bytearray:
+        """The piece as it lies in the file, in a buffer that the task's next piece takes over."""
+        if len(task.buffer) != length:
+            task.buffer = bytearray(length)
+        view, done = memoryview(task.buffer), 0
         with system_errors(task.path, "read back"):
             while done < length:
-                count = os.preadv(task.descriptor, [content[done:]], offset + done)
+                count = os.preadv(task.descriptor, [view[done:]], offset + done)
                 if count == 0:
                     raise StorageError("is shorter than what was written", where=str(task.path))
                 done += count
-        return content
+        return task.buffer
 
     def _finish(self, task: FileTask) -> None:
         """Close a file whose last piece is hashed; the lock is held."""
@@ -206,4 +225,5 @@ class Pipeline:
             self._active.remove(task)
             with system_errors(task.path, "write", task.size):
                 os.close(task.descriptor)
+            task.clear()
             self._change.notify_all()

@@ -30,7 +30,7 @@ _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, er
 class Watcher(Protocol):
     """Who looks at every piece as it was read back from the output, while it is still hot."""
 
-    def copied(self, name: str, source: bytes, written: memoryview) -> None:
+    def copied(self, name: str, source: bytes, written: bytearray) -> None:
         """A range of tensors, the last of them called `name`: its source and what was written."""
 
     def merged(self, step: Step, first: int, base: torch.Tensor, written: torch.Tensor) -> None:
@@ -47,7 +47,7 @@ class Segment(Protocol):
     def write(self, descriptor: int, offset: int) -> None:
         """Write the piece at `offset` of the output."""
 
-    def prove(self, written: memoryview, watcher: Watcher) -> bytes | memoryview:
+    def prove(self, written: bytearray, watcher: Watcher) -> bytes | memoryview:
         """Show the watcher what was written beside what it was made of, and return the latter.
 
         What a new tensor is made of is no part of the base's file: then nothing is returned.
@@ -69,7 +69,7 @@ class Literal:
         """Write the bytes."""
         pwrite_all(descriptor, memoryview(self.content), offset)
 
-    def prove(self, written: memoryview, watcher: Watcher) -> bytes | memoryview:
+    def prove(self, written: bytearray, watcher: Watcher) -> bytes | memoryview:
         """Hold the bytes against themselves."""
         watcher.copied("the header", self.content, written)
         return b""
@@ -96,7 +96,7 @@ class Range:
                 pwrite_all(descriptor, memoryview(part), offset + done)
                 done += len(part)
 
-    def prove(self, written: memoryview, watcher: Watcher) -> bytes | memoryview:
+    def prove(self, written: bytearray, watcher: Watcher) -> bytes | memoryview:
         """Hold the copy against its source, read again."""
         with open_for_reading(self.file) as source, system_errors(self.file, "read"):
             content = pread_exact(source, self.length, self.start)
@@ -119,7 +119,7 @@ class Dense:
         """Write the tensor, row-major, in the output's dtype."""
         pwrite_all(descriptor, self._content(), offset)
 
-    def prove(self, written: memoryview, watcher: Watcher) -> bytes | memoryview:
+    def prove(self, written: bytearray, watcher: Watcher) -> bytes | memoryview:
         """Hold it against the source, laid out again."""
         watcher.copied(self.step.out.name, bytes(self._content()), written)
         return b""
@@ -195,7 +195,7 @@ class Rows:
         merged = self.merge.rows(self.base(), self.first, self.stop)
         pwrite_all(descriptor, tensor_bytes(merged), offset)
 
-    def prove(self, written: memoryview, watcher: Watcher) -> bytes | memoryview:
+    def prove(self, written: bytearray, watcher: Watcher) -> bytes | memoryview:
         """Show base and merged rows to the watcher."""
         import torch
 

@@ -12,7 +12,7 @@ from lora_export.checkpoint.writer import copy_file, write_bytes
 from lora_export.errors import FitError
 from lora_export.execution.digests import HeadStart, hash_files, header_of, is_read_whole
 from lora_export.execution.pipeline import FileTask, Pipeline
-from lora_export.execution.segments import Rows, segments_of
+from lora_export.execution.segments import segments_of
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def _follow(plan: MergePlan, tasks: Sequence[FileTask], files: Sequence[Path]) -
 
 def _task(plan: MergePlan, shard: ShardPlan, root: Path) -> FileTask:
     path = root / shard.file if plan.base.layout == "folder" else root
-    return FileTask(path, path.name, list(segments_of(plan, shard)))
+    size = sum(step.out.nbytes for step in shard.steps)
+    return FileTask(path, path.name, lambda: segments_of(plan, shard), size)
 
 
 @contextmanager
@@ -105,17 +106,11 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def _refuse_unchanged(tasks: Sequence[FileTask]) -> None:
-    merges = {
-        id(segment.merge): segment.merge
-        for task in tasks
-        for segment in task.segments
-        if isinstance(segment, Rows)
-    }
     hint = "merge into a base of higher precision, or accept it with --allow-noop"
     message = "the merged weight equals the base: the update is below its precision"
-    same = [merge.step.out.name for merge in merges.values() if not merge.changed]
+    same = [Problem(message, name, hint) for task in tasks for name in task.unchanged]
     if same:
-        raise FitError.of([Problem(message, name, hint) for name in same])
+        raise FitError.of(same)
 
 
 def _write_around(plan: MergePlan, root: Path) -> list[WrittenFile]:

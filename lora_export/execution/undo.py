@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from lora_export.execution.pipeline import FileTask, Pipeline
 from lora_export.execution.segments import Literal, Range, cut, header_segment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lora_export.execution.segments import Segment
     from lora_export.records import Checkpoint, MergePlan, TensorRef, WrittenFile
@@ -52,10 +53,13 @@ def write_undo(plan: MergePlan, path: Path, digests: Mapping[Path, str], jobs: i
     base = plan.base.tensors()
     changed = [base[step.out.name] for step in plan.changed() if step.action != "add"]
     metadata = {KEY: json.dumps(_description(plan, digests), sort_keys=True)}
-    segments: list[Segment] = [header_segment([ref.spec for ref in changed], metadata)]
-    for ref in changed:
-        segments += cut(Range(ref.file, ref.offset, ref.length, ref.spec.name))
-    task = FileTask(path, path.name, segments)
+
+    def pieces() -> Iterator[Segment]:
+        yield header_segment([ref.spec for ref in changed], metadata)
+        for ref in changed:
+            yield from cut(Range(ref.file, ref.offset, ref.length, ref.spec.name))
+
+    task = FileTask(path, path.name, pieces, sum(ref.length for ref in changed))
     Pipeline([task], jobs, None, lambda _done, _total: None).run()
     return task.result()
 
@@ -143,8 +147,9 @@ def restore(
         name = Path(str(shard["file"])).name if description["layout"] == "folder" else root.name
         path = root / name if description["layout"] == "folder" else root
         header = base64.b64decode(shard["header"])
-        segments = _restored(path, header, {**present, **originals}, undo)
-        tasks.append(FileTask(path, name, segments))
+        refs = _restored(path, header, {**present, **originals}, undo)
+        pieces = partial(_pieces, header, refs)
+        tasks.append(FileTask(path, name, pieces, sum(ref.length for ref in refs)))
         wanted[name] = str(shard["sha256"])
     Pipeline(tasks, jobs, None, progress).run()
     written = [task.result() for task in tasks]
@@ -155,16 +160,22 @@ def restore(
 
 def _restored(
     path: Path, header: bytes, tensors: Mapping[str, TensorRef], undo: Path
-) -> Sequence[Segment]:
-    """The pieces of one file of the base, in the order of its own header."""
-    segments: list[Segment] = [Literal(header)]
+) -> list[TensorRef]:
+    """Where the tensors of one file of the base lie now, in the order of its own header."""
+    refs = []
     for name, length in _layout(header, path):
         ref = tensors.get(name)
         if ref is None or ref.length != length:
             message = "the merged checkpoint does not hold this tensor in its size"
             raise InputError(message, where=f"{undo}: {name}", hint="another merge's undo file?")
-        segments += cut(Range(ref.file, ref.offset, ref.length, name))
-    return segments
+        refs.append(ref)
+    return refs
+
+
+def _pieces(header: bytes, refs: Sequence[TensorRef]) -> Iterator[Segment]:
+    yield Literal(header)
+    for ref in refs:
+        yield from cut(Range(ref.file, ref.offset, ref.length, ref.spec.name))
 
 
 def _layout(header: bytes, path: Path) -> list[tuple[str, int]]:

@@ -35,7 +35,7 @@ class WeightProof:
     _expected: dict[str, Expectation] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def copied(self, name: str, source: bytes, written: memoryview) -> None:
+    def copied(self, name: str, source: bytes, written: bytearray) -> None:
         """See execution.segments.Watcher."""
         if source != written:
             with self._lock:

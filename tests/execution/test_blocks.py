@@ -59,7 +59,9 @@ def test_blocks_and_threads_leave_the_bits_alone(case, elements, jobs, tmp_path,
     monkeypatch.setattr(segments, "CHUNK", 1000)
     proof = WeightProof(plan)
     path = tmp_path / "out.safetensors"
-    (written,), digests = write_plan(plan, path, allow_noop=False, jobs=jobs, watcher=proof)
+    (written,), digests = write_plan(
+        plan, path, allow_noop=False, jobs=jobs, watcher=proof, digest_base=True
+    )
 
     merged = load_file(path)
     assert merged.keys() == expected.keys()
