@@ -5,12 +5,11 @@ It holds no time and no absolute path, so that the same inputs and options give 
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from lora_export.report.result import tensor_counts, updates_json, verification_json
+from lora_export.report.result import json_text, tensor_counts, updates_json, verification_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,7 +66,7 @@ def manifest(
         "choices": list(plan.choices),
         "verification": verification_json(tuple(checks)) if checks else None,
     }
-    return json.dumps(document, indent=2).encode() + b"\n"
+    return json_text(document).encode() + b"\n"
 
 
 def _file(file: WrittenFile) -> dict[str, Any]:
