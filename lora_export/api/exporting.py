@@ -17,7 +17,8 @@ from lora_export.api.proving import (
     prove_weights,
 )
 from lora_export.checkpoint.index import read_checkpoint
-from lora_export.checkpoint.publish import manifest_beside, staging
+from lora_export.checkpoint.publish import staging
+from lora_export.checkpoint.side_files import manifest_beside
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.models.choose import folder_model
 from lora_export.report.result import Report

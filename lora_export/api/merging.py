@@ -13,10 +13,10 @@ from lora_export.api.proving import (
     prove_further,
 )
 from lora_export.checkpoint.index import read_checkpoint
-from lora_export.checkpoint.publish import manifest_beside, staging
+from lora_export.checkpoint.publish import staging
+from lora_export.checkpoint.side_files import MANIFEST_NAME, manifest_beside
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.errors import UsageError
-from lora_export.planning.plan import MANIFEST
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _merge_into(stage: Staging, job: Job, target: Path, *, verify: bool) -> Repo
     refuse_failed(checks, str(stage.output))
     record = build_manifest(job, "merge", files, checks, digests)
     beside = plan.base.layout == "file"
-    place = stage.beside(manifest_beside(stage.output)) if beside else stage.path / MANIFEST
+    place = stage.beside(manifest_beside(stage.output)) if beside else stage.path / MANIFEST_NAME
     written = write_bytes(place, record)
     stage.publish()
     warnings = (*plan.warnings, *told)

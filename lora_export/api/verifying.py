@@ -11,9 +11,9 @@ from lora_export.api.proving import make_job, prove_checkpoint, prove_weights
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.files import read_json_object
 from lora_export.checkpoint.index import read_checkpoint
+from lora_export.checkpoint.side_files import manifest_path
 from lora_export.errors import InputError, UsageError
 from lora_export.models.choose import folder_model
-from lora_export.planning.request import manifest_path
 from lora_export.records import Check, Facts
 from lora_export.report.result import Report
 

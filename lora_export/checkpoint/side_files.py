@@ -34,6 +34,16 @@ _CHECKPOINT_FOLDER = re.compile(r"checkpoint-\d+")
 _BIN_STARTS = (b"PK\x03\x04", b"\x80", b"version https://git-lfs")
 
 
+def manifest_beside(output: Path) -> str:
+    """The name of the manifest beside a file artefact."""
+    return f"{output.name}.{MANIFEST_NAME}"
+
+
+def manifest_path(root: Path) -> Path:
+    """Where the manifest of an artefact lies: inside a folder, beside a file."""
+    return root / MANIFEST_NAME if root.is_dir() else root.with_name(manifest_beside(root))
+
+
 def is_torch_weights(path: Path) -> bool:
     """Whether a file holds weights (or an optimiser's state) of torch, by name; .bin by content."""
     name = path.name.lower()

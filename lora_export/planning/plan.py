@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from lora_export.planning.facts import FactTable
     from lora_export.records import Adapter, Checkpoint, ModelFacts, Shard
 
-MANIFEST = "lora_export.json"
-
 
 def make_plan(
     base: Checkpoint,

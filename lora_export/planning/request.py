@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, TypedDict
 
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
-from lora_export.checkpoint.publish import manifest_beside
+from lora_export.checkpoint.side_files import manifest_path
 from lora_export.dialects import read_adapter
 from lora_export.errors import FitError, UsageError
 from lora_export.planning.draft import Options, Recipe, Tied
 from lora_export.planning.facts import FactTable, overlay, parse_enable_lora, read_hparams
 from lora_export.planning.names import PrefixChange
-from lora_export.planning.plan import MANIFEST, make_plan
+from lora_export.planning.plan import make_plan
 from lora_export.records import Facts
 
 if TYPE_CHECKING:
@@ -170,8 +170,3 @@ def merged_before(root: Path) -> list[str]:
         return [*inputs["merged_before"], *(file["sha256"] for file in inputs["adapters"])]
     except (OSError, ValueError, LookupError, TypeError):
         return []
-
-
-def manifest_path(root: Path) -> Path:
-    """Where the manifest of an artefact lies: inside a folder, beside a file."""
-    return root / MANIFEST if root.is_dir() else root.with_name(manifest_beside(root))
