@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.errors import FitError, InputError, UsageError
 from lora_export.models.choose import factory_model, folder_model, why_no_model
-from lora_export.planning.request import make_request, merged_before, plan_request
+from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
 from lora_export.records import WrittenFile
 from lora_export.report.manifest import manifest
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lora_export.models.source import ModelSource
-    from lora_export.planning.request import AdapterOptions
+    from lora_export.planning.request import AdapterOptions, Inputs, Request
     from lora_export.records import Check, Checkpoint, Facts, MergePlan
     from lora_export.verification.model import Witnesses
     from lora_export.verification.tolerance import Tolerance
@@ -81,19 +81,37 @@ def make_job(
     model: str | None,
     proof: ProofOptions | None,
     settings: AdapterOptions,
-    recorded: Mapping[str, Facts] | None = None,
 ) -> Job:
     """Read everything and plan; see planning.request.plan_request for what it raises."""
-    proof = proof or ProofOptions()
     request = make_request(base, adapters, settings)
+    return plan_job(request, read_inputs(request), model=model, proof=proof, settings=settings)
+
+
+def plan_job(
+    request: Request,
+    inputs: Inputs,
+    *,
+    model: str | None,
+    proof: ProofOptions | None,
+    settings: AdapterOptions,
+    recorded: Mapping[tuple[str, str], Facts] | None = None,
+) -> Job:
+    """Plan what was read; recorded: facts of an earlier manifest, by adapter's path and module."""
+    proof = proof or ProofOptions()
     source = factory_model(model, proof.input)
-    plan = plan_request(request, source.facts() if source else None, recorded)
+    facts = source.facts() if source else None
+    plan = plan_request(request, facts, inputs=inputs, recorded=recorded)
     return Job(plan, source, proof, settings)
 
 
 def prove_checkpoint(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], tuple[str, ...]]:
     """(checks, warnings) of a checkpoint that lies on disk: by weights, then as a model."""
-    return prove_further(job, merged, prove_weights(job, merged))
+    from lora_export.verification.side_files import check_side_files
+
+    checks = prove_weights(job, merged)
+    if job.plan.base.layout == merged.layout == "folder":
+        checks = (*checks, *check_side_files(job.plan, merged.root))
+    return prove_further(job, merged, checks)
 
 
 def prove_further(

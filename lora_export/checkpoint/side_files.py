@@ -68,6 +68,16 @@ def is_weights(path: Path) -> bool:
     )
 
 
+def weight_files(folder: Path) -> list[str]:
+    """Every weight file and index in `folder` and below, hidden folders left out, by name."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = folder.joinpath(os.path.relpath(place, folder))
+        found += [(inside / name).relative_to(folder) for name in names]
+    return sorted(path.as_posix() for path in found if is_weights(folder / path))
+
+
 def list_side_files(folder: Path) -> tuple[SideFile, ...]:
     """The files of `folder` that are no weights, sorted by name, with those of its sub-folders.
 

@@ -92,8 +92,9 @@ def _fit_update(
         draft.unfit.append(Problem(message, where, "train without max_norm"))
         return
     has_bias = join(module, "bias") in draft.stored
+    facts = draft.facts.of(module, str(adapter.path))
     try:
-        delta = resolve(adapter, update, module, base, draft.facts.of(module), has_bias=has_bias)
+        delta = resolve(adapter, update, module, base, facts, has_bias=has_bias)
     except Unresolved as unresolved:
         (draft.missing if unresolved.missing else draft.unfit).append(unresolved.problem)
         return

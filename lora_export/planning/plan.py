@@ -43,6 +43,11 @@ def make_plan(
     names = BaseNames([*draft.stored, *heads])
     for adapter in adapters:
         fit_adapter(draft, adapter, names)
+    if facts.taken:
+        keys = ", ".join(dict.fromkeys(key for keys in facts.taken.values() for key in keys))
+        draft.warnings.append(
+            f"{keys} of {len(facts.taken)} modules: taken from the manifest of what is verified"
+        )
     edits = plan_ties(draft)
     draft.stop_on_problems()
     return MergePlan(

@@ -34,8 +34,9 @@ def manifest(
     """The manifest as JSON text.
 
     base_files: without a digest where nothing was verified, as it costs as much as the copying.
-    merged_before: SHA-256 of adapters that the base's own manifest already names.
+    merged_before: digests of adapters that the base's own manifest already names.
     """
+    places = {str(adapter.path): place for place, adapter in enumerate(plan.adapters)}
     document = {
         "format": FORMAT,
         "command": command,
@@ -45,7 +46,12 @@ def manifest(
         "inputs": {
             "base": [_file(file) for file in base_files],
             "adapters": [
-                {**_file(file), "dialect": adapter.dialect, "weight": adapter.weight}
+                {
+                    **_file(file),
+                    "tensors_sha256": adapter.digest,
+                    "dialect": adapter.dialect,
+                    "weight": adapter.weight,
+                }
                 for file, adapter in zip(adapter_files, plan.adapters, strict=True)
             ],
             "merged_before": list(merged_before),
@@ -54,7 +60,7 @@ def manifest(
         "tensors": tensor_counts(plan),
         "updates": {
             step.out.name: [
-                {k: v for k, v in update.items() if k != "adapter"} for update in updates_json(step)
+                {**update, "adapter": places[update["adapter"]]} for update in updates_json(step)
             ]
             for step in plan.steps()
             if step.deltas
