@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.api.proving import (
-    NOT_VERIFIED,
     build_manifest,
     input_paths,
     make_job,
+    not_verified,
     prove_further,
 )
+from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import staging
 from lora_export.checkpoint.side_files import MANIFEST_NAME, manifest_beside
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from lora_export.api.proving import Job, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.planning.request import AdapterOptions
-    from lora_export.records import MergePlan
+    from lora_export.records import Check, MergePlan
 
 
 def merge(
@@ -65,7 +66,15 @@ def merge(
     job = make_job(base, adapters, model=model, proof=proof, settings=settings)
     plan = job.plan
     if dry_run:
-        return Report("merge", str(output or ""), plan, warnings=plan.warnings, dry_run=True)
+        space = space_for(plan, Path(output) if output else None)
+        return Report(
+            "merge",
+            str(output or ""),
+            plan,
+            warnings=plan.warnings,
+            facts=space.facts(),
+            dry_run=True,
+        )
     target = _target(output, plan)
     kind = plan.base.layout
     beside = (manifest_beside(target),) if kind == "file" else ()
@@ -80,9 +89,12 @@ def _merge_into(stage: Staging, job: Job, target: Path, *, verify: bool) -> Repo
     from lora_export.verification.weights import WeightProof
 
     plan = job.plan
+    space = space_for(plan, target)
+    refuse_too_little(space, target)
     proof = WeightProof(plan) if verify else None
     files, digests = write_plan(plan, stage.path, allow_noop=job.allow_noop, watcher=proof)
-    checks, told = NOT_VERIFIED
+    checks: tuple[Check, ...] = ()
+    told = not_verified(job)
     if proof:
         merged = read_checkpoint(stage.path)
         by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
@@ -94,7 +106,7 @@ def _merge_into(stage: Staging, job: Job, target: Path, *, verify: bool) -> Repo
     written = write_bytes(place, record)
     stage.publish()
     warnings = (*plan.warnings, *told)
-    return Report("merge", str(target), plan, checks, (*files, written), warnings)
+    return Report("merge", str(target), plan, checks, (*files, written), warnings, space.facts())
 
 
 def _target(output: str | Path | None, plan: MergePlan) -> Path:

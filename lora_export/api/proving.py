@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.errors import FitError, InputError, UsageError
 from lora_export.models.choose import factory_model, folder_model, why_no_model
+from lora_export.models.inputs import parse_inputs
 from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
 from lora_export.records import WrittenFile
 from lora_export.report.manifest import manifest
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
     from lora_export.verification.tolerance import Tolerance
 
 
-NOT_VERIFIED: tuple[tuple[Check, ...], tuple[str, ...]] = (
-    (),
-    ("nothing was verified (--no-verify)",),
-)
-
-
 @dataclass(frozen=True, slots=True)
 class ProofOptions:
     """How a model is run to be proven. input: --input texts. inputs: an .npz file of probes.
@@ -45,6 +40,24 @@ class ProofOptions:
     atol: float | None = None
     rtol: float | None = None
     seed: int = 0
+
+    def given(self) -> list[str]:
+        """The options that were set, by their names on the command line."""
+        return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != f.default]
+
+    def check(self) -> None:
+        """Refuse what could never be used, also where no model is run and nobody would look.
+
+        Raises:
+            UsageError: an input's description or a tolerance makes no sense.
+            InputError: the file of probes is not there.
+        """
+        parse_inputs(self.input)
+        for name, value in (("--atol", self.atol), ("--rtol", self.rtol)):
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{value} is no tolerance", where=name, hint="0 or more, finite")
+        if self.inputs and not Path(self.inputs).is_file():
+            raise InputError("no such file", where=str(self.inputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,7 @@ def plan_job(
 ) -> Job:
     """Plan what was read; recorded: facts of an earlier manifest, by adapter's path and module."""
     proof = proof or ProofOptions()
+    proof.check()
     source = factory_model(model, proof.input)
     facts = source.facts() if source else None
     plan = plan_request(request, facts, inputs=inputs, recorded=recorded)
@@ -114,6 +128,16 @@ def prove_checkpoint(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], t
     return prove_further(job, merged, checks)
 
 
+def not_verified(job: Job, *, but: Sequence[str] = ()) -> tuple[str, ...]:
+    """The warnings of --no-verify. but: options that had their use all the same."""
+    return ("nothing was verified (--no-verify)", *_unused(job.proof, but))
+
+
+def _unused(proof: ProofOptions, but: Sequence[str] = ()) -> tuple[str, ...]:
+    names = [name for name in proof.given() if name not in but]
+    return (f"no model was run, so {', '.join(names)} had no effect",) if names else ()
+
+
 def prove_further(
     job: Job, merged: Checkpoint, checks: tuple[Check, ...]
 ) -> tuple[tuple[Check, ...], tuple[str, ...]]:
@@ -126,7 +150,7 @@ def prove_further(
     if job.source:
         return (*checks, *prove_model(job, job.source, merged).checks), ()
     more, why_none = _prove_folder(job, merged)
-    return (*checks, *more), ((why_none,) if why_none else ())
+    return (*checks, *more), ((why_none, *_unused(job.proof)) if why_none else ())
 
 
 def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:

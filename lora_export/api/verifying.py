@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lora_export.api.exporting import merged_checkpoint, prove_file
-from lora_export.api.proving import plan_job, prove_checkpoint, prove_weights
+from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job, ProofOptions
+    from lora_export.api.proving import Job
     from lora_export.checkpoint.recorded import Recorded
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check
@@ -53,6 +53,8 @@ def verify(
         UsageError: there is no manifest, and base and adapters are not named.
     """
     path = Path(artifact)
+    proof = proof or ProofOptions()
+    proof.check()
     if not path.exists():
         raise InputError("no such file or folder", where=str(path))
     if (base is None) != (not adapters):
@@ -67,7 +69,8 @@ def verify(
             )
         checks = check_outputs(path, recorded)
         refuse_failed(checks, str(path))
-        return Report("verify", str(path), checks=checks, warnings=_unproven(recorded))
+        warnings = (*_unproven(recorded), *_unused(model, opset, proof, settings))
+        return Report("verify", str(path), checks=checks, warnings=warnings)
     job, before, told = _job(
         path, recorded, base, adapters, model=model, proof=proof, settings=settings
     )
@@ -84,6 +87,18 @@ def _unproven(recorded: Recorded) -> tuple[str, ...]:
     what = "a failed verification" if recorded.verified is False else "no verification"
     told = f"the manifest records {what}: nothing shows that what was written is right"
     return (f"{told}; --base and --adapter prove it now",)
+
+
+def _unused(
+    model: str | None, opset: int | None, proof: ProofOptions, settings: AdapterOptions
+) -> tuple[str, ...]:
+    """A warning for options that only count when everything is computed again."""
+    given = {**settings, "model": model, "opset": opset}
+    names = [f"--{k.replace('_', '-')}" for k, v in given.items() if v not in (None, (), [])]
+    names += proof.given()
+    if not names:
+        return ()
+    return (f"without --base and --adapter, {', '.join(names)} had no effect",)
 
 
 def _job(
