@@ -155,7 +155,7 @@ class Replacement:
 class Adapter:
     """What a dialect understood: every tensor of the file is in exactly one update or replacement.
 
-    wrapper: as of the file.
+    wrapper: as of the file. digest: SHA-256 of what the tensors hold, whatever the file's format.
     """
 
     path: Path
@@ -164,6 +164,7 @@ class Adapter:
     replacements: tuple[Replacement, ...]
     weight: float = 1.0
     wrapper: str = ""
+    digest: str = ""
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.api.proving import (
-    NOT_VERIFIED,
     build_manifest,
     input_paths,
     make_job,
+    not_verified,
     probes_for,
     prove_model,
     prove_weights,
 )
+from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.index import read_checkpoint
-from lora_export.checkpoint.publish import manifest_beside, staging
+from lora_export.checkpoint.publish import staging
+from lora_export.checkpoint.side_files import manifest_beside
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.models.choose import folder_model
 from lora_export.report.result import Report
@@ -80,9 +82,12 @@ def _export_into(
     from lora_export.onnx_export.export import export
     from lora_export.verification.proof import refuse_failed
 
+    space = space_for(job.plan, stage.output)
+    refuse_too_little(space, stage.output)
     work = stage.folder / "merged"
     merged = merged_checkpoint(job, work)
-    checks, told = NOT_VERIFIED
+    checks: tuple[Check, ...] = ()
+    told = not_verified(job, but=["--input"])
     if verify:
         checks, told = prove_weights(job, merged), ()
         refuse_failed(checks, str(stage.output))
@@ -102,7 +107,7 @@ def _export_into(
         checks,
         (*exported.files, written),
         (*job.plan.warnings, *told),
-        {"graph": graph_facts(exported)},
+        {"graph": graph_facts(exported), **space.facts()},
     )
 
 

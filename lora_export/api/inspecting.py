@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
+from lora_export.checkpoint.side_files import manifest_path
 from lora_export.dialects import Evidence, all_dialects, read_adapter
 from lora_export.errors import InputError
-from lora_export.planning.request import manifest_path
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:

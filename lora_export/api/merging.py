@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.api.proving import (
-    NOT_VERIFIED,
     build_manifest,
     input_paths,
     make_job,
+    not_verified,
     prove_further,
 )
+from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.index import read_checkpoint
-from lora_export.checkpoint.publish import manifest_beside, staging
+from lora_export.checkpoint.publish import staging
+from lora_export.checkpoint.side_files import MANIFEST_NAME, manifest_beside
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.errors import UsageError
 from lora_export.execution.undo import check_undoable, write_undo
-from lora_export.planning.plan import MANIFEST
 from lora_export.planning.shards import parse_size, resharded
 from lora_export.report.result import Report
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from lora_export.api.proving import Job, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.planning.request import AdapterOptions
-    from lora_export.records import MergePlan
+    from lora_export.records import Check, MergePlan
 
     Progress = Callable[[int, int], None]
 
@@ -84,7 +85,15 @@ def merge(
     if undo:
         check_undoable(plan)
     if dry_run:
-        return Report("merge", str(output or ""), plan, warnings=plan.warnings, dry_run=True)
+        space = space_for(plan, Path(output) if output else None)
+        return Report(
+            "merge",
+            str(output or ""),
+            plan,
+            warnings=plan.warnings,
+            facts=space.facts(),
+            dry_run=True,
+        )
     target = _target(output, plan)
     kind = plan.base.layout
     beside = (manifest_beside(target),) if kind == "file" else ()
@@ -115,6 +124,8 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     from lora_export.verification.weights import WeightProof
 
     plan = job.plan
+    space = space_for(plan, stage.output)
+    refuse_too_little(space, stage.output)
     proof = WeightProof(plan) if writing.verify else None
     files, digests = write_plan(
         plan,
@@ -125,7 +136,8 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         progress=writing.progress,
         digest_base=writing.verify or undo is not None,
     )
-    checks, told = NOT_VERIFIED
+    checks: tuple[Check, ...] = ()
+    told = not_verified(job)
     if proof:
         merged = read_checkpoint(stage.path)
         by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
@@ -133,7 +145,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     refuse_failed(checks, str(stage.output))
     record = build_manifest(job, "merge", files, checks, digests)
     beside = plan.base.layout == "file"
-    place = stage.beside(manifest_beside(stage.output)) if beside else stage.path / MANIFEST
+    place = stage.beside(manifest_beside(stage.output)) if beside else stage.path / MANIFEST_NAME
     files = (*files, write_bytes(place, record))
     if undo:
         files = (*files, write_undo(plan, undo.path, digests, writing.jobs))
@@ -144,7 +156,8 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         if undo and undo.is_published:
             undo.output.unlink()  # it would describe a result that is not there
         raise
-    return Report("merge", str(stage.output), plan, checks, files, (*plan.warnings, *told))
+    warnings = (*plan.warnings, *told)
+    return Report("merge", str(stage.output), plan, checks, files, warnings, space.facts())
 
 
 def _resharded(plan: MergePlan, size: str) -> MergePlan:

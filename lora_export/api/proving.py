@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.errors import FitError, InputError, UsageError
 from lora_export.models.choose import factory_model, folder_model, tied_groups, why_no_model
-from lora_export.planning.request import make_request, merged_before, plan_request
+from lora_export.models.inputs import parse_inputs
+from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
 from lora_export.records import WrittenFile
 from lora_export.report.manifest import manifest
 
@@ -21,16 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lora_export.models.source import ModelSource
-    from lora_export.planning.request import AdapterOptions
+    from lora_export.planning.request import AdapterOptions, Inputs, Request
     from lora_export.records import Check, Checkpoint, Facts, MergePlan
     from lora_export.verification.model import Witnesses
     from lora_export.verification.tolerance import Tolerance
-
-
-NOT_VERIFIED: tuple[tuple[Check, ...], tuple[str, ...]] = (
-    (),
-    ("nothing was verified (--no-verify)",),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +40,24 @@ class ProofOptions:
     atol: float | None = None
     rtol: float | None = None
     seed: int = 0
+
+    def given(self) -> list[str]:
+        """The options that were set, by their names on the command line."""
+        return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != f.default]
+
+    def check(self) -> None:
+        """Refuse what could never be used, also where no model is run and nobody would look.
+
+        Raises:
+            UsageError: an input's description or a tolerance makes no sense.
+            InputError: the file of probes is not there.
+        """
+        parse_inputs(self.input)
+        for name, value in (("--atol", self.atol), ("--rtol", self.rtol)):
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{value} is no tolerance", where=name, hint="0 or more, finite")
+        if self.inputs and not Path(self.inputs).is_file():
+            raise InputError("no such file", where=str(self.inputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +94,48 @@ def make_job(
     model: str | None,
     proof: ProofOptions | None,
     settings: AdapterOptions,
-    recorded: Mapping[str, Facts] | None = None,
 ) -> Job:
     """Read everything and plan; see planning.request.plan_request for what it raises."""
-    proof = proof or ProofOptions()
     request = make_request(base, adapters, settings)
+    return plan_job(request, read_inputs(request), model=model, proof=proof, settings=settings)
+
+
+def plan_job(
+    request: Request,
+    inputs: Inputs,
+    *,
+    model: str | None,
+    proof: ProofOptions | None,
+    settings: AdapterOptions,
+    recorded: Mapping[tuple[str, str], Facts] | None = None,
+) -> Job:
+    """Plan what was read; recorded: facts of an earlier manifest, by adapter's path and module."""
+    proof = proof or ProofOptions()
+    proof.check()
     source = factory_model(model, proof.input)
-    plan = plan_request(request, source.facts() if source else None, recorded, tied_groups)
+    facts = source.facts() if source else None
+    plan = plan_request(request, facts, inputs=inputs, recorded=recorded, lookup=tied_groups)
     return Job(plan, source, proof, settings)
 
 
 def prove_checkpoint(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], tuple[str, ...]]:
     """(checks, warnings) of a checkpoint that lies on disk: by weights, then as a model."""
-    return prove_further(job, merged, prove_weights(job, merged))
+    from lora_export.verification.side_files import check_side_files
+
+    checks = prove_weights(job, merged)
+    if job.plan.base.layout == merged.layout == "folder":
+        checks = (*checks, *check_side_files(job.plan, merged.root))
+    return prove_further(job, merged, checks)
+
+
+def not_verified(job: Job, *, but: Sequence[str] = ()) -> tuple[str, ...]:
+    """The warnings of --no-verify. but: options that had their use all the same."""
+    return ("nothing was verified (--no-verify)", *_unused(job.proof, but))
+
+
+def _unused(proof: ProofOptions, but: Sequence[str] = ()) -> tuple[str, ...]:
+    names = [name for name in proof.given() if name not in but]
+    return (f"no model was run, so {', '.join(names)} had no effect",) if names else ()
 
 
 def prove_further(
@@ -108,7 +150,7 @@ def prove_further(
     if job.source:
         return (*checks, *prove_model(job, job.source, merged).checks), ()
     more, why_none = _prove_folder(job, merged)
-    return (*checks, *more), ((why_none,) if why_none else ())
+    return (*checks, *more), ((why_none, *_unused(job.proof)) if why_none else ())
 
 
 def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:

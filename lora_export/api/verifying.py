@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lora_export.api.exporting import merged_checkpoint, prove_file
-from lora_export.api.proving import make_job, prove_checkpoint, prove_weights
-from lora_export.checkpoint.contents import file_sha256
-from lora_export.checkpoint.files import read_json_object
+from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
 from lora_export.checkpoint.index import read_checkpoint
+from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
 from lora_export.models.choose import folder_model
-from lora_export.planning.request import manifest_path
-from lora_export.records import Check, Facts
+from lora_export.planning.request import make_request, read_inputs
 from lora_export.report.result import Report
+from lora_export.verification.manifest import check_inputs, check_outputs
+from lora_export.verification.proof import refuse_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job, ProofOptions
+    from lora_export.api.proving import Job
+    from lora_export.checkpoint.recorded import Recorded
     from lora_export.planning.request import AdapterOptions
+    from lora_export.records import Check
+
+_WITHOUT = "made again, or with the manifest moved away: --base BASE --adapter ADAPTER prove it"
 
 
 def verify(
@@ -39,41 +44,107 @@ def verify(
     """Prove `artifact` again: a folder, a .safetensors or an .onnx file.
 
     Without `base` and `adapters` the files are held against the digests of the manifest. With
-    them everything is computed again; what the adapter does not say and no option gives is taken
-    from the manifest.
+    them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
+    weight, recipe, rename) are taken from the manifest, and told; what allows more is not.
 
     Raises:
         VerificationError: a check failed.
+        InputError: the manifest, or an input, is damaged.
         UsageError: there is no manifest, and base and adapters are not named.
     """
-    from lora_export.verification.proof import refuse_failed
-
     path = Path(artifact)
+    proof = proof or ProofOptions()
+    proof.check()
     if not path.exists():
         raise InputError("no such file or folder", where=str(path))
     if (base is None) != (not adapters):
         raise UsageError("--base and --adapter belong together: name both, or neither")
-    recorded = _manifest(path)
-    if recorded is None and base is None:
-        raise UsageError(
-            "there is no manifest beside it to hold it against",
-            where=str(path),
-            hint="name what it was made of: --base BASE --adapter ADAPTER",
-        )
-    checks = _check_digests(path, recorded) if recorded else ()
-    plan = None
-    warnings: tuple[str, ...] = ()
-    if base is not None:
-        merged_settings = cast("AdapterOptions", {**_recorded_options(recorded), **settings})
-        facts = _recorded_facts(recorded)
-        job = make_job(
-            base, adapters, model=model, proof=proof, settings=merged_settings, recorded=facts
-        )
-        plan = job.plan
-        more, warnings = _again(path, job, opset)
-        checks = (*checks, *more)
+    recorded = read_manifest(path, hint=_WITHOUT)
+    if base is None:
+        if recorded is None:
+            raise UsageError(
+                "there is no manifest beside it to hold it against",
+                where=str(path),
+                hint="name what it was made of: --base BASE --adapter ADAPTER",
+            )
+        checks = check_outputs(path, recorded)
+        refuse_failed(checks, str(path))
+        warnings = (*_unproven(recorded), *_unused(model, opset, proof, settings))
+        return Report("verify", str(path), checks=checks, warnings=warnings)
+    job, before, told = _job(
+        path, recorded, base, adapters, model=model, proof=proof, settings=settings
+    )
+    more, warnings = _again(path, job, opset)
+    checks = (*before, *more)
     refuse_failed(checks, str(path))
-    return Report("verify", str(path), plan, checks, warnings=warnings)
+    warnings = (*told, *job.plan.warnings, *warnings)
+    return Report("verify", str(path), job.plan, checks, warnings=warnings)
+
+
+def _unproven(recorded: Recorded) -> tuple[str, ...]:
+    if recorded.verified:
+        return ()
+    what = "a failed verification" if recorded.verified is False else "no verification"
+    told = f"the manifest records {what}: nothing shows that what was written is right"
+    return (f"{told}; --base and --adapter prove it now",)
+
+
+def _unused(
+    model: str | None, opset: int | None, proof: ProofOptions, settings: AdapterOptions
+) -> tuple[str, ...]:
+    """A warning for options that only count when everything is computed again."""
+    given = {**settings, "model": model, "opset": opset}
+    names = [f"--{k.replace('_', '-')}" for k, v in given.items() if v not in (None, (), [])]
+    names += proof.given()
+    if not names:
+        return ()
+    return (f"without --base and --adapter, {', '.join(names)} had no effect",)
+
+
+def _job(
+    path: Path,
+    recorded: Recorded | None,
+    base: str | Path,
+    adapters: Sequence[str | Path],
+    *,
+    model: str | None,
+    proof: ProofOptions | None,
+    settings: AdapterOptions,
+) -> tuple[Job, tuple[Check, ...], tuple[str, ...]]:
+    """The plan made again, the checks by manifest, and what was taken from the manifest.
+
+    Only what describes the inputs is taken from there. What lets the merge accept more must be
+    said by whoever verifies: the manifest belongs to the file under test.
+    """
+    if recorded is None:
+        request = make_request(base, adapters, settings)
+        inputs = read_inputs(request)
+        job = plan_job(request, inputs, model=model, proof=proof, settings=settings)
+        return job, (), ()
+    said: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
+    taken = {key: value for key, value in said.items() if settings.get(key) is None}
+    settings = cast("AdapterOptions", {**settings, **taken})
+    request = make_request(base, adapters, settings)
+    inputs = read_inputs(request)
+    checks = check_outputs(path, recorded)
+    checks = (*checks, *check_inputs(inputs.base, inputs.adapters, recorded))
+    refuse_failed(checks, str(path))
+    if not settings.get("weight"):
+        inputs = replace(inputs, adapters=tuple(map(recorded.weighted, inputs.adapters)))
+        taken["weight"] = [adapter.weight for adapter in inputs.adapters]
+    facts = {
+        (str(adapter.path), module): found
+        for place, known in enumerate(recorded.adapters)
+        for adapter in inputs.adapters
+        if adapter.digest == known.digest
+        for (at, module), found in recorded.facts.items()
+        if at == place
+    }
+    job = plan_job(request, inputs, model=model, proof=proof, settings=settings, recorded=facts)
+    usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
+    told = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
+    words = f"{', '.join(told)}: taken from the manifest of what is verified"
+    return job, checks, (words,) if told else ()
 
 
 def _again(path: Path, job: Job, opset: int | None) -> tuple[tuple[Check, ...], tuple[str, ...]]:
@@ -87,45 +158,3 @@ def _again(path: Path, job: Job, opset: int | None) -> tuple[tuple[Check, ...], 
         by_weights = prove_weights(job, merged)
         exported = export(source, job.plan, merged, Path(folder) / "fresh.onnx", opset=opset)
         return (*by_weights, *prove_file(path, exported, job, source, merged)), ()
-
-
-def _manifest(path: Path) -> Mapping[str, Any] | None:
-    place = manifest_path(path)
-    if not place.exists():
-        return None
-    document = read_json_object(place)
-    if not isinstance(document.get("outputs"), list):
-        raise InputError("is no manifest: it lists no outputs", where=str(place))
-    return document
-
-
-def _check_digests(path: Path, recorded: Mapping[str, Any]) -> tuple[Check, ...]:
-    folder = path if path.is_dir() else path.parent
-    wrong = []
-    for entry in recorded["outputs"]:
-        file = folder / entry["name"] if path.is_dir() or len(recorded["outputs"]) > 1 else path
-        if not file.is_file() or file_sha256(file) != entry["sha256"]:
-            wrong.append(entry["name"])
-    detail = f"{len(recorded['outputs'])} files have the SHA-256 of the manifest"
-    return (Check("digests", not wrong, len(wrong), 0, ", ".join(wrong[:3]), detail),)
-
-
-def _recorded_options(recorded: Mapping[str, Any] | None) -> dict[str, Any]:
-    return dict(recorded.get("options", {})) if recorded else {}
-
-
-def _recorded_facts(recorded: Mapping[str, Any] | None) -> dict[str, Facts]:
-    """Facts by module from the manifest's list of updates."""
-    updates = recorded.get("updates", {}) if recorded else {}
-    return {
-        update["module"]: Facts(
-            alpha=update["alpha"],
-            fan_in_fan_out=update["fan_in_fan_out"],
-            enable_lora=tuple(map(bool, update["enable_lora"])) or None,
-            kind=update["kind"],
-            rank=update["rank"],
-            source="the manifest",
-        )
-        for listed in updates.values()
-        for update in listed
-    }

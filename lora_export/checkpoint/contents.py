@@ -7,6 +7,7 @@ torch to be put in order first.
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.files import system_errors
@@ -14,6 +15,7 @@ from lora_export.checkpoint.tensors import CHUNK_BYTES, iter_chunks
 from lora_export.records import DTYPE_BITS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from lora_export.records import TensorRef
@@ -47,6 +49,16 @@ def _digest(ref: TensorRef) -> bytes:
     for data in iter_chunks(ref):
         sha.update(data)
     return sha.digest()
+
+
+def tensors_sha256(refs: Iterable[TensorRef]) -> str:
+    """SHA-256 of names, dtypes, shapes and row-major bytes: the same in every file format."""
+    sha = hashlib.sha256()
+    for ref in sorted(refs, key=lambda ref: ref.spec.name):
+        spec = ref.spec
+        sha.update(json.dumps([spec.name, spec.dtype, spec.shape]).encode())
+        sha.update(_digest(ref))
+    return sha.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -32,11 +32,6 @@ _STAGING = ".{name}.lora-export-{pid}-{random}"
 _STAGING_TAIL = r"\.lora-export-(\d+)-[0-9a-f]{16}(\.old)?"
 
 
-def manifest_beside(output: Path) -> str:
-    """The name of the manifest beside a file artefact."""
-    return f"{output.name}.lora_export.json"
-
-
 @dataclass(slots=True)
 class Staging:
     """A hidden folder beside the output. `path` is what to write: a file in it, or itself.

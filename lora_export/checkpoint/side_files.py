@@ -34,6 +34,16 @@ _CHECKPOINT_FOLDER = re.compile(r"checkpoint-\d+")
 _BIN_STARTS = (b"PK\x03\x04", b"\x80", b"version https://git-lfs")
 
 
+def manifest_beside(output: Path) -> str:
+    """The name of the manifest beside a file artefact."""
+    return f"{output.name}.{MANIFEST_NAME}"
+
+
+def manifest_path(root: Path) -> Path:
+    """Where the manifest of an artefact lies: inside a folder, beside a file."""
+    return root / MANIFEST_NAME if root.is_dir() else root.with_name(manifest_beside(root))
+
+
 def is_torch_weights(path: Path) -> bool:
     """Whether a file holds weights (or an optimiser's state) of torch, by name; .bin by content."""
     name = path.name.lower()
@@ -56,6 +66,16 @@ def is_weights(path: Path) -> bool:
         or name.startswith("openvino")
         or is_torch_weights(path)
     )
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Every weight file and index in `folder` and below, hidden folders left out, by name."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = folder.joinpath(os.path.relpath(place, folder))
+        found += [(inside / name).relative_to(folder) for name in names]
+    return sorted(path.as_posix() for path in found if is_weights(folder / path))
 
 
 def list_side_files(folder: Path) -> tuple[SideFile, ...]:

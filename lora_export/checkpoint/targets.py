@@ -9,7 +9,9 @@ import os
 import stat
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from lora_export.checkpoint.side_files import MANIFEST_NAME
+from lora_export.checkpoint.files import read_start
+from lora_export.checkpoint.header import LENGTH_BYTES
+from lora_export.checkpoint.side_files import MANIFEST_NAME, manifest_beside
 from lora_export.errors import OutputError
 from lora_export.records import Problem
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+# A ModelProto as every writer begins it: the version of the format, then another short field.
+_ONNX_VERSION = b"\x08"
+_ONNX_NEXT = b"\x12\x1a\x22\x28\x32\x3a\x42"
 Kind: TypeAlias = Literal["file", "folder"]
 Identity: TypeAlias = "tuple[int, int]"
 
@@ -26,9 +31,10 @@ def check_output(
 ) -> None:
     """Raise one OutputError with every reason why `output` may not be written.
 
-    It exists and not `force`; with `force` it is of another kind, or a folder that is no export
-    of ours; it is an input, inside one or around one (also by hard link); its folder is missing
-    or not writable. beside: names of files that will be put into the same folder.
+    It exists and not `force`; with `force` it is of another kind, or no export: a folder without
+    our manifest, a file without it that is neither safetensors nor ONNX by content; it is an
+    input, inside one or around one (also by hard link); its folder is missing or not writable.
+    beside: names of files that will be put into the same folder.
     """
     where = str(output)
     if output.name in {"", ".."}:
@@ -70,6 +76,21 @@ def _faults(output: Path, kind: Kind, *, force: bool) -> Iterator[tuple[str, str
     elif kind == "folder" and not (output / MANIFEST_NAME).is_file():
         text = f"is a folder without {MANIFEST_NAME}, so not an export of ours to replace"
         yield text, "choose another name, or remove it yourself"
+    elif kind == "file" and not _is_export(output):
+        text = "has no manifest beside it and is neither safetensors nor ONNX, so no export"
+        yield text, "choose another name, or remove it yourself"
+
+
+def _is_export(file: Path) -> bool:
+    """A manifest of ours, a file with one beside it, or by content what we write."""
+    beside = file.with_name(manifest_beside(file))
+    if file.name.endswith(f".{MANIFEST_NAME}") or beside.is_file():
+        return True
+    start = read_start(file, LENGTH_BYTES + 1)
+    if start.startswith(_ONNX_VERSION):
+        return len(start) > len(_ONNX_VERSION) + 1 and start[2] in _ONNX_NEXT
+    header = int.from_bytes(start[:LENGTH_BYTES], "little")
+    return start[LENGTH_BYTES:] == b"{" and LENGTH_BYTES + header <= file.stat().st_size
 
 
 def _input_faults(output: Path, inputs: Sequence[Path]) -> Iterator[tuple[str, str]]:

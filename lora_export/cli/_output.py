@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from lora_export.cli._progress import byte_progress
-from lora_export.errors import LoraExportError, VerificationError
+from lora_export.errors import LoraExportError, UsageError, VerificationError
 from lora_export.records import Problem
-from lora_export.report.result import error_json, report_json, verification_json
+from lora_export.report.result import error_json, json_text, report_json, verification_json
 from lora_export.report.text import checks_text, report_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from lora_export.report.result import Report
 
     Progress = Callable[[int, int], None]
 
 INTERRUPTED = 130
+TERMINATED = 143
+_TRUE = ("1", "true", "t", "yes", "y", "on")
 _REPORT = "This is a bug of lora-export. Please report it with the lines above and the command."
 
 
 class Command(click.Command):
-    """A command whose usage errors are told as JSON too, when --json is among the words."""
+    """A command whose usage errors are told as JSON too."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does."""
-        as_json = "--json" in args
-        try:
+        with usage_errors_as_json(ctx, args):
             return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            if as_json:
-                problem = Problem(error.format_message(), hint=f"{ctx.command_path} --help")
-                click.echo(json.dumps(error_json(self.name or "", "usage", (problem,)), indent=2))
-            raise
+
+
+@contextmanager
+def usage_errors_as_json(ctx: click.Context, words: Sequence[str]) -> Iterator[None]:
+    """Tell click's own errors on stdout too, when --json is among the words or set outside."""
+    words = tuple(words)  # click takes its list apart
+    try:
+        yield
+    except click.UsageError as error:
+        if "--json" in words or os.environ.get("LORA_EXPORT_JSON", "").strip().lower() in _TRUE:
+            problem = Problem(error.format_message(), hint=f"{ctx.command_path} --help")
+            name = ctx.info_name or "" if ctx.parent else ""
+            click.echo(json_text(error_json(name, "usage", (problem,))))
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +78,30 @@ class Output:
             self._tell_refusal(error)
             sys.exit(error.status)
         except KeyboardInterrupt:
-            click.echo("interrupted; nothing was published", err=True)
+            self._tell_stop("interrupted", "interrupted; nothing was published")
             sys.exit(INTERRUPTED)
-        except Exception:  # noqa: BLE001 - the last resort: status 1 says that it is our bug
+        except SystemExit as error:
+            if error.code == TERMINATED:  # SIGTERM; see checkpoint.interrupts
+                self._tell_stop("interrupted", "terminated; nothing was published")
+                raise
+            self._tell_refusal(_left_from_within(error))
+            sys.exit(UsageError.status)
+        except BaseException as error:  # noqa: BLE001 - the last resort: status 1, our bug
             traceback.print_exc()
-            click.echo(_REPORT, err=True)
+            self._tell_stop("bug", f"{type(error).__name__}: {error}", hint=_REPORT)
             sys.exit(1)
         self._tell(report)
         sys.exit(0)
 
+    def _tell_stop(self, code: str, message: str, *, hint: str = "") -> None:
+        if self.as_json:
+            problem = Problem(message, hint=hint)
+            click.echo(json_text(error_json(self.command, code, (problem,))))
+        click.echo(hint or message, err=True)
+
     def _tell(self, report: Report) -> None:
         if self.as_json:
-            click.echo(json.dumps(report_json(report), indent=2))
+            click.echo(json_text(report_json(report)))
         elif not self.quiet:
             click.echo(report_text(report, verbose=self.verbose))
         for warning in report.warnings:
@@ -92,10 +115,18 @@ class Output:
             document = error_json(self.command, error.code, error.problems)
             if checks:
                 document["verification"] = verification_json(checks)
-            click.echo(json.dumps(document, indent=2))
+            click.echo(json_text(document))
         elif checks and not self.quiet:
             click.echo(checks_text(checks))
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
         if isinstance(error, VerificationError):
             click.echo("nothing was published", err=True)
+
+
+def _left_from_within(error: SystemExit) -> UsageError:
+    """Nothing of ours leaves that way: the code that --model runs did, before the work was done."""
+    return UsageError(
+        f"the work was left by sys.exit({error.code!r}) before it was done",
+        hint="the code that --model names must return a model, and not leave the program",
+    )

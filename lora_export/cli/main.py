@@ -7,12 +7,23 @@ import importlib
 import click
 
 import lora_export
+from lora_export.cli._output import usage_errors_as_json
 
 _COMMANDS = ("merge", "onnx", "verify", "unmerge", "inspect")
 
 
 class _Commands(click.Group):
     """Loads a command's file when it is called for, so that --help is quick."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with usage_errors_as_json(ctx, args):
+            return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        with usage_errors_as_json(ctx, args):
+            return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)

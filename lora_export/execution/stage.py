@@ -117,7 +117,7 @@ def _write_around(plan: MergePlan, root: Path) -> list[WrittenFile]:
     """The index and the side files."""
     written = []
     if plan.index_name:
-        written.append(write_bytes(root / plan.index_name, _index(plan)))
+        written.append(write_bytes(root / plan.index_name, index_bytes(plan)))
     for file in plan.side_files:
         target = root / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,8 @@ def _write_around(plan: MergePlan, root: Path) -> list[WrittenFile]:
     return written
 
 
-def _index(plan: MergePlan) -> bytes:
+def index_bytes(plan: MergePlan) -> bytes:
+    """The shard index that the plan leads to."""
     weight_map = {step.out.name: shard.file for shard in plan.shards for step in shard.steps}
     total = sum(step.out.nbytes for step in plan.steps())
     index = {"metadata": {**plan.index_metadata, "total_size": total}, "weight_map": weight_map}

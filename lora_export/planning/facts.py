@@ -25,25 +25,32 @@ _KEYS = ("alpha", "enable_lora", "fan_in_fan_out", "kind")
 class FactTable:
     """Facts by module: `modules` (read from a model) and `patterns` over `top`.
 
-    patterns: (glob on the base's module name, facts), the first match wins.
+    patterns: (glob on the base's module name, facts), the first match wins. recorded: from a
+    manifest, by adapter and module. Asking leaves its trace: `matched` holds the patterns that
+    fit a module, `taken` the names of the facts that only a manifest says, by module.
     """
 
     top: Facts = field(default_factory=Facts)
     patterns: tuple[tuple[str, Facts], ...] = ()
     modules: Mapping[str, Facts] = field(default_factory=dict)
+    recorded: Mapping[tuple[str, str], Facts] = field(default_factory=dict)
+    matched: set[str] = field(default_factory=set, compare=False)
+    taken: dict[str, list[str]] = field(default_factory=dict, compare=False)
 
-    def of(self, module: str) -> Facts:
-        """What is known about `module`.
+    def of(self, module: str, adapter: str = "") -> Facts:
+        """What is known about the update that `adapter` has for `module`.
 
         Raises:
-            UsageError: the model and the options contradict each other.
+            UsageError: the model (or the manifest) and the options contradict each other.
         """
-        given = self.top
-        for pattern, facts in self.patterns:
-            if fnmatchcase(module, pattern):
-                given = overlay(facts, self.top)
-                break
+        matching = [(p, facts) for p, facts in self.patterns if fnmatchcase(module, p)]
+        self.matched.update(pattern for pattern, _ in matching)
+        given = overlay(matching[0][1], self.top) if matching else self.top
         read = self.modules.get(module)
+        if read is None and (read := self.recorded.get((adapter, module))):
+            new = [key for key in _KEYS if getattr(given, key) is None]
+            if keys := [key for key in new if getattr(read, key) is not None]:
+                self.taken[module] = keys
         if read is None:
             return given
         _refuse_contradiction(module, read, given)

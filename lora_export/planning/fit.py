@@ -12,6 +12,7 @@ from lora_export.planning.names import (
     choose_prefix,
     join,
     replacement_names,
+    without_wrappers,
 )
 from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.records import FLOAT_DTYPES, Problem
@@ -32,7 +33,7 @@ _DOUBLE = (
 
 def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     """Add what `adapter` does to `draft`, and every reason why it cannot."""
-    updates = _left_in(draft, adapter.updates, [list(_keys(u)) for u in adapter.updates])
+    updates = _left_in(draft, adapter.updates, [list(keys_of(u)) for u in adapter.updates])
     replacements = _left_in(draft, adapter.replacements, [[r.name] for r in adapter.replacements])
     if not updates:
         message = "no low-rank factors are left after --allow-unmatched"
@@ -48,10 +49,15 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         _fit_update(draft, adapter, update, names.locate(update.module, change))
     targets = replacement_names([r.name for r in replacements], change, names)
     for replacement in replacements:
-        _fit_replacement(draft, adapter, replacement, targets[replacement.name])
+        target = targets[replacement.name]
+        plain = without_wrappers(replacement.name)
+        if target and without_wrappers(target) not in {plain, change.apply(plain)}:
+            draft.choices.append(f"{replacement.name}: the base calls it {target}")
+        _fit_replacement(draft, adapter, replacement, target)
 
 
-def _keys(update: Update) -> Sequence[str]:
+def keys_of(update: Update) -> Sequence[str]:
+    """The names of its factors, as globs of the user see them."""
     return [join(update.module, f"lora_{role}") for role in update.factors]
 
 
@@ -92,8 +98,9 @@ def _fit_update(
         draft.unfit.append(Problem(message, where, "train without max_norm"))
         return
     has_bias = join(module, "bias") in draft.stored
+    facts = draft.facts.of(module, str(adapter.path))
     try:
-        delta = resolve(adapter, update, module, base, draft.facts.of(module), has_bias=has_bias)
+        delta = resolve(adapter, update, module, base, facts, has_bias=has_bias)
     except Unresolved as unresolved:
         (draft.missing if unresolved.missing else draft.unfit).append(unresolved.problem)
         return

@@ -12,7 +12,9 @@ from lora_export.planning.draft import Draft, Options
 from lora_export.planning.fit import fit_adapter
 from lora_export.planning.names import BaseNames
 from lora_export.planning.tied import find_ties, plan_ties
+from lora_export.planning.unused import refuse_unused
 from lora_export.records import MergePlan, ShardPlan, SideFile, Step, TensorSpec
+from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from lora_export.planning.facts import FactTable
     from lora_export.planning.tied import Lookup
     from lora_export.records import Adapter, Checkpoint, ModelFacts, Shard
-
-MANIFEST = "lora_export.json"
 
 
 def make_plan(
@@ -52,6 +52,17 @@ def make_plan(
     names = BaseNames([*draft.stored, *unstored])
     for adapter in adapters:
         fit_adapter(draft, adapter, names)
+    refuse_unused(draft, adapters)
+    if draft.unmatched:
+        draft.warnings.append(
+            f"{len(draft.unmatched)} tensors of the adapters are left out (--allow-unmatched): "
+            f"{first_names(draft.unmatched)}"
+        )
+    if facts.taken:
+        keys = ", ".join(dict.fromkeys(key for keys in facts.taken.values() for key in keys))
+        draft.warnings.append(
+            f"{keys} of {len(facts.taken)} modules: taken from the manifest of what is verified"
+        )
     edits = plan_ties(draft)
     draft.stop_on_problems()
     return MergePlan(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from lora_export.checkpoint.contents import file_sha256
+from lora_export.checkpoint.contents import tensors_sha256
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
-from lora_export.checkpoint.publish import manifest_beside
+from lora_export.checkpoint.recorded import read_manifest
 from lora_export.dialects import read_adapter
 from lora_export.errors import FitError, UsageError
 from lora_export.planning.draft import Options, Recipe, Tied
 from lora_export.planning.facts import FactTable, overlay, parse_enable_lora, read_hparams
 from lora_export.planning.names import PrefixChange
-from lora_export.planning.plan import MANIFEST, make_plan
+from lora_export.planning.plan import make_plan
 from lora_export.records import Facts
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def make_request(
     return Request(
         base=Path(base),
         adapters=tuple(Path(adapter) for adapter in adapters),
-        weights=tuple(settings.get("weight", ())),
+        weights=_weights(settings.get("weight") or ()),
         given=Facts(
             alpha=settings.get("alpha"),
             enable_lora=parse_enable_lora(blocks) if isinstance(blocks, str) else _tuple(blocks),
@@ -96,6 +96,14 @@ def make_request(
     )
 
 
+def _weights(weights: Sequence[float]) -> tuple[float, ...]:
+    for weight in weights:
+        if not math.isfinite(weight) or weight == 0:
+            message = f"{weight} makes the update meaningless"
+            raise UsageError(message, where="--weight", hint="leave the adapter out instead")
+    return tuple(weights)
+
+
 def _tuple(blocks: Sequence[bool] | None) -> tuple[bool, ...] | None:
     return None if blocks is None else tuple(bool(block) for block in blocks)
 
@@ -107,26 +115,50 @@ def _rename(text: str) -> PrefixChange:
     return PrefixChange(*(f"{part.rstrip('.')}." if part else "" for part in (old, new)))
 
 
-def plan_request(
-    request: Request,
-    model: ModelFacts | None = None,
-    recorded: Mapping[str, Facts] | None = None,
-    lookup: Lookup = lambda _: None,
-) -> MergePlan:
-    """The plan for `request`.
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the paths of a request hold, by their headers."""
 
-    model: what the user's model tells. recorded: facts by module from an earlier manifest, used
-    where there is no model. lookup: see planning.plan.make_plan.
+    base: Checkpoint
+    adapters: tuple[Adapter, ...]
+
+
+def read_inputs(request: Request) -> Inputs:
+    """The base and the adapters of `request`.
 
     Raises:
-        InputError, FitError, UsageError: see read_checkpoint, read_adapter and make_plan.
+        InputError, FitError, UsageError: see read_checkpoint and read_adapter; an adapter is
+            named twice, or is in the base already.
     """
     base = read_checkpoint(request.base)
     adapters = _read_adapters(request)
     _refuse_twice(base, adapters)
-    modules = model.modules if model else recorded or {}
+    return Inputs(base, tuple(adapters))
+
+
+def plan_request(
+    request: Request,
+    model: ModelFacts | None = None,
+    *,
+    inputs: Inputs | None = None,
+    recorded: Mapping[tuple[str, str], Facts] | None = None,
+    lookup: Lookup = lambda _: None,
+) -> MergePlan:
+    """The plan for `request`.
+
+    model: what the user's model tells. inputs: what read_inputs gave, if it was called before.
+    recorded: facts by adapter's path and module from an earlier manifest, used where there is no
+    model. lookup: see planning.plan.make_plan.
+
+    Raises:
+        InputError, FitError, UsageError: see read_inputs and make_plan.
+    """
+    inputs = inputs or read_inputs(request)
+    top, patterns = read_hparams(request.hparams) if request.hparams else (Facts(), ())
+    known = overlay(request.given, top)
+    facts = FactTable(known, patterns, model.modules if model else {}, recorded or {})
     return make_plan(
-        base, adapters, _facts(request, modules), request.options, model=model, lookup=lookup
+        inputs.base, inputs.adapters, facts, request.options, model=model, lookup=lookup
     )
 
 
@@ -141,19 +173,23 @@ def _read_adapters(request: Request) -> list[Adapter]:
         )
     weights = request.weights or (1.0,) * len(request.adapters)
     return [
-        read_adapter(read_adapter_file(path), dialect=request.dialect, weight=weight)
+        _read_one(path, request.dialect, weight)
         for path, weight in zip(request.adapters, weights, strict=True)
     ]
 
 
-def _facts(request: Request, modules: Mapping[str, Facts]) -> FactTable:
-    top, patterns = read_hparams(request.hparams) if request.hparams else (Facts(), ())
-    return FactTable(overlay(request.given, top), patterns, modules)
+def _read_one(path: Path, dialect: str | None, weight: float) -> Adapter:
+    file = read_adapter_file(path)
+    adapter = read_adapter(file, dialect=dialect, weight=weight)
+    return replace(adapter, digest=tensors_sha256(file.tensors.values()))
 
 
 def _refuse_twice(base: Checkpoint, adapters: list[Adapter]) -> None:
-    """The same adapter named twice, or already in the base by the base's manifest."""
-    digests = [file_sha256(adapter.path) for adapter in adapters]
+    """The same adapter named twice, or already in the base by the base's manifest.
+
+    By what the tensors hold: the same adapter saved in another format is the same adapter.
+    """
+    digests = [adapter.digest for adapter in adapters]
     known = merged_before(base.root)
     for position, (adapter, digest) in enumerate(zip(adapters, digests, strict=True)):
         if digest in digests[:position]:
@@ -168,14 +204,13 @@ def _refuse_twice(base: Checkpoint, adapters: list[Adapter]) -> None:
 
 
 def merged_before(root: Path) -> list[str]:
-    """SHA-256 of every adapter that the manifest of a base, if it has one, names as merged."""
-    try:
-        inputs = json.loads(manifest_path(root).read_text("utf-8"))["inputs"]
-        return [*inputs["merged_before"], *(file["sha256"] for file in inputs["adapters"])]
-    except (OSError, ValueError, LookupError, TypeError):
+    """The digest of every adapter that the manifest of a base, if it has one, names as merged.
+
+    Raises:
+        InputError: the manifest is damaged, so that nobody knows what is in the base.
+    """
+    hint = "it may say that an adapter is in this base already; if none is, move the manifest away"
+    recorded = read_manifest(root, hint=hint)
+    if recorded is None:
         return []
-
-
-def manifest_path(root: Path) -> Path:
-    """Where the manifest of an artefact lies: inside a folder, beside a file."""
-    return root / MANIFEST if root.is_dir() else root.with_name(manifest_beside(root))
+    return [*recorded.merged_before, *(adapter.digest for adapter in recorded.adapters)]

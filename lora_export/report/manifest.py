@@ -5,12 +5,11 @@ It holds no time and no absolute path, so that the same inputs and options give 
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from lora_export.report.result import tensor_counts, updates_json, verification_json
+from lora_export.report.result import json_text, tensor_counts, updates_json, verification_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,8 +34,9 @@ def manifest(
     """The manifest as JSON text.
 
     base_files: without a digest where nothing was verified, as it costs as much as the copying.
-    merged_before: SHA-256 of adapters that the base's own manifest already names.
+    merged_before: digests of adapters that the base's own manifest already names.
     """
+    places = {str(adapter.path): place for place, adapter in enumerate(plan.adapters)}
     document = {
         "format": FORMAT,
         "command": command,
@@ -46,7 +46,12 @@ def manifest(
         "inputs": {
             "base": [_file(file) for file in base_files],
             "adapters": [
-                {**_file(file), "dialect": adapter.dialect, "weight": adapter.weight}
+                {
+                    **_file(file),
+                    "tensors_sha256": adapter.digest,
+                    "dialect": adapter.dialect,
+                    "weight": adapter.weight,
+                }
                 for file, adapter in zip(adapter_files, plan.adapters, strict=True)
             ],
             "merged_before": list(merged_before),
@@ -55,7 +60,7 @@ def manifest(
         "tensors": tensor_counts(plan),
         "updates": {
             step.out.name: [
-                {k: v for k, v in update.items() if k != "adapter"} for update in updates_json(step)
+                {**update, "adapter": places[update["adapter"]]} for update in updates_json(step)
             ]
             for step in plan.steps()
             if step.deltas
@@ -67,7 +72,7 @@ def manifest(
         "choices": list(plan.choices),
         "verification": verification_json(tuple(checks)) if checks else None,
     }
-    return json.dumps(document, indent=2).encode() + b"\n"
+    return json_text(document).encode() + b"\n"
 
 
 def _file(file: WrittenFile) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,21 @@ class Report:
     def passed(self) -> bool | None:
         """Whether every check passed; None when nothing was checked."""
         return all(check.passed for check in self.checks) if self.checks else None
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """The document as JSON; numbers that JSON lacks as "NaN", "Infinity" and "-Infinity"."""
+    return json.dumps(_finite(document), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON may hold
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
+    return value
 
 
 def report_json(report: Report) -> dict[str, Any]:

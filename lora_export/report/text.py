@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lora_export.report.result import Report
 
 _SHOWN = 8
+_NAMED = 3
 
 
 def report_text(report: Report, *, verbose: bool) -> str:
@@ -35,8 +36,21 @@ def report_text(report: Report, *, verbose: bool) -> str:
         lines = [f"  {f.path}  {f.size:,} bytes  sha256 {f.sha256[:16]}" for f in report.files]
         parts.append("\n".join([f"wrote {report.output}", *lines]))
     if report.dry_run:
-        parts.append("dry run: nothing was written")
+        parts.append(f"dry run: nothing was written{_space_text(report.facts.get('space'))}")
     return "\n\n".join(parts)
+
+
+def _space_text(space: Mapping[str, Any] | None) -> str:
+    if space is None:
+        return ""
+    free = "" if space["free"] is None else f", {space['free']:,} are free there"
+    return f"; {space['needed']:,} bytes would be{free}"
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def plan_text(plan: MergePlan, *, verbose: bool) -> str:
@@ -52,6 +66,8 @@ def plan_text(plan: MergePlan, *, verbose: bool) -> str:
         + (f", weight {adapter.weight:g}" if adapter.weight != 1 else "")
         for adapter in plan.adapters
     ]
+    if plan.unmatched:
+        head.append(f"left out {len(plan.unmatched)} tensors: {first_names(plan.unmatched)}")
     rows = [_delta_row(delta) for delta in deltas] + [_whole_row(step) for step in whole]
     table = aligned(rows if verbose else rows[:_SHOWN])
     if len(rows) > _SHOWN and not verbose:

@@ -225,8 +225,18 @@ def test_an_output_that_exists_is_refused_and_kept(adapter, tmp_path):
     out.write_bytes(b"precious")
     with pytest.raises(OutputError, match="exists"):
         merge(base, [adapter], out, alpha=6)
+    with pytest.raises(OutputError, match="no manifest beside it"):
+        merge(base, [adapter], out, alpha=6, force=True)
     assert out.read_bytes() == b"precious"
+
+
+def test_force_replaces_an_earlier_export(adapter, tmp_path):
+    base = bases(tmp_path)["safetensors"]
+    out = tmp_path / "out.safetensors"
+    merge(base, [adapter], out, alpha=3)
+    before = out.read_bytes()
     merge(base, [adapter], out, alpha=6, force=True)
+    assert out.read_bytes() != before
     assert verify(out).passed
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lora_export.checkpoint import rename
-from lora_export.checkpoint.publish import manifest_beside, staging
+from lora_export.checkpoint.publish import staging
+from lora_export.checkpoint.side_files import manifest_beside
 from lora_export.errors import LoraExportError, OutputError, StorageError
 
 

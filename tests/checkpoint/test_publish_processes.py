@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lora_export.checkpoint.publish import manifest_beside, staging
+from lora_export.checkpoint.publish import staging
+from lora_export.checkpoint.side_files import manifest_beside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +86,8 @@ def test_a_staging_in_use_is_kept_though_its_number_is_dead(output):
 RACE = """
 import sys, time
 from pathlib import Path
-from lora_export.checkpoint.publish import staging, manifest_beside
+from lora_export.checkpoint.publish import staging
+from lora_export.checkpoint.side_files import manifest_beside
 from lora_export.errors import OutputError
 output, kind, gate = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 beside = [manifest_beside(output)] if kind == "file" else []

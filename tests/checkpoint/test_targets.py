@@ -21,6 +21,13 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "base_link").symlink_to("base")
     (tmp_path / "hard").hardlink_to(tmp_path / "base" / "model.safetensors")
+    header = b'{"__metadata__":{}}'
+    (tmp_path / "weights").write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "cut").write_bytes(len(header).to_bytes(8, "little") + header[:-1])
+    (tmp_path / "graph").write_bytes(b"\x08\x0a\x12\x07pytorch")
+    (tmp_path / "ours").write_text("x")
+    (tmp_path / "ours.lora_export.json").write_text("{}")
+    (tmp_path / "empty").write_bytes(b"")
     os.mkfifo(tmp_path / "pipe")
     return tmp_path
 
@@ -30,7 +37,10 @@ ALLOWED = [
     ("new", "file", False, ["base", "file"]),
     ("new", "file", True, []),
     ("export", "folder", True, ["base"]),
-    ("file", "file", True, ["base"]),
+    ("ours", "file", True, ["base"]),
+    ("ours.lora_export.json", "file", True, []),
+    ("weights", "file", True, []),
+    ("graph", "file", True, []),
     ("base/out.safetensors", "file", False, ["base/model.safetensors"]),
     ("new", "file", False, ["missing"]),
 ]
@@ -46,6 +56,9 @@ REFUSED = [
     ("export", "folder", False, [], "exists already"),
     ("dangling", "file", False, [], "exists already"),
     ("mine", "folder", True, [], "without lora_export.json"),
+    ("file", "file", True, [], "no manifest beside it and is neither safetensors nor ONNX"),
+    ("cut", "file", True, [], "no manifest beside it"),
+    ("empty", "file", True, [], "no manifest beside it"),
     ("file", "folder", True, [], "is no folder"),
     ("export", "file", True, [], "is no regular file"),
     ("link", "file", True, [], "is no regular file"),

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from lora_export.cli import main
-from lora_export.report.result import Report
+from lora_export.records import Check
+from lora_export.report.result import Report, json_text, report_json
 
 DIGITS = "samples/digits"
 
@@ -75,6 +76,65 @@ def test_a_usage_error_of_click_is_json_too(files):
     result = run(files, "merge", "base.safetensors", "--json")
     assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["code"] == "usage"
+
+
+@pytest.mark.parametrize(
+    ("words", "env"),
+    [
+        (["bogus", "--json"], {}),
+        (["--json"], {}),
+        (["merge", "base.safetensors", "lora.pt", "--alpha", "abc", "--json"], {}),
+        (["bogus"], {"LORA_EXPORT_JSON": "1"}),
+        (["merge", "base.safetensors"], {"LORA_EXPORT_JSON": "true"}),
+        (["merge", "base.safetensors", "lora.pt", "--bogus"], {"LORA_EXPORT_JSON": "1"}),
+    ],
+)
+def test_every_usage_error_is_json_when_asked_for(words, env, files):
+    result = run(files, *words, env=env)
+    assert result.exit_code == 2
+    document = json.loads(result.stdout)
+    assert (document["ok"], document["error"]["code"]) == (False, "usage")
+    assert document["command"] == ("merge" if words[0] == "merge" else "")
+
+
+def raising(error):
+    def call(*_args, **_options):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (ZeroDivisionError("planted"), 1, "bug"),
+        (MemoryError(), 1, "bug"),
+        (GeneratorExit(), 1, "bug"),
+        (SystemExit(0), 2, "usage"),
+        (SystemExit(None), 2, "usage"),
+        (SystemExit("text"), 2, "usage"),
+        (SystemExit(143), 143, "interrupted"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_nothing_that_stops_the_work_looks_like_success(error, status, code, files, monkeypatch):
+    monkeypatch.setattr("lora_export.api.merge", raising(error))
+    result = run(files, *GOOD, "--json")
+    assert result.exit_code == status
+    document = json.loads(result.stdout)
+    assert (document["ok"], document["error"]["code"]) == (False, code)
+
+
+def test_json_has_no_numbers_that_json_lacks():
+    numbers = (float("inf"), float("-inf"), float("nan"), 1.0)
+    checks = tuple(Check("x", passed=False, worst=n, tolerance=0) for n in numbers)
+    text = json_text(report_json(Report("merge", checks=checks)))
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    found = json.loads(text, parse_constant=refuse)["verification"]["checks"]
+    assert [check["worst"] for check in found] == ["Infinity", "-Infinity", "NaN", 1.0]
 
 
 def test_verification_says_no(files, monkeypatch):

@@ -1,0 +1,58 @@
+"""Options that changed nothing: a slip of the keyboard, or a wrong idea of the adapter."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from lora_export.planning.fit import keys_of
+from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from lora_export.planning.draft import Draft
+    from lora_export.records import Adapter
+
+
+def refuse_unused(draft: Draft, adapters: Sequence[Adapter]) -> None:
+    """Add a problem for every option that fits nothing, when all adapters were looked at."""
+    draft.missing += _unused_globs(draft, adapters)
+    if draft.unfit:
+        return  # not every module was asked for
+    unmatched = [p for p, _ in draft.facts.patterns if p not in draft.facts.matched]
+    draft.missing += [
+        Problem("fits no module of the adapters", f"[[module]] match = {pattern!r}", _MODULES)
+        for pattern in dict.fromkeys(unmatched)
+    ]
+    if not draft.missing:
+        draft.missing += _unused_blocks(draft)
+
+
+_MODULES = "a glob on the base's name of the module; --dry-run -v lists the modules"
+
+
+def _unused_globs(draft: Draft, adapters: Sequence[Adapter]) -> Iterator[Problem]:
+    full = [replacement.name for adapter in adapters for replacement in adapter.replacements]
+    factors = [key for adapter in adapters for u in adapter.updates for key in keys_of(u)]
+    options = draft.options
+    yield from _without_match("--allow-unmatched", options.allow_unmatched, [*factors, *full])
+    yield from _without_match("--allow-new", options.allow_new, full)
+
+
+def _without_match(option: str, globs: Sequence[str], names: Iterable[str]) -> Iterator[Problem]:
+    listed = list(names)
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in listed):
+            what = "full tensor" if option == "--allow-new" else "tensor"
+            hint = "lora-export inspect lists what the adapter holds"
+            yield Problem(f"{glob!r} fits no {what} of the adapters", option, hint)
+
+
+def _unused_blocks(draft: Draft) -> Iterator[Problem]:
+    """enable_lora that no MergedLinear takes; of one block it says what every Linear does."""
+    blocks = draft.facts.top.enable_lora
+    kinds = {delta.kind for deltas in draft.merged.values() for delta in deltas}
+    if blocks is not None and len(blocks) > 1 and "merged_linear" not in kinds:
+        message = f"no MergedLinear is in the plan, only {', '.join(sorted(kinds))}"
+        yield Problem(message, "--enable-lora", "leave it out, also of --hparams")
