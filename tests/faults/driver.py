@@ -166,9 +166,8 @@ class Server:
 
 
 def _outcome(run: Run, status: int, seconds: float) -> Outcome:
-    stdout, stderr = (
-        (run.told / name).read_text(errors="replace") for name in ("stdout", "stderr")
-    )
+    files = [run.told / name for name in ("stdout", "stderr")]  # a kill may come before them
+    stdout, stderr = (file.read_text(errors="replace") if file.exists() else "" for file in files)
     return Outcome(status, stdout, stderr, read_calls(run.told / "calls"), seconds)
 
 

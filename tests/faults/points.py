@@ -68,7 +68,7 @@ def try_point(server: Server, prepared: Prepared, point: Point, case: Path) -> V
     faults = [*torn, *_wrong_end(prepared, point, broken, case)]
     if tree(case / "in") != prepared.inputs:
         faults.append("the inputs have changed")
-    faults += _wrong_again(server, prepared, case)
+    faults += wrong_again(server, prepared, case)
     told = f"{prepared.scenario.name}: {point}: status {broken.status}"
     if not faults:
         _remove(case)
@@ -137,7 +137,7 @@ def _wrong_refusal(prepared: Prepared, point: Point, broken: Outcome, case: Path
         yield "failed, but the output is not as it was before"
 
 
-def _wrong_again(server: Server, prepared: Prepared, case: Path) -> Iterator[str]:
+def wrong_again(server: Server, prepared: Prepared, case: Path) -> Iterator[str]:
     """The same command again; where the output is in place already, with --force."""
     run = prepared.run(case, "again")
     there = (case / "out" / prepared.scenario.output).exists()

@@ -45,6 +45,10 @@ def test_every_fault_point(pool, prepared, count_points):
     assert torn == 0
 
 
+def test_the_servers_have_one_thread(pool):
+    assert pool.threads == 1, "a fork would not be a clean copy"
+
+
 def test_a_sample_of_fault_points(pool, prepared):
     chosen = list(points(prepared.calls))
     renames = [p for p in chosen if p.call.name.startswith("rename") and p.mode.is_kill]
