@@ -10,6 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Here and not in tests/faults, whose conftest is read too late for options."""
+    text = "how many times tests/faults kill a run at a random moment"
+    parser.addoption("--kills", type=int, default=200, help=text)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout: samples/, docs/ and the README are found there, the package is installed."""

@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.files import system_errors
 from lora_export.checkpoint.interrupts import Interrupts, orderly_interrupts
 from lora_export.checkpoint.rename import exchange, rename_new
-from lora_export.checkpoint.targets import check_output
-from lora_export.errors import LoraExportError, OutputError
+from lora_export.checkpoint.targets import check_output, is_left_over
+from lora_export.errors import LoraExportError, OutputError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lora_export.checkpoint.targets import Kind
 
 _STAGING = ".{name}.lora-export-{pid}-{random}"
+_PATIENCE = 60
 _STAGING_TAIL = r"\.lora-export-(\d+)-[0-9a-f]{16}(\.old)?"
 
 
@@ -67,7 +69,7 @@ class Staging:
         with system_errors(self.output, "publish"):
             _settle(self.folder)
             self._check_complete()
-        with self.interrupts.held_back():
+        with self.interrupts.held_back(), _one_at_a_time(self.output):
             self._put_in_place()
             self.is_published = True
         return self.output
@@ -85,12 +87,24 @@ class Staging:
         try:
             with system_errors(self.output, "publish"), _lost_race(self.output):
                 for source, target in moves:
-                    undo.append((source, target, _move(source, target, force=self.force)))
+                    force = self.force or is_left_over(target, self.output)
+                    undo.append((source, target, _move(source, target, force=force)))
                 _sync_folder(parent)
-        except BaseException:
-            for source, target, was_exchanged in reversed(undo):
-                _move_back(source, target, was_exchanged=was_exchanged)
+        except BaseException as error:
+            self._put_back(undo, error)
             raise
+
+    def _put_back(self, undo: Sequence[tuple[Path, Path, bool]], error: BaseException) -> None:
+        """Undo the moves; StorageError, caused by `error`, names those that cannot be undone."""
+        kept = [
+            target.name
+            for source, target, was_exchanged in reversed(undo)
+            if not _move_back(source, target, was_exchanged=was_exchanged)
+        ]
+        if kept:
+            reason = error.problems[0].message if isinstance(error, LoraExportError) else str(error)
+            text = f"{reason}; the new {' and '.join(kept)} could not be taken back"
+            raise StorageError(text, where=str(self.output)) from error
 
 
 @contextmanager
@@ -120,12 +134,47 @@ def staging(
             with system_errors(output, "write beside it"):
                 folder.mkdir()
                 lock = _lock(folder)
-            yield Staging(output, kind, folder, tuple(beside), force, interrupts)
+            with system_errors(output, "write"):
+                yield Staging(output, kind, folder, tuple(beside), force, interrupts)
         finally:
             with interrupts.held_back():
                 shutil.rmtree(folder, ignore_errors=True)
                 if lock is not None:
                     os.close(lock)
+
+
+@contextmanager
+def _one_at_a_time(output: Path) -> Iterator[None]:
+    """Let no other writer into the output's folder: what lies beside an output belongs to it.
+
+    Where the folder cannot be locked, writers go on without. Raises OutputError when the lock is
+    not free in time.
+    """
+    descriptor = None
+    end = time.monotonic() + _PATIENCE
+    with suppress(OSError):
+        descriptor = os.open(output.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while descriptor is not None and not _try_lock(descriptor):
+            if time.monotonic() > end:
+                message = f"another run has been publishing there for {_PATIENCE} seconds"
+                raise OutputError(message, where=str(output))
+            time.sleep(0.01)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Whether no other process holds the lock; True too where there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _lock(folder: Path) -> int | None:
@@ -226,8 +275,13 @@ def _move(source: Path, target: Path, *, force: bool) -> bool:
     return False
 
 
-def _move_back(source: Path, target: Path, *, was_exchanged: bool) -> None:
-    if was_exchanged:
-        exchange(source, target)
-    else:
-        target.rename(source)
+def _move_back(source: Path, target: Path, *, was_exchanged: bool) -> bool:
+    """Undo `_move`; whether the system let it."""
+    try:
+        if was_exchanged:
+            exchange(source, target)
+        else:
+            target.rename(source)
+    except OSError:
+        return False
+    return True

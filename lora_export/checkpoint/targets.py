@@ -9,10 +9,10 @@ import os
 import stat
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from lora_export.checkpoint.files import read_start
+from lora_export.checkpoint.files import read_json_object, read_start
 from lora_export.checkpoint.header import LENGTH_BYTES
 from lora_export.checkpoint.side_files import MANIFEST_NAME, manifest_beside
-from lora_export.errors import OutputError
+from lora_export.errors import LoraExportError, OutputError
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def check_output(
     It exists and not `force`; with `force` it is of another kind, or no export: a folder without
     our manifest, a file without it that is neither safetensors nor ONNX by content; it is an
     input, inside one or around one (also by hard link); its folder is missing or not writable.
-    beside: names of files that will be put into the same folder.
+    beside: names of files that will be put into the same folder; a manifest that a killed run left
+    there alone is no reason.
     """
     where = str(output)
     if output.name in {"", ".."}:
@@ -47,10 +48,30 @@ def check_output(
         ]
         for name in beside:
             path = output.parent / name
-            faults = _faults(path, "file", force=force)
+            faults = _faults(path, "file", force=force or is_left_over(path, output))
             problems += [Problem(text, str(path), hint) for text, hint in faults]
     if problems:
         raise OutputError.of(problems)
+
+
+def is_left_over(beside: Path, output: Path) -> bool:
+    """Whether a manifest of ours lies there without its artefact, as after a kill in between."""
+    if os.path.lexists(output) or not stat.S_ISREG(_mode(beside)):
+        return False
+    try:
+        document = read_json_object(beside)
+    except LoraExportError:
+        return False
+    outputs = document.get("outputs")
+    listed = outputs if isinstance(outputs, list) else []
+    return any(isinstance(entry, dict) and entry.get("name") == output.name for entry in listed)
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0
 
 
 def _parent_faults(parent: Path) -> Iterator[tuple[str, str]]:

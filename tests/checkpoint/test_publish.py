@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
@@ -207,3 +208,43 @@ def test_it_works_outside_the_main_thread_and_handlers_come_back(output):
     assert listing(output.parent) == FOLDER
     put_folder(output, "new", force=True)
     assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+
+
+def test_what_cannot_be_taken_back_is_told(output, monkeypatch):
+    def refused(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("lora_export.checkpoint.publish._sync_folder", refused)
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(StorageError, match="could not be taken back"):
+        put_file_unsynced(output)
+    assert (output.parent / "model").read_text() == "new"
+
+
+def put_file_unsynced(output: Path) -> None:
+    name = manifest_beside(output)
+    with staging(output, force=False, inputs=(), kind="file", beside=[name]) as staged:
+        staged.path.write_text("new")
+        staged.beside(name).write_text("manifest")
+        staged._put_in_place()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_refusal_of_the_system_while_writing_is_a_storage_error(output, kind):
+    def write() -> None:
+        with staging(output, force=False, inputs=(), kind=kind):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match="cannot write: No space left"):
+        write()
+
+
+def test_the_lock_of_the_folder_is_waited_for(output, monkeypatch):
+    monkeypatch.setattr("lora_export.checkpoint.publish._PATIENCE", 0)
+    descriptor = os.open(output.parent, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(OutputError, match="another run"):
+        put_file(output, "new")
+    os.close(descriptor)
+    put_file(output, "new")
+    assert listing(output.parent) == FILE

@@ -110,3 +110,26 @@ def test_files_beside_are_looked_at_too_and_everything_is_told_at_once(place):
             beside=["file.lora_export.json"],
         )
     assert len(caught.value.problems) == 3
+
+
+LISTING = '{"outputs": [{"name": "new"}]}'
+
+
+@pytest.mark.parametrize(
+    ("output", "text", "allowed"),
+    [
+        ("new", LISTING, True),
+        ("new", "{}", False),
+        ("new", "mine", False),
+        ("file", LISTING, False),
+    ],
+)
+def test_a_manifest_that_a_kill_left_alone_is_no_reason(place, output, text, allowed):
+    (place / f"{output}.lora_export.json").write_text(text)
+    arguments = (place / output, "file")
+    options = {"force": False, "inputs": [], "beside": [f"{output}.lora_export.json"]}
+    if allowed:
+        check_output(*arguments, **options)
+    else:
+        with pytest.raises(OutputError, match="exists already"):
+            check_output(*arguments, **options)

@@ -1,0 +1,65 @@
+"""The shim, the servers and the count of fault points, shared by the tests of this folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from faults.driver import Pool, build_shim
+
+SERVERS = 2
+POINTS = pytest.StashKey[dict[str, tuple[int, int]]]()
+
+
+def pytest_configure(config):
+    config.stash[POINTS] = {}
+
+
+@pytest.fixture(scope="session")
+def fault_root():
+    """A folder in memory where there is one: thousands of syncs are slow on a disk."""
+    memory = Path("/dev/shm")  # noqa: S108 - only its file system is wanted
+    place = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="lora-export-faults-", dir=place)).resolve()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def shim(fault_root):
+    try:
+        return build_shim(fault_root)
+    except FileNotFoundError:
+        pytest.skip("no C compiler: the shim that breaks system calls cannot be built")
+
+
+@pytest.fixture(scope="session")
+def pool(shim, request):
+    is_alone = "faults" in request.config.option.markexpr.replace("not faults", "")
+    pool = Pool(shim, SERVERS if is_alone else 1)  # elsewhere xdist keeps the processors busy
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def count_points(request):
+    """Note how many fault points there were, and how many outputs were torn."""
+
+    def count(name, number, torn):
+        request.config.stash[POINTS][name] = (number, torn)
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    counted = config.stash.get(POINTS, {})
+    if not counted:
+        return
+    terminalreporter.section("fault points")
+    for name, (number, torn) in counted.items():
+        terminalreporter.write_line(f"{number:6,}  {torn} torn  {name}")
+    total, torn = (sum(column) for column in zip(*counted.values(), strict=True))
+    terminalreporter.write_line(f"{total:6,} fault points, {torn} torn")

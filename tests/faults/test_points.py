@@ -1,0 +1,56 @@
+"""Every call that changes the disk is broken in turn, in every way, for every command."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import pytest
+from faults.points import points, try_point
+from faults.scenarios import SCENARIOS, prepare
+
+SAMPLE = 12
+SHOWN = 10
+
+
+@pytest.fixture(params=SCENARIOS, ids=lambda scenario: scenario.name)
+def prepared(request, pool, fault_root):
+    root = fault_root / f"scenario-{SCENARIOS.index(request.param)}"
+    with pool.server() as server:
+        prepared = prepare(server, request.param, root)
+    yield prepared
+    shutil.rmtree(root)
+
+
+def run_points(pool, prepared, chosen):
+    """(how many took place, how many tore the output); the test fails if anything was wrong."""
+
+    def work(server, item):
+        number, point = item
+        return try_point(server, prepared, point, prepared.template.with_name(f"point-{number}"))
+
+    verdicts = pool.map(work, enumerate(chosen))
+    faults = [fault for verdict in verdicts for fault in verdict.faults]
+    shown = "\n".join(faults[:SHOWN])
+    assert not faults, f"{len(faults)} faults, of which the first:\n{shown}"
+    return sum(verdict.fired for verdict in verdicts), sum(verdict.torn for verdict in verdicts)
+
+
+@pytest.mark.faults
+def test_every_fault_point(pool, prepared, count_points):
+    chosen = list(points(prepared.calls))
+    fired, torn = run_points(pool, prepared, chosen)
+    count_points(prepared.scenario.name, fired, torn)
+    assert fired >= len(chosen) * 0.95  # threads may take their calls in another order
+    assert torn == 0
+
+
+def test_the_servers_have_one_thread(pool):
+    assert pool.threads == 1, "a fork would not be a clean copy"
+
+
+def test_a_sample_of_fault_points(pool, prepared):
+    chosen = list(points(prepared.calls))
+    renames = [p for p in chosen if p.call.name.startswith("rename") and p.mode.is_kill]
+    sample = random.Random(0).sample(chosen, SAMPLE - len(renames))  # noqa: S311
+    run_points(pool, prepared, [*renames, *sample])
