@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -69,7 +69,8 @@ class Output:
     def run(self, call: Callable[[], Report]) -> NoReturn:
         """Call, tell, and leave with the exit status that the outcome has."""
         try:
-            report = call()
+            with redirect_stdout(sys.stderr):  # what the user's own model prints is no result
+                report = call()
         except LoraExportError as error:
             self._tell_refusal(error)
             sys.exit(error.status)
