@@ -74,7 +74,11 @@ def verify(
     job, before, told = _job(
         path, recorded, base, adapters, model=model, proof=proof, settings=settings
     )
-    more, warnings = _again(path, job, opset)
+    try:
+        more, warnings = _again(path, job, opset)
+    except InputError:
+        refuse_failed(before, str(path))  # the damage that the manifest shows says more
+        raise
     checks = (*before, *more)
     refuse_failed(checks, str(path))
     warnings = (*told, *job.plan.warnings, *warnings)
@@ -126,9 +130,10 @@ def _job(
     settings = cast("AdapterOptions", {**settings, **taken})
     request = make_request(base, adapters, settings)
     inputs = read_inputs(request)
-    checks = check_outputs(path, recorded)
-    checks = (*checks, *check_inputs(inputs.base, inputs.adapters, recorded))
-    refuse_failed(checks, str(path))
+    held = check_inputs(inputs.base, inputs.adapters, recorded)
+    checks = (*check_outputs(path, recorded), *held)
+    if not all(check.passed for check in held):
+        refuse_failed(checks, str(path))
     if not settings.get("weight"):
         inputs = replace(inputs, adapters=tuple(map(recorded.weighted, inputs.adapters)))
         taken["weight"] = [adapter.weight for adapter in inputs.adapters]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -72,7 +72,8 @@ class Output:
     def run(self, call: Callable[[Progress], Report]) -> NoReturn:
         """Call with a progress bar, tell, and leave with the exit status that the outcome has."""
         try:
-            with byte_progress(wanted=not self.quiet) as progress:
+            # What the user's own model prints is no result.
+            with byte_progress(wanted=not self.quiet) as progress, redirect_stdout(sys.stderr):
                 report = call(progress)
         except LoraExportError as error:
             self._tell_refusal(error)

@@ -26,8 +26,8 @@ from lora_export.cli.options import (
 @adapter_options
 @model_options
 @option("--verify/--no-verify", default=True, show_default=True, help="Prove before publishing.")
-@option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
-@option("--force", is_flag=True, help="Replace an earlier export.")
+@option("--dry-run", is_flag=True, help="Print the plan and the room it needs; write nothing.")
+@option("--force", is_flag=True, help="Replace an earlier export, and nothing else.")
 @option(
     "--undo",
     type=click.Path(path_type=Path),

@@ -33,7 +33,7 @@ from lora_export.cli.options import (
     show_default=True,
     help="Prove in ONNX Runtime before publishing.",
 )
-@option("--force", is_flag=True, help="Replace an earlier export.")
+@option("--force", is_flag=True, help="Replace an earlier export, and nothing else.")
 @output_options
 def command(**values: Any) -> None:  # noqa: ANN401 - click passes options by name
     """Merge ADAPTERS into BASE and write ONNX.

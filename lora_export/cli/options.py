@@ -108,7 +108,7 @@ jobs_option = option(
 )
 
 output_options = together(
-    option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/json.md)."),
     option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
     option("-v", "--verbose", is_flag=True, help="List every module and tensor."),
     option("--debug", is_flag=True, help="Show the traceback of an error."),

@@ -36,7 +36,8 @@ def command(context: click.Context, /, **values: Any) -> None:  # noqa: ANN401
     """Prove a finished ARTIFACT again: a folder, a .safetensors or an .onnx file.
 
     Without --base and --adapter its files are held against the digests of its manifest. With
-    them everything is computed again; facts that no option gives come from the manifest.
+    them everything is computed again. Facts that no option gives come from the manifest, and
+    are told; --allow-*, --unmerged-base and --tied never do.
     """
     output = Output.taken_from("verify", values)
     defaults = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)

@@ -146,9 +146,8 @@ def _facts(table: Mapping[str, Any], where: str, problems: list[Problem]) -> Fac
 
 def _checked(key: str, value: object) -> tuple[Any, str]:
     """The value in the form that Facts wants, or None and what was wanted."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     if key == "alpha":
-        return (value if number else None), "a number"
+        return (value if _is_float(value) else None), "a number"
     if key == "fan_in_fan_out":
         return (value if isinstance(value, bool) else None), "true or false"
     if key == "kind":
@@ -157,6 +156,13 @@ def _checked(key: str, value: object) -> tuple[Any, str]:
     blocks = tuple(bool(entry) for entry in entries if entry in (0, 1))
     good = any(blocks) and len(blocks) == len(entries)
     return (blocks if good else None), "a list of true and false, one of them true"
+
+
+def _is_float(value: object) -> bool:
+    """A number, and not an integer that no float can hold."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float)
 
 
 def parse_enable_lora(text: str) -> tuple[bool, ...]:

@@ -119,6 +119,14 @@ def test_side_files_are_held_against_the_plan(file, content, place):
     assert caught.value.problems[0].where == file
 
 
+@pytest.mark.parametrize("file", ["model-00001-of-00002.safetensors", "config.json"])
+def test_damage_is_told_by_digest_whether_or_not_it_can_still_be_read(file, place):
+    target = place / "out" / file
+    target.write_bytes(target.read_bytes()[:-1])
+    with pytest.raises(VerificationError, match="digests"):
+        verify(place / "out", base=place / "base", adapters=[place / "l.safetensors"])
+
+
 MALFORMED = {
     "[]": "not an object",
     "{broken": "broken JSON",

@@ -125,6 +125,17 @@ def test_nothing_that_stops_the_work_looks_like_success(error, status, code, fil
     assert (document["ok"], document["error"]["code"]) == (False, code)
 
 
+def test_what_the_users_model_prints_is_no_result(files, monkeypatch):
+    def chatty(*_args, **_options):
+        sys.stdout.write("building")
+        return Report("merge")
+
+    monkeypatch.setattr("lora_export.api.merge", chatty)
+    result = run(files, *GOOD, "--json")
+    assert json.loads(result.stdout)["ok"] is True
+    assert "building" in result.stderr
+
+
 def test_json_has_no_numbers_that_json_lacks():
     numbers = (float("inf"), float("-inf"), float("nan"), 1.0)
     checks = tuple(Check("x", passed=False, worst=n, tolerance=0) for n in numbers)

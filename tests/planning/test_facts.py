@@ -54,6 +54,7 @@ def test_json_says_the_same(tmp_path):
         ("lora_alpha = 3", "unknown key 'lora_alpha'"),
         ('alpha = "16"', "not a number"),
         ("alpha = true", "not a number"),
+        ('{"alpha": 1' + 400 * "0" + "}", "not a number"),
         ("fan_in_fan_out = 1", "not true or false"),
         ("enable_lora = [2]", "not a list of true and false"),
         ("enable_lora = [false]", "one of them true"),
