@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+_INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8"})
+
 _DOUBLE = (
     "a state dict saved in eval mode already holds the update in its weights (it is the finished "
     "model); else save loralib.lora_state_dict(model) with model.train() on"
@@ -118,8 +120,12 @@ def _fit_replacement(
         message = f"has shape {list(ref.spec.shape)}, the base's {target} {list(base.spec.shape)}"
         draft.unfit.append(Problem(message, where, "is this the base it was trained on?"))
         return
-    same = ref.spec.dtype == base.spec.dtype and same_content(ref, base)
-    if same:
+    pair = {ref.spec.dtype, base.spec.dtype}
+    if len(pair) > 1 and not (pair <= FLOAT_DTYPES or pair <= _INTEGERS):
+        message = f"is stored as {ref.spec.dtype}, the base's {target} as {base.spec.dtype}"
+        draft.unfit.append(Problem(message, where, "is this the base it was trained on?"))
+        return
+    if same_content(ref, base):
         draft.choices.append(f"{replacement.name}: equal to the base's, which is kept")
     elif target in draft.merged:
         message = (
