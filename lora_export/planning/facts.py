@@ -6,6 +6,7 @@ Facts are asked for, never guessed; two sources that disagree are an error.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
@@ -141,7 +142,7 @@ def _checked(key: str, value: object) -> tuple[Any, str]:
     """The value in the form that Facts wants, or None and what was wanted."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if key == "alpha":
-        return (value if number else None), "a number"
+        return (_number(value) if number else None), "a number"
     if key == "fan_in_fan_out":
         return (value if isinstance(value, bool) else None), "true or false"
     if key == "kind":
@@ -150,6 +151,16 @@ def _checked(key: str, value: object) -> tuple[Any, str]:
     blocks = tuple(bool(entry) for entry in entries if entry in (0, 1))
     good = any(blocks) and len(blocks) == len(entries)
     return (blocks if good else None), "a list of true and false, one of them true"
+
+
+def _number(value: Any) -> float:  # noqa: ANN401 - an int or a float
+    """An integer may be larger than any float; as infinity it is refused where it is used."""
+    try:
+        float(value)
+    except OverflowError:
+        return math.inf
+    number: float = value
+    return number
 
 
 def parse_enable_lora(text: str) -> tuple[bool, ...]:
