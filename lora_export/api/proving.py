@@ -129,7 +129,8 @@ def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof
     probes = probes_for(job, source)
     witnesses = call_witnesses(source, job.plan, merged, probes, source.inputs)
     tolerance = witnesses.tolerance(atol=job.proof.atol, rtol=job.proof.rtol)
-    checks = witnesses.checks(tolerance, equal=not job.plan.coupled)
+    equal = not job.plan.coupled
+    checks = witnesses.checks(tolerance, equal=equal, allow_noop=job.allow_noop)
     return ModelProof(checks, witnesses, tolerance)
 
 

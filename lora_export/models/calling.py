@@ -78,7 +78,7 @@ def bind_call(
     Raises:
         UsageError: as for `call_model`.
     """
-    forward = called or model.forward
+    forward = model.forward if called is None else called
     parameters = inspect.signature(model.forward).parameters
     open_ended = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
     known = [name for name in names if name in parameters]

@@ -79,11 +79,14 @@ class FactoryModel:
 
     def load_live(self, plan: MergePlan) -> nn.Module | None:
         """See source.ModelSource.load_live; None unless every update has its own module."""
-        model = self._build()
-        live = {name for name, module in model.named_modules() if is_live(module)}
         deltas = {delta.module: delta for step in plan.steps() for delta in step.deltas}
-        if set(deltas) != live or len(plan.adapters) > 1 or plan.adapters[0].weight != 1.0:
+        if len(plan.adapters) > 1 or plan.adapters[0].weight != 1.0:
             return None
+        model = self._build()
+        adapted = {self.module(model, name) for name in deltas}
+        if not all(map(is_live, adapted)):
+            return None
+        remove_factors(model, keep=adapted)
         keep_unmerged(model)
         model.float().eval().requires_grad_(requires_grad=False)
         factors = {
@@ -96,7 +99,7 @@ class FactoryModel:
 
     def module(self, model: nn.Module, name: str) -> nn.Module:
         """See source.ModelSource.module."""
-        modules: dict[str, nn.Module] = dict(model.named_modules())
+        modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
         found = BaseNames(modules).find(name)
         if found is None:
             raise FitError("the model has no such module", where=name)

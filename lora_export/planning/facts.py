@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError, StorageError, UsageError
+from lora_export.planning.names import without_wrappers
 from lora_export.records import Facts, Problem
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _KEYS = ("alpha", "enable_lora", "fan_in_fan_out", "kind")
 class FactTable:
     """Facts by module: `modules` (read from a model) and `patterns` over `top`.
 
-    patterns: (glob on the base's module name, facts), the first match wins.
+    patterns: (glob on the base's module name, facts), the first match wins. modules: by name
+    without wrappers, or by the base's own name.
     """
 
     top: Facts = field(default_factory=Facts)
@@ -44,7 +46,7 @@ class FactTable:
             if fnmatchcase(module, pattern):
                 given = overlay(facts, self.top)
                 break
-        read = self.modules.get(module)
+        read = self.modules.get(module, self.modules.get(without_wrappers(module)))
         if read is None:
             return given
         _refuse_contradiction(module, read, given)

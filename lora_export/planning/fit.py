@@ -12,6 +12,7 @@ from lora_export.planning.names import (
     choose_prefix,
     join,
     replacement_names,
+    without_wrappers,
 )
 from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.records import FLOAT_DTYPES, Problem
@@ -89,7 +90,7 @@ def _fit_update(
         hint = "merge into the 16-bit or 32-bit base that was quantised from"
         draft.unfit.append(Problem(f"{base.name} is stored as {base.dtype}", where, hint))
         return
-    if draft.model and module in draft.model.normed:
+    if draft.model and without_wrappers(module) in draft.model.normed:
         message = "an Embedding with max_norm is not equal to the unmerged model after merging"
         draft.unfit.append(Problem(message, where, "train without max_norm"))
         return
@@ -140,7 +141,8 @@ def _fit_replacement(
 def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
     """A full tensor the base does not hold: right only if the model is known to have it."""
     name, ref = replacement.name, replacement.ref
-    in_model = draft.model is not None and draft.model.tensors.get(name) == ref.spec.shape
+    plain = without_wrappers(name)
+    in_model = draft.model is not None and draft.model.tensors.get(plain) == ref.spec.shape
     if in_model or any(fnmatchcase(name, glob) for glob in draft.options.allow_new):
         _put(draft, draft.added, name, ref, where)
         return

@@ -10,6 +10,7 @@ from lora_export.dialects.loralib import factor_key
 from lora_export.errors import InputError
 from lora_export.planning.draft import Draft, Options
 from lora_export.planning.fit import fit_adapter
+from lora_export.planning.modules import join_shared, refuse_forgotten
 from lora_export.planning.names import BaseNames
 from lora_export.planning.tied import plan_ties, ties_of
 from lora_export.records import MergePlan, ShardPlan, SideFile, Step, TensorSpec
@@ -45,6 +46,8 @@ def make_plan(
     names = BaseNames([*draft.stored, *heads])
     for adapter in adapters:
         fit_adapter(draft, adapter, names)
+    join_shared(draft)
+    refuse_forgotten(draft)
     edits = plan_ties(draft)
     draft.stop_on_problems()
     return MergePlan(
