@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_export.errors import FitError, UsageError, VerificationError
+from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.models.calling import call_model
 from lora_export.records import Check, Problem
 from lora_export.verification.branches import Branch
@@ -112,7 +112,7 @@ def _load_merged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn
     """The merged model; a result that the base's own model does not take is a failed proof."""
     try:
         return source.load(merged, full={}, untied=plan.untied())
-    except FitError as error:
+    except (FitError, InputError) as error:
         raise VerificationError.of(error.problems) from error
 
 
