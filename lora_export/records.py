@@ -175,8 +175,9 @@ class Adapter:
 class Facts:
     """What a loralib file does not hold about a module; None where not known.
 
-    Reproduces the constructor arguments of loralib 0.1.2 layers. `groups` is Conv's and only
-    read from a model. `source` says where the facts come from, for messages.
+    Reproduces the constructor arguments of loralib 0.1.2 layers. `rank` is only read from a model,
+    of a module that holds factors. `embeds` is False for a plain layer that is no embedding.
+    `source` says where the facts come from, for messages.
     """
 
     alpha: float | None = None
@@ -184,17 +185,19 @@ class Facts:
     enable_lora: tuple[bool, ...] | None = None
     kind: str | None = None
     rank: int | None = None
+    embeds: bool | None = None
     source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a user's own model tells about itself, without its weights.
+    """What a user's own model tells about itself, without its weights; names without wrappers.
 
     modules: facts by name of a loralib module, and the storage order of plain ones.
     tensors: shape of every entry of the state dict less the low-rank factors.
     ties: groups of names that are one parameter.
     normed: embeddings with max_norm, which no merge can reproduce.
+    shared: groups of names that are one module.
     """
 
     source: str
@@ -202,6 +205,7 @@ class ModelFacts:
     tensors: Mapping[str, tuple[int, ...]]
     ties: tuple[tuple[str, ...], ...] = ()
     normed: frozenset[str] = frozenset()
+    shared: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.contents import file_sha256
-from lora_export.errors import FitError, InputError, UsageError
+from lora_export.errors import InputError, UsageError
 from lora_export.models.choose import factory_model, folder_model, tied_groups, why_no_model
 from lora_export.models.inputs import parse_inputs
 from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
@@ -171,7 +171,8 @@ def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof
     probes = probes_for(job, source)
     witnesses = call_witnesses(source, job.plan, merged, probes, source.inputs)
     tolerance = witnesses.tolerance(atol=job.proof.atol, rtol=job.proof.rtol)
-    checks = witnesses.checks(tolerance, equal=not job.plan.coupled)
+    equal = not job.plan.coupled
+    checks = witnesses.checks(tolerance, equal=equal, allow_noop=job.allow_noop)
     return ModelProof(checks, witnesses, tolerance)
 
 
@@ -187,15 +188,23 @@ def probes_for(job: Job, source: ModelSource) -> list[dict[str, NDArray[Any]]]:
 def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]:
     """Level "model" where the base folder itself gives a model: (checks, why there are none).
 
-    Nobody asked for this level, so a model that cannot be built is told and not refused.
+    Nobody asked for this level, so it is told, and not refused, that the base gives no model or
+    that its inputs are not known. A base that gives one is a witness like any other.
     """
     base = job.plan.base
     why = why_no_model(base) or _too_large(base)
     if why:
         return (), why
     try:
-        return prove_model(job, folder_model(base, job.proof.input), merged).checks, ""
-    except (UsageError, InputError, FitError) as error:
+        source = folder_model(base, job.proof.input)
+        source.load(base, full=job.plan.new_tensors(), untied=())
+    except (UsageError, InputError) as error:
+        return (), f"the proof is by weights only: {error.problems[0]}"
+    try:
+        return prove_model(job, source, merged).checks, ""
+    except UsageError as error:
+        if job.proof != ProofOptions(seed=job.proof.seed):
+            raise  # what the user asked for is not left out in silence
         return (), f"the proof is by weights only: {error.problems[0]}"
 
 

@@ -149,6 +149,7 @@ class Merge:
         """The merged rows; see arithmetic.StepFactors.rows.
 
         Raises:
+            InputError: the base holds NaN or infinity there.
             FitError: they overflow the dtype.
         """
         import torch
@@ -160,17 +161,26 @@ class Merge:
                 self._factors = None
         merged = factors.rows(base, first, stop)
         # A finite sum has finite terms; it takes a tenth of the time of looking at each.
-        if not torch.isfinite(merged.sum()) and _overflows(base, merged):
+        if not torch.isfinite(merged.sum()) and not torch.isfinite(merged).all():
+            refuse_non_finite(self.step, base)
             message = f"the merged weight overflows {self.step.out.dtype}"
             raise FitError(message, where=self.step.out.name, hint="is alpha right?")
         self.changed = self.changed or not torch.equal(base, merged)
         return merged
 
 
-def _overflows(base: torch.Tensor, merged: torch.Tensor) -> bool:
+def refuse_non_finite(step: Step, base: torch.Tensor) -> None:
+    """Nothing can be proven of a weight that is no number.
+
+    Raises:
+        InputError: rows of the base weight of `step` hold NaN or infinity.
+    """
     import torch
 
-    return bool((torch.isfinite(base) & ~torch.isfinite(merged)).any())
+    if not torch.isfinite(base.sum()) and not torch.isfinite(base).all():
+        where = f"{step.source.file}: {step.source.spec.name}"
+        hint = "the base is damaged: an update cannot be merged into what is no number"
+        raise InputError("the adapted weight holds NaN or infinity", where=where, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

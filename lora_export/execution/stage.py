@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.writer import copy_file, write_bytes
 from lora_export.errors import FitError
 from lora_export.execution.digests import HeadStart, hash_files, header_of, is_read_whole
+from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.pipeline import FileTask, Pipeline
 from lora_export.execution.segments import segments_of
 from lora_export.records import Problem
@@ -50,10 +51,11 @@ def write_plan(
         the SHA-256 of the base's files, by path, where asked for.
 
     Raises:
-        InputError: an input is damaged, a factor holds NaN or infinity.
-        FitError: a merged weight overflows, or equals the base.
+        InputError: an input is damaged, or holds NaN or infinity where it takes part in the merge.
+        FitError: a merged weight overflows, or equals the base; a full tensor overflows.
         StorageError: the system refuses a write.
     """
+    refuse_unusable(plan)
     if plan.base.layout == "folder":
         root.mkdir(exist_ok=True)
     jobs = jobs or os.cpu_count() or 1

@@ -6,12 +6,14 @@ model by it, so that both speak of the same outputs.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lora_export.errors import InputError, UsageError
+from lora_export.errors import InputError, LoraExportError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -26,6 +28,26 @@ FAILURES = (
 
 SINGLE = "output"
 
+_INPUTS_HINT = "describe the inputs with --input, or give working ones with --inputs FILE.npz"
+
+
+@contextmanager
+def user_code(problem: str, where: str = "", hint: str = "--debug shows where") -> Iterator[None]:
+    """Run code of the user: what it prints goes to stderr, as stdout holds the results.
+
+    Raises:
+        UsageError: the code raised anything, or called sys.exit.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except LoraExportError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split())[:300]
+        message = f"{problem} {type(error).__name__}: {reason}"
+        raise UsageError(message, where=where, hint=hint) from error
+
 
 def call_model(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Call the model, without gradients and without a key-value cache, and name its outputs.
@@ -34,12 +56,16 @@ def call_model(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tens
     order given. Outputs are named as `name_outputs` says.
 
     Raises:
-        UsageError: some, but not all names are parameters of `forward`.
+        UsageError: some, but not all names are parameters of `forward`, or the model raises.
+        InputError: it returns something else than tensors.
     """
     import torch
 
-    with torch.no_grad(), without_cache(model):
-        return name_outputs(bind_call(model, list(inputs), model)(inputs), taken=inputs)
+    shapes = ", ".join(f"{name}{list(tensor.shape)}" for name, tensor in inputs.items())
+    call = bind_call(model, list(inputs), model)
+    problem, hint = f"the model cannot be called with {shapes}:", _INPUTS_HINT
+    with torch.no_grad(), without_cache(model), user_code(problem, hint=hint):
+        return name_outputs(call(inputs), taken=inputs)
 
 
 def bind_call(
@@ -52,7 +78,7 @@ def bind_call(
     Raises:
         UsageError: as for `call_model`.
     """
-    forward = called or model.forward
+    forward = model.forward if called is None else called
     parameters = inspect.signature(model.forward).parameters
     open_ended = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
     known = [name for name in names if name in parameters]

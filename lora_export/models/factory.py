@@ -10,17 +10,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from lora_export.errors import FitError, UsageError
-from lora_export.models.inputs import parse_inputs
+from lora_export.models.calling import user_code
+from lora_export.models.inputs import GRAMMAR, parse_inputs
 from lora_export.models.loralib_modules import is_live, keep_unmerged, read_facts, remove_factors
 from lora_export.models.state import load_strictly, untie
 from lora_export.planning.names import BaseNames, join
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from types import ModuleType
 
     from torch import nn
@@ -36,13 +39,12 @@ class FactoryModel:
         self.target = target
         self._module, self._factory = _load(target)
         self._given = inputs
+        self._built: WeakSet[nn.Module] = WeakSet()
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """--input, or the INPUTS that the module of the factory declares."""
-        declared = getattr(self._module, "INPUTS", ())
-        texts = (declared,) if isinstance(declared, str) else tuple(declared)
-        inputs = self._given or parse_inputs(texts)
+        inputs = self._given or parse_inputs(self._declared())
         if not inputs:
             raise UsageError(
                 "the model's inputs are not declared",
@@ -51,6 +53,14 @@ class FactoryModel:
                 "INPUTS of such texts beside the factory",
             )
         return inputs
+
+    def _declared(self) -> tuple[str, ...]:
+        declared = getattr(self._module, "INPUTS", ())
+        texts = (declared,) if isinstance(declared, str) else declared
+        if isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts):
+            return tuple(texts)
+        message = f"INPUTS = {declared!r} is no text and no tuple of texts"
+        raise UsageError(message, where=self.target, hint=f"write {GRAMMAR}")
 
     def facts(self) -> ModelFacts:
         """Facts from the loralib and plain modules of a freshly built model."""
@@ -69,11 +79,14 @@ class FactoryModel:
 
     def load_live(self, plan: MergePlan) -> nn.Module | None:
         """See source.ModelSource.load_live; None unless every update has its own module."""
-        model = self._build()
-        live = {name for name, module in model.named_modules() if is_live(module)}
         deltas = {delta.module: delta for step in plan.steps() for delta in step.deltas}
-        if set(deltas) != live or len(plan.adapters) > 1 or plan.adapters[0].weight != 1.0:
+        if len(plan.adapters) > 1 or plan.adapters[0].weight != 1.0:
             return None
+        model = self._build()
+        adapted = {self.module(model, name) for name in deltas}
+        if not all(map(is_live, adapted)):
+            return None
+        remove_factors(model, keep=adapted)
         keep_unmerged(model)
         model.float().eval().requires_grad_(requires_grad=False)
         factors = {
@@ -86,7 +99,7 @@ class FactoryModel:
 
     def module(self, model: nn.Module, name: str) -> nn.Module:
         """See source.ModelSource.module."""
-        modules: dict[str, nn.Module] = dict(model.named_modules())
+        modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
         found = BaseNames(modules).find(name)
         if found is None:
             raise FitError("the model has no such module", where=name)
@@ -95,15 +108,21 @@ class FactoryModel:
     def _build(self) -> nn.Module:
         from torch import nn
 
-        try:
+        with user_code("the factory raised", self.target):
             model: object = self._factory()
-        except Exception as error:
-            message = f"the factory raised {type(error).__name__}: {error}"
-            raise UsageError(message, where=self.target, hint="--debug shows where") from error
         if not isinstance(model, nn.Module):
             message = f"the factory returned {type(model).__name__}, not a torch.nn.Module"
             raise UsageError(message, where=self.target)
+        self._refuse_used(model)
         return model
+
+    def _refuse_used(self, model: nn.Module) -> None:
+        """A module that an earlier call returned may hold other weights, or no factors, by now."""
+        own = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
+        if any(module in self._built for module in own):
+            hint = "build every module inside the function that --model names"
+            raise UsageError("the factory returns one object again", where=self.target, hint=hint)
+        self._built.update(own)
 
 
 def _load(target: str) -> tuple[ModuleType, Callable[[], Any]]:
@@ -111,11 +130,8 @@ def _load(target: str) -> tuple[ModuleType, Callable[[], Any]]:
     if not place or not name.isidentifier():
         hint = "package.module:build or path/to/model.py:build"
         raise UsageError(f"{target!r} names no function", where="--model", hint=hint)
-    try:
+    with user_code("cannot be imported:", place):
         module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
-    except Exception as error:
-        message = f"cannot be imported: {type(error).__name__}: {error}"
-        raise UsageError(message, where=place, hint="--debug shows where") from error
     factory = getattr(module, name, None)
     if not callable(factory):
         raise UsageError(f"has no function {name!r}", where=place)

@@ -93,6 +93,7 @@ class HuggingFaceModel:
         model.eval().requires_grad_(requires_grad=False)
         names = BaseNames(model.state_dict())
         targets = {name: self._state_name(names, name) for name in full}
+        self._refuse_homeless(targets)
         self._refuse_incomplete(info, targets)
         state = model.state_dict()
         for name, ref in full.items():
@@ -124,26 +125,33 @@ class HuggingFaceModel:
         groups = read_facts(model, self._label).ties
         return any(name in group for group in groups)
 
+    def _refuse_homeless(self, targets: Mapping[str, str | None]) -> None:
+        problems = [
+            Problem("the model has no such parameter", name, self._hint())
+            for name, target in targets.items()
+            if target is None
+        ]
+        if problems:
+            raise FitError.of(problems)
+
     def _refuse_incomplete(
         self, info: Mapping[str, Any], targets: Mapping[str, str | None]
     ) -> None:
         """A missing key would be initialised at random, in silence."""
         problems = [
-            Problem("the checkpoint holds no value for it", key)
+            Problem("the checkpoint holds no value for it", key, self._hint())
             for key in sorted(info["missing_keys"])
             if key not in targets.values()
         ]
         problems += [
-            Problem("has another shape in the model", str(key)) for key in info["mismatched_keys"]
-        ]
-        problems += [
-            Problem("the model has no such parameter", name)
-            for name, target in targets.items()
-            if target is None
+            Problem("has another shape in the model", str(key), self._hint())
+            for key in info["mismatched_keys"]
         ]
         if problems:
-            hint = f"is {self._class.__name__} the architecture of this checkpoint?"
-            raise FitError.of([Problem(p.message, p.where, hint) for p in problems])
+            raise InputError.of(problems)
+
+    def _hint(self) -> str:
+        return f"is {self._class.__name__} the architecture of this checkpoint?"
 
 
 def _model_class(base: Checkpoint) -> Any:  # noqa: ANN401 - transformers is untyped here

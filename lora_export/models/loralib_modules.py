@@ -8,9 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
+from lora_export.planning.names import without_wrappers
 from lora_export.records import Facts, ModelFacts
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from torch import nn
 
 _ATTRIBUTES = ("r", "lora_alpha", "merged", "merge_weights")
@@ -27,22 +30,27 @@ def read_facts(model: nn.Module, source: str) -> ModelFacts:
 
     modules = {}
     normed = set()
-    for name, module in model.named_modules():
+    named: dict[int, list[str]] = {}
+    for wrapped, module in model.named_modules(remove_duplicate=False):
+        name = without_wrappers(wrapped)
+        named.setdefault(id(module), []).append(name)
         facts = _module_facts(module, f"{source} ({type(module).__name__})")
         if facts is not None:
             modules[name] = facts
         if isinstance(module, nn.Embedding) and module.max_norm is not None:
             normed.add(name)
     tensors = {
-        name: tuple(tensor.shape)
+        without_wrappers(name): tuple(tensor.shape)
         for name, tensor in model.state_dict().items()
         if name.rpartition(".")[2] not in ("lora_A", "lora_B")
     }
-    return ModelFacts(source, modules, tensors, ties(model), frozenset(normed))
+    tied = tuple(tuple(map(without_wrappers, group)) for group in ties(model))
+    shared = tuple(tuple(names) for names in named.values() if len(names) > 1)
+    return ModelFacts(source, modules, tensors, tied, frozenset(normed), shared)
 
 
 def ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Groups of parameter names that are one parameter."""
+    """Groups of parameter names that are one parameter, as the model itself calls them."""
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
@@ -58,9 +66,9 @@ def _module_facts(module: nn.Module, source: str) -> Facts | None:
         return Facts(kind="embedding", source=source)
     if isinstance(module, nn.Linear):
         transposed = getattr(module, "fan_in_fan_out", False)
-        return Facts(fan_in_fan_out=bool(transposed), source=source)
+        return Facts(fan_in_fan_out=bool(transposed), embeds=False, source=source)
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return Facts(fan_in_fan_out=True, source=source)
+        return Facts(fan_in_fan_out=True, embeds=False, source=source)
     return None
 
 
@@ -92,8 +100,8 @@ def _kind(module: nn.Module) -> str:
     return "embedding" if isinstance(module, nn.Embedding) else "linear"
 
 
-def remove_factors(model: nn.Module) -> None:
-    """Turn every loralib module into the plain layer it is with r = 0.
+def remove_factors(model: nn.Module, keep: Container[nn.Module] = ()) -> None:
+    """Turn every loralib module that is not in `keep` into the plain layer it is with r = 0.
 
     Raises:
         UsageError: a module is merged already, so its weight is no longer the base's.
@@ -102,6 +110,8 @@ def remove_factors(model: nn.Module) -> None:
         if is_live(module):
             if module.merged:
                 raise UsageError("the factory returns merged modules", where=name)
+            if module in keep:
+                continue
             del module.lora_A, module.lora_B
             module.r = 0
 

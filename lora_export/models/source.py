@@ -35,7 +35,8 @@ class ModelSource(Protocol):
         from the tensor they share first.
 
         Raises:
-            FitError: checkpoint and model do not hold the same tensors.
+            FitError: checkpoint and model do not hold the same tensors, or `full` has no place.
+            InputError: no model can be built of the checkpoint.
         """
 
     def load_live(self, plan: MergePlan) -> nn.Module | None:

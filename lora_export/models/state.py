@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.tensors import read_tensor
+from lora_export.checkpoint.contents import same_content
+from lora_export.checkpoint.tensors import read_tensor, torch_dtype
 from lora_export.errors import FitError
 from lora_export.models.loralib_modules import ties
 from lora_export.planning.names import BaseNames, without_wrappers
@@ -22,12 +23,13 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, TensorRef], source: st
     """Copy `tensors` (by checkpoint name) into `model`.
 
     Raises:
-        FitError: a tensor has no place or another shape, or a parameter is left unset.
+        FitError: a tensor has no place or another shape, a parameter is left unset, or two names
+            of one parameter have different values.
     """
     state = model.state_dict()
     names = BaseNames(state)
     placed: dict[str, TensorRef] = {}
-    problems = []
+    problems: list[Problem] = []
     for name, ref in tensors.items():
         target = names.tensor(name)
         if target is None:
@@ -35,14 +37,40 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, TensorRef], source: st
         elif tuple(state[target].shape) != ref.spec.shape:
             shapes = f"{list(ref.spec.shape)}, in the model {list(state[target].shape)}"
             problems.append(Problem(f"has shape {shapes}", name))
-        else:
-            placed[target] = ref
+        elif not same_values(placed.setdefault(target, ref), ref):
+            problems.append(Problem(f"{placed[target].spec.name} has other values", name))
     problems += _unset(model, state.keys() - placed.keys(), placed.keys())
     if problems:
         hint = f"does {source} build the model that this checkpoint belongs to?"
         raise FitError.of([Problem(p.message, p.where, hint) for p in problems])
+    _refuse_conflicts(model, placed)
     for name, ref in placed.items():
         state[name].copy_(read_tensor(ref))
+
+
+def _refuse_conflicts(model: nn.Module, placed: Mapping[str, TensorRef]) -> None:
+    """Of two values for one parameter the last would win, in silence."""
+    problems = []
+    for group in ties(model):
+        first, *others = [name for name in group if name in placed] or [""]
+        hint = f"untie {' and '.join(group)} in the model's code: they are one parameter there"
+        problems += [
+            Problem(f"differs from {first}, with which it shares one parameter", other, hint)
+            for other in others
+            if not same_values(placed[first], placed[other])
+        ]
+    if problems:
+        raise FitError.of(problems)
+
+
+def same_values(left: TensorRef, right: TensorRef) -> bool:
+    """Both hold the same values; their dtypes may differ."""
+    import torch
+
+    if left.spec.dtype == right.spec.dtype:
+        return same_content(left, right)
+    wide = torch.promote_types(torch_dtype(left.spec.dtype), torch_dtype(right.spec.dtype))
+    return torch.equal(read_tensor(left).to(wide), read_tensor(right).to(wide))
 
 
 def _unset(model: nn.Module, missing: set[str], placed: object) -> list[Problem]:
@@ -57,9 +85,9 @@ def untie(model: nn.Module, names: Sequence[str]) -> None:
     """Give each parameter, by checkpoint name, a tensor of its own, with the value it has now."""
     from torch import nn
 
-    known = BaseNames(dict(model.named_parameters(remove_duplicate=False)))
-    for wanted in names:
-        name = known.tensor(without_wrappers(wanted)) or wanted
+    known = BaseNames(name for name, _ in model.named_parameters(remove_duplicate=False))
+    for given in names:
+        name = known.tensor(without_wrappers(given)) or given
         owner, _, leaf = name.rpartition(".")
         parameter = model.get_parameter(name)
         copy = nn.Parameter(parameter.detach().clone(), requires_grad=False)

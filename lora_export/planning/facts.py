@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError, StorageError, UsageError
+from lora_export.planning.names import without_wrappers
 from lora_export.records import Facts, Problem
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ _KEYS = ("alpha", "enable_lora", "fan_in_fan_out", "kind")
 class FactTable:
     """Facts by module: `modules` (read from a model) and `patterns` over `top`.
 
-    patterns: (glob on the base's module name, facts), the first match wins. recorded: from a
-    manifest, by adapter and module. Asking leaves its trace: `matched` holds the patterns that
-    fit a module, `taken` the names of the facts that only a manifest says, by module.
+    patterns: (glob on the base's module name, facts), the first match wins. modules: by name
+    without wrappers, or by the base's own name. recorded: from a manifest, by adapter and module.
+    Asking leaves its trace: `matched` holds the patterns that fit a module, `taken` the names of
+    the facts that only a manifest says, by module.
     """
 
     top: Facts = field(default_factory=Facts)
@@ -46,7 +48,7 @@ class FactTable:
         matching = [(p, facts) for p, facts in self.patterns if fnmatchcase(module, p)]
         self.matched.update(pattern for pattern, _ in matching)
         given = overlay(matching[0][1], self.top) if matching else self.top
-        read = self.modules.get(module)
+        read = self.modules.get(module, self.modules.get(without_wrappers(module)))
         if read is None and (read := self.recorded.get((adapter, module))):
             new = [key for key in _KEYS if getattr(given, key) is None]
             if keys := [key for key in new if getattr(read, key) is not None]:

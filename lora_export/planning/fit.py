@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+_INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8"})
+
 _DOUBLE = (
     "a state dict saved in eval mode already holds the update in its weights (it is the finished "
     "model); else save loralib.lora_state_dict(model) with model.train() on"
@@ -93,7 +95,7 @@ def _fit_update(
         hint = "merge into the 16-bit or 32-bit base that was quantised from"
         draft.unfit.append(Problem(f"{base.name} is stored as {base.dtype}", where, hint))
         return
-    if draft.model and module in draft.model.normed:
+    if draft.model and without_wrappers(module) in draft.model.normed:
         message = "an Embedding with max_norm is not equal to the unmerged model after merging"
         draft.unfit.append(Problem(message, where, "train without max_norm"))
         return
@@ -131,8 +133,12 @@ def _fit_replacement(
         message = f"has shape {list(ref.spec.shape)}, the base's {target} {list(base.spec.shape)}"
         draft.unfit.append(Problem(message, where, "is this the base it was trained on?"))
         return
-    same = ref.spec.dtype == base.spec.dtype and same_content(ref, base)
-    if same:
+    pair = {ref.spec.dtype, base.spec.dtype}
+    if len(pair) > 1 and not (pair <= FLOAT_DTYPES or pair <= _INTEGERS):
+        message = f"is stored as {ref.spec.dtype}, the base's {target} as {base.spec.dtype}"
+        draft.unfit.append(Problem(message, where, "is this the base it was trained on?"))
+        return
+    if same_content(ref, base):
         draft.choices.append(f"{replacement.name}: equal to the base's, which is kept")
     elif target in draft.merged:
         message = (
@@ -147,7 +153,8 @@ def _fit_replacement(
 def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
     """A full tensor the base does not hold: right only if the model is known to have it."""
     name, ref = replacement.name, replacement.ref
-    in_model = draft.model is not None and draft.model.tensors.get(name) == ref.spec.shape
+    plain = without_wrappers(name)
+    in_model = draft.model is not None and draft.model.tensors.get(plain) == ref.spec.shape
     if in_model or any(fnmatchcase(name, glob) for glob in draft.options.allow_new):
         _put(draft, draft.added, name, ref, where)
         return

@@ -67,8 +67,8 @@ class BaseNames:
             self._plain[plain] = None if plain in self._plain else name
 
     def find(self, name: str) -> str | None:
-        """The base's own name of the tensor called `name`, with or without wrappers."""
-        return name if name in self._exact else self._plain.get(name)
+        """The base's own name of the tensor called `name`, on either side without wrappers."""
+        return name if name in self._exact else self._plain.get(without_wrappers(name))
 
     def weights(self, module: str) -> tuple[str, ...]:
         """The base's weight tensors of `module`: two when a convolution's is stored twice."""

@@ -10,6 +10,7 @@ from lora_export.dialects.loralib import factor_key
 from lora_export.errors import InputError
 from lora_export.planning.draft import Draft, Options
 from lora_export.planning.fit import fit_adapter
+from lora_export.planning.modules import join_shared, refuse_forgotten
 from lora_export.planning.names import BaseNames
 from lora_export.planning.tied import find_ties, plan_ties
 from lora_export.planning.unused import refuse_unused
@@ -63,6 +64,8 @@ def make_plan(
         draft.warnings.append(
             f"{keys} of {len(facts.taken)} modules: taken from the manifest of what is verified"
         )
+    join_shared(draft)
+    refuse_forgotten(draft)
     edits = plan_ties(draft)
     draft.stop_on_problems()
     return MergePlan(

@@ -90,7 +90,7 @@ def _only_reading(
     by_shape = [found for kind in all_kinds().values() for found in kind.readings(shapes)]
     if not by_shape:
         raise Unresolved(_no_fit(shapes, base, where), missing=False)
-    if has_bias:
+    if has_bias or facts.embeds is False:
         by_shape = [found for found in by_shape if found.kind != "embedding"] or by_shape
     possible = [found for found in by_shape if _agrees(found, facts)]
     if not possible:

@@ -61,8 +61,12 @@ def _linear(_: nn.Module, x: Any, a: Any, b: Any, __: Delta) -> torch.Tensor:  #
     return result
 
 
-def _embedding(_: nn.Module, ids: Any, a: Any, b: Any, __: Delta) -> torch.Tensor:  # noqa: ANN401
+def _embedding(module: nn.Module, ids: Any, a: Any, b: Any, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+    """By ids, or as a linear layer stored (in, out), whose shapes are an embedding's."""
     import torch.nn.functional as F  # noqa: N812
+
+    if ids.is_floating_point():
+        return _linear(module, ids, a, b, delta)
 
     result: torch.Tensor = F.embedding(ids, a.T) @ b.T
     return result

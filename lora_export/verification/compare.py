@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Distance:
     """The largest absolute difference and its place.
 
-    worst: in the outputs' own unit; infinite for a NaN or infinity that only one side has, and for
-    a difference in structure. output and index: where; detail: why, when the reason is structure.
+    worst: in the outputs' own unit; infinite for any NaN, for an infinity that only one side has,
+    and for a difference in structure. output and index: where; detail: why it is infinite.
     """
 
     worst: float
@@ -51,11 +51,19 @@ def worst_of(found: Sequence[Distance]) -> Distance:
     return max(found, key=lambda one: one.worst, default=Distance(0.0))
 
 
+def finite_distance(left: NDArray[Any], right: NDArray[Any]) -> float:
+    """The largest difference where both are finite; 0 where there is none."""
+    import numpy as np
+
+    gap = _gap(_widened(left), _widened(right))
+    return float(np.max(gap, where=np.isfinite(gap), initial=0.0))
+
+
 def largest(outputs: Outputs, name: str) -> float:
     """Largest finite absolute value of an output; 0 where there is none."""
     import numpy as np
 
-    values = np.abs(outputs[name].astype(np.float64))
+    values = np.abs(_widened(outputs[name]))
     return float(np.max(values, where=np.isfinite(values), initial=0.0))
 
 
@@ -98,12 +106,33 @@ def _largest_difference(name: str, expected: NDArray[Any], actual: NDArray[Any])
 
     if expected.size == 0:
         return Distance(0.0, name)
-    left, right = expected.astype(np.float64), actual.astype(np.float64)
-    same = (left == right) | (np.isnan(left) & np.isnan(right))
-    finite = np.isfinite(left) & np.isfinite(right)
-    gap = np.full(left.shape, inf)
-    np.subtract(left, right, out=gap, where=finite)
-    gap = np.where(same, 0.0, np.abs(gap))
+    left, right = _widened(expected), _widened(actual)
+    gap = _gap(left, right)
     flat = int(np.argmax(gap))
     index = tuple(int(place) for place in np.unravel_index(flat, gap.shape))
-    return Distance(float(gap.flat[flat]), name, index)
+    worst = float(gap.flat[flat])
+    detail = _infinity(left.flat[flat], right.flat[flat]) if worst == inf else ""
+    return Distance(worst, name, index, detail)
+
+
+def _widened(values: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
+
+
+def _gap(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
+    """Absolute differences; equal infinities are no distance apart, a NaN is from everything."""
+    import numpy as np
+
+    finite = np.isfinite(left) & np.isfinite(right)
+    gap = np.where(left == right, 0.0, inf)
+    gap[finite] = np.abs(left[finite] - right[finite])
+    return gap
+
+
+def _infinity(expected: complex, actual: complex) -> str:
+    """Why a distance is infinite; NaN is the only number that is not itself."""
+    if expected != expected:  # noqa: PLR0124
+        return "the model that is right by definition gives NaN, so nothing can be proven"
+    return f"{actual} where {expected} is expected"

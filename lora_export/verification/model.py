@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_export.errors import FitError, UsageError, VerificationError
-from lora_export.models.calling import FAILURES, call_model
+from lora_export.errors import FitError, InputError, UsageError, VerificationError
+from lora_export.models.calling import call_model
 from lora_export.records import Check, Problem
 from lora_export.verification.branches import Branch
-from lora_export.verification.compare import join_batches
+from lora_export.verification.compare import distance, join_batches
 from lora_export.verification.probes import split_batch
 from lora_export.verification.tolerance import Tolerance, derive
 
@@ -61,17 +61,20 @@ class Witnesses:
             rtol=rtol,
         )
 
-    def checks(self, tolerance: Tolerance, *, equal: bool) -> tuple[Check, ...]:
+    def checks(
+        self, tolerance: Tolerance, *, equal: bool, allow_noop: bool = False
+    ) -> tuple[Check, ...]:
         """The effect guard, and where they must be equal, merged against every unmerged model."""
+        guard = () if allow_noop else (tolerance.effect_check(),)
         if not equal:
-            return (tolerance.effect_check(),)
+            return guard
         found = [
             tolerance.check("merged = unmerged (torch)", self.unmerged, self.merged),
             tolerance.check("merged = unmerged in float64", self.exact, self.merged),
         ]
         if self.live:
             found.append(tolerance.check("merged = your own modules", self.live, self.merged))
-        return (*found, tolerance.effect_check())
+        return (*found, *guard)
 
 
 def call_witnesses(
@@ -86,11 +89,13 @@ def call_witnesses(
     Raises:
         FitError: model and checkpoints do not hold the same tensors, or an adapted module is
             never called, so that its live branch proves nothing.
+        UsageError: the model cannot be run, or gives other outputs when it is run again.
     """
     model = source.load(plan.base, full=plan.full_tensors(), untied=plan.separated)
     branches = _attach(source, model, plan)
     unmerged = _run(model, probes)
     _refuse_silent(branches)
+    _refuse_random(model, probes[0], unmerged[0])
     split = [_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
     exact = _run(model.double(), probes)
     nudge(model.float(), source, plan)
@@ -107,7 +112,7 @@ def _load_merged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn
     """The merged model; a result that the base's own model does not take is a failed proof."""
     try:
         return source.load(merged, full={}, untied=plan.separated)
-    except FitError as error:
+    except (FitError, InputError) as error:
         raise VerificationError.of(error.problems) from error
 
 
@@ -131,6 +136,24 @@ def _refuse_silent(branches: Sequence[Branch]) -> None:
         raise FitError.of([Problem(message, module, hint) for module in silent])
 
 
+def _refuse_random(model: nn.Module, probe: Probe, before: Outputs) -> None:
+    """Chance would count as rounding noise and widen the tolerance."""
+    import torch
+
+    state = torch.get_rng_state()
+    [again] = _run(model, [probe])
+    far = distance(before, again)
+    same = all(before[name].tobytes() == again[name].tobytes() for name in before if name in again)
+    if not torch.equal(state, torch.get_rng_state()):
+        problem = "the model draws random numbers in eval mode"
+    elif far.worst and not same:
+        problem = f"the model gives another {far} when it is run again"
+    else:
+        return
+    hint = "switch dropout off in eval mode (training=self.training), keep no state between calls"
+    raise UsageError(f"{problem}, so nothing can be proven", hint=hint)
+
+
 def _run(model: nn.Module, probes: Sequence[Probe]) -> list[Outputs]:
     import torch
 
@@ -139,19 +162,20 @@ def _run(model: nn.Module, probes: Sequence[Probe]) -> list[Outputs]:
     for probe in probes:
         tensors = {name: torch.from_numpy(array) for name, array in probe.items()}
         cast = {n: t.to(wide) if t.is_floating_point() else t for n, t in tensors.items()}
-        try:
-            outputs = call_model(model, cast)
-        except FAILURES as error:
-            raise _cannot_run(probe, error) from error
-        results.append({name: tensor.detach().numpy() for name, tensor in outputs.items()})
+        outputs = call_model(model, cast)
+        results.append({name: _array(name, tensor) for name, tensor in outputs.items()})
     return results
 
 
-def _cannot_run(probe: Probe, error: Exception) -> UsageError:
-    shapes = ", ".join(f"{name}{list(array.shape)}" for name, array in probe.items())
-    reason = " ".join(str(error).split())[:300]
-    hint = "describe the inputs with --input, or give working ones with --inputs FILE.npz"
-    return UsageError(f"the model cannot be run with {shapes}: {reason}", hint=hint)
+def _array(name: str, tensor: torch.Tensor) -> NDArray[Any]:
+    try:
+        # A copy: what a model returns may be a buffer that the next call overwrites.
+        array: NDArray[Any] = tensor.resolve_conj().resolve_neg().numpy(force=True).copy()
+    except (TypeError, RuntimeError) as error:
+        hint = "let its forward return float32: in the output's own rounding no proof can be seen"
+        message = f"the model returns {str(tensor.dtype).removeprefix('torch.')}"
+        raise UsageError(message, where=name, hint=hint) from error
+    return array
 
 
 def _split(model: nn.Module, probe: Probe, whole: Outputs, specs: Sequence[InputSpec]) -> Outputs:
@@ -173,7 +197,8 @@ def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
         if step.deltas:
             module = source.module(model, step.deltas[0].module)
             owner = getattr(module, "conv", module)
-            weight = cast("torch.Tensor", owner.weight)
+            leaf = "weight" if hasattr(owner, "weight") else "w"  # as planning.names finds it
+            weight = cast("torch.Tensor", getattr(owner, leaf))
             eps = torch.finfo(torch_dtype(step.out.dtype)).eps
             signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
             with torch.no_grad():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
 from lora_export.records import Check
-from lora_export.verification.compare import distances, largest
+from lora_export.verification.compare import distances, finite_distance, largest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +33,9 @@ class OutputTolerance:
 
     rounding: the float32 unmerged model against the same in float64. weight_ulp: what moving the
     adapted weights by one ulp does. batch_split: a batch against its samples run alone. scale: the
-    largest absolute value. effect: the adapter's, |merged - base|. override: what the user allows
-    instead of the derived number, if anything.
+    largest absolute value. effect: the adapter's, |merged - base|, where both are finite. override:
+    what the user allows instead of the derived number, if anything. eps: distance of 1 to the next
+    number of the output's dtype, which may be narrower than float32.
     """
 
     output: str
@@ -44,6 +45,7 @@ class OutputTolerance:
     scale: float
     effect: float
     override: float | None = None
+    eps: float = EPS
 
     @property
     def floor(self) -> float:
@@ -52,10 +54,13 @@ class OutputTolerance:
 
     @property
     def allowed(self) -> float:
-        """The largest distance that passes: 10 * max(floor, 4 * eps * scale), or the override."""
+        """The largest distance that passes: 10 * max(floor, 4 * EPS * scale), or the override.
+
+        Two numbers that hardly differ may be rounded to neighbours in the output's own dtype.
+        """
         if self.override is not None:
             return self.override
-        return FACTOR * max(self.floor, 4 * EPS * self.scale)
+        return max(FACTOR * max(self.floor, 4 * EPS * self.scale), 2 * self.eps * self.scale)
 
     @property
     def needed_effect(self) -> float:
@@ -166,8 +171,9 @@ def _derive_one(
         weight_ulp=_apart(name, nudged, float32),
         batch_split=_apart(name, split, float32),
         scale=scale,
-        effect=_apart(name, base, merged),
+        effect=_effect(name, base, merged),
         override=_override(atol, rtol, scale),
+        eps=_eps(float32[0][name]),
     )
 
 
@@ -183,6 +189,25 @@ def _apart(name: str, left: Runs, right: Runs) -> float:
     )
 
 
+def _effect(name: str, base: Runs, merged: Runs) -> float:
+    pairs = [(one[name], other.get(name)) for one, other in zip(base, merged, strict=True)]
+    return max(
+        (
+            finite_distance(one, other)
+            for one, other in pairs
+            if other is not None and one.shape == other.shape
+        ),
+        default=0.0,
+    )
+
+
+def _eps(values: NDArray[Any]) -> float:
+    import numpy as np
+
+    half = values.dtype == np.float16
+    return float(np.finfo(np.float16).eps) if half else EPS
+
+
 def _override(atol: float | None, rtol: float | None, scale: float) -> float | None:
     for option, value in (("--atol", atol), ("--rtol", rtol)):
         if value is not None and not (isfinite(value) and value >= 0):
@@ -193,7 +218,7 @@ def _override(atol: float | None, rtol: float | None, scale: float) -> float | N
 
 
 def _ratio(worst: float, limits: OutputTolerance | None) -> float:
-    if limits is None:
+    if limits is None or not isfinite(worst) or not isfinite(limits.allowed):
         return float("inf")
     if worst <= limits.allowed:
         return worst / limits.allowed if limits.allowed else 0.0
@@ -207,6 +232,8 @@ def _surplus(effect: float, needed: float) -> float:
 def _headroom(ratio: float, limits: OutputTolerance | None) -> str:
     if limits is None:
         return "no tolerance is known for this output"
+    if not isfinite(limits.allowed):
+        return "this output holds NaN, or infinities that come and go with rounding"
     source = "given" if limits.override is not None else (
         f"noise: rounding {limits.rounding:.1e}, weights' ulp {limits.weight_ulp:.1e}, "
         f"batch {limits.batch_split:.1e}"

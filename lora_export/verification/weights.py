@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
-from lora_export.execution.segments import Rows, read_rows, segments_of
+from lora_export.execution.full_tensors import refuse_unusable
+from lora_export.execution.segments import Rows, read_rows, refuse_non_finite, segments_of
 from lora_export.records import Check
 from lora_export.verification.merged_rows import Expectation, Tally
 
@@ -81,7 +82,12 @@ class WeightProof:
 def check_weights(
     plan: MergePlan, written: Mapping[str, TensorRef], *, allow_noop: bool
 ) -> tuple[Check, ...]:
-    """Hold tensors that lie on disk against `plan`, as a merge does while it writes them."""
+    """Hold tensors that lie on disk against `plan`, as a merge does while it writes them.
+
+    Raises:
+        InputError, FitError: what takes part in the merge holds NaN or infinity, or overflows.
+    """
+    refuse_unusable(plan)
     names = _check_names(plan.steps(), written)
     if not names.passed:
         return (names,)
@@ -99,7 +105,9 @@ def check_weights(
 def _look_at_rows(proof: WeightProof, rows: Rows, written: Mapping[str, TensorRef]) -> None:
     step = rows.merge.step
     found = read_rows(step, rows.first, rows.stop, written[step.out.name])
-    proof.merged(step, rows.first, rows.base(), found)
+    base = rows.base()
+    refuse_non_finite(step, base)
+    proof.merged(step, rows.first, base, found)
 
 
 def _as_planned(step: Step, found: TensorRef) -> bool:

@@ -91,3 +91,14 @@ def test_enable_lora(text, blocks):
 def test_enable_lora_mistakes(text):
     with pytest.raises(UsageError):
         parse_enable_lora(text)
+
+
+@pytest.mark.parametrize("text", ["alpha = 1" + "0" * 400, '{"alpha": 1' + "0" * 400 + "}"])
+def test_an_alpha_beyond_every_float_is_infinite(text, tmp_path):
+    assert read_hparams(written(tmp_path, text))[0].alpha == float("inf")
+
+
+def test_wrappers_do_not_hide_a_module():
+    table = FactTable(modules={"m": Facts(alpha=16), "module.n": Facts(alpha=8)})
+    assert table.of("module._orig_mod.m").alpha == 16
+    assert table.of("module.n").alpha == 8

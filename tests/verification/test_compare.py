@@ -12,6 +12,7 @@ from lora_export.verification.compare import (
     Distance,
     distance,
     distances,
+    finite_distance,
     join_batches,
     largest,
     worst_of,
@@ -30,25 +31,42 @@ def f(*values):
         (f(1, 2, 3), f(1, 2, 3), 0.0, (0,)),
         (f(1, 2, 3), f(1, 2.5, 3), 0.5, (1,)),
         (f(1, -2, 3), f(1, 2, 2), 4.0, (1,)),
-        (f(1, nan), f(1, 2), inf, (1,)),
-        (f(1, 2), f(1, nan), inf, (1,)),
-        (f(nan, 1), f(nan, 1), 0.0, (0,)),
         (f(inf, -inf), f(inf, -inf), 0.0, (0,)),
-        (f(1, inf), f(1, -inf), inf, (1,)),
-        (f(1, inf), f(1, 3e38), inf, (1,)),
-        (f(nan), f(inf), inf, (0,)),
         (f(-0.0), f(0.0), 0.0, (0,)),
         (f(), f(), 0.0, ()),
         (np.array([[1, 2], [3, 4]]), np.array([[1, 2], [9, 4]]), 6.0, (1, 0)),
         (np.array([True, False]), np.array([True, True]), 1.0, (1,)),
         (np.float32(2), np.float32(5), 3.0, ()),
         (f(1.0), np.array([1.0 + 1e-9]), 1e-9, (0,)),
+        (np.array([1 + 1j]), np.array([1 + 3j]), 2.0, (0,)),
+        (np.array([3 + 4j], np.complex64), np.array([0j], np.complex64), 5.0, (0,)),
     ],
 )
 def test_the_largest_difference_and_its_place(left, right, worst, index):
     found = distance({"y": np.asarray(left)}, {"y": np.asarray(right)})
     assert found.worst == pytest.approx(worst, rel=1e-5)
     assert (found.output, found.index, found.detail) == ("y", index, "")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "detail"),
+    [
+        (f(1, nan), f(1, 2), "gives NaN"),
+        (f(1, nan), f(1, nan), "gives NaN"),
+        (f(1, 2), f(1, nan), "nan where 2.0 is expected"),
+        (f(1, inf), f(1, -inf), "-inf where inf"),
+        (f(1, inf), f(1, 3e38), "where inf"),
+    ],
+)
+def test_what_is_no_number_is_infinitely_far(left, right, detail):
+    found = distance({"y": left}, {"y": right})
+    assert (found.worst, found.index) == (inf, (1,))
+    assert detail in found.detail
+
+
+def test_the_largest_difference_of_what_is_finite():
+    assert finite_distance(f(1, inf, 3, nan), f(1.5, 2, 3, nan)) == 0.5
+    assert finite_distance(f(inf), f(1)) == 0
 
 
 @pytest.mark.parametrize(
@@ -69,8 +87,8 @@ def test_a_difference_in_structure_is_an_infinite_distance(left, right, detail):
 @given(FLOATS, FLOATS)
 def test_a_distance_is_symmetric_and_zero_only_for_equals(left, right):
     there, back = (distance({"y": a}, {"y": b}) for a, b in ((left, right), (right, left)))
-    assert there == back
-    assert (there.worst == 0) == np.array_equal(left, right, equal_nan=True)
+    assert (there.worst, there.index) == (back.worst, back.index)
+    assert (there.worst == 0) == np.array_equal(left, right)
     assert not np.isnan(there.worst)
 
 

@@ -145,3 +145,38 @@ def test_outputs_that_cannot_be_split_have_no_batch_noise():
     found = derive(float32=runs(0), float64=runs(0), nudged=runs(0), split=[{}], base=runs(1),
                    merged=runs(0))  # fmt: skip
     assert found.outputs[0].batch_split == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "passed", "words"),
+    [(-inf, True, "headroom"), (np.nan, False, "gives NaN")],
+)
+def test_masked_outputs_are_compared_and_nan_proves_nothing(number, passed, words):
+    right, base = np.array([1.0, number], np.float32), np.array([3.0, number], np.float32)
+    same = [{"y": right}]
+    near = [{"y": right + np.float32(2 * EPS)}]
+    tolerance = derive(float32=same, float64=near, nudged=same, split=[{}], base=[{"y": base}],
+                       merged=same)  # fmt: skip
+    check = tolerance.check("run", same, near)
+    assert check.passed is passed
+    assert words in check.detail
+    assert tolerance.effect_check().passed is passed
+
+
+def test_an_infinite_effect_and_an_infinite_noise_are_none():
+    right, off = np.array([1.0, 2.0], np.float32), np.array([1.0, inf], np.float32)
+    same, other = [{"y": right}], [{"y": off}]
+    runs = {"float32": same, "float64": same, "nudged": same, "split": [{}], "merged": same}
+    assert not derive(**runs, base=other).effect_check().passed
+    noisy = derive(**{**runs, "nudged": other}, base=[{"y": right + 1}])
+    assert not noisy.check("run", same, same).passed
+    assert not noisy.effect_check().passed
+
+
+def test_two_half_precision_outputs_may_be_neighbours():
+    right = np.array([1.0, 2.0], np.float16)
+    same = [{"y": right}]
+    tolerance = derive(float32=same, float64=same, nudged=same, split=[{}],
+                       base=[{"y": right + np.float16(1)}], merged=same)  # fmt: skip
+    assert tolerance.check("run", same, [{"y": np.nextafter(right, np.float16(9))}]).passed
+    assert not tolerance.check("run", same, [{"y": right + np.float16(0.1)}]).passed
