@@ -76,8 +76,8 @@ def _refuse(draft: Draft, names: str, where: str) -> None:
 
 def refuse_forgotten(draft: Draft) -> None:
     """A module of the model that would have factors in training and has none in any adapter."""
-    if draft.model is None:
-        return
+    if draft.model is None or draft.unfit or draft.missing:
+        return  # an update that has a problem of its own is not forgotten
     first = _first_names(draft.model)
     adapted = {
         first.get(plain, plain)

@@ -172,8 +172,9 @@ def _array(name: str, tensor: torch.Tensor) -> NDArray[Any]:
         # A copy: what a model returns may be a buffer that the next call overwrites.
         array: NDArray[Any] = tensor.resolve_conj().resolve_neg().numpy(force=True).copy()
     except (TypeError, RuntimeError) as error:
-        hint = "let its forward return float32: in the output's own rounding no proof can be seen"
-        message = f"the model returns {str(tensor.dtype).removeprefix('torch.')}"
+        hint = "let its forward return float32: the output's own rounding would hide the effect"
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        message = f"the model returns {dtype}, which cannot be compared"
         raise UsageError(message, where=name, hint=hint) from error
     return array
 
