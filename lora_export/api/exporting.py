@@ -92,6 +92,8 @@ def _export_into(
         checks, told = prove_weights(job, merged), ()
         refuse_failed(checks, str(stage.output))
     exported = export(source, job.plan, merged, stage.path, opset=opset)
+    for file in exported.files[1:]:  # external data, named by its content
+        stage.announce(file.path)
     if verify:
         checks = (*checks, *prove_file(stage.path, exported, job, source, merged))
         refuse_failed(checks, str(stage.output))

@@ -60,6 +60,15 @@ class Staging:
             raise LoraExportError(f"{name!r} was not announced to staging", where=str(self.output))
         return self.folder / name
 
+    def announce(self, name: str) -> None:
+        """A file beside a file artefact whose name is only known when it is written.
+
+        Raises OutputError when it is there already and may not be replaced.
+        """
+        if not self.force and (self.output.parent / name).exists():
+            raise OutputError("exists already", where=str(self.output.parent / name))
+        self.names = (*self.names, name)
+
     def publish(self) -> Path:
         """Sync everything and put it in place; the output's path.
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from lora_export.planning.fit import keys_of
+from lora_export.planning.names import join
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
@@ -35,8 +36,11 @@ _MODULES = "a glob on the base's name of the module; --dry-run -v lists the modu
 def _unused_globs(draft: Draft, adapters: Sequence[Adapter]) -> Iterator[Problem]:
     full = [replacement.name for adapter in adapters for replacement in adapter.replacements]
     factors = [key for adapter in adapters for u in adapter.updates for key in keys_of(u)]
+    modules = draft.model.modules if draft.model else {}
+    forgotten = [join(name, f"lora_{role}") for name in modules for role in "AB"]
     options = draft.options
-    yield from _without_match("--allow-unmatched", options.allow_unmatched, [*factors, *full])
+    known = [*factors, *full, *forgotten]
+    yield from _without_match("--allow-unmatched", options.allow_unmatched, known)
     yield from _without_match("--allow-new", options.allow_new, full)
 
 

@@ -185,3 +185,23 @@ def test_a_model_that_cannot_run_on_the_declared_inputs(tmp_path):
     arguments, settings = factory(tmp_path, "return self.used(x[:, :5])", "used")
     with pytest.raises(UsageError, match="--input"):
         export_onnx(*arguments, **settings)
+
+
+def test_external_data_is_published_with_the_model(bert, tmp_path, monkeypatch):
+    from functools import partial
+
+    from lora_export.onnx_export import export
+
+    smallest = partial(export.save_model, external_threshold=1)
+    monkeypatch.setattr(export, "save_model", smallest)
+    base, adapter = bert
+    report = export_onnx(base, [adapter], tmp_path / "x.onnx", **FACTS)
+    assert report.passed
+    (data,) = tmp_path.glob("x-*.onnx.data")
+    assert len(list(tmp_path.iterdir())) == 3
+    assert onnxruntime.InferenceSession(tmp_path / "x.onnx").get_inputs()
+    assert verify(tmp_path / "x.onnx").passed
+    with data.open("r+b") as file:
+        file.write(b"\xff")
+    with pytest.raises(VerificationError, match="digests"):
+        verify(tmp_path / "x.onnx")
