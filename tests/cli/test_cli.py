@@ -151,6 +151,58 @@ def test_inspect(what, files):
     assert found["kind"] == ("adapter" if what == "lora.pt" else "checkpoint")
 
 
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    import onnx
+    from onnx.helper import make_graph, make_model, make_opsetid, make_tensor_value_info
+
+    given = make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, ["batch", 1, 8, None])
+    taken = make_tensor_value_info("labels", onnx.TensorProto.INT64, None)
+    body = make_graph([], "g", [given], [taken])
+    path = tmp_path_factory.mktemp("graph") / "x.onnx"
+    onnx.save(make_model(body, opset_imports=[make_opsetid("", 18)]), path)
+    return path
+
+
+PAIR = {"m.lora_A": torch.ones(4, 8), "m.lora_B": torch.ones(12, 2)}
+INSPECTED = {
+    "wrapper": ({"model_state_dict": PAIR}, ["read from its 'model_state_dict'"], ["wrapper:"]),
+    "headings and rank": (
+        PAIR,
+        ["  module  A       B        rank  dtype\n  m       [4, 8]  [12, 2]  2     F32"],
+        ["divided by the kernel size", "read from"],
+    ),
+    "a convolution's rank": (
+        {"m.lora_A": torch.ones(6, 3), "m.lora_B": torch.ones(48, 6)},
+        ["divided by the kernel size"],
+        [],
+    ),
+    "words, not JSON": (PAIR, ["full tensors", ": none", "not in the file: alpha, "], ['"', "[]"]),
+    "factors and weights": (
+        PAIR | {"m.weight": torch.ones(12, 8)},
+        ["1 module (m) with both factors and the full weight: the file does not tell"],
+        [],
+    ),
+    "no adapter": ({"m.weight": torch.ones(2, 2)}, ["dtypes: F32 1", "none"], ['"', "[]"]),
+}
+
+
+@pytest.mark.parametrize("name", INSPECTED)
+def test_text_of_inspect(name, files):
+    held, words, absent = INSPECTED[name]
+    torch.save(held, files / "held.pt")
+    text = run(files, "inspect", "held.pt").stdout
+    assert [word for word in words if word not in text] == [], text
+    assert [word for word in absent if word in text] == [], text
+
+
+def test_inspect_onnx(graph):
+    result = CliRunner().invoke(main, ["inspect", str(graph)])
+    assert result.exit_code == 0, result.output
+    for words in ("pixels: float32[batch,1,8,?]", "labels: int64\n", "opset: ai.onnx 18"):
+        assert words in f"{result.stdout}\n"
+
+
 def test_verify_uses_the_facts_of_the_manifest(files):
     run(files, *GOOD)
     result = run(
