@@ -257,6 +257,13 @@ def test_help_is_quick_and_light():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("command", ["", "merge", "onnx", "verify", "unmerge", "inspect"])
+def test_help_is_plain_and_whole(command, files):
+    text = run(files, *command.split(), "--help").stdout
+    assert "\\b" not in text
+    assert "..." not in text.partition("Commands:")[2]
+
+
 def test_text_of_an_empty_report():
     from lora_export.report.text import report_text
 
