@@ -52,6 +52,8 @@ def make_plan(
     names = BaseNames([*draft.stored, *unstored])
     for adapter in adapters:
         fit_adapter(draft, adapter, names)
+    deltas = [delta for listed in draft.merged.values() for delta in listed]
+    draft.choices += facts.overridden(dict.fromkeys(delta.module for delta in deltas))
     edits = plan_ties(draft)
     draft.stop_on_problems()
     return MergePlan(

@@ -13,7 +13,7 @@ from lora_export.checkpoint.publish import manifest_beside
 from lora_export.dialects import read_adapter
 from lora_export.errors import FitError, UsageError
 from lora_export.planning.draft import Options, Recipe, Tied
-from lora_export.planning.facts import FactTable, overlay, parse_enable_lora, read_hparams
+from lora_export.planning.facts import FactTable, parse_enable_lora, read_hparams
 from lora_export.planning.names import PrefixChange
 from lora_export.planning.plan import MANIFEST, make_plan
 from lora_export.records import Facts
@@ -148,7 +148,7 @@ def _read_adapters(request: Request) -> list[Adapter]:
 
 def _facts(request: Request, modules: Mapping[str, Facts]) -> FactTable:
     top, patterns = read_hparams(request.hparams) if request.hparams else (Facts(), ())
-    return FactTable(overlay(request.given, top), patterns, modules)
+    return FactTable.joined(request.given, top, patterns, modules)
 
 
 def _refuse_twice(base: Checkpoint, adapters: list[Adapter]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Unresolved(Exception):  # noqa: N818 - carries Problems to the collector, never to the user
-    """An update that has no single reading: its `missing` facts, all of them, or why it is `unfit`."""
+    """An update without one reading: its `missing` facts, all of them, or why it is `unfit`."""
 
     def __init__(self, problem: Problem, *, missing: bool) -> None:
         super().__init__(problem.message)
@@ -104,7 +104,7 @@ def _alpha_faults(ask: _Ask) -> list[Problem]:
         return []
     wanted = "give the lora_alpha used in training"
     hint = "--weight -1 subtracts an adapter" if alpha < 0 else "--weight is its strength"
-    message = f"alpha = {alpha:g} from {ask.facts.source} is not a positive number"
+    message = f"alpha = {alpha:g} is not a positive number"
     return [Problem(message, ask.where, f"{wanted}; {hint}")]
 
 
