@@ -135,6 +135,28 @@ def test_the_summary_shows_facts_checks_and_headroom(files):
         assert words in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("base", "output", "words"),
+    [
+        ("base.safetensors", "out", "-o {}/out.safetensors"),
+        ("base.safetensors", "v1.5", "-o {}/v1.5.safetensors"),
+        ("base.safetensors", "out.onnx", "lora-export onnx"),
+        ("base.safetensors", "out.bin", "-o {}/out.safetensors"),
+        ("folder", "out.safetensors", "gives a folder"),
+        ("folder", "out.onnx", "-o {}/out"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_an_output_whose_name_says_something_else_is_refused(base, output, words, more, files):
+    (files / "folder").mkdir()
+    save_file({"m.weight": torch.ones(12, 8)}, files / "folder" / "model.safetensors")
+    arguments = ["merge", str(files / base), str(files / "lora.pt"), "-o", str(files / output)]
+    result = CliRunner().invoke(main, [*arguments, "--alpha", "4", *more])
+    assert result.exit_code == 2, result.output
+    assert words.format(files) in result.stderr
+    assert not (files / output).exists()
+
+
 def test_dry_run_writes_nothing(files):
     result = run(files, *GOOD, "--dry-run", "--json")
     document = json.loads(result.stdout)
