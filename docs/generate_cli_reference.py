@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,9 +79,8 @@ def _command(context: click.Context, command: click.Command) -> Iterator[str]:
 
 
 def _paragraphs(text: str | None) -> str:
-    """Return click's help text as Markdown: its paragraphs without the marks meant for click."""
-    paragraphs = (text or "").replace("\b\n", "").strip().split("\n\n")
-    return "\n\n".join(paragraph.strip() for paragraph in paragraphs)
+    """Return click's help text as Markdown: its paragraphs without indentation."""
+    return inspect.cleandoc(text or "")
 
 
 def _option(context: click.Context, param: click.Parameter) -> str:

@@ -65,6 +65,9 @@ def export_onnx(
     Raises:
         LoraExportError: as for merge.
     """
+    from lora_export.onnx_export.trace import check_opset
+
+    check_opset(opset)
     job = make_job(base, adapters, model=model, proof=proof, settings=settings)
     source = job.source or folder_model(job.plan.base, job.proof.input)
     target = Path(output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,16 @@ from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.checkpoint.side_files import manifest_path
 from lora_export.dialects import Evidence, all_dialects, read_adapter
 from lora_export.errors import InputError
+from lora_export.planning.names import weight_names
+from lora_export.report.columns import counted
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lora_export.records import Adapter, AdapterFile, TensorSpec
+    import onnx
+
+    from lora_export.records import Adapter, AdapterFile, TensorSpec, Update
 
 
 def inspect(path: str | Path) -> Report:
@@ -48,18 +53,45 @@ def _adapter(file: AdapterFile) -> dict[str, Any]:
     return {
         "kind": "adapter",
         "path": str(adapter.path),
+        "wrapper": adapter.wrapper,
         "dialect": adapter.dialect,
-        "modules": [_update(adapter, index) for index in range(len(adapter.updates))],
+        "modules": [_update(update) for update in adapter.updates],
         "full_tensors": [_spec(r.ref.spec) for r in adapter.replacements],
         "not_in_the_file": ["alpha", "fan_in_fan_out of square weights", "enable_lora"],
+        "notes": _notes(adapter),
     }
 
 
-def _update(adapter: Adapter, index: int) -> dict[str, Any]:
-    update = adapter.updates[index]
+def _update(update: Update) -> dict[str, Any]:
     shapes = {role: list(ref.spec.shape) for role, ref in update.factors.items()}
     dtypes = sorted({ref.spec.dtype for ref in update.factors.values()})
-    return {"module": update.module, **shapes, "dtype": "/".join(dtypes)}
+    name = update.module or "(root module)"
+    return {"module": name, **shapes, "rank": shapes["B"][1], "dtype": "/".join(dtypes)}
+
+
+def _notes(adapter: Adapter) -> list[str]:
+    """What must be known to read the entries right."""
+    notes = []
+    if any(_may_be_convolution(update) for update in adapter.updates):
+        notes.append(
+            "if a module is a convolution, its rank is the one shown divided by the kernel size, "
+            "which only the base's weight tells"
+        )
+    full = {replacement.name for replacement in adapter.replacements}
+    both = [u.module for u in adapter.updates if full & set(weight_names(u.module))]
+    if both:
+        notes.append(
+            f"{counted(len(both), 'module')} ({', '.join(both[:3])}{', ...' if both[3:] else ''}) "
+            "with both factors and the full weight: the file does not tell whether the weights "
+            "contain the update already (saved in eval mode) or not (saved in train mode)"
+        )
+    return notes
+
+
+def _may_be_convolution(update: Update) -> bool:
+    """Factors of a kernel above 1 have its size in three of their sides; a MergedLinear's not."""
+    (rows, width), (height, rank) = (update.factors[role].spec.shape for role in "AB")
+    return rows == rank and math.gcd(rows, width, height) > 1
 
 
 def _spec(spec: TensorSpec) -> dict[str, Any]:
@@ -72,6 +104,7 @@ def _checkpoint(place: Path) -> dict[str, Any]:
     return {
         "kind": "checkpoint",
         "path": str(checkpoint.root),
+        "wrapper": ", ".join(dict.fromkeys(s.wrapper for s in checkpoint.shards if s.wrapper)),
         "architectures": checkpoint.config.get("architectures", []),
         "files": [shard.file.name for shard in checkpoint.shards],
         "tensors": len(specs),
@@ -109,7 +142,24 @@ def _onnx(place: Path) -> dict[str, Any]:
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "nodes": len(model.graph.node),
         "initializers": len(model.graph.initializer),
-        "inputs": [onnx.printer.to_text(value) for value in model.graph.input],
-        "outputs": [onnx.printer.to_text(value) for value in model.graph.output],
+        "inputs": [_value(value) for value in model.graph.input],
+        "outputs": [_value(value) for value in model.graph.output],
         **_manifest(place),
     }
+
+
+def _value(value: onnx.ValueInfoProto) -> str:
+    """An input or output in the grammar of --input, as far as the file tells its type."""
+    import onnx
+
+    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        return f"{value.name}: {value.type.WhichOneof('value') or 'of unknown type'}"
+    dtype = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+    dtype = {"float": "float32", "double": "float64"}.get(dtype, dtype)
+    if not kind.HasField("shape"):
+        return f"{value.name}: {dtype}"
+    dims = (
+        d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in kind.shape.dim
+    )
+    return f"{value.name}: {dtype}[{','.join(map(str, dims))}]"

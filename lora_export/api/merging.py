@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
+_OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".onnx")
+
 
 def merge(
     base: str | Path,
@@ -84,17 +86,12 @@ def merge(
     plan = job.plan
     if undo:
         check_undoable(plan)
+    target = _target(output, plan, needed=not dry_run)
     if dry_run:
-        space = space_for(plan, Path(output) if output else None)
-        return Report(
-            "merge",
-            str(output or ""),
-            plan,
-            warnings=plan.warnings,
-            facts=space.facts(),
-            dry_run=True,
-        )
-    target = _target(output, plan)
+        space = space_for(plan, target)
+        output = str(output or "")
+        facts = space.facts()
+        return Report("merge", output, plan, warnings=plan.warnings, facts=facts, dry_run=True)
     kind = plan.base.layout
     beside = (manifest_beside(target),) if kind == "file" else ()
     inputs = input_paths(plan)
@@ -172,14 +169,26 @@ def _resharded(plan: MergePlan, size: str) -> MergePlan:
     return replace(plan, shards=shards, index_name=index)
 
 
-def _target(output: str | Path | None, plan: MergePlan) -> Path:
+def _target(output: str | Path | None, plan: MergePlan, *, needed: bool) -> Path:
+    """The output, whose name must say what will lie there."""
     if output is None:
-        raise UsageError("no output is named", hint="-o OUT, or --dry-run to see the plan")
+        if needed:
+            raise UsageError("no output is named", hint="-o OUT, or --dry-run to see the plan")
+        return Path()
     target = Path(output)
-    if plan.base.layout == "file" and target.suffix in (".pt", ".pth", ".bin", ".onnx"):
+    other = target.suffix in _OTHER_SUFFIXES
+    if plan.base.layout == "folder":
+        if other or target.suffix == ".safetensors":
+            raise UsageError(
+                f"the base is a folder and gives a folder, but {target.name} names a file",
+                where=str(target),
+                hint=f"-o {target.with_suffix('')}",
+            )
+    elif target.suffix != ".safetensors":
+        fitting = target.with_suffix(".safetensors") if other else f"{target}.safetensors"
         raise UsageError(
-            "merge writes safetensors, which this name denies",
+            "the base is one file and gives one .safetensors file, as its name must say",
             where=str(target),
-            hint=f"-o {target.with_suffix('.safetensors')}; for ONNX: lora-export onnx",
+            hint=f"-o {fitting}" + ("; for ONNX: lora-export onnx" if other else ""),
         )
     return target

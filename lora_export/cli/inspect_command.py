@@ -11,7 +11,7 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import output_options
 
 
-@click.command("inspect", cls=Command)
+@click.command("inspect", cls=Command, short_help="Say what a file or folder holds.")
 @click.argument("path", type=click.Path(path_type=Path))
 @output_options
 def command(path: Path, **values: Any) -> None:  # noqa: ANN401 - click passes options by name

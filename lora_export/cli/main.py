@@ -39,9 +39,8 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(lora_export.__version__, prog_name="lora-export")
 def main() -> None:
-    r"""Merge a trained LoRA into its base, prove the result, and write it without overhead.
+    """Merge a trained LoRA into its base, prove the result, and write it without overhead.
 
-    \b
     Exit status: 0 done, 1 a bug of ours, 2 usage, 3 input refused, 4 adapter and base do
     not fit, 5 verification says no (nothing was published), 6 output refused, 7 disk or
     permission, 8 over a limit, 15 an extra is missing, 130 interrupted.

@@ -11,7 +11,7 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import jobs_option, option, output_options
 
 
-@click.command("unmerge", cls=Command)
+@click.command("unmerge", cls=Command, short_help="Write the base again, byte for byte.")
 @click.argument("merged", type=click.Path(path_type=Path))
 @option(
     "--undo", required=True, type=click.Path(path_type=Path), help="What merge --undo FILE wrote."

@@ -20,7 +20,7 @@ from lora_export.cli.options import (
 )
 
 
-@click.command("verify", cls=Command)
+@click.command("verify", cls=Command, short_help="Prove a finished ARTIFACT again.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @option("--base", type=click.Path(path_type=Path), help="What it was merged from.")
 @option(

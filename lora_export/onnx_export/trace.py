@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lora_export.records import InputSpec
 
 REASON_LENGTH = 300
+OLDEST_OPSET = 7
+"""The oldest that torch.onnx knows; most models need 18 at least."""
 
 
 def capture(
@@ -53,6 +55,7 @@ def capture(
     """
     if model.training:
         raise UsageError("the model is in training mode", hint="call model.eval() first")
+    check_opset(opset)
     examples = _examples(inputs)
     names = _chosen(_try_model(model, examples), output_names)
     traced = _trace(model, inputs, examples, opset)
@@ -61,6 +64,23 @@ def capture(
     passes.simplify(traced, hidden)
     dimensions.rename(traced, inputs)
     return _to_proto(model, traced, inputs, opset)
+
+
+def check_opset(opset: int | None) -> None:
+    """Refuse what no model can be written in, before anything is loaded.
+
+    Raises:
+        UsageError: the operator set is older than torch.onnx writes or newer than onnx knows.
+    """
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not OLDEST_OPSET <= opset <= newest:
+        raise UsageError(
+            f"there is no opset {opset} to be written: {OLDEST_OPSET} to {newest} are known",
+            where="--opset",
+            hint="leave it out for the exporter's own",
+        )
 
 
 def _examples(inputs: Sequence[InputSpec]) -> dict[str, Tensor]:
@@ -107,12 +127,25 @@ def _trace(
         try:
             return _by_torch(model, inputs, examples, opset)
         except FAILURES as error:
-            raise InputError(
-                f"torch cannot trace the model: {_reason(error)}",
-                where=type(model).__name__,
-                hint="declare dimensions that the model fixes as numbers, or give a --model whose "
-                "forward torch.export accepts",
-            ) from error
+            raise _failure(model, error) from error
+
+
+def _failure(model: nn.Module, error: BaseException) -> InputError:
+    """Tells apart the two stages of torch.onnx.export: tracing, and the translation to ONNX."""
+    traced = any(base.__name__ == "ConversionError" for base in type(error).__mro__)
+    if traced:
+        message = "torch traced the model but cannot translate it to ONNX"
+        hint = (
+            "write the operation named here in forward with others, or try a newer --opset or a "
+            "newer onnxscript"
+        )
+    else:
+        message = "torch cannot trace the model"
+        hint = (
+            "declare dimensions that the model fixes as numbers, or give a --model whose forward "
+            "torch.export accepts"
+        )
+    return InputError(f"{message}: {_reason(error)}", where=type(model).__name__, hint=hint)
 
 
 def _is_transformers_model(model: nn.Module) -> bool:
@@ -226,10 +259,11 @@ def _to_proto(
     dimensions.check(proto, inputs)
     written = next(entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"})
     if opset is not None and written != opset:
+        wanted = f"{written} or newer" if opset < written else f"{written}"
         raise UsageError(
-            f"the graph can be written in opset {written}, not {opset}",
+            f"this model can be written in opset {wanted}, not {opset}",
             where="--opset",
-            hint=f"use --opset {written}",
+            hint=f"--opset {written}",
         )
     return proto
 

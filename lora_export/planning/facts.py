@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError, StorageError, UsageError
+from lora_export.layers import all_kinds
 from lora_export.planning.names import without_wrappers
 from lora_export.records import Facts, Problem
+from lora_export.report.columns import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    Patterns = tuple[tuple[str, Facts], ...]
 
 _KEYS = ("alpha", "enable_lora", "fan_in_fan_out", "kind")
 
@@ -28,16 +33,58 @@ class FactTable:
 
     patterns: (glob on the base's module name, facts), the first match wins. modules: by name
     without wrappers, or by the base's own name. recorded: from a manifest, by adapter and module.
-    Asking leaves its trace: `matched` holds the patterns that fit a module, `taken` the names of
-    the facts that only a manifest says, by module.
+    options: what `top` has from the command line. Asking leaves its trace: `matched` holds the
+    patterns that fit a module, `taken` the names of the facts that only a manifest says, by module.
     """
 
     top: Facts = field(default_factory=Facts)
-    patterns: tuple[tuple[str, Facts], ...] = ()
+    patterns: Patterns = ()
     modules: Mapping[str, Facts] = field(default_factory=dict)
     recorded: Mapping[tuple[str, str], Facts] = field(default_factory=dict)
+    options: Facts = field(default_factory=Facts)
     matched: set[str] = field(default_factory=set, compare=False)
     taken: dict[str, list[str]] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def joined(
+        cls,
+        options: Facts,
+        top: Facts,
+        patterns: Patterns,
+        modules: Mapping[str, Facts],
+        recorded: Mapping[tuple[str, str], Facts],
+    ) -> FactTable:
+        """The table of `options` and of what `read_hparams` gave, which must agree at the top.
+
+        Raises:
+            UsageError: they contradict each other.
+        """
+        problems = [
+            Problem(
+                f"{key} is {_plain(there)} here, but the command says {_option(key, here)}",
+                top.source,
+                "drop one of them; a [[module]] table may differ from the option",
+            )
+            for key, here, there in _differences(options, top)
+        ]
+        if problems:
+            raise UsageError.of(problems)
+        return cls(overlay(options, top), patterns, modules, recorded, options)
+
+    def overridden(self, modules: Iterable[str]) -> list[str]:
+        """Where a table of the file overrides an option for `modules`, in words."""
+        found: Counter[tuple[str, str]] = Counter()
+        for facts in filter(None, map(self._table, modules)):
+            for key, here, there in _differences(self.options, facts):
+                reason = f"from {facts.source} overrides {_option(key, here)}"
+                found[f"{key}={_plain(there)}", reason] += 1
+        return [f"{v} for {counted(n, 'module')} {why}" for (v, why), n in found.items()]
+
+    def _table(self, module: str) -> Facts | None:
+        """The first [[module]] table whose pattern fits; every one that fits is noted."""
+        matching = [(p, facts) for p, facts in self.patterns if fnmatchcase(module, p)]
+        self.matched.update(pattern for pattern, _ in matching)
+        return matching[0][1] if matching else None
 
     def of(self, module: str, adapter: str = "") -> Facts:
         """What is known about the update that `adapter` has for `module`.
@@ -45,9 +92,8 @@ class FactTable:
         Raises:
             UsageError: the model (or the manifest) and the options contradict each other.
         """
-        matching = [(p, facts) for p, facts in self.patterns if fnmatchcase(module, p)]
-        self.matched.update(pattern for pattern, _ in matching)
-        given = overlay(matching[0][1], self.top) if matching else self.top
+        table = self._table(module)
+        given = overlay(table, self.top) if table else self.top
         read = self.modules.get(module, self.modules.get(without_wrappers(module)))
         if read is None and (read := self.recorded.get((adapter, module))):
             new = [key for key in _KEYS if getattr(given, key) is None]
@@ -69,6 +115,26 @@ def overlay(upper: Facts, lower: Facts) -> Facts:
     return replace(upper, **unknown)
 
 
+def _differences(one: Facts, other: Facts) -> list[tuple[str, Any, Any]]:
+    """(key, value, other value) of what both say, differently."""
+    pairs = [(key, getattr(one, key), getattr(other, key)) for key in _KEYS]
+    return [(k, a, b) for k, a, b in pairs if a is not None and b is not None and a != b]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(str(int(block)) for block in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _option(key: str, value: object) -> str:
+    """The option that says so."""
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no-'}{name}"
+    return f"--{name} {_plain(value)}"
+
+
 def _refuse_contradiction(module: str, read: Facts, given: Facts) -> None:
     problems = [
         Problem(
@@ -77,15 +143,13 @@ def _refuse_contradiction(module: str, read: Facts, given: Facts) -> None:
             module,
             "drop the option, or correct the model",
         )
-        for key in _KEYS
-        if None not in (getattr(read, key), getattr(given, key))
-        and getattr(read, key) != getattr(given, key)
+        for key, _, _ in _differences(read, given)
     ]
     if problems:
         raise UsageError.of(problems)
 
 
-def read_hparams(path: Path) -> tuple[Facts, tuple[tuple[str, Facts], ...]]:
+def read_hparams(path: Path) -> tuple[Facts, Patterns]:
     """Top-level facts and per-module patterns of a TOML or JSON file (DESIGN section 8).
 
     Raises:
@@ -153,7 +217,8 @@ def _checked(key: str, value: object) -> tuple[Any, str]:
     if key == "fan_in_fan_out":
         return (value if isinstance(value, bool) else None), "true or false"
     if key == "kind":
-        return (value if isinstance(value, str) else None), "a layer kind"
+        known = sorted(all_kinds())
+        return (value if value in known else None), f"a kind of layer: {', '.join(known)}"
     entries = value if isinstance(value, list) else []
     blocks = tuple(bool(entry) for entry in entries if entry in (0, 1))
     good = any(blocks) and len(blocks) == len(entries)

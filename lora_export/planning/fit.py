@@ -101,10 +101,12 @@ def _fit_update(
         return
     has_bias = join(module, "bias") in draft.stored
     facts = draft.facts.of(module, str(adapter.path))
+    model = draft.model.source if draft.model else ""
     try:
-        delta = resolve(adapter, update, module, base, facts, has_bias=has_bias)
+        delta = resolve(adapter, update, module, base, facts, has_bias=has_bias, model=model)
     except Unresolved as unresolved:
-        (draft.missing if unresolved.missing else draft.unfit).append(unresolved.problem)
+        draft.missing += unresolved.missing
+        draft.unfit += unresolved.unfit
         return
     zero = [role for role, ref in update.factors.items() if is_zero(ref)]
     if zero and not draft.options.allow_noop:

@@ -113,6 +113,11 @@ def join(module: str, leaf: str) -> str:
     return f"{module}.{leaf}" if module else leaf
 
 
+def weight_names(module: str) -> list[str]:
+    """Every name that the weight of `module` may have."""
+    return [join(module, suffix) for suffix in _WEIGHT_SUFFIXES]
+
+
 def without_wrappers(name: str) -> str:
     """`name` without the parts that DataParallel (`module.`) and torch.compile add."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]

@@ -54,16 +54,7 @@ def make_plan(
     for adapter in adapters:
         fit_adapter(draft, adapter, names)
     refuse_unused(draft, adapters)
-    if draft.unmatched:
-        draft.warnings.append(
-            f"{len(draft.unmatched)} tensors of the adapters are left out (--allow-unmatched): "
-            f"{first_names(draft.unmatched)}"
-        )
-    if facts.taken:
-        keys = ", ".join(dict.fromkeys(key for keys in facts.taken.values() for key in keys))
-        draft.warnings.append(
-            f"{keys} of {len(facts.taken)} modules: taken from the manifest of what is verified"
-        )
+    _tell_choices(draft)
     join_shared(draft)
     refuse_forgotten(draft)
     edits = plan_ties(draft)
@@ -83,6 +74,22 @@ def make_plan(
         choices=tuple(draft.choices),
         warnings=tuple(draft.warnings),
     )
+
+
+def _tell_choices(draft: Draft) -> None:
+    """What was left out, overridden, or believed of a manifest."""
+    if draft.unmatched:
+        draft.warnings.append(
+            f"{len(draft.unmatched)} tensors of the adapters are left out (--allow-unmatched): "
+            f"{first_names(draft.unmatched)}"
+        )
+    if taken := draft.facts.taken:
+        keys = ", ".join(dict.fromkeys(key for keys in taken.values() for key in keys))
+        draft.warnings.append(
+            f"{keys} of {len(taken)} modules: taken from the manifest of what is verified"
+        )
+    deltas = [delta for listed in draft.merged.values() for delta in listed]
+    draft.choices += draft.facts.overridden(dict.fromkeys(delta.module for delta in deltas))
 
 
 def _tell_wrappers(draft: Draft, adapters: Sequence[Adapter]) -> None:

@@ -13,7 +13,7 @@ from lora_export.checkpoint.recorded import read_manifest
 from lora_export.dialects import read_adapter
 from lora_export.errors import FitError, UsageError
 from lora_export.planning.draft import Options, Recipe, Tied
-from lora_export.planning.facts import FactTable, overlay, parse_enable_lora, read_hparams
+from lora_export.planning.facts import FactTable, parse_enable_lora, read_hparams
 from lora_export.planning.names import PrefixChange
 from lora_export.planning.plan import make_plan
 from lora_export.records import Facts
@@ -155,8 +155,8 @@ def plan_request(
     """
     inputs = inputs or read_inputs(request)
     top, patterns = read_hparams(request.hparams) if request.hparams else (Facts(), ())
-    known = overlay(request.given, top)
-    facts = FactTable(known, patterns, model.modules if model else {}, recorded or {})
+    modules = model.modules if model else {}
+    facts = FactTable.joined(request.given, top, patterns, modules, recorded or {})
     return make_plan(
         inputs.base, inputs.adapters, facts, request.options, model=model, lookup=lookup
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_export.layers import Reading, Shapes, all_kinds
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from lora_export.records import Adapter, Facts, TensorRef, TensorSpec, Update
 
 
-class Unresolved(Exception):  # noqa: N818 - carries a Problem to the collector, never to the user
-    """An update that has no single reading; `missing` is True when a fact would settle it."""
+class Unresolved(Exception):  # noqa: N818 - carries Problems to the collector, never to the user
+    """An update without one reading: its `missing` facts, all of them, or why it is `unfit`."""
 
     def __init__(self, problem: Problem, *, missing: bool) -> None:
         super().__init__(problem.message)
-        self.problem = problem
-        self.missing = missing
+        self.missing = [problem] if missing else []
+        self.unfit = [] if missing else [problem]
 
 
 def resolve(
@@ -32,21 +32,26 @@ def resolve(
     facts: Facts,
     *,
     has_bias: bool,
+    model: str = "",
 ) -> Delta:
     """The one reading of `update` against the base tensor.
 
-    has_bias: the base holds a bias beside the weight, so the module is no embedding.
+    has_bias: the base holds a bias beside the weight, so the module is no embedding. model: the
+    user's model, where one was named and asked for facts already.
 
     Raises:
         Unresolved: no reading fits, several do, or alpha is not known.
     """
     where = f"{adapter.path}: {update.module or '(root module)'}"
+    ask = _Ask(facts, where, model)
     shapes = _shapes(update.factors, base)
-    reading = _only_reading(shapes, facts, where, base, has_bias=has_bias)
-    if facts.rank is not None and facts.rank != reading.rank:
-        message = f"rank is {reading.rank} in the file but {facts.rank} in {facts.source}"
-        raise Unresolved(Problem(message, where), missing=False)
-    alpha = _alpha(facts, where)
+    try:
+        reading = _only_reading(shapes, ask, base, has_bias=has_bias)
+        _check_rank(reading, facts, where)
+    except Unresolved as unresolved:
+        unresolved.missing += _alpha_faults(ask)
+        raise
+    alpha = _alpha(ask)
     return Delta(
         adapter=str(adapter.path),
         module=module,
@@ -67,26 +72,51 @@ def _shapes(factors: Mapping[str, TensorRef], base: TensorSpec) -> Shapes:
     return Shapes((a0, a1), (b0, b1), base.shape)
 
 
-def _alpha(facts: Facts, where: str) -> float:
-    if facts.alpha is None:
-        raise Unresolved(
-            Problem(
-                "alpha is not in the file, and it is never guessed",
-                where,
-                "give the lora_alpha used in training: --alpha 16, or per module in --hparams "
-                "FILE, or let it be read from your own model with --model pkg.module:build",
-            ),
-            missing=True,
-        )
-    if not math.isfinite(facts.alpha) or facts.alpha == 0:
-        problem = Problem(f"alpha = {facts.alpha} makes the update meaningless", where)
-        raise Unresolved(problem, missing=True)
-    return facts.alpha
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """What is known of one module, its place for messages, and the model that was asked."""
+
+    facts: Facts
+    where: str
+    model: str
+
+    def missing(self, message: str, hint: str = "") -> Problem:
+        """The fact that is missing; `hint` without the advice to name a model."""
+        if not self.model:
+            return Problem(message, self.where, f"{hint}, or name your own model with --model")
+        why = f"{self.model} has no loralib module there (another name, or r = 0)"
+        return Problem(message, self.where, f"{why}: {hint}")
 
 
-def _only_reading(
-    shapes: Shapes, facts: Facts, where: str, base: TensorSpec, *, has_bias: bool
-) -> Reading:
+def _check_rank(reading: Reading, facts: Facts, where: str) -> None:
+    if facts.rank is not None and facts.rank != reading.rank:
+        message = f"rank is {reading.rank} in the file but {facts.rank} in {facts.source}"
+        raise Unresolved(Problem(message, where), missing=False)
+
+
+def _alpha_faults(ask: _Ask) -> list[Problem]:
+    alpha = ask.facts.alpha
+    if alpha is None:
+        message = "alpha is not in the file, and it is never guessed"
+        hint = "give the lora_alpha used in training: --alpha 16, or per module in --hparams FILE"
+        return [ask.missing(message, hint)]
+    if math.isfinite(alpha) and alpha > 0:
+        return []
+    wanted = "give the lora_alpha used in training"
+    hint = "--weight -1 subtracts an adapter" if alpha < 0 else "--weight is its strength"
+    message = f"alpha = {alpha:g} is not a positive number"
+    return [Problem(message, ask.where, f"{wanted}; {hint}")]
+
+
+def _alpha(ask: _Ask) -> float:
+    faults, alpha = _alpha_faults(ask), ask.facts.alpha
+    if faults or alpha is None:
+        raise Unresolved(faults[0], missing=True)
+    return alpha
+
+
+def _only_reading(shapes: Shapes, ask: _Ask, base: TensorSpec, *, has_bias: bool) -> Reading:
+    facts, where = ask.facts, ask.where
     by_shape = [found for kind in all_kinds().values() for found in kind.readings(shapes)]
     if not by_shape:
         raise Unresolved(_no_fit(shapes, base, where), missing=False)
@@ -97,8 +127,8 @@ def _only_reading(
         raise Unresolved(_contradiction(by_shape, facts, where, base), missing=True)
     settled = _same_arithmetic_once(possible, facts, base)
     if len(settled) > 1:
-        raise Unresolved(_ambiguous(settled, where, base), missing=True)
-    return _with_blocks(settled[0], facts, where)
+        raise _ambiguous(settled, ask, base)
+    return _with_blocks(settled[0], ask)
 
 
 def _agrees(reading: Reading, facts: Facts) -> bool:
@@ -134,27 +164,26 @@ def _named_embedding(name: str) -> bool:
     return any("emb" in part or part in ("wte", "wpe") for part in parts)
 
 
-def _with_blocks(reading: Reading, facts: Facts, where: str) -> Reading:
+def _with_blocks(reading: Reading, ask: _Ask) -> Reading:
     if reading.blocks is None:
         return reading
     enabled, blocks = reading.blocks
-    given = facts.enable_lora
+    given = ask.facts.enable_lora
     if given is None and reading.enable_lora is None:
         raise Unresolved(
-            Problem(
+            ask.missing(
                 f"the shapes say that {enabled} of {blocks} blocks are adapted, not which",
-                where,
                 "give the enable_lora of your MergedLinear: --enable-lora 1,0,1 for query and "
-                "value, or in --hparams FILE, or name your model with --model",
+                "value, or in --hparams FILE",
             ),
             missing=True,
         )
     if given is not None and (len(given) != blocks or sum(given) != enabled):
         raise Unresolved(
             Problem(
-                f"enable_lora {[int(block) for block in given]} from {facts.source} does not fit "
-                f"the shapes, which have {blocks} blocks, {enabled} of them adapted",
-                where,
+                f"enable_lora {[int(block) for block in given]} from {ask.facts.source} does not "
+                f"fit the shapes, which have {blocks} blocks, {enabled} of them adapted",
+                ask.where,
             ),
             missing=True,
         )
@@ -167,14 +196,20 @@ def _describe(reading: Reading) -> str:
     return f"{reading.kind} stored {'(in, out)' if reading.fan_in_fan_out else '(out, in)'}"
 
 
-def _ambiguous(readings: list[Reading], where: str, base: TensorSpec) -> Problem:
+def _ambiguous(readings: list[Reading], ask: _Ask, base: TensorSpec) -> Unresolved:
     ways = " or ".join(_describe(reading) for reading in readings)
-    return Problem(
+    problem = ask.missing(
         f"a weight {list(base.shape)} can be {ways}; the file does not say which",
-        where,
         "--no-fan-in-fan-out for nn.Linear, --fan-in-fan-out for GPT-2's Conv1D, kind = "
-        '"embedding" in --hparams FILE for an embedding, or name your model with --model',
+        '"embedding" in --hparams FILE for an embedding',
     )
+    unresolved = Unresolved(problem, missing=True)
+    if len({reading.blocks for reading in readings}) == 1:  # the same question whichever it is
+        try:
+            _with_blocks(readings[0], ask)
+        except Unresolved as blocks:
+            unresolved.missing += blocks.missing
+    return unresolved
 
 
 def _contradiction(readings: list[Reading], facts: Facts, where: str, base: TensorSpec) -> Problem:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from lora_export.report.columns import aligned
+from lora_export.report.found import found_text
 from lora_export.report.result import tensor_counts
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def report_text(report: Report, *, verbose: bool) -> str:
             f"{graph['initializers']} initializers, hash {graph['hash'][:12]}"
         )
     if found := report.facts.get("found"):
-        parts.append(_found_text(found, verbose=verbose))
+        parts.append(found_text(found, verbose=verbose))
     if report.files:
         lines = [f"  {f.path}  {f.size:,} bytes  sha256 {f.sha256[:16]}" for f in report.files]
         parts.append("\n".join([f"wrote {report.output}", *lines]))
@@ -115,30 +116,3 @@ def _measure(check: Check) -> str:
     if check.at_least:
         return f"{worst}, {check.tolerance:.2g} needed"
     return f"{worst} of {check.tolerance:.2g} allowed"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines with their columns under each other."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
-def _found_text(found: Mapping[str, Any], *, verbose: bool) -> str:
-    """What `inspect` found: scalars and short lists a line each, modules as rows."""
-    lines = []
-    for key, value in found.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            shown = value if verbose else value[:_SHOWN]
-            lines.append(f"{key.replace('_', ' ')}: {len(value)}")
-            lines += aligned([[str(cell) for cell in row.values()] for row in shown])
-            if len(shown) < len(value):
-                lines.append(f"  ... and {len(value) - len(shown)} more (-v lists them)")
-        elif isinstance(value, dict) and key == "manifest":
-            lines.append(f"manifest: made by {value.get('command')}, recipe {value.get('recipe')}")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            lines.append(f"{key.replace('_', ' ')}: {text}")
-    return "\n".join(lines)

@@ -206,6 +206,28 @@ def test_the_summary_shows_facts_checks_and_headroom(files):
         assert words in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("base", "output", "words"),
+    [
+        ("base.safetensors", "out", "-o {}/out.safetensors"),
+        ("base.safetensors", "v1.5", "-o {}/v1.5.safetensors"),
+        ("base.safetensors", "out.onnx", "lora-export onnx"),
+        ("base.safetensors", "out.bin", "-o {}/out.safetensors"),
+        ("folder", "out.safetensors", "gives a folder"),
+        ("folder", "out.onnx", "-o {}/out"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_an_output_whose_name_says_something_else_is_refused(base, output, words, more, files):
+    (files / "folder").mkdir()
+    save_file({"m.weight": torch.ones(12, 8)}, files / "folder" / "model.safetensors")
+    arguments = ["merge", str(files / base), str(files / "lora.pt"), "-o", str(files / output)]
+    result = CliRunner().invoke(main, [*arguments, "--alpha", "4", *more])
+    assert result.exit_code == 2, result.output
+    assert words.format(files) in result.stderr
+    assert not (files / output).exists()
+
+
 def test_dry_run_writes_nothing(files):
     result = run(files, *GOOD, "--dry-run", "--json")
     document = json.loads(result.stdout)
@@ -220,6 +242,58 @@ def test_inspect(what, files):
     assert ("loralib" in result.stdout) is (what == "lora.pt")
     found = json.loads(run(files, "inspect", what, "--json").stdout)["found"]
     assert found["kind"] == ("adapter" if what == "lora.pt" else "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    import onnx
+    from onnx.helper import make_graph, make_model, make_opsetid, make_tensor_value_info
+
+    given = make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, ["batch", 1, 8, None])
+    taken = make_tensor_value_info("labels", onnx.TensorProto.INT64, None)
+    body = make_graph([], "g", [given], [taken])
+    path = tmp_path_factory.mktemp("graph") / "x.onnx"
+    onnx.save(make_model(body, opset_imports=[make_opsetid("", 18)]), path)
+    return path
+
+
+PAIR = {"m.lora_A": torch.ones(4, 8), "m.lora_B": torch.ones(12, 2)}
+INSPECTED = {
+    "wrapper": ({"model_state_dict": PAIR}, ["read from its 'model_state_dict'"], ["wrapper:"]),
+    "headings and rank": (
+        PAIR,
+        ["  module  A       B        rank  dtype\n  m       [4, 8]  [12, 2]  2     F32"],
+        ["divided by the kernel size", "read from"],
+    ),
+    "a convolution's rank": (
+        {"m.lora_A": torch.ones(6, 3), "m.lora_B": torch.ones(48, 6)},
+        ["divided by the kernel size"],
+        [],
+    ),
+    "words, not JSON": (PAIR, ["full tensors", ": none", "not in the file: alpha, "], ['"', "[]"]),
+    "factors and weights": (
+        PAIR | {"m.weight": torch.ones(12, 8)},
+        ["1 module (m) with both factors and the full weight: the file does not tell"],
+        [],
+    ),
+    "no adapter": ({"m.weight": torch.ones(2, 2)}, ["dtypes: F32 1", "none"], ['"', "[]"]),
+}
+
+
+@pytest.mark.parametrize("name", INSPECTED)
+def test_text_of_inspect(name, files):
+    held, words, absent = INSPECTED[name]
+    torch.save(held, files / "held.pt")
+    text = run(files, "inspect", "held.pt").stdout
+    assert [word for word in words if word not in text] == [], text
+    assert [word for word in absent if word in text] == [], text
+
+
+def test_inspect_onnx(graph):
+    result = CliRunner().invoke(main, ["inspect", str(graph)])
+    assert result.exit_code == 0, result.output
+    for words in ("pixels: float32[batch,1,8,?]", "labels: int64\n", "opset: ai.onnx 18"):
+        assert words in f"{result.stdout}\n"
 
 
 def test_verify_uses_the_facts_of_the_manifest(files):
@@ -274,6 +348,13 @@ def test_help_is_quick_and_light():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", ["", "merge", "onnx", "verify", "unmerge", "inspect"])
+def test_help_is_plain_and_whole(command, files):
+    text = run(files, *command.split(), "--help").stdout
+    assert "\\b" not in text
+    assert "..." not in text.partition("Commands:")[2]
 
 
 def test_text_of_an_empty_report():

@@ -131,8 +131,38 @@ def test_the_opset_asked_for_is_the_opset_written(zoo, opset):
 
 
 def test_an_opset_that_cannot_be_written_is_refused(zoo):
-    with pytest.raises(UsageError, match="opset 18, not 5"):
-        capture(zoo.build("net"), zoo.specs("net"), opset=5)
+    with pytest.raises(UsageError, match="opset 18 or newer, not 8"):
+        capture(zoo.build("net"), zoo.specs("net"), opset=8)
+
+
+@pytest.mark.parametrize("opset", [-1, 6, 1000])
+def test_an_opset_that_nobody_knows_is_refused_before_anything_is_read(opset, tmp_path):
+    from lora_export.api import export_onnx
+
+    with pytest.raises(UsageError, match=f"no opset {opset}"):
+        export_onnx(tmp_path / "absent", [tmp_path / "absent"], tmp_path / "x.onnx", opset=opset)
+
+
+class Untranslatable(nn.Module):
+    def forward(self, x):
+        return torch.linalg.svd(x)[1]
+
+
+class Untraceable(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Untranslatable(), "traced the model but cannot translate .*svd"),
+        (Untraceable(), "cannot trace the model: "),
+    ],
+)
+def test_tracing_and_translating_fail_apart(model, words):
+    with pytest.raises(InputError, match=words):
+        capture(model.eval(), parse_inputs(["x=float32[batch,4,4]"]))
 
 
 class Plain(nn.Module):

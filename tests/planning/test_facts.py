@@ -60,11 +60,36 @@ def test_json_says_the_same(tmp_path):
         ("enable_lora = [false]", "one of them true"),
         ("[[module]]\nalpha = 3", "match is missing"),
         ("module = 3", "list of tables"),
+        ('kind = "lin"', r"'lin' is not a kind of layer: .*linear.*merged_linear"),
     ],
 )
 def test_mistakes_are_named(text, words, tmp_path):
     with pytest.raises(InputError, match=words):
         read_hparams(written(tmp_path, text))
+
+
+CONTRADICTED = {
+    "alpha = 16": (Facts(alpha=8.0), ["alpha is 16", "--alpha 8"]),
+    "fan_in_fan_out = true": (Facts(fan_in_fan_out=False), ["True", "--no-fan-in-fan-out"]),
+    "enable_lora = [1, 0]": (Facts(enable_lora=(True, True)), ["1,0", "--enable-lora 1,1"]),
+}
+
+
+@pytest.mark.parametrize("text", CONTRADICTED)
+def test_an_option_that_contradicts_the_top_of_the_file_is_refused(text, tmp_path):
+    options, words = CONTRADICTED[text]
+    top, patterns = read_hparams(written(tmp_path, text))
+    with pytest.raises(UsageError) as caught:
+        FactTable.joined(options, top, patterns, {})
+    assert [word for word in [*words, "hparams"] if word not in str(caught.value)] == []
+
+
+def test_a_table_that_overrides_an_option_is_told(tmp_path):
+    top, patterns = read_hparams(written(tmp_path, TOML))
+    table = FactTable.joined(Facts(alpha=16.0, enable_lora=(True,)), top, patterns, {})
+    told = table.overridden(["h.0.c_attn", "h.1.c_attn", "h.0.mlp"])
+    place = f"for 2 modules from {tmp_path / 'hparams'}: [[module]] 1 overrides"
+    assert told == [f"alpha=32 {place} --alpha 16", f"enable_lora=1,0,1 {place} --enable-lora 1"]
 
 
 def test_a_model_that_contradicts_an_option_is_refused():

@@ -239,6 +239,13 @@ def test_planned_changes(inputs, changed, case):
     assert not any(step.out.name.endswith(("lora_A", "lora_B")) for step in plan.steps())
 
 
+def test_a_table_that_overrides_an_option_is_a_choice(case):
+    hparams = case.folder / "facts.toml"
+    hparams.write_text('[[module]]\nmatch = "h.1.*"\nalpha = 3')
+    [told] = case.plan(alpha=16, hparams=hparams).choices
+    assert told == f"alpha=3 for 1 module from {hparams}: [[module]] 1 overrides --alpha 16"
+
+
 def test_bias_and_head_replace_and_the_rest_is_kept(case):
     adapter = {**ADAPTER, "h.0.attn.bias": tensor(12) + 1, "ln.weight": tensor(8).half() + 1}
     case.merge(adapter=adapter)

@@ -11,7 +11,7 @@ from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.records import Adapter, Delta, Facts, TensorRef, TensorSpec, Update
 
 
-def resolved(a, b, weight, *, name="m.weight", has_bias=False, **facts):
+def resolved(a, b, weight, *, name="m.weight", has_bias=False, model="", **facts):
     factors = {
         role: TensorRef(TensorSpec(role, "F32", shape), Path("x"), 0, 0)
         for role, shape in (("A", a), ("B", b))
@@ -20,7 +20,7 @@ def resolved(a, b, weight, *, name="m.weight", has_bias=False, **facts):
     adapter = Adapter(Path("lora.pt"), "loralib", (update,), ())
     known = Facts(**{"alpha": 8, "source": "a test", **facts})
     spec = TensorSpec(name, "F32", weight)
-    return resolve(adapter, update, "m", spec, known, has_bias=has_bias)
+    return resolve(adapter, update, "m", spec, known, has_bias=has_bias, model=model)
 
 
 READ = [
@@ -91,7 +91,50 @@ def test_missing(name):
     (a, b, weight, facts), words = MISSING[name]
     with pytest.raises(Unresolved) as caught:
         resolved(a, b, weight, **facts)
-    assert words in str(caught.value.problem)
+    assert words in str([*caught.value.missing, *caught.value.unfit])
+
+
+ALL_MISSING = {
+    "orientation": (((2, 8), (8, 2), (8, 8)), ["linear stored (in, out)", "alpha"]),
+    "blocks": (((4, 8), (16, 2), (24, 8)), ["2 of 3 blocks", "alpha"]),
+    "orientation and blocks": (((4, 24), (16, 2), (24, 24)), ["can be", "2 of 3 blocks", "alpha"]),
+    "no layer": (((2, 8), (8, 2), (9, 9)), ["fit no layer", "alpha"]),
+}
+
+
+@pytest.mark.parametrize("name", ALL_MISSING)
+def test_whatever_is_missing_of_a_module_is_told_at_once(name):
+    shapes, words = ALL_MISSING[name]
+    with pytest.raises(Unresolved) as caught:
+        resolved(*shapes, alpha=None)
+    told = [problem.message for problem in [*caught.value.unfit, *caught.value.missing]]
+    assert len(told) == len(words)
+    assert all(word in message for word, message in zip(words, told, strict=True)), told
+    if name == "no layer":
+        assert len(caught.value.unfit) == 1
+
+
+@pytest.mark.parametrize(
+    ("alpha", "words"),
+    [
+        (-16.0, "--weight -1 subtracts an adapter"),
+        (0.0, "used in training"),
+        (math.nan, "alpha = nan"),
+    ],
+)
+def test_an_alpha_that_is_none(alpha, words):
+    with pytest.raises(Unresolved) as caught:
+        resolved((2, 8), (12, 2), (12, 8), alpha=alpha)
+    assert words in str(caught.value.missing[0])
+
+
+@pytest.mark.parametrize("shapes", [((2, 8), (12, 2), (12, 8)), ((4, 8), (16, 2), (24, 8))])
+def test_a_model_that_was_named_is_not_asked_for_again(shapes):
+    with pytest.raises(Unresolved) as caught:
+        resolved(*shapes, alpha=None, model="net.py:plain")
+    for problem in caught.value.missing:
+        assert "net.py:plain has no loralib module there" in problem.hint
+        assert "--model" not in problem.hint
 
 
 @settings(max_examples=200)

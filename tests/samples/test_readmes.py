@@ -6,6 +6,7 @@ The training is in `sh` blocks, which are not run: test_training.py does that, c
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 
 import pytest
@@ -43,3 +44,20 @@ def test_commands_work(name, root, tmp_path):
 def test_every_sample_is_listed(root):
     names = {page.parent.name for page in root.glob("samples/*/model.py")}
     assert names == {"digits", "chargpt", "minilm"}
+
+
+def test_no_two_pages_write_the_same_file(root):
+    """Whoever follows one page after another must not be told that the output exists."""
+    pages = [root / "README.md", *root.glob("samples/*/README.md")]
+    written = [name for page in pages for name in re.findall(r" -o (\S+)", _commands(page))]
+    assert len(written) > len(pages)
+    assert len(set(written)) == len(written), written
+
+
+def _commands(page):
+    return "\n".join(
+        line
+        for block in blocks(page)
+        for line in block.text.replace("\\\n", " ").splitlines()
+        if "lora-export" in line or " -o " in line
+    )

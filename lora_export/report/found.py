@@ -1,0 +1,51 @@
+"""What `inspect` found, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_export.report.columns import aligned
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SHOWN = 8
+_TITLES = {"full_tensors": "full tensors, which take the place of the base's"}
+
+
+def found_text(found: Mapping[str, Any], *, verbose: bool) -> str:
+    """Scalars and short lists a line each, modules and tensors as rows under a heading."""
+    lines: list[str] = []
+    for key, value in found.items():
+        title = _TITLES.get(key, key.replace("_", " "))
+        if key == "manifest":
+            lines.append(f"manifest: made by {value.get('command')}, recipe {value.get('recipe')}")
+        elif key == "notes":
+            lines += [f"note: {note}" for note in value]
+        elif key == "wrapper":
+            lines += [f"read from its {value!r}"] if value else []
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += [f"{title}: {len(value)}", *_table(value, verbose=verbose)]
+        else:
+            lines.append(f"{title}: {_plain(value)}")
+    return "\n".join(lines)
+
+
+def _table(entries: Sequence[Mapping[str, Any]], *, verbose: bool) -> list[str]:
+    shown = entries if verbose else entries[:_SHOWN]
+    heading = [key.replace("_", " ") for key in entries[0]]
+    lines = aligned([heading, *([_plain(cell) for cell in entry.values()] for entry in shown)])
+    if len(shown) < len(entries):
+        lines.append(f"  ... and {len(entries) - len(shown)} more (-v lists them)")
+    return lines
+
+
+def _plain(value: object) -> str:
+    """A value without quotes and brackets, except those of a shape."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {count}" for key, count in value.items()) or "none"
+    if isinstance(value, list) and value and all(isinstance(item, int) for item in value):
+        return str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
