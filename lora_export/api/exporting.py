@@ -67,7 +67,8 @@ def export_onnx(
     """
     from lora_export.onnx_export.trace import check_opset
 
-    check_opset(opset)
+    if opset is not None:
+        check_opset(opset)
     job = make_job(base, adapters, model=model, proof=proof, settings=settings)
     source = job.source or folder_model(job.plan.base, job.proof.input)
     target = Path(output)

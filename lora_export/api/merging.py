@@ -88,7 +88,7 @@ def merge(
         check_undoable(plan)
     target = _target(output, plan, needed=not dry_run)
     if dry_run:
-        space = space_for(plan, target)
+        space = space_for(plan, target if output else None)
         output = str(output or "")
         facts = space.facts()
         return Report("merge", output, plan, warnings=plan.warnings, facts=facts, dry_run=True)

@@ -52,7 +52,8 @@ class FactTable:
         top: Facts,
         patterns: Patterns,
         modules: Mapping[str, Facts],
-        recorded: Mapping[tuple[str, str], Facts],
+        *,
+        recorded: Mapping[tuple[str, str], Facts] | None = None,
     ) -> FactTable:
         """The table of `options` and of what `read_hparams` gave, which must agree at the top.
 
@@ -69,7 +70,7 @@ class FactTable:
         ]
         if problems:
             raise UsageError.of(problems)
-        return cls(overlay(options, top), patterns, modules, recorded, options)
+        return cls(overlay(options, top), patterns, modules, recorded or {}, options)
 
     def overridden(self, modules: Iterable[str]) -> list[str]:
         """Where a table of the file overrides an option for `modules`, in words."""

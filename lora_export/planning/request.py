@@ -156,7 +156,7 @@ def plan_request(
     inputs = inputs or read_inputs(request)
     top, patterns = read_hparams(request.hparams) if request.hparams else (Facts(), ())
     modules = model.modules if model else {}
-    facts = FactTable.joined(request.given, top, patterns, modules, recorded or {})
+    facts = FactTable.joined(request.given, top, patterns, modules, recorded=recorded)
     return make_plan(
         inputs.base, inputs.adapters, facts, request.options, model=model, lookup=lookup
     )
