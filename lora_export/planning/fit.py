@@ -128,7 +128,7 @@ def _fit_replacement(
         return
     same = ref.spec.dtype == base.spec.dtype and same_content(ref, base)
     if same:
-        draft.choices.append(f"{replacement.name}: equal to the base's, which is kept")
+        draft.kept.append(replacement.name)
     elif target in draft.merged:
         message = (
             "the file holds low-rank factors and a full weight for this module, and the weight "
