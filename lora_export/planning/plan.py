@@ -122,9 +122,8 @@ def _wrappers(names: Iterable[str]) -> set[str]:
     parts = [name.split(".") for name in names]
     found = {"_orig_mod."} if any("_orig_mod" in one for one in parts) else set()
     inner = [[part for part in one if part != "_orig_mod"] for one in parts]
-    return found | (
-        {"module."} if all(one[:1] == ["module"] and one[1:] for one in inner) else set()
-    )
+    outer = all(one[:1] == ["module"] and one[1:] for one in inner)
+    return found | ({"module."} if outer else set())
 
 
 def _without_factors(draft: Draft) -> Checkpoint:

@@ -63,7 +63,7 @@ def plan_text(plan: MergePlan, *, verbose: bool) -> str:
 def _full_tensors(adapter: Adapter) -> str:
     """Those that take the place of the base's, where there are any."""
     number = len(adapter.replacements)
-    return f", {counted(number, 'full tensor')} for the base's" if number else ""
+    return f", {counted(number, 'full tensor')} in place of the base's" if number else ""
 
 
 def _delta_row(delta: Delta) -> Sequence[str]:
