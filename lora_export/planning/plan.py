@@ -122,7 +122,7 @@ def _wrappers(names: Iterable[str]) -> set[str]:
     parts = [name.split(".") for name in names]
     found = {"_orig_mod."} if any("_orig_mod" in one for one in parts) else set()
     inner = [[part for part in one if part != "_orig_mod"] for one in parts]
-    outer = all(one[:1] == ["module"] and one[1:] for one in inner)
+    outer = bool(inner) and all(one[:1] == ["module"] and one[1:] for one in inner)
     return found | ({"module."} if outer else set())
 
 
@@ -138,11 +138,16 @@ def _without_factors(draft: Draft) -> Checkpoint:
             "its weights already contain the update is not in the file",
             where=str(base.root),
             hint="saved in train() mode or with merge_weights=False: say --unmerged-base; saved "
-            "in eval() mode: its weights are merged already, merging again would double them",
+            "in eval() mode: its weights are merged already, merging again would double them, and "
+            "without its lora_* keys it is the finished model (docs/formats-loralib.md shows how)",
         )
     reason = "a factor inside the base (--unmerged-base)"
     draft.dropped.update(dict.fromkeys(factors, reason))
-    draft.choices.append(f"{len(factors)} low-rank factors of the base are left out")
+    draft.choices.append(f"{counted(len(factors), 'low-rank factor')} of the base are left out")
+    draft.warnings.append(
+        "that the base's weights are unmerged is taken from --unmerged-base and cannot be checked: "
+        "if it was saved in eval() mode, the result contains the update twice"
+    )
     shards = tuple(
         replace(shard, tensors=tuple(r for r in shard.tensors if r.spec.name not in draft.dropped))
         for shard in base.shards

@@ -147,7 +147,7 @@ REFUSED = {
     "factors in the base": (
         InputError,
         {"base": {**BASE, **ADAPTER}},
-        ["4 low-rank factors", "--unmerged-base", "double"],
+        ["4 low-rank factors", "--unmerged-base", "double", "docs/formats-loralib.md"],
     ),
     "base and adapter swapped": (
         UsageError,
@@ -249,6 +249,12 @@ def test_a_table_that_overrides_an_option_is_a_choice(case):
     hparams.write_text('[[module]]\nmatch = "h.1.*"\nalpha = 3')
     [told] = case.plan(alpha=16, hparams=hparams).choices
     assert told == f"alpha=3 for 1 module from {hparams}: [[module]] 1 overrides --alpha 16"
+
+
+def test_what_unmerged_base_claims_is_told(case):
+    [warning] = case.plan(base={**BASE, **ADAPTER}, unmerged_base=True).warnings
+    assert "cannot be checked" in warning
+    assert "the update twice" in warning
 
 
 def test_tensors_equal_to_the_base_are_one_choice(case):
