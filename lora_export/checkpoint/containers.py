@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from lora_export.checkpoint.inert import Opaque
 from lora_export.checkpoint.torch_values import StoredTensor, is_module, is_tensor_like
 from lora_export.errors import InputError
 
@@ -22,6 +23,7 @@ IGNORED_STARTS = ("optim", "scheduler", "lr_scheduler", "ema")
 """Keys of training state: only looked at when nothing else holds tensors."""
 
 MAX_DEPTH = 4
+_NOT_RUN = "nothing of it was imported or run"
 Where: TypeAlias = "tuple[str, ...]"
 Level: TypeAlias = "Mapping[object, object]"
 
@@ -57,7 +59,8 @@ def _check_root(root: object, path: Path) -> None:
         )
     if not isinstance(root, dict):
         kind = getattr(root, "name", type(root).__name__)
-        raise InputError(f"holds one {kind}, not a state dict", where=str(path))
+        not_run = f"; {_NOT_RUN}" if isinstance(root, Opaque) else ""
+        raise InputError(f"holds one {kind}, not a state dict{not_run}", where=str(path))
 
 
 def _descend(level: Level, where: Where, path: Path) -> tuple[Level, Where] | None:
@@ -170,4 +173,6 @@ def _refuse_several(candidates: Mapping[Where, Level], path: Path) -> None:
 def _refuse_empty(level: Level, where: Where, path: Path) -> None:
     keys = ", ".join(key_text(key) for key in list(level)[:20]) or "none"
     inside = f" under {'.'.join(where)}" if where else ""
-    raise InputError(f"holds no tensors{inside}; its keys: {keys}", where=str(path))
+    foreign = sorted({item.name[:200] for item in level.values() if isinstance(item, Opaque)})
+    named = f"; it names {', '.join(foreign[:5])}: {_NOT_RUN}" if foreign else ""
+    raise InputError(f"holds no tensors{inside}; its keys: {keys}{named}", where=str(path))

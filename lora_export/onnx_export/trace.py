@@ -72,10 +72,12 @@ def check_opset(opset: int | None) -> None:
     Raises:
         UsageError: the operator set is older than torch.onnx writes or newer than onnx knows.
     """
+    if opset is None:
+        return
     import onnx
 
     newest = onnx.defs.onnx_opset_version()
-    if opset is not None and not OLDEST_OPSET <= opset <= newest:
+    if not OLDEST_OPSET <= opset <= newest:
         raise UsageError(
             f"there is no opset {opset} to be written: {OLDEST_OPSET} to {newest} are known",
             where="--opset",

@@ -39,7 +39,10 @@ class Options:
 
 @dataclass(slots=True)
 class Draft:
-    """Decisions by base tensor name, and the problems, grouped by the exit status they mean."""
+    """Decisions by base tensor name, and the problems, grouped by the exit status they mean.
+
+    kept: the adapter's full tensors that are the base's own.
+    """
 
     base: Checkpoint
     stored: Mapping[str, TensorRef]
@@ -54,6 +57,7 @@ class Draft:
     unmatched: list[str] = field(default_factory=list)
     coupled: list[str] = field(default_factory=list)
     separated: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     choices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unfit: list[Problem] = field(default_factory=list)

@@ -141,7 +141,7 @@ def _fit_replacement(
         draft.unfit.append(Problem(message, where, "is this the base it was trained on?"))
         return
     if same_content(ref, base):
-        draft.choices.append(f"{replacement.name}: equal to the base's, which is kept")
+        draft.kept.append(replacement.name)
     elif target in draft.merged:
         message = (
             "the file holds low-rank factors and a full weight for this module, and the weight "

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.side_files import edit_json
 from lora_export.dialects.loralib import factor_key
-from lora_export.errors import InputError
+from lora_export.errors import InputError, UsageError
 from lora_export.planning.draft import Draft, Options
 from lora_export.planning.fit import fit_adapter
 from lora_export.planning.modules import join_shared, refuse_forgotten
-from lora_export.planning.names import BaseNames
+from lora_export.planning.names import BaseNames, weight_names
 from lora_export.planning.tied import find_ties, plan_ties
 from lora_export.planning.unused import refuse_unused
 from lora_export.records import MergePlan, ShardPlan, SideFile, Step, TensorSpec
+from lora_export.report.columns import counted
 from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from lora_export.planning.facts import FactTable
     from lora_export.planning.tied import Lookup
@@ -48,6 +49,7 @@ def make_plan(
     ties = find_ties(base, touched, model, lookup)
     draft = Draft(base, base.tensors(), facts, model, options, ties)
     _tell_wrappers(draft, adapters)
+    _tell_prefixes(draft, adapters)
     draft.base = base = _without_factors(draft)
     unstored = [name for tie in ties for name in tie.names if name not in draft.stored]
     names = BaseNames([*draft.stored, *unstored])
@@ -90,12 +92,57 @@ def _tell_choices(draft: Draft) -> None:
         )
     deltas = [delta for listed in draft.merged.values() for delta in listed]
     draft.choices += draft.facts.overridden(dict.fromkeys(delta.module for delta in deltas))
+    if draft.kept:
+        equal = counted(len(draft.kept), "full tensor")
+        names = first_names(draft.kept)
+        draft.choices.append(f"{equal} equal to the base's, which is kept ({names})")
+
+
+def refuse_adapter_as_base(base: Checkpoint) -> None:
+    """Refuse a base that holds factors and no weight for any of them: it is an adapter.
+
+    Raises:
+        UsageError: so it is.
+    """
+    stored = base.tensors()
+    modules = [key[0] for name in stored if (key := factor_key(name))]
+    if modules and not any(name in stored for m in modules for name in weight_names(m)):
+        raise UsageError(
+            "is named as the base, but holds low-rank factors without weights",
+            where=str(base.root),
+            hint="the base comes first, then the adapter: are the two swapped?",
+        )
 
 
 def _tell_wrappers(draft: Draft, adapters: Sequence[Adapter]) -> None:
     wrapped = [(shard.file, shard.wrapper) for shard in draft.base.shards]
     wrapped += [(adapter.path, adapter.wrapper) for adapter in adapters]
     draft.choices += [f"{path.name}: read from its {key!r}" for path, key in wrapped if key]
+
+
+def _tell_prefixes(draft: Draft, adapters: Sequence[Adapter]) -> None:
+    """Where the names of DataParallel or torch.compile were bridged, or stay in the result."""
+    in_base = _wrappers(draft.stored)
+    for adapter in adapters:
+        bridged = _wrappers(adapter.names()) ^ in_base
+        if bridged:
+            told = " and ".join(f"'{prefix}'" for prefix in sorted(bridged))
+            draft.choices.append(f"{adapter.path.name}: names are compared without {told}")
+    if in_base:
+        told = " and ".join(f"'{prefix}'" for prefix in sorted(in_base))
+        draft.warnings.append(
+            f"the base's own names carry {told}, as DataParallel and torch.compile add it; the "
+            "result keeps them, so a plain model loads it only when they are taken off"
+        )
+
+
+def _wrappers(names: Iterable[str]) -> set[str]:
+    """The wrapper parts in `names`: `module.` where all begin so, `_orig_mod.` anywhere."""
+    parts = [name.split(".") for name in names]
+    found = {"_orig_mod."} if any("_orig_mod" in one for one in parts) else set()
+    inner = [[part for part in one if part != "_orig_mod"] for one in parts]
+    outer = bool(inner) and all(one[:1] == ["module"] and one[1:] for one in inner)
+    return found | ({"module."} if outer else set())
 
 
 def _without_factors(draft: Draft) -> Checkpoint:
@@ -110,11 +157,16 @@ def _without_factors(draft: Draft) -> Checkpoint:
             "its weights already contain the update is not in the file",
             where=str(base.root),
             hint="saved in train() mode or with merge_weights=False: say --unmerged-base; saved "
-            "in eval() mode: its weights are merged already, merging again would double them",
+            "in eval() mode: its weights are merged already, merging again would double them, and "
+            "without its lora_* keys it is the finished model (docs/formats-loralib.md shows how)",
         )
     reason = "a factor inside the base (--unmerged-base)"
     draft.dropped.update(dict.fromkeys(factors, reason))
-    draft.choices.append(f"{len(factors)} low-rank factors of the base are left out")
+    draft.choices.append(f"{counted(len(factors), 'low-rank factor')} of the base are left out")
+    draft.warnings.append(
+        "that the base's weights are unmerged is taken from --unmerged-base and cannot be checked: "
+        "if it was saved in eval() mode, the result contains the update twice"
+    )
     shards = tuple(
         replace(shard, tensors=tuple(r for r in shard.tensors if r.spec.name not in draft.dropped))
         for shard in base.shards

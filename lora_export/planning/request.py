@@ -15,8 +15,9 @@ from lora_export.errors import FitError, UsageError
 from lora_export.planning.draft import Options, Recipe, Tied
 from lora_export.planning.facts import FactTable, parse_enable_lora, read_hparams
 from lora_export.planning.names import PrefixChange
-from lora_export.planning.plan import make_plan
+from lora_export.planning.plan import make_plan, refuse_adapter_as_base
 from lora_export.records import Facts
+from lora_export.report.columns import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -131,6 +132,7 @@ def read_inputs(request: Request) -> Inputs:
             named twice, or is in the base already.
     """
     base = read_checkpoint(request.base)
+    refuse_adapter_as_base(base)
     adapters = _read_adapters(request)
     _refuse_twice(base, adapters)
     return Inputs(base, tuple(adapters))
@@ -167,7 +169,8 @@ def _read_adapters(request: Request) -> list[Adapter]:
         raise UsageError("no adapter is named")
     if request.weights and len(request.weights) != len(request.adapters):
         raise UsageError(
-            f"{len(request.weights)} weights for {len(request.adapters)} adapters",
+            f"{counted(len(request.weights), 'weight')} for "
+            f"{counted(len(request.adapters), 'adapter')}",
             where="--weight",
             hint="give --weight once for each adapter, in their order",
         )

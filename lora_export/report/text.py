@@ -5,14 +5,14 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from lora_export.report.columns import aligned
+from lora_export.report.columns import aligned, counted
 from lora_export.report.found import found_text
 from lora_export.report.result import tensor_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_export.records import Check, Delta, MergePlan, Step
+    from lora_export.records import Adapter, Check, Delta, MergePlan, Step
     from lora_export.report.result import Report
 
 _SHOWN = 8
@@ -62,8 +62,8 @@ def plan_text(plan: MergePlan, *, verbose: bool) -> str:
     changes = f"{counts['changed']} change, {counts['added']} are new"
     head = [f"base     {plan.base.root}: {counts['total']} tensors, {changes}"]
     head += [
-        f"adapter  {adapter.path}: {adapter.dialect}, {len(adapter.updates)} modules, "
-        f"{len(adapter.replacements)} full tensors"
+        f"adapter  {adapter.path}: {adapter.dialect}, {counted(len(adapter.updates), 'module')}"
+        + _full_tensors(adapter)
         + (f", weight {adapter.weight:g}" if adapter.weight != 1 else "")
         for adapter in plan.adapters
     ]
@@ -74,6 +74,12 @@ def plan_text(plan: MergePlan, *, verbose: bool) -> str:
     if len(rows) > _SHOWN and not verbose:
         table.append(f"  ... and {len(rows) - _SHOWN} more (-v lists them)")
     return "\n".join([*head, *table, *(f"  {choice}" for choice in plan.choices)])
+
+
+def _full_tensors(adapter: Adapter) -> str:
+    """Those that take the place of the base's, where there are any."""
+    number = len(adapter.replacements)
+    return f", {counted(number, 'full tensor')} in place of the base's" if number else ""
 
 
 def _delta_row(delta: Delta) -> Sequence[str]:

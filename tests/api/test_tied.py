@@ -205,7 +205,7 @@ def test_factories_in_every_combination(adapted, stored, prefix, tmp_path):
             assert torch.equal(merged[f"{prefix}{name}.weight"], value)
         else:
             assert f"{prefix}{name}.weight" not in merged
-    assert bool(report.warnings) is separate
+    assert any("one parameter" in warning for warning in report.warnings) is separate
 
 
 def tied_file(tmp_path, adapter, **settings):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -49,7 +51,17 @@ def test_the_state_dict_is_found(tmp_path, value, wrapper):
     assert {ref.spec.name for ref in found.tensors} == set(expected)
 
 
+class Foreign:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/never",))
+
+
 REFUSED = {
+    "a foreign call": (Foreign(), "holds one (posix|nt).system, .*nothing of it was .*run"),
+    "a foreign call and no tensors": (
+        {"x": Foreign()},
+        "no tensors; its keys: x; it names (posix|nt).system: nothing of it was .*run",
+    ),
     "two known": ({"model": STATE, "net": OTHER}, r"several state dicts.*model \(2\), net \(1\)"),
     "two unknown": ({"gen": STATE, "disc": OTHER}, r"gen \(2\), disc \(1\)"),
     "two unknown, deep": ({"a": {"gen": STATE, "disc": OTHER}}, r"a.gen \(2\), a.disc \(1\)"),

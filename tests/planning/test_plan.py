@@ -142,12 +142,17 @@ REFUSED = {
     "orientation contradicts": (UsageError, {"fan_in_fan_out": True}, ["contradicts the shapes"]),
     "enable_lora unreadable": (UsageError, {"enable_lora": "1,x"}, ["'x'"]),
     "rename unreadable": (UsageError, {"rename": "transformer"}, ["OLD=NEW"]),
-    "weights": (UsageError, {"weight": [1.0, 2.0]}, ["2 weights for 1 adapters"]),
+    "weights": (UsageError, {"weight": [1.0, 2.0]}, ["2 weights for 1 adapter"]),
     "dialect": (UsageError, {"dialect": "nope"}, ["unknown dialect", "loralib"]),
     "factors in the base": (
         InputError,
         {"base": {**BASE, **ADAPTER}},
-        ["4 low-rank factors", "--unmerged-base", "double"],
+        ["4 low-rank factors", "--unmerged-base", "double", "docs/formats-loralib.md"],
+    ),
+    "base and adapter swapped": (
+        UsageError,
+        {"base": ADAPTER, "adapter": BASE},
+        ["base.safetensors", "without weights", "swapped"],
     ),
     "partner missing": (
         InputError,
@@ -244,6 +249,39 @@ def test_a_table_that_overrides_an_option_is_a_choice(case):
     hparams.write_text('[[module]]\nmatch = "h.1.*"\nalpha = 3')
     [told] = case.plan(alpha=16, hparams=hparams).choices
     assert told == f"alpha=3 for 1 module from {hparams}: [[module]] 1 overrides --alpha 16"
+
+
+def test_what_unmerged_base_claims_is_told(case):
+    [warning] = case.plan(base={**BASE, **ADAPTER}, unmerged_base=True).warnings
+    assert "cannot be checked" in warning
+    assert "the update twice" in warning
+
+
+def test_tensors_equal_to_the_base_are_one_choice(case):
+    [told] = case.plan(adapter={**ADAPTER, **BASE}).choices
+    assert told.startswith("5 full tensors equal to the base's, which is kept (h.0.attn.")
+    assert told.endswith(" and 2 more)")
+
+
+@pytest.mark.parametrize(
+    ("adapter_prefix", "base_prefix", "choices", "warned"),
+    [
+        ("", "", [], ""),
+        ("module.", "", ["lora.pt: names are compared without 'module.'"], ""),
+        ("_orig_mod.", "", ["lora.pt: names are compared without '_orig_mod.'"], ""),
+        ("", "module.", ["lora.pt: names are compared without 'module.'"], "carry 'module.'"),
+        ("module.", "module.", [], "carry 'module.'"),
+        ("", "_orig_mod.", ["lora.pt: names are compared without '_orig_mod.'"], "'_orig_mod.'"),
+    ],
+)
+def test_prefixes_of_wrappers_are_told(adapter_prefix, base_prefix, choices, warned, case):
+    plan = case.plan(
+        adapter=renamed(ADAPTER, lambda n: adapter_prefix + n),
+        base=renamed(BASE, lambda n: base_prefix + n),
+    )
+    assert list(plan.choices) == choices
+    assert warned in " ".join(plan.warnings)
+    assert bool(plan.warnings) is bool(warned)
 
 
 def test_bias_and_head_replace_and_the_rest_is_kept(case):
