@@ -88,7 +88,7 @@ def merge(
         check_undoable(plan)
     target = _target(output, plan, needed=not dry_run)
     if dry_run:
-        space = space_for(plan, target if output else None)
+        space = space_for(plan, target if output else None, jobs)
         output = str(output or "")
         facts = space.facts()
         return Report("merge", output, plan, warnings=plan.warnings, facts=facts, dry_run=True)
@@ -121,7 +121,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     from lora_export.verification.weights import WeightProof
 
     plan = job.plan
-    space = space_for(plan, stage.output)
+    space = space_for(plan, stage.output, writing.jobs)
     refuse_too_little(space, stage.output)
     proof = WeightProof(plan) if writing.verify else None
     files, digests = write_plan(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import StorageError
+from lora_export.execution.arithmetic import memory_needed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,24 +17,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Bytes. needed: of all tensors and side files. free: where the output goes, if known."""
+    """Bytes. needed: of all tensors and side files. free: where the output goes, if known.
+
+    memory: beside the interpreter and torch; it does not grow with the model.
+    """
 
     needed: int
     free: int | None
+    memory: int
 
     def facts(self) -> dict[str, Any]:
         """For the report."""
         return {"space": asdict(self)}
 
 
-def space_for(plan: MergePlan, output: Path | None) -> Space:
-    """What `plan` needs, and what is free in the folder that `output` goes to."""
+def space_for(plan: MergePlan, output: Path | None, jobs: int | None = None) -> Space:
+    """What `plan` needs in `jobs` threads, and what is free in the folder `output` goes to."""
     tensors = sum(step.out.nbytes for step in plan.steps())
     around = sum(
         file.source.stat().st_size if file.source else len(file.content or b"")
         for file in plan.side_files
     )
-    return Space(tensors + around, _free(output.parent) if output else None)
+    memory = memory_needed(plan, jobs or os.cpu_count() or 1)
+    return Space(tensors + around, _free(output.parent) if output else None, memory)
 
 
 def refuse_too_little(space: Space, output: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_export.records import Delta, Step
+    from lora_export.records import Delta, MergePlan, Step
 
 BLOCK_ELEMENTS = 1 << 18
 """Elements of a block: 1 MB in float32, which stays in a core's cache."""
@@ -109,3 +109,19 @@ def row_blocks(step: Step) -> list[tuple[int, int]]:
     count = max(1, rows // size)
     starts = [block * size for block in range(count)] + [rows]
     return list(pairwise(starts))
+
+
+def memory_needed(plan: MergePlan, jobs: int) -> int:
+    """Bytes that a merge in `jobs` threads takes beside the interpreter and torch, roughly.
+
+    A thread holds a block in several dtypes, and the factors of the tensor it is at: as they are
+    stored, and in float64 and float32 for the proof. A tensor that cannot be cut is held whole.
+    """
+    largest = max((_step_memory(step) for step in plan.steps() if step.deltas), default=0)
+    return jobs * (8 * 8 * BLOCK_ELEMENTS + largest)
+
+
+def _step_memory(step: Step) -> int:
+    factors = sum(ref.length for delta in step.deltas for ref in delta.factors.values())
+    whole = 4 * step.out.nbytes if len(row_blocks(step)) == 1 else 0
+    return 4 * factors + whole

@@ -44,8 +44,9 @@ def report_text(report: Report, *, verbose: bool) -> str:
 def _space_text(space: Mapping[str, Any] | None) -> str:
     if space is None:
         return ""
-    free = "" if space["free"] is None else f", {space['free']:,} are free there"
-    return f"; {space['needed']:,} bytes would be{free}"
+    free = "" if space["free"] is None else f", of {space['free']:,} that are free there"
+    memory = f"about {space['memory'] // 10**6:,} MB of memory beside Python and torch"
+    return f"; it takes {space['needed']:,} bytes{free}, and {memory}"
 
 
 def first_names(names: Sequence[str]) -> str:

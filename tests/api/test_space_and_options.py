@@ -38,25 +38,33 @@ def with_free(monkeypatch, blocks):
     monkeypatch.setattr(os, "statvfs", lambda _: status)
 
 
+def space_of(report):
+    space = report_json(report)["space"]
+    assert 0 < space["memory"] < 2**30
+    return space["needed"], space["free"]
+
+
 @pytest.mark.parametrize("free", [NEEDED - 1, NEEDED])
 def test_too_little_room_is_refused_before_writing(free, call, monkeypatch, tmp_path):
     with_free(monkeypatch, free)
     before = sorted(tmp_path.iterdir())
     dry = call(dry_run=True)
-    assert report_json(dry)["space"] == {"needed": NEEDED, "free": free}
-    assert f"{NEEDED} bytes would be, {free} are free there" in report_text(dry, verbose=False)
+    assert space_of(dry) == (NEEDED, free)
+    text = report_text(dry, verbose=False)
+    assert f"it takes {NEEDED} bytes, of {free} that are free there" in text
+    assert "MB of memory" in text
     if free < NEEDED:
         with pytest.raises(StorageError, match=f"{NEEDED} bytes .* {free} are free"):
             call()
         assert sorted(tmp_path.iterdir()) == before
     else:
-        assert report_json(call())["space"] == {"needed": NEEDED, "free": free}
+        assert space_of(call()) == (NEEDED, free)
 
 
 @pytest.mark.parametrize("output", [None, "absent/out"])
 def test_a_dry_run_without_a_place_tells_what_is_needed(output, call):
     report = call(output, dry_run=True)
-    assert report_json(report)["space"] == {"needed": NEEDED, "free": None}
+    assert space_of(report) == (NEEDED, None)
     assert "free" not in report_text(report, verbose=False)
 
 
