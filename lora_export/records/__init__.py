@@ -1,0 +1,45 @@
+"""The nouns of the house: frozen values that say what was read and what will be written.
+
+No tensor and no open file is held here, so a plan can be printed, compared and serialised.
+"""
+
+from lora_export.records.adapters import Adapter, Delta, Facts, ModelFacts, Replacement, Update
+from lora_export.records.files import (
+    DTYPE_BITS,
+    FLOAT_DTYPES,
+    AdapterFile,
+    Checkpoint,
+    Problem,
+    Shard,
+    SideFile,
+    TensorRef,
+    TensorSpec,
+)
+from lora_export.records.plan import MergePlan, ShardPlan, Step, StepAction
+from lora_export.records.proof import Check, InputSpec, WrittenFile, example_sizes
+
+__all__ = [
+    "DTYPE_BITS",
+    "FLOAT_DTYPES",
+    "Adapter",
+    "AdapterFile",
+    "Check",
+    "Checkpoint",
+    "Delta",
+    "Facts",
+    "InputSpec",
+    "MergePlan",
+    "ModelFacts",
+    "Problem",
+    "Replacement",
+    "Shard",
+    "ShardPlan",
+    "SideFile",
+    "Step",
+    "StepAction",
+    "TensorRef",
+    "TensorSpec",
+    "Update",
+    "WrittenFile",
+    "example_sizes",
+]

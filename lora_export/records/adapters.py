@@ -1,0 +1,107 @@
+"""What an adapter says, and what is known about the modules it adapts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lora_export.records.files import TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The low-rank factors an adapter holds for one of its modules, by role ("A", "B")."""
+
+    module: str
+    factors: Mapping[str, TensorRef]
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A full tensor of the adapter file that takes the place of the base's tensor `name`."""
+
+    name: str
+    ref: TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What a dialect understood: every tensor of the file is in exactly one update or replacement.
+
+    wrapper: as of the file. digest: SHA-256 of what the tensors hold, whatever the file's format.
+    """
+
+    path: Path
+    dialect: str
+    updates: tuple[Update, ...]
+    replacements: tuple[Replacement, ...]
+    weight: float = 1.0
+    wrapper: str = ""
+    digest: str = ""
+
+    def names(self) -> list[str]:
+        """Names of all adapted modules and full tensors."""
+        return [*(u.module for u in self.updates), *(r.name for r in self.replacements)]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a loralib file does not hold about a module; None where not known.
+
+    Reproduces the constructor arguments of loralib 0.1.2 layers. `rank` is only read from a model,
+    of a module that holds factors. `embeds` is False for a plain layer that is no embedding.
+    `source` says where the facts come from, for messages.
+    """
+
+    alpha: float | None = None
+    fan_in_fan_out: bool | None = None
+    enable_lora: tuple[bool, ...] | None = None
+    kind: str | None = None
+    rank: int | None = None
+    embeds: bool | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a user's own model tells about itself, without its weights; names without wrappers.
+
+    modules: facts by name of a loralib module, and the storage order of plain ones.
+    tensors: shape of every entry of the state dict less the low-rank factors.
+    ties: groups of names that are one parameter.
+    normed: embeddings with max_norm, which no merge can reproduce.
+    shared: groups of names that are one module.
+    """
+
+    source: str
+    modules: Mapping[str, Facts]
+    tensors: Mapping[str, tuple[int, ...]]
+    ties: tuple[tuple[str, ...], ...] = ()
+    normed: frozenset[str] = frozenset()
+    shared: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One update resolved against its base tensor: all that the arithmetic needs.
+
+    kind: name of the layer kind. shape: of the base tensor. scaling: alpha / rank, the library's
+    Python float. weight: the user's factor for the adapter. module: the model's own name for the
+    module (the base's name of the tensor less its last component).
+    """
+
+    adapter: str
+    module: str
+    kind: str
+    factors: Mapping[str, TensorRef]
+    shape: tuple[int, ...]
+    rank: int
+    alpha: float
+    scaling: float
+    weight: float = 1.0
+    fan_in_fan_out: bool = False
+    enable_lora: tuple[bool, ...] = ()
