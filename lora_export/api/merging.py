@@ -16,12 +16,13 @@ from lora_export.api.proving import (
     prove_further,
 )
 from lora_export.api.space import refuse_too_little, space_for
+from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import staging
 from lora_export.checkpoint.side_files import MANIFEST_NAME, manifest_beside
 from lora_export.checkpoint.writer import write_bytes
-from lora_export.errors import UsageError
-from lora_export.execution.undo import check_undoable, write_undo
+from lora_export.errors import OutputError, UsageError
+from lora_export.execution.undo import check_undoable, is_undo_of, write_undo
 from lora_export.planning.shards import parse_size, resharded
 from lora_export.report.result import Report
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from lora_export.api.proving import Job, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.planning.request import AdapterOptions
-    from lora_export.records import Check, MergePlan
+    from lora_export.records import Check, MergePlan, WrittenFile
 
     Progress = Callable[[int, int], None]
 
@@ -95,14 +96,19 @@ def merge(
     kind = plan.base.layout
     beside = (manifest_beside(target),) if kind == "file" else ()
     inputs = input_paths(plan)
-    writing = Writing(jobs or os.cpu_count() or 1, progress, verify)
     with ExitStack() as stack:
         kept = undo and stack.enter_context(
-            staging(Path(undo), force=force, inputs=inputs, kind="file")
+            staging(
+                Path(undo),
+                force=force or is_undo_of(Path(undo), plan),
+                inputs=inputs,
+                kind="file",
+            )
         )
         stage = stack.enter_context(
             staging(target, force=force, inputs=inputs, kind=kind, beside=beside)
         )
+        writing = Writing(jobs or os.cpu_count() or 1, progress, verify, force)
         return replace(_merge_into(stage, job, writing, kept or None), output=str(target))
 
 
@@ -113,6 +119,7 @@ class Writing:
     jobs: int
     progress: Progress
     verify: bool
+    force: bool
 
 
 def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None) -> Report:
@@ -145,8 +152,9 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     place = stage.beside(manifest_beside(stage.output)) if beside else stage.path / MANIFEST_NAME
     files = (*files, write_bytes(place, record))
     if undo:
-        files = (*files, write_undo(plan, undo.path, digests, writing.jobs))
-        undo.publish()
+        kept = write_undo(plan, undo.path, digests, writing.jobs)
+        files = (*files, kept)
+        _publish_undo(undo, kept, force=writing.force)
     try:
         stage.publish()
     except BaseException:
@@ -155,6 +163,19 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         raise
     warnings = (*plan.warnings, *told)
     return Report("merge", str(stage.output), plan, checks, files, warnings, space.facts())
+
+
+def _publish_undo(undo: Staging, written: WrittenFile, *, force: bool) -> None:
+    """Put the undo file in place, unless a killed run has left the very same one.
+
+    Raises:
+        OutputError: another base's undo file is there.
+    """
+    if force or not undo.output.exists():
+        undo.publish()
+    elif file_sha256(undo.output) != written.sha256:
+        hint = "choose another name, or replace it with --force"
+        raise OutputError("is the undo file of another base", where=str(undo.output), hint=hint)
 
 
 def _resharded(plan: MergePlan, size: str) -> MergePlan:

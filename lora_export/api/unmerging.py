@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import staging
-from lora_export.execution.undo import read_undo, restore
+from lora_export.execution.undo import is_restored, read_undo, restore
 from lora_export.records import Check
 from lora_export.report.result import Report
 from lora_export.verification.proof import refuse_failed
@@ -35,7 +35,7 @@ def unmerge(
         output: must not exist unless `force`.
         undo: the file that `merge --undo` kept.
         jobs: threads; None takes one a processor.
-        force: replace an earlier export at `output`.
+        force: replace an earlier export at `output`; the base itself there is left as it is.
         progress: told the bytes written so far, and in all.
 
     Raises:
@@ -45,7 +45,11 @@ def unmerge(
     """
     kept, target = Path(undo), Path(output)
     checkpoint = read_checkpoint(Path(merged))
-    kind: Kind = "folder" if read_undo(kept)[0]["layout"] == "folder" else "file"
+    description, _ = read_undo(kept)
+    kind: Kind = "folder" if description["layout"] == "folder" else "file"
+    if force and kind == "folder" and is_restored(description, target):
+        check = Check("restored", True, 0, 0, "", "the base is there already, to the byte")  # noqa: FBT003
+        return Report("unmerge", str(target), None, (check,))
     inputs = [checkpoint.root, *(shard.file for shard in checkpoint.shards), kept]
     with staging(target, force=force, inputs=inputs, kind=kind) as stage:
         files, wanted = restore(

@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
 from lora_export.checkpoint.header import read_header
 from lora_export.checkpoint.writer import copy_file, write_bytes
-from lora_export.errors import InputError, UsageError
+from lora_export.errors import InputError, StorageError, UsageError
 from lora_export.execution.pipeline import FileTask, Pipeline
 from lora_export.execution.segments import Literal, Range, cut, header_segment
 
@@ -122,6 +123,29 @@ def read_undo(path: Path) -> tuple[dict[str, Any], dict[str, TensorRef]]:
         pass  # told below, as for a description of another form
     hint = "it is what merge --undo FILE wrote"
     raise InputError("is no undo file of a merge", where=str(path), hint=hint)
+
+
+def is_undo_of(path: Path, plan: MergePlan) -> bool:
+    """Whether `path` keeps the same tensors of a base with the same headers.
+
+    A run that was killed after it had put its undo file in place leaves such a file.
+    """
+    try:
+        description, originals = read_undo(path)
+    except (InputError, StorageError):
+        return False
+    headers = [(s.get("file"), s.get("header")) for s in description["shards"]]
+    changed = {step.out.name for step in plan.changed() if step.action != "add"}
+    shards = plan.base.shards
+    return originals.keys() == changed and headers == [
+        (shard.file.name, _encoded(_raw_header(shard.file))) for shard in shards
+    ]
+
+
+def is_restored(description: Mapping[str, Any], folder: Path) -> bool:
+    """Whether `folder` holds every weight file of the base already, with its SHA-256."""
+    files = [(folder / Path(str(s["file"])).name, s["sha256"]) for s in description["shards"]]
+    return all(path.is_file() and file_sha256(path) == digest for path, digest in files)
 
 
 def restore(

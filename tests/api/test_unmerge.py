@@ -169,3 +169,39 @@ def test_progress_is_told_in_bytes(base, adapter, tmp_path):
     assert list(done) == sorted(done)
     assert len(set(totals)) == 1
     assert done[-1] == totals[0]
+
+
+def test_the_undo_file_of_a_killed_run_is_taken_over(base, adapter, tmp_path):
+    undo = tmp_path / "undo.safetensors"
+    merge(base, [adapter], tmp_path / "merged", alpha=3, undo=undo)
+    before = undo.read_bytes()
+    merge(base, [adapter], tmp_path / "again", alpha=3, undo=undo)  # as after a kill
+    assert undo.read_bytes() == before
+    unmerge(tmp_path / "again", tmp_path / "restored", undo=undo)
+    assert digests(tmp_path / "restored") == digests(base)
+
+
+def test_the_undo_file_of_another_base_is_kept(base, adapter, tmp_path):
+    undo = tmp_path / "undo.safetensors"
+    merge(base, [adapter], tmp_path / "merged", alpha=3, undo=undo)
+    before = undo.read_bytes()
+    for file in base.glob("*.safetensors"):  # other weights under the same headers
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(OutputError, match="another base"):
+        merge(base, [adapter], tmp_path / "other", alpha=3, undo=undo)
+    assert undo.read_bytes() == before
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_base_that_is_there_already_is_left_as_it_is(base, adapter, tmp_path):
+    undo = tmp_path / "undo.safetensors"
+    merge(base, [adapter], tmp_path / "merged", alpha=3, undo=undo)
+    unmerge(tmp_path / "merged", tmp_path / "again", undo=undo)
+    with pytest.raises(OutputError, match="exists"):
+        unmerge(tmp_path / "merged", tmp_path / "again", undo=undo)
+    assert unmerge(tmp_path / "merged", tmp_path / "again", undo=undo, force=True).passed
+    (tmp_path / "again" / "model-1.safetensors").write_bytes(b"")
+    with pytest.raises(OutputError, match="not an export of ours"):
+        unmerge(tmp_path / "merged", tmp_path / "again", undo=undo, force=True)
