@@ -6,6 +6,7 @@ No time is asserted: how fast a machine is today is no property of the program.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,9 @@ def test_json_tells_time_and_memory_of_every_command(result: dict[str, Any]) -> 
     assert timing["seconds"].keys() == {*MERGES, "cp -r", "PEFT", "import torch"}
     assert all(len(one["walls"]) == result["rounds"] for one in timing["seconds"].values())
     assert timing["ratios"].keys() == MERGES
-    assert all(value > 0 for ratios in timing["ratios"].values() for value in ratios.values())
+    # No sign is asked for: a tiny merge may take less than torch's start-up, measured apart.
+    ratios = [value for listed in timing["ratios"].values() for value in listed.values()]
+    assert all(math.isfinite(value) for value in ratios)
     assert {one["run"] for one in result["memory"]} == {*MERGES, "PEFT"}
     for one in result["memory"]:
         assert 0 < one["anonymous"] < one["high_water"], one
