@@ -92,6 +92,11 @@ def _tell_choices(draft: Draft) -> None:
         )
     deltas = [delta for listed in draft.merged.values() for delta in listed]
     draft.choices += draft.facts.overridden(dict.fromkeys(delta.module for delta in deltas))
+    square = [d for d in deltas if d.kind == "linear" and d.shape[0] == d.shape[1]]
+    if square and draft.model is None:
+        stored = {"(in, out)" if delta.fan_in_fan_out else "(out, in)" for delta in square}
+        read = f"read as Linear stored {' and '.join(sorted(stored))}, as given"
+        draft.choices.append(f"{counted(len(square), 'square weight')} {read}")
     if draft.kept:
         equal = counted(len(draft.kept), "full tensor")
         names = first_names(draft.kept)

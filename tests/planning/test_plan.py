@@ -363,3 +363,11 @@ def test_the_plan_is_a_value_that_json_can_hold(case):
     assert merged["updates"][0]["scaling"] == 2.0
     assert isinstance(report.plan.steps()[0], Step)
     assert not (case.folder / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(("given", "stored"), [(False, "(out, in)"), (True, "(in, out)")])
+def test_how_square_weights_are_read_is_told(given, stored, case):
+    base = {"m.weight": tensor(8, 8), "m.bias": tensor(8)}
+    adapter = {"m.lora_A": tensor(2, 8), "m.lora_B": tensor(8, 2)}
+    plan = case.plan(base=base, adapter=adapter, fan_in_fan_out=given)
+    assert f"1 square weight read as Linear stored {stored}, as given" in plan.choices
