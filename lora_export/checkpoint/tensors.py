@@ -25,7 +25,6 @@ TORCH_NAMES = {
 }  # fmt: skip
 """torch's name of every safetensors dtype with whole bytes an element, as safetensors 0.8 maps."""
 
-_SAFETENSORS_NAMES = {name: dtype for dtype, name in TORCH_NAMES.items()}
 CHUNK_BYTES = 4 << 20
 
 
@@ -37,14 +36,6 @@ def torch_dtype(dtype: str) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise InputError(f"torch {torch.__version__} cannot hold elements of dtype {dtype}")
     return found
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The safetensors name of a torch.dtype; InputError when safetensors has none."""
-    name = str(dtype).removeprefix("torch.")
-    if name not in _SAFETENSORS_NAMES:
-        raise InputError(f"safetensors cannot hold elements of {dtype}")
-    return _SAFETENSORS_NAMES[name]
 
 
 def read_tensor(ref: TensorRef) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Writes files in one pass, with SHA-256 and size taken from the very bytes that were written.
 
-A shard that was not written whole and in order has no digest, so nobody can claim that it was.
+A file that was not written whole has no digest, so nobody can claim that it was.
 """
 
 from __future__ import annotations
@@ -10,19 +10,13 @@ import os
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
-from lora_export.checkpoint.header import encode_header
-from lora_export.checkpoint.tensors import CHUNK_BYTES, iter_chunks
-from lora_export.errors import InputError, LoraExportError
+from lora_export.checkpoint.tensors import CHUNK_BYTES
+from lora_export.errors import InputError
 from lora_export.records import WrittenFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
-    from typing_extensions import Self
-
-    from lora_export.records import TensorRef, TensorSpec
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -73,87 +67,6 @@ class HashingFile:
         if self._descriptor is None:
             raise ValueError(f"{self._path} is closed")
         return self._descriptor
-
-
-class ShardWriter:
-    """Streams one safetensors file: the header at once, then each tensor, in the order of specs.
-
-    Use as a context manager. `written` holds digest and size once the block has ended without an
-    exception; a block that ends with tensors missing raises. name: what `written.path` is, by
-    default the file's name.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        specs: Sequence[TensorSpec],
-        metadata: Mapping[str, str],
-        *,
-        name: str | None = None,
-    ) -> None:
-        """Raise InputError for specs that no reader would take; nothing is created before."""
-        self._path = path
-        self._name = name or path.name
-        self._header = encode_header(specs, metadata)
-        self._waiting = list(reversed(specs))
-        self._needed = len(self._header) + sum(spec.nbytes for spec in specs)
-        self._file: HashingFile | None = None
-        self.written: WrittenFile | None = None
-
-    def __enter__(self) -> Self:
-        """Create the file, which must not exist, and write the header; StorageError."""
-        self._file = HashingFile(self._path, self._needed)
-        self._file.append(self._header)
-        return self
-
-    def write(self, name: str, content: bytes | bytearray | memoryview) -> None:
-        """Write the whole tensor `name`, the next in order, given its bytes."""
-        self.write_parts(name, (content,))
-
-    def copy(self, ref: TensorRef, name: str | None = None) -> None:
-        """Write the bytes of `ref` as the next tensor, in row-major order, chunk by chunk."""
-        self.write_parts(name or ref.spec.name, iter_chunks(ref, CHUNK_BYTES))
-
-    def write_parts(self, name: str, parts: Iterable[bytes | bytearray | memoryview]) -> None:
-        """Write the tensor `name`, the next in order, from pieces that follow each other.
-
-        Raises LoraExportError (a fault of the caller) for another tensor than the next, or when
-        the pieces are not as long as its spec says; StorageError when the system refuses.
-        """
-        if self._file is None:
-            raise self._misused(f"{name!r} is written outside the writer's block")
-        if not self._waiting or self._waiting[-1].name != name:
-            due = repr(self._waiting[-1].name) if self._waiting else "nothing"
-            raise self._misused(f"{name!r} is written where {due} is due")
-        rest = self._waiting.pop().nbytes
-        for part in parts:
-            rest -= memoryview(part).nbytes
-            if rest < 0:
-                break
-            self._file.append(part)
-        if rest:
-            raise self._misused(f"{name!r} is written {'long' if rest < 0 else 'short'}")
-
-    def _misused(self, message: str) -> LoraExportError:
-        return LoraExportError(message, where=str(self._path))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Sync and close; after an exception or with tensors missing there is no `written`."""
-        file, self._file = self._file, None
-        if file is None:
-            return
-        try:
-            if kind is None and self._waiting:
-                raise self._misused(f"{self._waiting[-1].name!r} was never written")
-            if kind is None:
-                self.written = file.finish(self._name)
-        finally:
-            file.close()
 
 
 def write_bytes(path: Path, content: bytes, *, name: str | None = None) -> WrittenFile:

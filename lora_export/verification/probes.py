@@ -29,22 +29,6 @@ BATCHES = (1, 3)
 LENGTHS = (7, 19, 13, 9, 21, 15)
 
 
-def example_inputs(specs: Sequence[InputSpec]) -> Probe:
-    """One array per input, of the sizes used in tracing; float inputs hold ones, the rest zeros.
-
-    Masks hold ones, so that nothing is hidden.
-    """
-    import numpy as np
-
-    sizes = example_sizes(specs)
-    return {
-        spec.name: np.full(
-            _shape(spec, sizes), spec.dtype in FLOATS or _is_mask(spec), dtype=spec.dtype
-        )
-        for spec in specs
-    }
-
-
 def make_probes(specs: Sequence[InputSpec], seed: int) -> list[Probe]:
     """Seeded probes: batches of 1 and 3, odd lengths, none of which was used in tracing.
 

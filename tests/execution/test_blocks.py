@@ -7,6 +7,7 @@ from loralib_models import DTYPES, evaluated
 from safetensors.torch import load_file, save_file
 
 from lora_export.checkpoint.index import read_checkpoint
+from lora_export.errors import StorageError
 from lora_export.execution import arithmetic, segments
 from lora_export.execution.stage import write_plan
 from lora_export.planning.request import make_request, plan_request
@@ -100,3 +101,12 @@ def test_without_a_kernel_copy_the_bytes_are_the_same(case, tmp_path, monkeypatc
     assert (tmp_path / "one.safetensors").read_bytes() == (
         tmp_path / "two.safetensors"
     ).read_bytes()
+
+
+def test_nothing_is_overwritten(case, tmp_path):
+    plan, _ = case
+    path = tmp_path / "out.safetensors"
+    path.write_bytes(b"old")
+    with pytest.raises(StorageError, match="cannot create"):
+        write_plan(plan, path, allow_noop=False)
+    assert path.read_bytes() == b"old"

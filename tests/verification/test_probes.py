@@ -9,7 +9,6 @@ from lora_export.errors import InputError
 from lora_export.models.inputs import parse_inputs
 from lora_export.records import example_sizes
 from lora_export.verification.probes import (
-    example_inputs,
     load_probes,
     make_probes,
     split_batch,
@@ -82,14 +81,6 @@ def test_sizes_without_a_batch_are_odd_too():
     assert [probe["x"].shape for probe in probes] == [(4,), (4,)]
     probes = make_probes(parse_inputs(["x=float32[4,width]"]), seed=0)
     assert all(probe["x"].shape[1] % 2 for probe in probes)
-
-
-def test_examples_have_the_traced_sizes():
-    examples = example_inputs(TEXT)
-    assert {array.shape for array in examples.values()} == {(2, 5)}
-    assert examples["attention_mask"].all()
-    assert not examples["input_ids"].any()
-    assert example_inputs(parse_inputs(["x=float32[batch,3]"]))["x"].tolist() == [[1.0] * 3] * 2
 
 
 def test_a_batch_is_split_into_its_samples():
