@@ -56,27 +56,15 @@ def audit(
     try:
         bindings = read_bindings(model)
     except InputError as error:
-        return (*checks, _check("bindings", [error.problems[0].message]))
+        return (*checks, external.count_check("bindings", [error.problems[0].message]))
     return (
         *checks,
-        _check("bindings", _unbound(model, bindings, expected)),
+        external.count_check("bindings", _unbound(model, bindings, expected)),
         _bit_equal(model, bindings, expected),
-        _check("no NaN or infinity", _not_finite(model, bindings)),
-        _check("no unexplained weights", _unexplained(model, bindings)),
-        _check("same graph as the base", _graph_differences(model, base)),
-        _check("dynamic dimensions", _dimension_differences(model, inputs)),
-    )
-
-
-def _check(name: str, faults: Sequence[str]) -> Check:
-    """A check that counts faults and shows the first three."""
-    return Check(
-        name,
-        passed=not faults,
-        worst=float(len(faults)),
-        tolerance=0.0,
-        where=faults[0].partition(":")[0] if faults else "",
-        detail="; ".join(faults[:3]),
+        external.count_check("no NaN or infinity", _not_finite(model, bindings)),
+        external.count_check("no unexplained weights", _unexplained(model, bindings)),
+        external.count_check("same graph as the base", _graph_differences(model, base)),
+        external.count_check("dynamic dimensions", _dimension_differences(model, inputs)),
     )
 
 
@@ -86,8 +74,10 @@ def _well_formed(path: Path) -> Check:
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
-        return _check("onnx.checker", [f"{path.name}: {' '.join(str(error).split())[:300]}"])
-    return _check("onnx.checker", [])
+        return external.count_check(
+            "onnx.checker", [f"{path.name}: {' '.join(str(error).split())[:300]}"]
+        )
+    return external.count_check("onnx.checker", [])
 
 
 def _unbound(

@@ -47,6 +47,18 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
+def count_check(name: str, faults: Sequence[str]) -> Check:
+    """A check that counts faults, each `place: what is wrong`, and shows the first three."""
+    return Check(
+        name,
+        passed=not faults,
+        worst=float(len(faults)),
+        tolerance=0.0,
+        where=faults[0].partition(":")[0] if faults else "",
+        detail="; ".join(faults[:3]),
+    )
+
+
 def check(path: Path) -> Check:
     """Whether the file parses and its external data lies in its folder, in range, not overlapping.
 
@@ -60,14 +72,7 @@ def check(path: Path) -> Check:
         return Check(NAME, passed=False, worst=1.0, tolerance=0.0,
                      where=problem.where, detail=problem.message)  # fmt: skip
     faults = [*_outside(path, ranges), *_wrong_lengths(model), *_overlaps(ranges)]
-    return Check(
-        NAME,
-        passed=not faults,
-        worst=float(len(faults)),
-        tolerance=0.0,
-        where=faults[0].partition(":")[0] if faults else "",
-        detail="; ".join(faults[:3]),
-    )
+    return count_check(NAME, faults)
 
 
 def _parse(path: Path) -> onnx.ModelProto:

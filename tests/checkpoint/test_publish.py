@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from staged_outputs import listing, put_file
 
 from lora_export.checkpoint import rename
 from lora_export.checkpoint.publish import staging
@@ -35,22 +36,6 @@ def put_folder(output: Path, text: str, *, force: bool = False) -> None:
         (staged.path / "sub" / "file").write_text(text)
         assert output.exists() == force
         assert staged.publish() == output
-
-
-def put_file(output: Path, text: str, *, force: bool = False) -> None:
-    name = manifest_beside(output)
-    with staging(output, force=force, inputs=(), kind="file", beside=[name]) as staged:
-        staged.path.write_text(text)
-        staged.beside(name).write_text(f"manifest of {text}")
-        staged.publish()
-
-
-def listing(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_text()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 FOLDER = {"model/lora_export.json": "new", "model/sub/file": "new"}

@@ -11,9 +11,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from staged_outputs import listing, put_file
 
 from lora_export.checkpoint.publish import staging
-from lora_export.checkpoint.side_files import manifest_beside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,22 +31,6 @@ def put_folder(output: Path, text: str, *, force: bool = False) -> None:
         (staged.path / "sub").mkdir()
         (staged.path / "sub" / "file").write_text(text)
         staged.publish()
-
-
-def put_file(output: Path, text: str, *, force: bool = False) -> None:
-    name = manifest_beside(output)
-    with staging(output, force=force, inputs=(), kind="file", beside=[name]) as staged:
-        staged.path.write_text(text)
-        staged.beside(name).write_text(f"manifest of {text}")
-        staged.publish()
-
-
-def listing(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_text()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def stale_name(output: Path, pid: int, random: str = "0123456789abcdef") -> Path:

@@ -1,0 +1,27 @@
+"""Publish small outputs, and list what lies in a folder: for the tests of staging."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.publish import staging
+from lora_export.checkpoint.side_files import manifest_beside
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def put_file(output: Path, text: str, *, force: bool = False) -> None:
+    name = manifest_beside(output)
+    with staging(output, force=force, inputs=(), kind="file", beside=[name]) as staged:
+        staged.path.write_text(text)
+        staged.beside(name).write_text(f"manifest of {text}")
+        staged.publish()
+
+
+def listing(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
