@@ -55,10 +55,11 @@ adapter_options = together(
     ),
     option(
         "--recipe",
-        type=click.Choice(["auto", "exact"]),
+        type=click.Choice(["auto", "peft", "peft-safe", "exact"]),
         default="auto",
         show_default=True,
-        help="auto: the bits of loralib's eval(); exact: float32 sum, one rounding.",
+        help="auto: the bits of loralib's eval() or PEFT's merge_and_unload(); peft-safe: with "
+        "safe_merge=True; exact: float32 sum, one rounding.",
     ),
     option(
         "--tied",

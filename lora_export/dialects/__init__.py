@@ -65,9 +65,10 @@ def _unrecognized(file: AdapterFile) -> InputError:
     names = sorted(file.tensors)
     if any(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in names):
         return InputError(
-            "this is a PEFT adapter, which this version cannot read yet; nothing was merged",
+            "these are a PEFT adapter's tensors, but adapter_config.json, which holds alpha and "
+            "more, is not beside them",
             where=str(file.path),
-            hint="merge it with PEFT's merge_and_unload(), or bring a loralib checkpoint",
+            hint="name the folder that save_pretrained wrote, with both files in it",
         )
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")  # noqa: PLR2004
     return InputError(

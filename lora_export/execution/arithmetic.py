@@ -26,35 +26,64 @@ LEAST_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class StepFactors:
-    """The factors of a step's updates, read once, in the dtype of their product."""
+    """The factors of a step's updates, read once, in `wide`, the dtype of their product."""
 
     step: Step
     factors: Sequence[Mapping[str, torch.Tensor]]
+    wide: torch.dtype
     exact: bool
 
     def rows(self, base: torch.Tensor, first: int, stop: int) -> torch.Tensor:
         """Rows `first` to `stop` of the merged matrix, given the same rows of the base.
 
-        With recipe "auto" and one adapter of weight 1: loralib 0.1.2's `weight.data += delta *
-        scaling`, in the dtypes that loralib would use. Else the exact sum `W + sum(w_i * s_i *
-        P_i)` in float32 (float64 for a float64 base), rounded once.
+        The library's own merge for one adapter of weight 1, unless recipe "exact" is asked for.
+        Else the exact sum `W + sum(w_i * (change of i))` in float32 (float64 for a float64 base),
+        rounded once.
         """
-        kinds = all_kinds()
         if not self.exact:
-            delta, factors = self.step.deltas[0], self.factors[0]
-            update = kinds[delta.kind].product(delta, factors, first, stop).mul_(delta.scaling)
-            # What an in-place add into half precision does, in one pass less.
-            return base.to(update.dtype, copy=True).add_(update).to(base.dtype)
-        wide = self.factors[0]["A"].dtype
-        update = base.new_zeros(base.shape, dtype=wide)
+            return _by_library(self.step.deltas[0], self.factors[0], base, first, stop)
+        wide = base.to(self.wide)
+        update = wide.new_zeros(wide.shape)
         for delta, factors in zip(self.step.deltas, self.factors, strict=True):
-            product = kinds[delta.kind].product(delta, factors, first, stop)
-            update += product * (delta.scaling * delta.weight)
-        return (base.to(wide) + update).to(base.dtype)
+            update += _wide_change(delta, factors, wide, first, stop)
+        return (wide + update).to(base.dtype)
+
+
+def _by_library(
+    delta: Delta, factors: Mapping[str, torch.Tensor], base: torch.Tensor, first: int, stop: int
+) -> torch.Tensor:
+    """`weight.data += delta * scaling`, in the library's dtypes and with its roundings.
+
+    Of loralib 0.1.2 (every layer's train) and of PEFT 0.21.2 (every layer's merge).
+    """
+    kind = all_kinds()[delta.kind]
+    if kind.change is not None:
+        return kind.change(delta, factors, base, first, stop).to(base.dtype)
+    update = kind.rows(delta, factors, first, stop).mul_(delta.scaling)
+    if delta.recipe in kind.twice:
+        update = update.to(base.dtype)
+    # What an in-place add into half precision does, in one pass less.
+    return base.to(_wider(base, update), copy=True).add_(update).to(base.dtype)
+
+
+def _wide_change(
+    delta: Delta, factors: Mapping[str, torch.Tensor], wide: torch.Tensor, first: int, stop: int
+) -> torch.Tensor:
+    """What one adapter alone would add to `wide`, rows of the base, times its weight."""
+    kind = all_kinds()[delta.kind]
+    if kind.change is not None:
+        return (kind.change(delta, factors, wide, first, stop) - wide) * delta.weight
+    return kind.rows(delta, factors, first, stop) * (delta.scaling * delta.weight)
+
+
+def _wider(base: torch.Tensor, update: torch.Tensor) -> torch.dtype:
+    import torch
+
+    return torch.promote_types(base.dtype, update.dtype)
 
 
 def is_exact_sum(step: Step, recipe: str) -> bool:
-    """Whether the step is a float32 sum rounded once, and not loralib's own in-place add."""
+    """Whether the step is a float32 sum rounded once, and not the library's own merge."""
     return recipe == "exact" or len(step.deltas) > 1 or step.deltas[0].weight != 1.0
 
 
@@ -62,7 +91,7 @@ def read_factors(step: Step, recipe: str) -> StepFactors:
     """Read the factors of every update of `step`.
 
     A loralib module holds its factors in the weight's dtype, so factors narrower than the weight
-    are widened before the product.
+    are widened before the product; PEFT holds them in float32 beside a half-precision weight.
 
     Raises:
         InputError: a factor holds NaN or infinity, or its file is damaged.
@@ -71,12 +100,13 @@ def read_factors(step: Step, recipe: str) -> StepFactors:
 
     stored = torch_dtype(step.source.spec.dtype)
     exact = is_exact_sum(step, recipe)
-    wide = torch.promote_types(stored, torch.float32) if exact else stored
+    by_loralib = all(delta.recipe == "loralib" for delta in step.deltas)
+    wide = stored if by_loralib and not exact else torch.promote_types(stored, torch.float32)
     read = [_finite_factors(delta) for delta in step.deltas]
     for factor in (factor for factors in read for factor in factors.values()):
         wide = torch.promote_types(wide, factor.dtype)
     return StepFactors(
-        step, [{r: f.to(wide) for r, f in factors.items()} for factors in read], exact
+        step, [{r: f.to(wide) for r, f in factors.items()} for factors in read], wide, exact
     )
 
 

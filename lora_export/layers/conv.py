@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
-    if not 3 <= len(shapes.weight) <= 5:  # noqa: PLR2004 - Conv1d, Conv2d, Conv3d
+    if not shapes.are_matrices or not 3 <= len(shapes.weight) <= 5:  # noqa: PLR2004 - Conv1d, Conv2d, Conv3d
         return []
     out, in_per_group, *kernel = shapes.weight
     k = kernel[-1]

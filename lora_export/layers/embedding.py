@@ -15,12 +15,17 @@ if TYPE_CHECKING:
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
+    if not shapes.are_matrices:
+        return []
     (rank, num), (dim, rank_b) = shapes.a, shapes.b
     return [Reading("embedding", rank)] if rank == rank_b and shapes.weight == (num, dim) else []
 
 
 def _product(_: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int) -> torch.Tensor:
-    """Rows of `(lora_B @ lora_A).transpose(0, 1)` of loralib 0.1.2, layers.Embedding.train."""
+    """Rows of `(lora_B @ lora_A).transpose(0, 1)` of loralib 0.1.2, layers.Embedding.train.
+
+    PEFT 0.21.2, tuners.lora.layer.Embedding.get_delta_weight, is the same product.
+    """
     return (factors["B"] @ factors["A"][:, first:stop]).transpose(0, 1)
 
 
@@ -31,4 +36,6 @@ KIND = LayerKind(
     weight_matrix,
     _product,
     "A (r, num), B (dim, r) for a table (num, dim)",
+    tuners=frozenset({"loralib", "lora_embedding"}),
+    twice=frozenset({"peft", "peft-safe"}),
 )

@@ -12,16 +12,32 @@ if TYPE_CHECKING:
 
     from lora_export.records import Delta
 
-    Product = Callable[[Delta, Mapping[str, torch.Tensor], int, int], torch.Tensor]
+    Factors = Mapping[str, torch.Tensor]
+    Product = Callable[[Delta, Factors, int, int], torch.Tensor]
+    Change = Callable[[Delta, Factors, torch.Tensor, int, int], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Shapes of the factors and of the base weight they update."""
+    """Shapes of the factors, by role, and of the base weight they update."""
 
-    a: tuple[int, int]
-    b: tuple[int, int]
+    factors: Mapping[str, tuple[int, ...]]
     weight: tuple[int, ...]
+
+    @property
+    def a(self) -> tuple[int, ...]:
+        """Shape of A."""
+        return self.factors["A"]
+
+    @property
+    def b(self) -> tuple[int, ...]:
+        """Shape of B."""
+        return self.factors["B"]
+
+    @property
+    def are_matrices(self) -> bool:
+        """A and B have two sizes each."""
+        return len(self.a) == len(self.b) == 2  # noqa: PLR2004
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +67,16 @@ class LayerKind:
     The update is a matrix, whose rows can be computed apart: `matrix` gives its sizes. For most
     kinds it is the weight itself; a convolution's has the weight's elements in the same order.
 
+    tuners: the families of updates that the kind can read; "loralib", or an adapter's own word.
     readings: every way in which the kind explains given shapes, by shapes alone.
     matrix: (rows, columns) of the update.
     product: (delta, factors by role, first row, row after the last) -> these rows of the unscaled
     update, by the very torch calls of the reference library, so that the bits are the same.
+    change: instead of a product, where the update depends on the weight: (delta, factors, rows of
+    the base in their stored dtype, or wider for an exact sum, first row, row after the last) ->
+    the same rows after it, not yet rounded to the base's dtype.
     cuttable: whether rows may be computed apart, with the same bits as all at once.
+    twice: the recipes in which the library rounds the update to the base's dtype before the add.
     expects: the shapes that the kind wants, in words, for messages.
     """
 
@@ -63,9 +84,18 @@ class LayerKind:
     roles: tuple[str, ...]
     readings: Callable[[Shapes], list[Reading]]
     matrix: Callable[[Delta], tuple[int, int]]
-    product: Product
+    product: Product | None
     expects: str
     cuttable: Callable[[Delta], bool] = always
+    tuners: frozenset[str] = frozenset({"loralib"})
+    change: Change | None = None
+    twice: frozenset[str] = frozenset({"peft-safe"})
+
+    def rows(self, delta: Delta, factors: Factors, first: int, stop: int) -> torch.Tensor:
+        """`product`, of a kind that has one."""
+        if self.product is None:
+            raise TypeError(f"{self.name} has no update apart from the weight")
+        return self.product(delta, factors, first, stop)
 
 
 def weight_matrix(delta: Delta) -> tuple[int, int]:

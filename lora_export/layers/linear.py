@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
+    if not shapes.are_matrices:
+        return []
     (rank, features_in), (features_out, rank_b) = shapes.a, shapes.b
     if rank != rank_b:
         return []
@@ -29,7 +31,10 @@ def _readings(shapes: Shapes) -> list[Reading]:
 def _product(
     delta: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of `T(lora_B @ lora_A)` of loralib 0.1.2, layers.Linear.train."""
+    """Rows of `T(lora_B @ lora_A)` of loralib 0.1.2, layers.Linear.train.
+
+    PEFT 0.21.2, tuners.lora.layer.Linear.get_delta_weight, is the same product.
+    """
     if delta.fan_in_fan_out:
         return (factors["B"] @ factors["A"][:, first:stop]).transpose(0, 1)
     return factors["B"][first:stop] @ factors["A"]
@@ -42,4 +47,5 @@ KIND = LayerKind(
     weight_matrix,
     _product,
     "A (r, in), B (out, r) for a weight (out, in)",
+    tuners=frozenset({"loralib", "lora"}),
 )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
-    if len(shapes.weight) != 2:  # noqa: PLR2004
+    if not shapes.are_matrices or len(shapes.weight) != 2:  # noqa: PLR2004
         return []
     (rank_enabled, features_in), (out_enabled, rank) = shapes.a, shapes.b
     enabled, rest = divmod(rank_enabled, rank)

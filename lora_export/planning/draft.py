@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lora_export.records import Checkpoint, Delta, ModelFacts, TensorRef
 
 Tied = Literal["untie", "eval", "error"]
-Recipe = Literal["auto", "exact"]
+Recipe = Literal["auto", "peft", "peft-safe", "exact"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,24 @@ from lora_export.planning.names import (
     replacement_names,
     without_wrappers,
 )
+from lora_export.planning.orientation import stores_in_out
 from lora_export.planning.resolve import Unresolved, resolve
+from lora_export.planning.said import resolve_said
 from lora_export.records import FLOAT_DTYPES, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_export.planning.draft import Draft
-    from lora_export.records import Adapter, Replacement, TensorRef, Update
+    from lora_export.records import (
+        Adapter,
+        Delta,
+        MergeRecipe,
+        Replacement,
+        TensorRef,
+        TensorSpec,
+        Update,
+    )
 
 Item = TypeVar("Item")
 
@@ -48,7 +58,8 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     if change != IDENTITY:
         draft.choices.append(f"{adapter.path.name}: {change}, resolves all {len(updates)} modules")
     for update in updates:
-        _fit_update(draft, adapter, update, names.locate(update.module, change))
+        located = names.locate(update.module, change, update.parameter)
+        _fit_update(draft, adapter, update, located)
     targets = replacement_names([r.name for r in replacements], change, names)
     for replacement in replacements:
         target = targets[replacement.name]
@@ -60,6 +71,8 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
 
 def keys_of(update: Update) -> Sequence[str]:
     """The names of its factors, as globs of the user see them."""
+    if update.said is not None:
+        return [ref.spec.name for ref in update.factors.values()]
     return [join(update.module, f"lora_{role}") for role in update.factors]
 
 
@@ -99,11 +112,8 @@ def _fit_update(
         message = "an Embedding with max_norm is not equal to the unmerged model after merging"
         draft.unfit.append(Problem(message, where, "train without max_norm"))
         return
-    has_bias = join(module, "bias") in draft.stored
-    facts = draft.facts.of(module, str(adapter.path))
-    model = draft.model.source if draft.model else ""
     try:
-        delta = resolve(adapter, update, module, base, facts, has_bias=has_bias, model=model)
+        delta = _resolved(draft, adapter, update, module, base)
     except Unresolved as unresolved:
         draft.missing += unresolved.missing
         draft.unfit += unresolved.unfit
@@ -120,6 +130,40 @@ def _fit_update(
             hint = "the same module under two names? leave one out with --allow-unmatched"
             draft.unfit.append(Problem(message, where, hint))
         merged.append(delta)
+
+
+def _resolved(
+    draft: Draft, adapter: Adapter, update: Update, module: str, base: TensorSpec
+) -> Delta:
+    """By the adapter's own word, or by the facts that the user gives."""
+    facts = draft.facts.of(module, str(adapter.path))
+    if update.said is None:
+        _refuse_foreign_recipe(draft, adapter)
+        has_bias = join(module, "bias") in draft.stored
+        model = draft.model.source if draft.model else ""
+        return resolve(adapter, update, module, base, facts, has_bias=has_bias, model=model)
+    turned = facts.fan_in_fan_out
+    if turned is None:
+        turned = stores_in_out(draft.base, module)
+    recipe: MergeRecipe = "peft-safe" if draft.options.recipe == "peft-safe" else "peft"
+    return resolve_said(
+        adapter,
+        update,
+        update.said,
+        module,
+        base,
+        given=facts,
+        stored_in_out=turned,
+        recipe=recipe,
+    )
+
+
+def _refuse_foreign_recipe(draft: Draft, adapter: Adapter) -> None:
+    recipe = draft.options.recipe
+    if recipe.startswith("peft"):
+        message = f"{recipe!r} is the arithmetic of PEFT, and this is a {adapter.dialect} adapter"
+        hint = "--recipe auto takes each library's own"
+        raise Unresolved(Problem(message, str(adapter.path), hint), missing=True)
 
 
 def _fit_replacement(

@@ -70,13 +70,14 @@ class BaseNames:
         """The base's own name of the tensor called `name`, on either side without wrappers."""
         return name if name in self._exact else self._plain.get(without_wrappers(name))
 
-    def weights(self, module: str) -> tuple[str, ...]:
-        """The base's weight tensors of `module`: two when a convolution's is stored twice."""
-        return tuple(dict.fromkeys(name for name, _ in self._weights(module)))
+    def weights(self, module: str, parameter: str = "weight") -> tuple[str, ...]:
+        """The base's tensors of a parameter: two when a convolution's weight is stored twice."""
+        return tuple(dict.fromkeys(name for name, _ in self._weights(module, parameter)))
 
-    def _weights(self, module: str) -> list[tuple[str, str]]:
-        """(tensor name, module name) for every suffix under which the base has a weight."""
-        found = ((self.find(join(module, suffix)), suffix) for suffix in _WEIGHT_SUFFIXES)
+    def _weights(self, module: str, parameter: str = "weight") -> list[tuple[str, str]]:
+        """(tensor name, module name) for every name under which the base has the parameter."""
+        suffixes = _WEIGHT_SUFFIXES if parameter == "weight" else (parameter,)
+        found = ((self.find(join(module, suffix)), suffix) for suffix in suffixes)
         return [(n, n.removesuffix(suffix).removesuffix(".")) for n, suffix in found if n]
 
     def tensor(self, name: str) -> str | None:
@@ -91,10 +92,12 @@ class BaseNames:
                     return next((other for other in others if other), None)
         return None
 
-    def locate(self, module: str, change: PrefixChange) -> tuple[str, tuple[str, ...]]:
-        """The base's own name of an adapter's module after `change`, and its weight tensors."""
-        exact = self._weights(module) if change == IDENTITY else []
-        found = exact or self._weights(change.apply(without_wrappers(module)) or "")
+    def locate(
+        self, module: str, change: PrefixChange, parameter: str = "weight"
+    ) -> tuple[str, tuple[str, ...]]:
+        """The base's own name of an adapter's module after `change`, and the tensors updated."""
+        exact = self._weights(module, parameter) if change == IDENTITY else []
+        found = exact or self._weights(change.apply(without_wrappers(module)) or "", parameter)
         return found[0][1], tuple(dict.fromkeys(name for name, _ in found))
 
     def plain_names(self) -> Iterable[str]:

@@ -44,7 +44,7 @@ def resolve(
     """
     where = f"{adapter.path}: {update.module or '(root module)'}"
     ask = _Ask(facts, where, model)
-    shapes = _shapes(update.factors, base)
+    shapes = shapes_of(update.factors, base)
     try:
         reading = _only_reading(shapes, ask, base, has_bias=has_bias)
         _check_rank(reading, facts, where)
@@ -67,9 +67,16 @@ def resolve(
     )
 
 
-def _shapes(factors: Mapping[str, TensorRef], base: TensorSpec) -> Shapes:
-    (a0, a1), (b0, b1) = factors["A"].spec.shape, factors["B"].spec.shape
-    return Shapes((a0, a1), (b0, b1), base.shape)
+def shapes_of(factors: Mapping[str, TensorRef], base: TensorSpec) -> Shapes:
+    """The shapes that a layer kind reads."""
+    return Shapes({role: ref.spec.shape for role, ref in factors.items()}, base.shape)
+
+
+def readings_of(tuner: str, shapes: Shapes) -> list[Reading]:
+    """Every way in which the layer kinds of `tuner` explain the shapes."""
+    roles = shapes.factors.keys()
+    kinds = [k for k in all_kinds().values() if tuner in k.tuners and roles == set(k.roles)]
+    return [found for kind in kinds for found in kind.readings(shapes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +124,9 @@ def _alpha(ask: _Ask) -> float:
 
 def _only_reading(shapes: Shapes, ask: _Ask, base: TensorSpec, *, has_bias: bool) -> Reading:
     facts, where = ask.facts, ask.where
-    by_shape = [found for kind in all_kinds().values() for found in kind.readings(shapes)]
+    by_shape = readings_of("loralib", shapes)
     if not by_shape:
-        raise Unresolved(_no_fit(shapes, base, where), missing=False)
+        raise Unresolved(no_fit("loralib", shapes, base, where), missing=False)
     if has_bias or facts.embeds is False:
         by_shape = [found for found in by_shape if found.kind != "embedding"] or by_shape
     possible = [found for found in by_shape if _agrees(found, facts)]
@@ -225,10 +232,13 @@ def _contradiction(readings: list[Reading], facts: Facts, where: str, base: Tens
     )
 
 
-def _no_fit(shapes: Shapes, base: TensorSpec, where: str) -> Problem:
-    wanted = "; ".join(f"{kind.name}: {kind.expects}" for kind in all_kinds().values())
+def no_fit(tuner: str, shapes: Shapes, base: TensorSpec, where: str) -> Problem:
+    """Nothing explains the shapes: another base, most likely."""
+    known = [kind for kind in all_kinds().values() if tuner in kind.tuners]
+    wanted = "; ".join(f"{kind.name}: {kind.expects}" for kind in known)
+    factors = " and ".join(f"{role} {list(shape)}" for role, shape in shapes.factors.items())
     return Problem(
-        f"A {list(shapes.a)} and B {list(shapes.b)} fit no layer with a weight {list(base.shape)}",
+        f"{factors} fit no layer with a weight {list(base.shape)}",
         where,
         f"is this the base that the adapter was trained on? Known layers: {wanted}",
     )

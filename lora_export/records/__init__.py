@@ -3,7 +3,17 @@
 No tensor and no open file is held here, so a plan can be printed, compared and serialised.
 """
 
-from lora_export.records.adapters import Adapter, Delta, Facts, ModelFacts, Replacement, Update
+from lora_export.records.adapters import (
+    Adapter,
+    Delta,
+    Facts,
+    MergeRecipe,
+    ModelFacts,
+    Replacement,
+    Said,
+    ScalingRule,
+    Update,
+)
 from lora_export.records.files import (
     DTYPE_BITS,
     FLOAT_DTYPES,
@@ -29,9 +39,12 @@ __all__ = [
     "Facts",
     "InputSpec",
     "MergePlan",
+    "MergeRecipe",
     "ModelFacts",
     "Problem",
     "Replacement",
+    "Said",
+    "ScalingRule",
     "Shard",
     "ShardPlan",
     "SideFile",

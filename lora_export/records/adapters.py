@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,12 +12,43 @@ if TYPE_CHECKING:
     from lora_export.records.files import TensorRef
 
 
+MergeRecipe = Literal["loralib", "peft", "peft-safe"]
+"""Whose merge: loralib's eval(), PEFT's merge_and_unload(), the same with safe_merge=True."""
+
+ScalingRule = Literal["alpha / rank", "alpha / sqrt(rank)", "alpha / (rank + 1e-5)", "1"]
+"""How a library makes the scaling of alpha and rank; the merge and the proof each compute it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an adapter's own configuration says about one of its updates.
+
+    tuner: the family of arithmetic, which a layer kind lists among its `tuners`. rank: None where
+    only the factors tell it. fan_in_fan_out: as the file says, which may be wrong: no more than a
+    hint for square weights. indices: rows of the table that the update is about.
+    """
+
+    tuner: str
+    alpha: float
+    rank: int | None
+    rule: ScalingRule = "alpha / rank"
+    fan_in_fan_out: bool | None = None
+    indices: tuple[int, ...] = ()
+    source: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Update:
-    """The low-rank factors an adapter holds for one of its modules, by role ("A", "B")."""
+    """The factors an adapter holds for one of its modules, by role ("A", "B").
+
+    parameter: the module's parameter that is updated. said: None where the file says nothing
+    beside the factors, as loralib's.
+    """
 
     module: str
     factors: Mapping[str, TensorRef]
+    parameter: str = "weight"
+    said: Said | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +120,11 @@ class ModelFacts:
 class Delta:
     """One update resolved against its base tensor: all that the arithmetic needs.
 
-    kind: name of the layer kind. shape: of the base tensor. scaling: alpha / rank, the library's
+    kind: name of the layer kind. shape: of the base tensor. scaling: by `rule`, the library's
     Python float. weight: the user's factor for the adapter. module: the model's own name for the
-    module (the base's name of the tensor less its last component).
+    module (the base's name of the tensor less its last component). recipe: whose arithmetic and
+    rounding, where the plan does not ask for the exact sum. indices: see Said. parameter: the
+    module's parameter that is updated.
     """
 
     adapter: str
@@ -105,3 +138,7 @@ class Delta:
     weight: float = 1.0
     fan_in_fan_out: bool = False
     enable_lora: tuple[bool, ...] = ()
+    recipe: MergeRecipe = "loralib"
+    rule: ScalingRule = "alpha / rank"
+    indices: tuple[int, ...] = ()
+    parameter: str = "weight"

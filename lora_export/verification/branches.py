@@ -1,6 +1,6 @@
 """The unmerged model: live low-rank branches as forward hooks, sharing no code with the merge.
 
-Each branch is the adapted layer's own forward of loralib 0.1.2, added to the layer's output.
+Each branch is the adapted layer's own forward, of loralib 0.1.2 or PEFT 0.21.2.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.tensors import read_tensor
 from lora_export.errors import FitError
+from lora_export.verification.expected import scaling_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
     from torch import nn
 
     from lora_export.records import Delta
 
+    Factors = Mapping[str, torch.Tensor]
+    Form = Callable[[nn.Module, Any, torch.Tensor, Factors, Delta], torch.Tensor]
+
 
 class Branch:
-    """A forward hook that adds one update to its layer's output; counts its calls."""
+    """A forward hook that does one update's work on its layer's output; counts its calls."""
 
     def __init__(self, module: nn.Module, delta: Delta) -> None:
         """Attach to `module`, whose output dtype the branch follows."""
@@ -33,57 +37,74 @@ class Branch:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
     ) -> torch.Tensor:
-        """Return the output with the branch added."""
+        """Return the output as the unmerged layer gives it."""
         x = args[0] if args else next(iter(kwargs.values()))
         self.calls += 1
-        a, b = (self._factors[role].to(output.dtype) for role in ("A", "B"))
-        scale = self.delta.alpha / self.delta.rank * self.delta.weight
-        added: torch.Tensor = self._form(module, x, a, b, self.delta) * scale
-        return output + added
+        factors = {role: factor.to(output.dtype) for role, factor in self._factors.items()}
+        return self._form(module, x, output, factors, self.delta)
 
 
-def form_of(module: nn.Module, delta: Delta) -> Callable[..., torch.Tensor]:
+def form_of(module: nn.Module, delta: Delta) -> Form:
     """The branch for this update on this module.
 
     An embedding's update has the arithmetic of a transposed Linear's, so the module decides.
     """
     from torch import nn
 
-    kind = "embedding" if isinstance(module, nn.Embedding) else delta.kind
+    looks_up = delta.kind == "linear" and isinstance(module, nn.Embedding)
+    kind = "embedding" if looks_up else delta.kind
     try:
         return FORMS[kind]
     except KeyError:
         raise FitError(f"no live branch for the layer kind {kind}", where=delta.module) from None
 
 
-def _linear(_: nn.Module, x: Any, a: Any, b: Any, __: Delta) -> torch.Tensor:  # noqa: ANN401
-    result: torch.Tensor = (x @ a.T) @ b.T
+def _adds(part: Callable[..., torch.Tensor]) -> Form:
+    """A branch whose scaled result is added to the layer's output."""
+
+    def form(
+        module: nn.Module,
+        x: Any,  # noqa: ANN401
+        output: torch.Tensor,
+        factors: Factors,
+        delta: Delta,
+    ) -> torch.Tensor:
+        added: torch.Tensor = part(module, x, factors, delta) * scaling_of(delta)
+        return output + added
+
+    return form
+
+
+def _linear(_: nn.Module, x: Any, factors: Factors, __: Delta) -> torch.Tensor:  # noqa: ANN401
+    result: torch.Tensor = (x @ factors["A"].T) @ factors["B"].T
     return result
 
 
-def _embedding(module: nn.Module, ids: Any, a: Any, b: Any, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _embedding(module: nn.Module, ids: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
     """By ids, or as a linear layer stored (in, out), whose shapes are an embedding's."""
     import torch.nn.functional as F  # noqa: N812
 
     if ids.is_floating_point():
-        return _linear(module, ids, a, b, delta)
+        return _linear(module, ids, factors, delta)
 
-    result: torch.Tensor = F.embedding(ids, a.T) @ b.T
+    result: torch.Tensor = F.embedding(ids, factors["A"].T) @ factors["B"].T
     return result
 
 
-def _conv(module: Any, x: Any, a: Any, b: Any, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _conv(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
     """A second convolution beside the first: convolution is linear in its kernel."""
     layer = module if hasattr(module, "_conv_forward") else module.conv
-    result: torch.Tensor = layer._conv_forward(x, (b @ a).reshape(delta.shape), None)  # noqa: SLF001
+    kernel = (factors["B"] @ factors["A"]).reshape(delta.shape)
+    result: torch.Tensor = layer._conv_forward(x, kernel, None)  # noqa: SLF001
     return result
 
 
-def _merged_linear(_: nn.Module, x: Any, a: Any, b: Any, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _merged_linear(_: nn.Module, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
     """Each enabled block has factors of its own; a disabled one adds zeros."""
     import torch
 
-    downs = iter(a.split(delta.rank))
+    b = factors["B"]
+    downs = iter(torch.split(factors["A"], delta.rank))
     ups = iter(b.chunk(sum(delta.enable_lora)))
     size = b.shape[0] // sum(delta.enable_lora)
     zeros = x.new_zeros((*x.shape[:-1], size))
@@ -91,10 +112,11 @@ def _merged_linear(_: nn.Module, x: Any, a: Any, b: Any, delta: Delta) -> torch.
     return torch.cat(parts, dim=-1)
 
 
-FORMS: dict[str, Callable[..., torch.Tensor]] = {
-    "linear": _linear,
-    "embedding": _embedding,
-    "conv": _conv,
-    "merged_linear": _merged_linear,
+FORMS: dict[str, Form] = {
+    "linear": _adds(_linear),
+    "embedding": _adds(_embedding),
+    "conv": _adds(_conv),
+    "merged_linear": _adds(_merged_linear),
 }
-"""One branch a layer kind; a test holds the keys against the kinds."""
+"""One branch a layer kind: (module, its input, its output, factors, delta) -> the unmerged layer's
+output. A test holds the keys against the kinds."""

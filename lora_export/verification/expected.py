@@ -1,43 +1,63 @@
 """The update recomputed from its definition, on its own path: it shares no code with the merge.
 
-Formulas of loralib 0.1.2's layers, for chosen rows of the update's matrix and in any dtype.
+Formulas of loralib 0.1.2's and PEFT 0.21.2's layers, for chosen rows of the update's matrix and in
+any dtype. A sum of products of factors is a formula of its own; what depends on the weight, a
+change.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
 
     from lora_export.records import Delta
 
-    Formula = Callable[[Delta, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    Factors = Mapping[str, torch.Tensor]
+    Formula = Callable[[Delta, Factors, torch.Tensor], torch.Tensor]
+    ChangeFormula = Callable[
+        [Delta, Factors, float, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
+    ]
 
 
-def _linear(delta: Delta, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def scaling_of(delta: Delta) -> float:
+    """The scaling by the library's rule, computed anew, times the user's weight."""
+    match delta.rule:
+        case "alpha / rank":
+            return delta.alpha / delta.rank * delta.weight
+        case "alpha / sqrt(rank)":
+            return delta.alpha / math.sqrt(delta.rank) * delta.weight
+        case "alpha / (rank + 1e-5)":
+            return delta.alpha / (delta.rank + 1e-5) * delta.weight
+        case "1":
+            return delta.weight
+
+
+def _linear(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
+    a, b = factors["A"], factors["B"]
     if delta.fan_in_fan_out:
         return a[:, rows].T @ b.T
     return b[rows] @ a
 
 
-def _embedding(_: Delta, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return a[:, rows].T @ b.T
+def _embedding(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
+    return factors["A"][:, rows].T @ factors["B"].T
 
 
-def _conv(_: Delta, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _conv(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
     """Rows of the (out//groups*k, in*k) matrix, which has the kernel's elements in their order."""
-    return b[rows] @ a
+    return factors["B"][rows] @ factors["A"]
 
 
-def _merged_linear(
-    delta: Delta, a: torch.Tensor, b: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
+def _merged_linear(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
     """Block by block: the i-th enabled block is B[i*o:(i+1)*o] @ A[i*r:(i+1)*r]."""
     import torch
 
+    a, b = factors["A"], factors["B"]
     size = b.shape[0] // sum(delta.enable_lora)
     if delta.fan_in_fan_out:
         nothing = b.new_zeros(len(rows), size)
@@ -73,4 +93,13 @@ FORMULAS: dict[str, Formula] = {
     "conv": _conv,
     "merged_linear": _merged_linear,
 }
-"""One formula a layer kind; a test holds the keys against the kinds."""
+"""One formula a layer kind: the unscaled update, given the chosen rows' numbers."""
+
+CHANGES: dict[str, ChangeFormula] = {}
+"""For a kind that has a change and no product: (delta, factors, scaling, rows of the base in
+float64, their numbers) -> (new rows less the base's, magnitude), where magnitude times the share of
+verification.rounding.update_error bounds the error of the computed update. A test holds the keys
+of both tables against the kinds."""
+
+SCREENED = frozenset({"linear", "embedding", "conv", "merged_linear"})
+"""Kinds whose update is a product of A and B, which half-precision weights are screened with."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.tensors import read_tensor
 from lora_export.execution.arithmetic import is_exact_sum, matrix_of
-from lora_export.verification.expected import FORMULAS
+from lora_export.verification.expected import CHANGES, FORMULAS, SCREENED, scaling_of
 from lora_export.verification.rounding import UNIT, element_bound, update_error
 
 if TYPE_CHECKING:
@@ -96,18 +96,21 @@ class Expectation:
             {role: read_tensor(ref).double() for role, ref in delta.factors.items()}
             for delta in step.deltas
         ]
-        self._scales = [delta.alpha / delta.rank * delta.weight for delta in step.deltas]
-        self._narrow = [
-            {"A": factors["A"].float(), "B": (factors["B"] * scale).float()}
-            for factors, scale in zip(self._wide, self._scales, strict=True)
-        ]
+        self._scales = [scaling_of(delta) for delta in step.deltas]
         exact = is_exact_sum(step, recipe)
         self._share, self._rest = update_error(step.deltas, self._dtype, exact=exact)
-        self._largest = self._largest_magnitude()
+        halves = self._dtype in ("F16", "BF16")
+        self._screens = halves and all(delta.kind in SCREENED for delta in step.deltas)
+        if self._screens:
+            self._narrow = [
+                {"A": factors["A"].float(), "B": (factors["B"] * scale).float()}
+                for factors, scale in zip(self._wide, self._scales, strict=True)
+            ]
+            self._largest = self._largest_magnitude()
 
     def look(self, first: int, base: torch.Tensor, written: torch.Tensor) -> Seen:
         """Rows from `first` on, of the base and as they were written."""
-        if self._dtype in ("F16", "BF16"):
+        if self._screens:
             return self._screened(first, base, written)
         return self._dense(first, base, written)
 
@@ -115,7 +118,7 @@ class Expectation:
         import torch
 
         rows = torch.arange(first, first + len(base))
-        update, magnitude = self._update(rows)
+        update, magnitude = self._update(base, rows)
         error = magnitude * self._share + self._rest
         exact = base.double() + update
         distance = _distance(written, exact)
@@ -162,7 +165,7 @@ class Expectation:
         """(error, distance, along) of the rows in which the screen found a difference."""
         if len(rows) == 0:
             return 0.0, 0.0, 0.0
-        update, magnitude = self._update(rows)
+        update, magnitude = self._update(base, rows)
         exact = base.double() + update
         distance = _distance(written, exact)
         bound = element_bound(exact, magnitude * self._share + self._rest, self._dtype)
@@ -170,19 +173,24 @@ class Expectation:
         error = float((distance / bound).max())
         return error, float(distance.max()), float((residual * update).sum())
 
-    def _update(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _update(self, base: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(update, magnitude) in float64."""
         update: torch.Tensor | float = 0.0
         magnitude: torch.Tensor | float = 0.0
         for delta, factors, scale in zip(self.step.deltas, self._wide, self._scales, strict=True):
-            formula, a, b = FORMULAS[delta.kind], factors["A"], factors["B"]
-            update = formula(delta, a, b, rows) * scale + update
-            magnitude = formula(delta, a.abs(), b.abs(), rows) * abs(scale) + magnitude
+            if delta.kind in CHANGES:
+                part, size = CHANGES[delta.kind](delta, factors, scale, base.double(), rows)
+            else:
+                formula = FORMULAS[delta.kind]
+                sizes = {role: factor.abs() for role, factor in factors.items()}
+                part = formula(delta, factors, rows) * scale
+                size = formula(delta, sizes, rows) * abs(scale)
+            update, magnitude = part + update, size + magnitude
         return update, magnitude  # type: ignore[return-value]
 
     def _update32(self, rows: torch.Tensor) -> torch.Tensor:
         parts = [
-            FORMULAS[delta.kind](delta, factors["A"], factors["B"], rows)
+            FORMULAS[delta.kind](delta, factors, rows)
             for delta, factors in zip(self.step.deltas, self._narrow, strict=True)
         ]
         total = parts[0]

@@ -122,8 +122,9 @@ def _attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[Bran
     for step in plan.steps():
         for delta in step.deltas:
             # A convolution's weight may be stored under two names: one module, one branch.
-            if (delta.adapter, delta.module) not in seen:
-                seen.add((delta.adapter, delta.module))
+            key = (delta.adapter, delta.module, delta.parameter)
+            if key not in seen:
+                seen.add(key)
                 branches.append(Branch(source.module(model, delta.module), delta))
     return branches
 
@@ -198,7 +199,8 @@ def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
         if step.deltas:
             module = source.module(model, step.deltas[0].module)
             owner = getattr(module, "conv", module)
-            leaf = "weight" if hasattr(owner, "weight") else "w"  # as planning.names finds it
+            leaf = step.deltas[0].parameter
+            leaf = leaf if hasattr(owner, leaf) else "w"  # as planning.names finds it
             weight = cast("torch.Tensor", getattr(owner, leaf))
             eps = torch.finfo(torch_dtype(step.out.dtype)).eps
             signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_export.layers import all_kinds
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +30,8 @@ def product_dtype(delta: Delta, stored: str, *, exact: bool) -> str:
     dtypes = {stored, *(ref.spec.dtype for ref in delta.factors.values())}
     widest = max(dtypes, key=lambda dtype: _WIDTH[dtype])
     mixed_halves = {"BF16", "F16"} <= dtypes
-    return "F32" if _WIDTH[widest] == 0 and (exact or mixed_halves) else widest
+    in_float = exact or mixed_halves or delta.recipe != "loralib"
+    return "F32" if _WIDTH[widest] == 0 and in_float else widest
 
 
 def update_error(deltas: Sequence[Delta], stored: str, *, exact: bool) -> tuple[float, float]:
@@ -41,7 +44,8 @@ def update_error(deltas: Sequence[Delta], stored: str, *, exact: bool) -> tuple[
         dtype = product_dtype(delta, stored, exact=exact)
         accumulated = UNIT["F64" if dtype == "F64" else "F32"]
         steps = (2 * delta.rank + 4) * accumulated + (2 + len(deltas)) * UNIT[dtype]
-        shares.append(1.01 * steps)
+        rounds_first = not exact and delta.recipe in all_kinds()[delta.kind].twice
+        shares.append(1.01 * (steps + (UNIT[stored] if rounds_first else 0.0)))
         rest += _TINY[dtype] * (abs(delta.scaling * delta.weight) + 1)
     return max(shares), rest
 

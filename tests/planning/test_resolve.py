@@ -152,7 +152,7 @@ def test_whatever_a_kind_reads_it_can_multiply(sizes, kernel):
     weights = [(outer, inner, *kernel), (inner, outer, *kernel), (outer * groups, inner, *kernel)]
     for weight in weights:
         for kind in all_kinds().values():
-            for reading in kind.readings(Shapes(a, b, weight)):
+            for reading in kind.readings(Shapes({"A": a, "B": b}, weight)):
                 enabled, blocks = reading.blocks or (1, 1)
                 enable_lora = (True,) * enabled + (False,) * (blocks - enabled)
                 refs = {

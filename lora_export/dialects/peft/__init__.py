@@ -1,0 +1,77 @@
+"""Adapters of Hugging Face PEFT (0.21.2): adapter_config.json says what the tensors mean.
+
+A tuner is one file in this folder; what none of them can merge is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lora_export.dialects.dialect import Dialect, Evidence
+from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
+from lora_export.dialects.peft.keys import sort_keys, target_name
+from lora_export.dialects.peft.refusals import refuse_type
+from lora_export.dialects.peft.tuner import Tuner
+from lora_export.errors import InputError
+from lora_export.records import FLOAT_DTYPES, Adapter, Problem, Replacement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_export.records import AdapterFile, TensorRef, Update
+
+
+@cache
+def all_tuners() -> Mapping[str, Tuner]:
+    """Every tuner by peft_type: the TUNER of each module of this folder that has one."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        tuner = getattr(importlib.import_module(f"{__name__}.{info.name}"), "TUNER", None)
+        if isinstance(tuner, Tuner):
+            found[tuner.peft_type] = tuner
+    return found
+
+
+def _recognizes(file: AdapterFile) -> Evidence:
+    return Evidence.CONFIGURATION if file.config.get("peft_type") else Evidence.NONE
+
+
+def _read(file: AdapterFile, weight: float) -> Adapter:
+    config = PeftConfig(file.path.with_name(CONFIG_NAME), file.config)
+    tuner = all_tuners().get(config.peft_type)
+    if tuner is None:
+        refuse_type(config)
+    if refusals := tuner.refusals(config):
+        raise InputError.of(refusals)
+    found = sort_keys(file, tuner.stems)
+    updates, problems = tuner.read(config, found.factors)
+    problems += _unusable(file, updates)
+    if not updates and not problems:
+        message = f"holds no factors of {config.peft_type}"
+        problems = [Problem(message, str(file.path), "is this the adapter's weight file?")]
+    if problems:
+        raise InputError.of(problems)
+    replacements = _replacements(found.others)
+    return Adapter(file.path, DIALECT.name, tuple(updates), replacements, weight, file.wrapper)
+
+
+def _replacements(others: Mapping[str, TensorRef]) -> tuple[Replacement, ...]:
+    return tuple(Replacement(target_name(key), ref) for key, ref in others.items())
+
+
+def _unusable(file: AdapterFile, updates: Sequence[Update]) -> list[Problem]:
+    """Factors that no arithmetic takes."""
+    problems = []
+    for ref in (ref for update in updates for ref in update.factors.values()):
+        where = f"{file.path}: {ref.spec.name}"
+        if ref.spec.dtype not in FLOAT_DTYPES:
+            problems.append(Problem(f"is stored as {ref.spec.dtype}, not a float type", where))
+        if 0 in ref.spec.shape:
+            problems.append(Problem(f"has shape {list(ref.spec.shape)}: it is empty", where))
+    return problems
+
+
+DIALECT = Dialect("peft", _recognizes, _read)

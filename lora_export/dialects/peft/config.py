@@ -1,0 +1,104 @@
+"""adapter_config.json as PEFT writes it, read strictly: what is asked for has the right type."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from lora_export.dialects.peft.patterns import Pattern, compile_pattern
+from lora_export.errors import InputError, LimitError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MAX_RANK = 1 << 16
+"""PEFT allocates whatever a file says: r = 10^8 asks for 51 GB."""
+
+CONFIG_NAME = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """The members of the file, asked for by type; a missing or null one has its default."""
+
+    path: Path
+    members: Mapping[str, object]
+
+    @property
+    def peft_type(self) -> str:
+        """LORA, LOHA, ... in capitals."""
+        return self.text("peft_type").upper()
+
+    def refuse(self, key: str, message: str, hint: str = "") -> NoReturn:
+        """Raise InputError about one member."""
+        raise InputError(f"{key} {message}", where=str(self.path), hint=hint)
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """True or false."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            self.refuse(key, f"= {value!r:.80} is neither true nor false")
+        return value
+
+    def text(self, key: str, default: str = "") -> str:
+        """A text."""
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            self.refuse(key, f"= {value!r:.80} is no text")
+        return value
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A positive whole number, as a rank is."""
+        return self._rank(key, self._get(key, default))
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number."""
+        return self._finite(key, self._get(key, default))
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of texts; one text counts as a list of one."""
+        value = self._get(key, [])
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            self.refuse(key, f"= {value!r:.80} is no list of texts")
+        return tuple(listed)
+
+    def table(self, key: str) -> Mapping[str, object]:
+        """An object; empty where it is missing."""
+        value = self._get(key, {})
+        if not isinstance(value, dict):
+            self.refuse(key, f"= {value!r:.80} is no object")
+        return value
+
+    def ranks(self) -> list[tuple[Pattern, int]]:
+        """rank_pattern, in the order of the file."""
+        found = self.table("rank_pattern").items()
+        return [(self._pattern(k), self._rank(f"rank_pattern {k}", v)) for k, v in found]
+
+    def alphas(self) -> list[tuple[Pattern, float]]:
+        """alpha_pattern, in the order of the file."""
+        found = self.table("alpha_pattern").items()
+        return [(self._pattern(k), self._finite(f"alpha_pattern {k}", v)) for k, v in found]
+
+    def _get(self, key: str, default: object) -> object:
+        value = self.members.get(key)
+        return default if value is None else value
+
+    def _pattern(self, text: str) -> Pattern:
+        return compile_pattern(text, str(self.path))
+
+    def _rank(self, key: str, value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            self.refuse(key, f"= {value!r:.80} is no positive whole number")
+        if value > MAX_RANK:
+            message = f"{key} = {value} is above {MAX_RANK}"
+            raise LimitError(message, where=str(self.path), hint="no adapter has such a rank")
+        return value
+
+    def _finite(self, key: str, value: object) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value):  # type: ignore[arg-type]
+            self.refuse(key, f"= {value!r:.80} is no finite number")
+        return value  # type: ignore[return-value]

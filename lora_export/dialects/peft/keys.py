@@ -1,0 +1,112 @@
+"""The keys of a PEFT adapter file, taken apart: module, kind of factor, and what follows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_export.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from lora_export.records import AdapterFile, TensorRef
+
+_PREFIXES = ("base_model.model.", "base_model.")
+_LEAVES = ("weight", "bias")
+
+
+@dataclass(frozen=True, slots=True)
+class FactorKey:
+    """`module` + `.stem` + an adapter's name, in old files + `.leaf`, which may be "".
+
+    q_proj.lora_A.default.weight: module q_proj, stem lora_A, adapter default, leaf weight.
+    """
+
+    module: str
+    stem: str
+    leaf: str
+    adapter: str = ""
+
+
+def plain_key(key: str) -> str:
+    """The key without the prefix that PeftModel adds."""
+    for prefix in _PREFIXES:
+        if key.startswith(prefix):
+            return key.removeprefix(prefix)
+    return key
+
+
+def split_key(key: str, stems: Collection[str]) -> FactorKey | None:
+    """The parts of a factor's key; None where no component is one of `stems`.
+
+    A component, never a substring: `flora_A.weight` is no factor.
+    """
+    parts = plain_key(key).split(".")
+    places = [place for place, part in enumerate(parts) if part in stems]
+    if not places:
+        return None
+    place = places[-1]
+    module, rest = ".".join(parts[:place]), parts[place + 1 :]
+    leaf = rest.pop() if rest and rest[-1] in _LEAVES else ""
+    return FactorKey(module, parts[place], leaf, ".".join(rest))
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """The tensors of a file: factors by module and by `stem` or `stem.bias`, and all others."""
+
+    factors: Mapping[str, Mapping[str, TensorRef]]
+    others: Mapping[str, TensorRef]
+
+
+def sort_keys(file: AdapterFile, stems: Collection[str]) -> Sorted:
+    """Every tensor of the file, once.
+
+    Raises:
+        InputError: the file holds several adapters, or two keys mean one factor.
+    """
+    split = {key: split_key(key, stems) for key in file.tensors}
+    _refuse_several(file, {found.adapter for found in split.values() if found})
+    factors: dict[str, dict[str, TensorRef]] = {}
+    others = {}
+    for key, ref in file.tensors.items():
+        found = split[key]
+        if found is None:
+            others[key] = ref
+            continue
+        role = f"{found.stem}.bias" if found.leaf == "bias" else found.stem
+        if factors.setdefault(found.module, {}).setdefault(role, ref) is not ref:
+            message = f"two keys are the {role} of one module: the other is {key}"
+            raise InputError(message, where=f"{file.path}: {found.module}")
+    return Sorted(factors, others)
+
+
+def _refuse_several(file: AdapterFile, names: Iterable[str]) -> None:
+    listed = sorted(name for name in names if name)
+    if len(listed) > 1:
+        raise InputError(
+            f"the file holds the factors of several adapters: {', '.join(listed)[:500]}",
+            where=str(file.path),
+            hint="save one of them with PEFT's save_pretrained(selected_adapters=[NAME])",
+        )
+
+
+def target_name(key: str, adapters: Collection[str] = ("default",)) -> str:
+    """The base's name of a tensor that the file holds whole: without PEFT's own components.
+
+    classifier.modules_to_save.default.weight is classifier.weight; base_layer and original_module
+    name the layer that PEFT wraps.
+    """
+    parts = plain_key(key).split(".")
+    found: list[str] = []
+    after_wrapper = False
+    for part in parts:
+        if part in ("modules_to_save", "base_layer", "original_module"):
+            after_wrapper = part == "modules_to_save"
+        elif after_wrapper and part in adapters:
+            after_wrapper = False
+        else:
+            after_wrapper = False
+            found.append(part)
+    return ".".join(found)
