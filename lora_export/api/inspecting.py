@@ -57,22 +57,33 @@ def _adapter(file: AdapterFile) -> dict[str, Any]:
         "dialect": adapter.dialect,
         "modules": [_update(update) for update in adapter.updates],
         "full_tensors": [_spec(r.ref.spec) for r in adapter.replacements],
-        "not_in_the_file": ["alpha", "fan_in_fan_out of square weights", "enable_lora"],
+        "not_in_the_file": _missing_facts(adapter),
         "notes": _notes(adapter),
     }
+
+
+def _missing_facts(adapter: Adapter) -> list[str]:
+    """What the user must say, of an adapter without a configuration of its own."""
+    if all(update.said for update in adapter.updates):
+        return []
+    return ["alpha", "fan_in_fan_out of square weights", "enable_lora"]
 
 
 def _update(update: Update) -> dict[str, Any]:
     shapes = {role: list(ref.spec.shape) for role, ref in update.factors.items()}
     dtypes = sorted({ref.spec.dtype for ref in update.factors.values()})
     name = update.module or "(root module)"
-    return {"module": name, **shapes, "rank": shapes["B"][1], "dtype": "/".join(dtypes)}
+    facts: dict[str, Any] = {"rank": shapes["B"][1]} if update.said is None else {}
+    if said := update.said:
+        rule = said.rule.replace("alpha", f"{said.alpha:g}").replace("rank", str(said.rank or "r"))
+        facts = {"tuner": said.tuner, "scaling": rule}
+    return {"module": name, **shapes, **facts, "dtype": "/".join(dtypes)}
 
 
 def _notes(adapter: Adapter) -> list[str]:
     """What must be known to read the entries right."""
     notes = []
-    if any(_may_be_convolution(update) for update in adapter.updates):
+    if any(_may_be_convolution(update) for update in adapter.updates if not update.said):
         notes.append(
             "if a module is a convolution, its rank is the one shown divided by the kernel size, "
             "which only the base's weight tells"

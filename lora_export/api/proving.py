@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from lora_export.models.source import ModelSource
     from lora_export.planning.request import AdapterOptions, Inputs, Request
-    from lora_export.records import Check, Checkpoint, Facts, MergePlan
+    from lora_export.records import Adapter, Check, Checkpoint, Facts, MergePlan
     from lora_export.verification.model import Witnesses
     from lora_export.verification.tolerance import Tolerance
 
@@ -232,17 +232,22 @@ def build_manifest(
     plan = job.plan
     given = {k: v for k, v in job.settings.items() if k != "hparams" and v not in (None, (), [])}
     base = [shard.file for shard in plan.base.shards]
-    adapters = [adapter.path for adapter in plan.adapters]
     return manifest(
         plan,
         command=command,
         options=given,
         base_files=[_input(file, digests.get(file, "")) for file in base],
-        adapter_files=[_input(file, file_sha256(file)) for file in adapters],
+        adapter_files=[_adapter_files(adapter) for adapter in plan.adapters],
         outputs=files,
         checks=checks,
         merged_before=merged_before(plan.base.root),
     )
+
+
+def _adapter_files(adapter: Adapter) -> tuple[WrittenFile, WrittenFile | None]:
+    config = adapter.config_file
+    told = _input(config, file_sha256(config)) if config else None
+    return _input(adapter.path, file_sha256(adapter.path)), told
 
 
 def _input(path: Path, digest: str) -> WrittenFile:
@@ -252,4 +257,5 @@ def _input(path: Path, digest: str) -> WrittenFile:
 def input_paths(plan: MergePlan) -> list[Path]:
     """Every path that must not be written to."""
     files = [shard.file for shard in plan.base.shards]
-    return [plan.base.root, *files, *(adapter.path for adapter in plan.adapters)]
+    configs = [adapter.config_file for adapter in plan.adapters if adapter.config_file]
+    return [plan.base.root, *files, *(adapter.path for adapter in plan.adapters), *configs]

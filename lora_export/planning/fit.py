@@ -136,12 +136,13 @@ def _resolved(
     draft: Draft, adapter: Adapter, update: Update, module: str, base: TensorSpec
 ) -> Delta:
     """By the adapter's own word, or by the facts that the user gives."""
-    facts = draft.facts.of(module, str(adapter.path))
     if update.said is None:
+        facts = draft.facts.of(module, str(adapter.path))
         _refuse_foreign_recipe(draft, adapter)
         has_bias = join(module, "bias") in draft.stored
         model = draft.model.source if draft.model else ""
         return resolve(adapter, update, module, base, facts, has_bias=has_bias, model=model)
+    facts = draft.facts.of(module)  # a manifest has nothing to add to the adapter's own word
     turned = facts.fan_in_fan_out
     if turned is None:
         turned = stores_in_out(draft.base, module)

@@ -92,10 +92,15 @@ def _tell_choices(draft: Draft) -> None:
         )
     deltas = [delta for listed in draft.merged.values() for delta in listed]
     draft.choices += draft.facts.overridden(dict.fromkeys(delta.module for delta in deltas))
-    square = [d for d in deltas if d.kind == "linear" and d.shape[0] == d.shape[1]]
+    square = [
+        delta for delta in deltas if delta.kind == "linear" and delta.shape[0] == delta.shape[1]
+    ]
     if square and draft.model is None:
         stored = {"(in, out)" if delta.fan_in_fan_out else "(out, in)" for delta in square}
-        read = f"read as Linear stored {' and '.join(sorted(stored))}, as given"
+        by_type = all(delta.recipe != "loralib" for delta in square)
+        kind = draft.base.config.get("model_type") if by_type else None
+        why = f"as {kind} has them" if kind else "as given"
+        read = f"read as Linear stored {' and '.join(sorted(stored))}, {why}"
         draft.choices.append(f"{counted(len(square), 'square weight')} {read}")
     if draft.kept:
         equal = counted(len(draft.kept), "full tensor")

@@ -64,6 +64,7 @@ class Adapter:
     """What a dialect understood: every tensor of the file is in exactly one update or replacement.
 
     wrapper: as of the file. digest: SHA-256 of what the tensors hold, whatever the file's format.
+    config_file: where the adapter's own configuration lies, if it has one.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class Adapter:
     weight: float = 1.0
     wrapper: str = ""
     digest: str = ""
+    config_file: Path | None = None
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""

@@ -26,7 +26,7 @@ def manifest(
     command: str,
     options: Mapping[str, Any],
     base_files: Sequence[WrittenFile],
-    adapter_files: Sequence[WrittenFile],
+    adapter_files: Sequence[tuple[WrittenFile, WrittenFile | None]],
     outputs: Sequence[WrittenFile],
     checks: Sequence[Check],
     merged_before: Sequence[str] = (),
@@ -34,6 +34,7 @@ def manifest(
     """The manifest as JSON text.
 
     base_files: without a digest where nothing was verified, as it costs as much as the copying.
+    adapter_files: the weight file of each adapter, and its configuration if it has one.
     merged_before: digests of adapters that the base's own manifest already names.
     """
     places = {str(adapter.path): place for place, adapter in enumerate(plan.adapters)}
@@ -51,8 +52,9 @@ def manifest(
                     "tensors_sha256": adapter.digest,
                     "dialect": adapter.dialect,
                     "weight": adapter.weight,
+                    **({"config": _file(config)} if config else {}),
                 }
-                for file, adapter in zip(adapter_files, plan.adapters, strict=True)
+                for (file, config), adapter in zip(adapter_files, plan.adapters, strict=True)
             ],
             "merged_before": list(merged_before),
         },

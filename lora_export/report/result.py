@@ -162,6 +162,7 @@ def updates_json(step: Step) -> list[dict[str, Any]]:
             "rank": delta.rank,
             "alpha": delta.alpha,
             "scaling": delta.scaling,
+            "scaling_rule": delta.rule,
             "weight": delta.weight,
             "fan_in_fan_out": delta.fan_in_fan_out,
             "enable_lora": [int(block) for block in delta.enable_lora],

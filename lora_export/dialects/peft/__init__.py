@@ -55,7 +55,15 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     if problems:
         raise InputError.of(problems)
     replacements = _replacements(found.others)
-    return Adapter(file.path, DIALECT.name, tuple(updates), replacements, weight, file.wrapper)
+    return Adapter(
+        file.path,
+        DIALECT.name,
+        tuple(updates),
+        replacements,
+        weight,
+        file.wrapper,
+        config_file=config.path,
+    )
 
 
 def _replacements(others: Mapping[str, TensorRef]) -> tuple[Replacement, ...]:
