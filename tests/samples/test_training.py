@@ -12,6 +12,18 @@ from safetensors import safe_open
 CASES = [
     ("digits", ["--epochs", "1"], ["base.safetensors", "lora.safetensors"]),
     ("chargpt", ["--steps", "4"], ["base.safetensors", "lora.pt"]),
+    (
+        "vit",
+        ["--epochs", "1"],
+        [
+            "base/config.json",
+            "base/model.safetensors",
+            "dora/adapter_config.json",
+            "dora/adapter_model.safetensors",
+            "lora/adapter_config.json",
+            "lora/adapter_model.safetensors",
+        ],
+    ),
     pytest.param(
         "minilm",
         ["--epochs", "1", "--sentences", "64"],
@@ -39,7 +51,8 @@ def test_training_is_deterministic(name, little, files, root, tmp_path):
             check=True,
             capture_output=True,
         )
-        assert sorted(path.name for path in folder.iterdir()) == files
+        found = (path for path in folder.rglob("*") if path.is_file())
+        assert sorted(path.relative_to(folder).as_posix() for path in found) == files
         made.append([(folder / file).read_bytes() for file in files])
     assert made[0] == made[1]
     assert [described(folder / file) for file in files] == [
