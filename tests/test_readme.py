@@ -20,7 +20,7 @@ README = ROOT / "README.md"
 def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds what the README's commands read; what they write stays there."""
     folder = tmp_path_factory.mktemp("checkout")
-    for sample in ("digits", "chargpt"):
+    for sample in ("digits", "chargpt", "vit"):
         shutil.copytree(root / "samples" / sample, folder / "samples" / sample)
     return folder
 
