@@ -33,6 +33,7 @@ class Adapter:
     """What a dialect understood: every tensor of the file is in exactly one update or replacement.
 
     wrapper: as of the file. digest: SHA-256 of what the tensors hold, whatever the file's format.
+    trained_on: the base's name in adapter_config.json. notes: how the file was chosen, in words.
     """
 
     path: Path
@@ -42,6 +43,8 @@ class Adapter:
     weight: float = 1.0
     wrapper: str = ""
     digest: str = ""
+    trained_on: str = ""
+    notes: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""
