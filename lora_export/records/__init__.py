@@ -4,6 +4,7 @@ No tensor and no open file is held here, so a plan can be printed, compared and 
 """
 
 from lora_export.records.adapters import Adapter, Delta, Facts, ModelFacts, Replacement, Update
+from lora_export.records.card import Card
 from lora_export.records.files import (
     DTYPE_BITS,
     FLOAT_DTYPES,
@@ -23,6 +24,7 @@ __all__ = [
     "FLOAT_DTYPES",
     "Adapter",
     "AdapterFile",
+    "Card",
     "Check",
     "Checkpoint",
     "Delta",

@@ -66,7 +66,7 @@ def manifest(
             if step.deltas
         },
         "full_tensors": [step.out.name for step in plan.changed() if not step.deltas],
-        "edits": {file.name: list(file.edits) for file in plan.side_files if file.edits},
+        "edits": {name: list(edits) for name, edits in plan.edits().items()},
         "dropped": dict(plan.dropped),
         "unmatched": list(plan.unmatched),
         "choices": list(plan.choices),
