@@ -230,19 +230,31 @@ def build_manifest(
 ) -> bytes:
     """The manifest for `files`; see report.manifest. digests: of the base's files that have one."""
     plan = job.plan
-    given = {k: v for k, v in job.settings.items() if k != "hparams" and v not in (None, (), [])}
-    base = [shard.file for shard in plan.base.shards]
-    adapters = [adapter.path for adapter in plan.adapters]
+    base_files, adapter_files = input_files(plan, digests)
     return manifest(
         plan,
         command=command,
-        options=given,
-        base_files=[_input(file, digests.get(file, "")) for file in base],
-        adapter_files=[_input(file, file_sha256(file)) for file in adapters],
+        options=given_options(job),
+        base_files=base_files,
+        adapter_files=adapter_files,
         outputs=files,
         checks=checks,
         merged_before=merged_before(plan.base.root),
     )
+
+
+def given_options(job: Job) -> dict[str, Any]:
+    """The settings that hold something, less the path of a file of facts."""
+    return {k: v for k, v in job.settings.items() if k != "hparams" and v not in (None, (), [])}
+
+
+def input_files(
+    plan: MergePlan, digests: Mapping[Path, str]
+) -> tuple[list[WrittenFile], list[WrittenFile]]:
+    """The files of the base, with a digest where `digests` has one, and of the adapters."""
+    base = [_input(shard.file, digests.get(shard.file, "")) for shard in plan.base.shards]
+    paths = [adapter.path for adapter in plan.adapters]
+    return base, [_input(path, digests.get(path) or file_sha256(path)) for path in paths]
 
 
 def _input(path: Path, digest: str) -> WrittenFile:
