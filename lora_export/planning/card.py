@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.front_matter import read_front_matter
+from lora_export.checkpoint.hf_cache import repository_of
 from lora_export.planning.origin import base_name
 from lora_export.records import Card
 
@@ -57,6 +58,7 @@ def plan_card(
     return Card(
         metadata={key: value for key, value in sorted(metadata.items()) if value is not None},
         base=name,
+        is_trained_on=bool(name) and not repository_of(base.root),
         loader=loader,
         has_tokenizer=not names.isdisjoint({"tokenizer_config.json", "tokenizer.json"}),
         edits=_edits(said, known) if own else ("new: the base has none",),

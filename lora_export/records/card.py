@@ -14,6 +14,7 @@ class Card:
     """The facts for README.md of a folder.
 
     metadata: of its front matter, in order. base: the base's name on a hub, empty when unknown.
+    is_trained_on: the name is what the adapters' configurations say, which nobody could check.
     loader: the class of transformers that loads the result, empty when there is none.
     has_tokenizer: a tokenizer can be loaded from the folder. edits: what became of the base's own
     README.md, in words.
@@ -21,6 +22,7 @@ class Card:
 
     metadata: Mapping[str, str | tuple[str, ...]]
     base: str = ""
+    is_trained_on: bool = False
     loader: str = ""
     has_tokenizer: bool = False
     edits: tuple[str, ...] = ()

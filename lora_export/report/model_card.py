@@ -88,6 +88,8 @@ def _introduction(plan: MergePlan, card: Card) -> Iterator[str]:
     yield "nothing of an adapter is left to load or to compute. Merged by lora-export"
     yield f"{lora_export.__version__}; `lora_export.json` beside this page records every input,"
     yield "every fact and every check."
+    if card.is_trained_on:
+        yield "The base's name is the one in the adapter's configuration; its files are below."
     yield ""
 
 

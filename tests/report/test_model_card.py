@@ -73,6 +73,19 @@ def test_the_hub_s_own_reader_understands_it(case):
     assert yaml.safe_load(str(page.data)) == data
 
 
+def test_whose_word_the_base_s_name_is(case):
+    page, _ = card(case)
+    assert "the one in the adapter's configuration" in page.text
+    snapshot = case / "models--org--cached" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    (case / "base").rename(snapshot)
+    (case / "base").mkdir()
+    merge(snapshot, [case / "lora"], case / "other", alpha=8)
+    text = (case / "other" / "README.md").read_text()
+    assert "# org/cached, with" in text
+    assert "the one in the adapter's configuration" not in text
+
+
 def test_the_base_s_metadata_is_kept_and_its_text_is_not(case):
     page, report = card(case, base_card=BASE_CARD)
     data = page.data.to_dict()
