@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_BYTES = 1 << 20
-_MEMBER = re.compile(r"(?P<key>[A-Za-z_][\w-]*):(?:\s+(?P<value>.*))?")
-_ITEM = re.compile(r"\s*-\s+(?P<value>.*)")
+_SPACES = " \t"  # YAML's own; a no-break space is a part of the text
+_MEMBER = re.compile(r"(?P<key>[A-Za-z_][\w-]*):(?:[ \t]+(?P<value>.*))?", re.ASCII)
+_ITEM = re.compile(r"[ \t]*-[ \t]+(?P<value>.*)")
 _FLOW = re.compile(r"\[(?P<items>[^\[\]{}\"'#]*)\]")
 # No character that begins an alias, a tag, a block, a comment or another structure.
-_PLAIN = re.compile(r"[A-Za-z0-9](?:[^:#\x00-\x1f\x7f]|:(?=\S)|(?<=\S)#)*")
+_PLAIN = re.compile(r"[A-Za-z0-9](?:[^:#\x00-\x1f\x7f]|:(?=[^ \t])|(?<=[^ \t])#)*")
 _SINGLE = re.compile(r"'((?:[^']|'')*)'")
 
 
@@ -49,12 +50,12 @@ def _members(lines: Sequence[str]) -> Iterator[tuple[str, str | tuple[str, ...] 
 
 
 def _says_something(line: str) -> bool:
-    return bool(line.strip()) and not line.lstrip().startswith("#")
+    return bool(line.strip(_SPACES)) and not line.lstrip(_SPACES).startswith("#")
 
 
 def _value(text: str, inside: Sequence[str]) -> str | tuple[str, ...] | None:
     """The value that begins behind the colon as `text`, and goes on in the lines `inside`."""
-    text = text.strip()
+    text = text.strip(_SPACES)
     if text.startswith("#"):
         text = ""
     if inside:
@@ -76,7 +77,7 @@ def _item(line: str) -> str | None:
 
 
 def _scalar(text: str) -> str | None:
-    text = text.strip()
+    text = text.strip(_SPACES)
     if single := _SINGLE.fullmatch(text):
         return single[1].replace("''", "'")
     if text.startswith('"'):
@@ -85,5 +86,5 @@ def _scalar(text: str) -> str | None:
         except ValueError:
             return None
         return value if isinstance(value, str) else None
-    text = re.split(r"\s#", text, maxsplit=1)[0].rstrip()
-    return text if _PLAIN.fullmatch(text) else None
+    text = re.split(r"[ \t]#", text, maxsplit=1)[0].rstrip(_SPACES)
+    return text if _PLAIN.fullmatch(text) and text.lower() != "null" else None

@@ -20,6 +20,8 @@ CARDS = {
     "an alias": ("a: &x mit\nlicense: *x", "a license"),
     "a tag": ("license: !!str mit", "license"),
     "a list of lists": ("language: [[en]]", "language"),
+    "a no-break space": ("license: 'a\u00a0'\nlanguage: a\u00a0", {}),
+    "nothing": ("license: null\nlanguage:\n", "license language"),
     "an open quote": ('license: "mit', None),
 }
 
