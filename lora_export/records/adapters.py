@@ -65,6 +65,7 @@ class Adapter:
 
     wrapper: as of the file. digest: SHA-256 of what the tensors hold, whatever the file's format.
     config_file: where the adapter's own configuration lies, if it has one.
+    trained_on: the base's name in adapter_config.json. notes: how the file was chosen, in words.
     """
 
     path: Path
@@ -75,6 +76,8 @@ class Adapter:
     wrapper: str = ""
     digest: str = ""
     config_file: Path | None = None
+    trained_on: str = ""
+    notes: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""
