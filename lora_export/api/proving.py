@@ -238,7 +238,7 @@ def build_manifest(
         base_files=base_files,
         adapter_files=adapter_files,
         adapter_configs=[
-            config and _input(config, file_sha256(config))
+            _input(config, file_sha256(config)) if config else None
             for config in (adapter.config_file for adapter in plan.adapters)
         ],
         outputs=files,
