@@ -115,6 +115,12 @@ def train(name, dtype="F32", **settings):
     target = "attn" if name == "attention" else "layer"
     settings = {"r": 4, "lora_alpha": 6, **settings}
     model = get_peft_model(model, LoraConfig(target_modules=[target], **settings))
+    disturb(model)
+    return Trained(model.eval(), base)
+
+
+def disturb(model):
+    """Give factors and magnitudes values that are not those of their start."""
     generator = torch.Generator().manual_seed(1)
     for key, parameter in model.named_parameters():
         with torch.no_grad():
@@ -123,4 +129,3 @@ def train(name, dtype="F32", **settings):
                 parameter.mul_(1 + 0.05 * noise)
             elif "lora_" in key:
                 parameter.copy_(0.1 * noise)
-    return Trained(model.eval(), base)

@@ -149,6 +149,9 @@ def _refuse_no_effect(draft: Draft, update: Update, delta: Delta, where: str) ->
         message = f"lora_{zero[0]} is all zero, so this update changes nothing"
         hint = "an untrained or wrongly saved adapter? --allow-noop accepts it"
         draft.unfit.append(Problem(message, where, hint))
+    if delta.scaling == 0:
+        message = f"the scaling is 0 (alpha = {delta.alpha:g}), so this update changes nothing"
+        draft.unfit.append(Problem(message, where, "--allow-noop accepts it"))
 
 
 def _resolved(
