@@ -129,7 +129,8 @@ class Delta:
     Python float. weight: the user's factor for the adapter. module: the model's own name for the
     module (the base's name of the tensor less its last component). recipe: whose arithmetic and
     rounding, where the plan does not ask for the exact sum. indices: see Said. parameter: the
-    module's parameter that is updated.
+    module's parameter that is updated. dtype: of the base tensor, to which a library may round
+    between two steps.
     """
 
     adapter: str
@@ -147,3 +148,4 @@ class Delta:
     rule: ScalingRule = "alpha / rank"
     indices: tuple[int, ...] = ()
     parameter: str = "weight"
+    dtype: str = "F32"
