@@ -74,10 +74,13 @@ class BaseNames:
         """The base's tensors of a parameter: two when a convolution's weight is stored twice."""
         return tuple(dict.fromkeys(name for name, _ in self._weights(module, parameter)))
 
+    def holds(self, module: str, parameters: Iterable[str]) -> bool:
+        """Whether the base has any of these parameters of the module."""
+        return any(self.weights(module, parameter) for parameter in parameters)
+
     def _weights(self, module: str, parameter: str = "weight") -> list[tuple[str, str]]:
         """(tensor name, module name) for every name under which the base has the parameter."""
-        suffixes = _WEIGHT_SUFFIXES if parameter == "weight" else (parameter,)
-        found = ((self.find(join(module, suffix)), suffix) for suffix in suffixes)
+        found = ((self.find(join(module, suffix)), suffix) for suffix in _suffixes(parameter))
         return [(n, n.removesuffix(suffix).removesuffix(".")) for n, suffix in found if n]
 
     def tensor(self, name: str) -> str | None:
@@ -95,10 +98,13 @@ class BaseNames:
     def locate(
         self, module: str, change: PrefixChange, parameter: str = "weight"
     ) -> tuple[str, tuple[str, ...]]:
-        """The base's own name of an adapter's module after `change`, and the tensors updated."""
+        """The base's own name of an adapter's module after `change`, and the tensors updated.
+
+        Both empty where the base has no such parameter.
+        """
         exact = self._weights(module, parameter) if change == IDENTITY else []
         found = exact or self._weights(change.apply(without_wrappers(module)) or "", parameter)
-        return found[0][1], tuple(dict.fromkeys(name for name, _ in found))
+        return (found[0][1] if found else ""), tuple(dict.fromkeys(name for name, _ in found))
 
     def plain_names(self) -> Iterable[str]:
         """All names without wrappers."""
@@ -116,6 +122,10 @@ def join(module: str, leaf: str) -> str:
     return f"{module}.{leaf}" if module else leaf
 
 
+def _suffixes(parameter: str) -> tuple[str, ...]:
+    return _WEIGHT_SUFFIXES if parameter == "weight" else (parameter,)
+
+
 def weight_names(module: str) -> list[str]:
     """Every name that the weight of `module` may have."""
     return [join(module, suffix) for suffix in _WEIGHT_SUFFIXES]
@@ -130,13 +140,14 @@ def without_wrappers(name: str) -> str:
 
 
 def choose_prefix(
-    modules: Sequence[str], base: BaseNames, only: PrefixChange | None = None
+    modules: Mapping[str, Sequence[str]], base: BaseNames, only: PrefixChange | None = None
 ) -> tuple[PrefixChange, list[Problem]]:
     """The one change of prefix that resolves all `modules`; IDENTITY where none is needed.
 
-    only: the change the user named; no other is tried.
+    modules: with the parameters of each of which the base must have one. only: the change the
+    user named; no other is tried.
     """
-    plain = [without_wrappers(module) for module in modules]
+    plain = {without_wrappers(module): names for module, names in modules.items()}
     candidates = [only] if only else [IDENTITY, *_candidates(plain, base)]
     hits = {change: _resolved(change, plain, base) for change in dict.fromkeys(candidates)}
     if only is None and len(hits[IDENTITY]) == len(plain):
@@ -162,25 +173,33 @@ def _unsure(changes: Sequence[PrefixChange]) -> Problem:
     return Problem(f"the modules fit the base in {len(changes)} places: {listed}", hint=hint)
 
 
-def _resolved(change: PrefixChange, modules: Sequence[str], base: BaseNames) -> set[str]:
-    """The modules that have a weight in the base after `change`."""
+def _resolved(
+    change: PrefixChange, modules: Mapping[str, Sequence[str]], base: BaseNames
+) -> set[str]:
+    """The modules that have a parameter in the base after `change`."""
     changed = {module: change.apply(module) for module in modules}
-    return {module for module, name in changed.items() if name is not None and base.weights(name)}
+    return {
+        module
+        for module, name in changed.items()
+        if name is not None and base.holds(name, modules[module])
+    }
 
 
-def _candidates(modules: Sequence[str], base: BaseNames) -> list[PrefixChange]:
+def _candidates(modules: Mapping[str, Sequence[str]], base: BaseNames) -> list[PrefixChange]:
     """Every change that resolves the first module and is possible for all of them."""
-    first = modules[0].split(".")
+    first_name, parameters = next(iter(modules.items()))
+    first = first_name.split(".")
     common = len(first) - 1
     for module in modules:
         parts = module.split(".")[:-1]
         same = [a == b for a, b in zip(first, parts, strict=False)]
         common = min(common, same.index(False) if False in same else len(same))
+    suffixes = [suffix for parameter in parameters for suffix in _suffixes(parameter)]
     found = []
     for dropped in range(common + 1):
         rest = ".".join(first[dropped:])
         old = "".join(f"{part}." for part in first[:dropped])
-        for suffix in _WEIGHT_SUFFIXES:
+        for suffix in suffixes:
             ending = f".{rest}.{suffix}"
             found += [
                 PrefixChange.between(old, name[: -len(ending) + 1])
@@ -193,15 +212,16 @@ def _candidates(modules: Sequence[str], base: BaseNames) -> list[PrefixChange]:
 
 
 def _unresolved(
-    modules: Sequence[str], found: set[str], change: PrefixChange, base: BaseNames
+    modules: Mapping[str, Sequence[str]], found: set[str], change: PrefixChange, base: BaseNames
 ) -> list[Problem]:
     partial = f" ({change} resolves {len(found)} of {len(modules)})" if found else ""
     problems = []
-    for module in modules:
+    for module, parameters in modules.items():
         if module not in found:
             name = change.apply(module) or module
-            tried = ", ".join(join(name, suffix) for suffix in _WEIGHT_SUFFIXES)
-            near = ", ".join(base.nearest(join(name, "weight")))
+            suffixes = [suffix for parameter in parameters for suffix in _suffixes(parameter)]
+            tried = ", ".join(join(name, suffix) for suffix in suffixes)
+            near = ", ".join(base.nearest(join(name, suffixes[0])))
             problems.append(
                 Problem(
                     f"the base has no weight for this module{partial}; tried: {tried}",

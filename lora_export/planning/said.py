@@ -45,6 +45,8 @@ def resolve_said(
     readings = readings_of(said.tuner, shapes)
     if not readings:
         raise Unresolved(no_fit(said.tuner, shapes, base, where), missing=False)
+    if said.tuner == "parameter" and len(readings) > 1 and stored_in_out is None:
+        raise Unresolved(_square(said, base, where), missing=True)
     reading = _by_orientation(readings, said, stored_in_out)
     if said.rank is not None and said.rank != reading.rank:
         message = f"rank is {reading.rank} in the tensors but {said.rank} in {said.source}"
@@ -65,6 +67,17 @@ def resolve_said(
         rule=said.rule,
         indices=said.indices,
         parameter=update.parameter,
+    )
+
+
+def _square(said: Said, base: TensorSpec, where: str) -> Problem:
+    version = said.version or "no version"
+    return Problem(
+        f"square experts {list(base.shape)} are read in two ways by the versions of PEFT, and "
+        f"{said.source} says {version} for this model",
+        where,
+        "--no-fan-in-fan-out for (experts, out, in), --fan-in-fan-out for (experts, in, out), as "
+        "the PEFT that trained it read them",
     )
 
 

@@ -25,7 +25,8 @@ class Said:
 
     tuner: the family of arithmetic, which a layer kind lists among its `tuners`. rank: None where
     only the factors tell it. fan_in_fan_out: as the file says, which may be wrong: no more than a
-    hint for square weights. indices: rows of the table that the update is about.
+    hint for square weights. indices: rows of the table that the update is about. version: of the
+    library that wrote the file, where the arithmetic depends on it.
     """
 
     tuner: str
@@ -35,6 +36,7 @@ class Said:
     fan_in_fan_out: bool | None = None
     indices: tuple[int, ...] = ()
     source: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +44,21 @@ class Update:
     """The factors an adapter holds for one of its modules, by role ("A", "B").
 
     parameter: the module's parameter that is updated. said: None where the file says nothing
-    beside the factors, as loralib's.
+    beside the factors, as loralib's. instead: the same factors as updates of other parameters,
+    where only the base tells which of them it is. level: of updates that lie around each other
+    in one module, the outermost, of the parameter that the module registers last, has 0.
     """
 
     module: str
     factors: Mapping[str, TensorRef]
     parameter: str = "weight"
     said: Said | None = None
+    instead: tuple[Update, ...] = ()
+    level: int = 0
+
+    def readings(self) -> tuple[Update, ...]:
+        """Every update that the factors can be."""
+        return (self, *self.instead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,7 @@ class Adapter:
     """What a dialect understood: every tensor of the file is in exactly one update or replacement.
 
     wrapper: as of the file. digest: SHA-256 of what the tensors hold, whatever the file's format.
+    notes: what the configuration promises and the tensors do not hold.
     """
 
     path: Path
@@ -73,6 +84,7 @@ class Adapter:
     weight: float = 1.0
     wrapper: str = ""
     digest: str = ""
+    notes: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""
@@ -124,7 +136,8 @@ class Delta:
     Python float. weight: the user's factor for the adapter. module: the model's own name for the
     module (the base's name of the tensor less its last component). recipe: whose arithmetic and
     rounding, where the plan does not ask for the exact sum. indices: see Said. parameter: the
-    module's parameter that is updated.
+    module's parameter that is updated. start: the row of the update's matrix at which this tensor
+    begins, where the base stores the parameter in several tensors.
     """
 
     adapter: str
@@ -142,3 +155,4 @@ class Delta:
     rule: ScalingRule = "alpha / rank"
     indices: tuple[int, ...] = ()
     parameter: str = "weight"
+    start: int = 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.checkpoint.tensors import read_tensor
 from lora_export.errors import FitError
 from lora_export.verification.expected import scaling_of
+from lora_export.verification.parameter_branches import ParameterBranch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
     Factors = Mapping[str, torch.Tensor]
     Form = Callable[[nn.Module, Any, torch.Tensor, Factors, Delta], torch.Tensor]
+    Live = "Branch | ParameterBranch"
+
+
+def branch_of(module: nn.Module, delta: Delta) -> Live:
+    """The live branch of `delta`, attached to `module`."""
+    kind = PARAMETERS.get(delta.kind)
+    return kind(module, delta) if kind else Branch(module, delta)
 
 
 class Branch:
@@ -120,3 +128,6 @@ FORMS: dict[str, Form] = {
 }
 """One branch a layer kind: (module, its input, its output, factors, delta) -> the unmerged layer's
 output. A test holds the keys against the kinds."""
+
+PARAMETERS = {"experts": ParameterBranch}
+"""Kinds whose update the module's own forward must see, instead of a form."""

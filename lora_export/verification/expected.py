@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lora_export.verification.expected_experts import experts
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -92,6 +94,7 @@ FORMULAS: dict[str, Formula] = {
     "embedding": _embedding,
     "conv": _conv,
     "merged_linear": _merged_linear,
+    "experts": experts,
 }
 """One formula a layer kind: the unscaled update, given the chosen rows' numbers."""
 

@@ -4,7 +4,7 @@ import torch
 from loralib_models import KINDS, layer
 
 from lora_export.layers import all_kinds
-from lora_export.verification.branches import FORMS
+from lora_export.verification.branches import FORMS, PARAMETERS
 from lora_export.verification.expected import CHANGES, FORMULAS
 
 ROWS = {"conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "merged": "merged_linear"}
@@ -17,7 +17,7 @@ def test_every_kind_has_a_row_and_every_row_a_kind():
 
 def test_every_kind_has_an_independent_formula_and_a_live_branch():
     assert set(FORMULAS) | set(CHANGES) == set(all_kinds())
-    assert set(FORMS) == set(all_kinds())
+    assert set(FORMS) | set(PARAMETERS) == set(all_kinds())
 
 
 def test_every_row_is_a_layer_of_loralib():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
 from lora_export.dialects.peft.keys import sort_keys, target_name
+from lora_export.dialects.peft.parameters import unheld
 from lora_export.dialects.peft.refusals import refuse_type
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.errors import InputError
@@ -55,7 +56,15 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     if problems:
         raise InputError.of(problems)
     replacements = _replacements(found.others)
-    return Adapter(file.path, DIALECT.name, tuple(updates), replacements, weight, file.wrapper)
+    return Adapter(
+        file.path,
+        DIALECT.name,
+        tuple(updates),
+        replacements,
+        weight,
+        file.wrapper,
+        notes=unheld(config, updates),
+    )
 
 
 def _replacements(others: Mapping[str, TensorRef]) -> tuple[Replacement, ...]:

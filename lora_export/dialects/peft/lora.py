@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.dialects.peft.config import CONFIG_NAME
+from lora_export.dialects.peft.parameters import Targets
 from lora_export.dialects.peft.patterns import first_fit
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.records import Problem, Said, Update
@@ -35,22 +36,29 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
     rank, alpha = config.whole("r", 8), config.number("lora_alpha", 8)
     rule: ScalingRule = "alpha / sqrt(rank)" if config.flag("use_rslora") else "alpha / rank"
     hint = config.members.get("fan_in_fan_out")
+    version = config.text("peft_version")
+    targets = Targets.of(config)
     updates, problems = [], []
+
+    def saying(name: str, tuner: str) -> Said:
+        return Said(
+            tuner=tuner,
+            alpha=first_fit(alphas, name, alpha),
+            rank=first_fit(ranks, name, rank),
+            rule=rule,
+            fan_in_fan_out=hint if isinstance(hint, bool) else None,
+            source=CONFIG_NAME,
+            version=version,
+        )
+
     for module, stems in modules.items():
         factors = {_ROLES[stem]: ref for stem, ref in stems.items()}
         problem = _incomplete(config, module, factors, stems)
         if problem:
             problems.append(problem)
             continue
-        said = Said(
-            tuner=_tuner(stems),
-            alpha=first_fit(alphas, module, alpha),
-            rank=first_fit(ranks, module, rank),
-            rule=rule,
-            fan_in_fan_out=hint if isinstance(hint, bool) else None,
-            source=CONFIG_NAME,
-        )
-        updates.append(Update(module, factors, said=said))
+        update = Update(module, factors, said=saying(module, _tuner(stems)))
+        updates.append(targets.settle(update, saying))
     return updates, problems
 
 
