@@ -102,6 +102,8 @@ class HuggingFaceModel:
             reason = " ".join(str(error).split())[:300]
             message = f"transformers cannot build {self._class.__name__}: {reason}"
             raise InputError(message, where=str(checkpoint.root)) from error
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")  # the others have no kernels for float64
         own = [self._own_name(model, name) for name in untied]
         untie(model, [name for name in own if self._is_tied(model, name)])
         model.eval().requires_grad_(requires_grad=False)

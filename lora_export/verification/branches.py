@@ -14,6 +14,7 @@ from lora_export.verification.parameter_branches import ParameterBranch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import TypeAlias
 
     import torch
     from torch import nn
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     Factors = Mapping[str, torch.Tensor]
     Form = Callable[[nn.Module, Any, torch.Tensor, Factors, Delta], torch.Tensor]
-    Live = "Branch | ParameterBranch"
+    Live: TypeAlias = "Branch | ParameterBranch"
 
 
 def branch_of(module: nn.Module, delta: Delta) -> Live:
