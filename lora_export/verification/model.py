@@ -6,6 +6,7 @@ are at hand, they are a second witness.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     Outputs = dict[str, NDArray[Any]]
     Probe = Mapping[str, NDArray[Any]]
+
+_MEDIA = ("pixel_values", "input_features", "input_values")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ def call_witnesses(
     model = source.load(plan.base, full=plan.full_tensors(), untied=plan.separated)
     branches = _attach(source, model, plan)
     unmerged = _run(model, probes)
-    _refuse_silent(branches)
+    _refuse_silent(branches, _unfed(model, probes[0]))
     _refuse_random(model, probes[0], unmerged[0])
     split = [_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
     exact = _run(model.double(), probes)
@@ -130,8 +133,18 @@ def _attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[Live
     return branches
 
 
-def _refuse_silent(branches: Sequence[Live]) -> None:
+def _unfed(model: nn.Module, probe: Probe) -> list[str]:
+    """The images, videos and sounds that the model takes and the probe does not have."""
+    parameters = inspect.signature(model.forward).parameters
+    return [name for name in parameters if name.startswith(_MEDIA) and name not in probe]
+
+
+def _refuse_silent(branches: Sequence[Live], unfed: Sequence[str]) -> None:
     silent = [branch.delta.module for branch in branches if branch.calls == 0]
+    if silent and unfed:
+        hint = "--inputs FILE.npz with them as well"
+        message = f"without {' and '.join(unfed)} the model's forward never calls this module"
+        raise UsageError.of([Problem(message, module, hint) for module in silent])
     if silent:
         hint = "its parent may read the weight directly: use loralib's own modules in --model"
         message = "the model's forward never calls this module, so its live branch proves nothing"
