@@ -50,14 +50,16 @@ def _product(
 ) -> torch.Tensor:
     """Rows of `einsum("o r e, e r i -> e o i")`, or "-> e i o" for experts stored (in, out).
 
-    PEFT 0.21.2, tuners.lora.layer.ParamWrapper.get_delta_weight; one expert's product has the
-    same bits alone as in the stack.
+    PEFT 0.21.2, tuners.lora.layer.ParamWrapper.get_delta_weight. The einsum is a bmm, in which
+    one expert's product has the same bits as in the stack; of a single one it is B @ A.
     """
     import torch
 
     first, stop = first + delta.start, stop + delta.start
     a, b = factors["A"], factors["B"]
     experts = a.shape[0] // delta.rank
+    if experts == 1:
+        return b[first:stop] @ a
     a = a.reshape(experts, -1, a.shape[-1])
     b = b.reshape(b.shape[0], -1, experts)
     height = a.shape[-1] if delta.fan_in_fan_out else b.shape[0]
@@ -73,13 +75,18 @@ def _expert(
     a: torch.Tensor, b: torch.Tensor, rows: tuple[int, int], *, turned: bool
 ) -> torch.Tensor:
     """Rows of one expert's product, as part of a piece that is large enough."""
+    import torch
+
     first, stop = rows
     height = a.shape[1] if turned else b.shape[0]
     low, high = 0, height
     if a.shape[1] * b.shape[0] > WHOLE_ELEMENTS:
         low = max(0, min(first, height - LEAST_ROWS))
         high = min(height, max(stop, low + LEAST_ROWS))
-    product = (b @ a[:, low:high]).T if turned else b[low:high] @ a
+    if turned:
+        product = torch.bmm(b[None], a[None, :, low:high])[0].T
+    else:
+        product = torch.bmm(b[None, low:high], a[None])[0]
     return product[first - low : stop - low]
 
 
