@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_export.errors import LimitError
 from lora_export.records import Update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lora_export.dialects.peft.config import PeftConfig
     from lora_export.records import Said
@@ -22,24 +23,38 @@ if TYPE_CHECKING:
 
 _NESTED = ".base_layer"
 
+MAX_PARAMETERS = 64
+"""Each may be the one that a module's factors are of, where a target names no module."""
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:
     """What a configuration says about where its factors are.
 
-    modules: names of target_modules; None where they are a pattern. parameters: of
-    target_parameters.
+    modules: names of target_modules; None where they are a pattern. parameters: names of
+    target_parameters, by the module's name, which is "" for any.
     """
 
-    modules: tuple[str, ...] | None
-    parameters: tuple[str, ...]
+    modules: frozenset[str] | None
+    parameters: Mapping[str, Sequence[str]]
 
     @classmethod
     def of(cls, config: PeftConfig) -> Targets:
-        """As the configuration has them."""
+        """As the configuration has them.
+
+        Raises:
+            LimitError: it names more parameters of any module than a module has.
+        """
         is_pattern = isinstance(config.members.get("target_modules"), str)
-        modules = None if is_pattern else config.texts("target_modules")
-        return cls(modules, tuple(dict.fromkeys(config.texts("target_parameters"))))
+        modules = None if is_pattern else frozenset(config.texts("target_modules"))
+        parameters: dict[str, list[str]] = {}
+        for target in dict.fromkeys(config.texts("target_parameters")):
+            owner, _, name = target.rpartition(".")
+            parameters.setdefault(owner, []).append(name)
+        if any(len(names) > MAX_PARAMETERS for names in parameters.values()):
+            message = f"target_parameters names more than {MAX_PARAMETERS} of one module"
+            raise LimitError(message, where=str(config.path), hint="no module has so many")
+        return cls(modules, parameters)
 
     def settle(self, update: Update, saying: Saying) -> Update:
         """The update with every parameter that its factors may be of.
@@ -51,7 +66,7 @@ class Targets:
         while module.endswith(_NESTED):
             module = module.removesuffix(_NESTED)
         is_nested = module != update.module
-        if not is_nested and self.modules is not None and _ends_with(module, self.modules):
+        if not is_nested and not _ends(module).isdisjoint(self.modules or ()):
             return update
         found = [
             Update(module, update.factors, name, saying(f"{module}.{name}", "parameter"))
@@ -67,26 +82,26 @@ class Targets:
 
     def _parameters(self, module: str) -> list[str]:
         """The parameters that are targeted if the module has them."""
-        found = []
-        for target in self.parameters:
-            owner, _, name = target.rpartition(".")
-            if not owner or _ends_with(module, (owner,)):
-                found.append(name)
-        return list(dict.fromkeys(found))
+        owners = ["", *_ends(module)]
+        return list(dict.fromkeys(n for owner in owners for n in self.parameters.get(owner, ())))
 
 
-def _ends_with(module: str, names: Sequence[str]) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in names)
+def _ends(name: str) -> set[str]:
+    """Everything that the name ends in, from the start of a component on."""
+    parts = name.split(".")
+    return {".".join(parts[place:]) for place in range(len(parts))}
 
 
 def unheld(config: PeftConfig, updates: Sequence[Update]) -> tuple[str, ...]:
     """What the configuration targets and no tensor of the file is of, in words."""
-    targets = Targets.of(config)
-    modules = [update.module for update in updates]
-    lacking = [n for n in targets.modules or () if not any(_ends_with(m, (n,)) for m in modules)]
-    held = {f"{u.module}.{one.parameter}" for u in updates for one in u.readings()}
-    lacking += [n for n in targets.parameters if not any(_ends_with(h, (n,)) for h in held)]
-    if not lacking or "all-linear" in lacking:
+    named = config.members.get("target_modules")
+    modules = () if isinstance(named, str) else config.texts("target_modules")
+    held = {end for update in updates for end in _ends(update.module)}
+    lacking = [name for name in dict.fromkeys(modules) if name not in held]
+    single = (one for update in updates for one in update.readings())
+    held = {end for one in single for end in _ends(f"{one.module}.{one.parameter}")}
+    lacking += [name for name in config.texts("target_parameters") if name not in held]
+    if not lacking:
         return ()
     listed = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")  # noqa: PLR2004
     return (f"{config.path.name} targets {listed}, of which the file holds no tensor",)
