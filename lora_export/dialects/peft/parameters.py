@@ -93,7 +93,12 @@ def _ends(name: str) -> set[str]:
 
 
 def unheld(config: PeftConfig, updates: Sequence[Update]) -> tuple[str, ...]:
-    """What the configuration targets and no tensor of the file is of, in words."""
+    """What the configuration targets and no tensor of the file is of, in words.
+
+    Nothing where it also says what of its targets is left out.
+    """
+    if any(config.members.get(key) for key in ("exclude_modules", "layers_to_transform")):
+        return ()
     named = config.members.get("target_modules")
     modules = () if isinstance(named, str) else config.texts("target_modules")
     held = {end for update in updates for end in _ends(update.module)}
