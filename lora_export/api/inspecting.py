@@ -66,13 +66,20 @@ def _update(update: Update) -> dict[str, Any]:
     shapes = {role: list(ref.spec.shape) for role, ref in update.factors.items()}
     dtypes = sorted({ref.spec.dtype for ref in update.factors.values()})
     name = update.module or "(root module)"
-    return {"module": name, **shapes, "rank": shapes["B"][1], "dtype": "/".join(dtypes)}
+    return {"module": name, **shapes, "rank": _rank(update), "dtype": "/".join(dtypes)}
+
+
+def _rank(update: Update) -> int | None:
+    """As the shapes tell it of A and B, else as the adapter's own configuration says."""
+    if "B" in update.factors and len(shape := update.factors["B"].spec.shape) > 1:
+        return shape[1]
+    return update.said.rank if update.said else None
 
 
 def _notes(adapter: Adapter) -> list[str]:
     """What must be known to read the entries right."""
-    notes = []
-    if any(_may_be_convolution(update) for update in adapter.updates):
+    notes = list(adapter.notes)
+    if any(update.said is None and _may_be_convolution(update) for update in adapter.updates):
         notes.append(
             "if a module is a convolution, its rank is the one shown divided by the kernel size, "
             "which only the base's weight tells"

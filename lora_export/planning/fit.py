@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_export.checkpoint.contents import is_zero, same_content
+from lora_export.layers import all_kinds
 from lora_export.planning.names import (
     IDENTITY,
     BaseNames,
@@ -15,6 +16,7 @@ from lora_export.planning.names import (
     without_wrappers,
 )
 from lora_export.planning.orientation import stores_in_out
+from lora_export.planning.projection import size_projection
 from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.planning.said import resolve_said
 from lora_export.records import FLOAT_DTYPES, Problem
@@ -51,15 +53,19 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         message = "no low-rank factors are left after --allow-unmatched"
         draft.unfit.append(Problem(message, str(adapter.path)))
         return
-    change, problems = choose_prefix([u.module for u in updates], names, draft.options.rename)
+    modules = list(dict.fromkeys(update.module for update in updates))
+    change, problems = choose_prefix(modules, names, draft.options.rename)
     draft.unfit += [_at(adapter, problem) for problem in problems]
     if problems:
         return
     if change != IDENTITY:
-        draft.choices.append(f"{adapter.path.name}: {change}, resolves all {len(updates)} modules")
+        draft.choices.append(f"{adapter.path.name}: {change}, resolves all {len(modules)} modules")
     for update in updates:
+        if update.optional and not names.has(update.module, change, update.parameter):
+            continue
         located = names.locate(update.module, change, update.parameter)
         _fit_update(draft, adapter, update, located)
+    size_projection(draft, adapter)
     targets = replacement_names([r.name for r in replacements], change, names)
     for replacement in replacements:
         target = targets[replacement.name]
@@ -118,18 +124,42 @@ def _fit_update(
         draft.missing += unresolved.missing
         draft.unfit += unresolved.unfit
         return
+    _refuse_noop(draft, update, delta, where)
+    for weight in weights:
+        _enter(draft, weight, delta, where)
+
+
+def _refuse_noop(draft: Draft, update: Update, delta: Delta, where: str) -> None:
+    """A factor of zeros makes the update zero, unless it multiplies the weight."""
+    if draft.options.allow_noop or all_kinds()[delta.kind].multiplies:
+        return
     zero = [role for role, ref in update.factors.items() if is_zero(ref)]
-    if zero and not draft.options.allow_noop:
-        message = f"lora_{zero[0]} is all zero, so this update changes nothing"
+    if zero:
+        message = f"{_stem(update, zero[0])} is all zero, so this update changes nothing"
         hint = "an untrained or wrongly saved adapter? --allow-noop accepts it"
         draft.unfit.append(Problem(message, where, hint))
-    for weight in weights:
-        merged = draft.merged.setdefault(weight, [])
-        if any(other.adapter == delta.adapter for other in merged):
-            message = f"{weight} is updated by another module of the same adapter already"
-            hint = "the same module under two names? leave one out with --allow-unmatched"
-            draft.unfit.append(Problem(message, where, hint))
-        merged.append(delta)
+
+
+def _enter(draft: Draft, weight: str, delta: Delta, where: str) -> None:
+    """Plan the update, beside those of other adapters where that has a meaning."""
+    merged = draft.merged.setdefault(weight, [])
+    if any(other.adapter == delta.adapter for other in merged):
+        message = f"{weight} is updated by another module of the same adapter already"
+        hint = "the same module under two names? leave one out with --allow-unmatched"
+        draft.unfit.append(Problem(message, where, hint))
+    elif merged and any(all_kinds()[one.kind].multiplies for one in (delta, *merged)):
+        message = f"{weight} is multiplied by one adapter and updated by another"
+        hint = "their order matters: merge one, then the other into the result"
+        draft.unfit.append(Problem(message, where, hint))
+    merged.append(delta)
+
+
+def _stem(update: Update, role: str) -> str:
+    """The name of a factor as its key ends in it."""
+    if update.said is None:
+        return f"lora_{role}"
+    name = update.factors[role].spec.name.removesuffix(".weight").removesuffix(".default")
+    return name.rpartition(".")[2]
 
 
 def _resolved(

@@ -48,6 +48,7 @@ def make_plan(
     touched = [name for adapter in adapters for name in adapter.names()]
     ties = find_ties(base, touched, model, lookup)
     draft = Draft(base, base.tensors(), facts, model, options, ties)
+    draft.warnings += [f"{a.path.name}: {note}" for a in adapters for note in a.notes]
     _tell_wrappers(draft, adapters)
     _tell_prefixes(draft, adapters)
     draft.base = base = _without_factors(draft)

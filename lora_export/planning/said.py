@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from typing import TYPE_CHECKING
 
 from lora_export.planning.resolve import Unresolved, no_fit, readings_of, shapes_of
@@ -46,7 +47,8 @@ def resolve_said(
     if not readings:
         raise Unresolved(no_fit(said.tuner, shapes, base, where), missing=False)
     reading = _by_orientation(readings, said, stored_in_out)
-    if said.rank is not None and said.rank != reading.rank:
+    rank = reading.rank or said.rank or 1
+    if said.rank is not None and said.rank != rank:
         message = f"rank is {reading.rank} in the tensors but {said.rank} in {said.source}"
         hint = "the configuration belongs to another file: save the adapter again"
         raise Unresolved(Problem(message, where, hint), missing=False)
@@ -56,16 +58,21 @@ def resolve_said(
         kind=reading.kind,
         factors=update.factors,
         shape=base.shape,
-        rank=reading.rank,
+        rank=rank,
         alpha=said.alpha,
-        scaling=_scaling(said, reading.rank),
+        scaling=_scaling(said, rank),
         weight=adapter.weight,
         fan_in_fan_out=reading.fan_in_fan_out,
         recipe=recipe,
         rule=said.rule,
         indices=said.indices,
         parameter=update.parameter,
+        held=base.dtype if said.held_as_base and base.dtype in HALVES else "",
+        projection=(said.seed,) if said.seed is not None else (),
     )
+
+
+HALVES = frozenset({"F16", "BF16"})
 
 
 def _by_orientation(
@@ -83,12 +90,23 @@ def _scaling(said: Said, rank: int) -> float:
     match said.rule:
         case "alpha / rank":
             return said.alpha / rank
+        case "alpha / rank in float32":
+            return _single(said.alpha / rank)
         case "alpha / sqrt(rank)":
             return said.alpha / math.sqrt(rank)
         case "alpha / (rank + 1e-5)":
             return said.alpha / (rank + 1e-5)
         case "1":
             return 1.0
+
+
+def _single(value: float) -> float:
+    """Rounded to float32; infinite where that is too narrow, which the merge refuses."""
+    try:
+        (single,) = struct.unpack("f", struct.pack("f", value))
+    except OverflowError:
+        return math.copysign(math.inf, value)
+    return float(single)
 
 
 def _refuse_contradiction(said: Said, given: Facts, where: str) -> None:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 MergeRecipe = Literal["loralib", "peft", "peft-safe"]
 """Whose merge: loralib's eval(), PEFT's merge_and_unload(), the same with safe_merge=True."""
 
-ScalingRule = Literal["alpha / rank", "alpha / sqrt(rank)", "alpha / (rank + 1e-5)", "1"]
+ScalingRule = Literal[
+    "alpha / rank", "alpha / rank in float32", "alpha / sqrt(rank)", "alpha / (rank + 1e-5)", "1"
+]
 """How a library makes the scaling of alpha and rank; the merge and the proof each compute it."""
 
 
@@ -25,7 +27,10 @@ class Said:
 
     tuner: the family of arithmetic, which a layer kind lists among its `tuners`. rank: None where
     only the factors tell it. fan_in_fan_out: as the file says, which may be wrong: no more than a
-    hint for square weights. indices: rows of the table that the update is about.
+    hint for square weights. indices: rows of the table that the update is about. held_as_base: the
+    library rounds the factors to the weight's dtype when it loads them, of VeRA the projection
+    alone. seed: of the projection that all updates of the adapter share, where the file leaves it
+    out.
     """
 
     tuner: str
@@ -35,6 +40,8 @@ class Said:
     fan_in_fan_out: bool | None = None
     indices: tuple[int, ...] = ()
     source: str = ""
+    held_as_base: bool = False
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +49,14 @@ class Update:
     """The factors an adapter holds for one of its modules, by role ("A", "B").
 
     parameter: the module's parameter that is updated. said: None where the file says nothing
-    beside the factors, as loralib's.
+    beside the factors, as loralib's. optional: there is none where the base lacks the parameter.
     """
 
     module: str
     factors: Mapping[str, TensorRef]
     parameter: str = "weight"
     said: Said | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +69,11 @@ class Replacement:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What a dialect understood: every tensor of the file is in exactly one update or replacement.
+    """What a dialect understood: every tensor of the file is in an update or a replacement.
 
-    wrapper: as of the file. digest: SHA-256 of what the tensors hold, whatever the file's format.
+    In exactly one, but for factors that several updates share. wrapper: as of the file. digest:
+    SHA-256 of what the tensors hold, whatever the file's format. notes: what the user must be told
+    of the file.
     """
 
     path: Path
@@ -73,6 +83,7 @@ class Adapter:
     weight: float = 1.0
     wrapper: str = ""
     digest: str = ""
+    notes: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""
@@ -124,7 +135,10 @@ class Delta:
     Python float. weight: the user's factor for the adapter. module: the model's own name for the
     module (the base's name of the tensor less its last component). recipe: whose arithmetic and
     rounding, where the plan does not ask for the exact sum. indices: see Said. parameter: the
-    module's parameter that is updated.
+    module's parameter that is updated. held: the dtype to which the library rounds the factors when
+    it loads them (where there is a projection, that alone); empty where it takes them as they are.
+    projection: (seed, rows of B, columns of A) of a shared projection that is drawn anew, else
+    empty.
     """
 
     adapter: str
@@ -142,3 +156,5 @@ class Delta:
     rule: ScalingRule = "alpha / rank"
     indices: tuple[int, ...] = ()
     parameter: str = "weight"
+    held: str = ""
+    projection: tuple[int, ...] = ()

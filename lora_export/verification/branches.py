@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_export.checkpoint.tensors import read_tensor
 from lora_export.errors import FitError
-from lora_export.verification.expected import scaling_of
+from lora_export.verification import branches_peft
+from lora_export.verification.expected import factors_of, scaling_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ class Branch:
         """Attach to `module`, whose output dtype the branch follows."""
         self.delta = delta
         self.calls = 0
-        self._factors = {role: read_tensor(ref) for role, ref in delta.factors.items()}
+        self._factors = factors_of(delta, exact=False)
         self._form = form_of(module, delta)
         module.register_forward_hook(self, with_kwargs=True)
 
@@ -117,6 +117,12 @@ FORMS: dict[str, Form] = {
     "embedding": _adds(_embedding),
     "conv": _adds(_conv),
     "merged_linear": _adds(_merged_linear),
+    "adalora": _adds(branches_peft.adalora),
+    "loha": _adds(branches_peft.loha),
+    "lokr": _adds(branches_peft.lokr),
+    "vera": _adds(branches_peft.vera),
+    "ia3": branches_peft.ia3,
+    "ia3_feedforward": branches_peft.ia3_feedforward,
 }
 """One branch a layer kind: (module, its input, its output, factors, delta) -> the unmerged layer's
 output. A test holds the keys against the kinds."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lora_export.verification import expected_peft
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -29,12 +31,20 @@ def scaling_of(delta: Delta) -> float:
     match delta.rule:
         case "alpha / rank":
             return delta.alpha / delta.rank * delta.weight
+        case "alpha / rank in float32":
+            return _single(delta.alpha / delta.rank) * delta.weight
         case "alpha / sqrt(rank)":
             return delta.alpha / math.sqrt(delta.rank) * delta.weight
         case "alpha / (rank + 1e-5)":
             return delta.alpha / (delta.rank + 1e-5) * delta.weight
         case "1":
             return delta.weight
+
+
+def _single(value: float) -> float:
+    import torch
+
+    return float(torch.tensor(value, dtype=torch.float32))
 
 
 def _linear(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
@@ -92,14 +102,46 @@ FORMULAS: dict[str, Formula] = {
     "embedding": _embedding,
     "conv": _conv,
     "merged_linear": _merged_linear,
+    "adalora": expected_peft.adalora,
+    "loha": expected_peft.loha,
+    "lokr": expected_peft.lokr,
+    "vera": expected_peft.vera,
 }
 """One formula a layer kind: the unscaled update, given the chosen rows' numbers."""
 
-CHANGES: dict[str, ChangeFormula] = {}
+CHANGES: dict[str, ChangeFormula] = {
+    "ia3": expected_peft.ia3,
+    "ia3_feedforward": expected_peft.ia3_feedforward,
+}
 """For a kind that has a change and no product: (delta, factors, scaling, rows of the base in
 float64, their numbers) -> (new rows less the base's, magnitude), where magnitude times the share of
 verification.rounding.update_error bounds the error of the computed update. A test holds the keys
 of both tables against the kinds."""
+
+COMPLETED: dict[str, Callable[[Delta, Factors], Factors]] = {"vera": expected_peft.with_projection}
+"""For a kind that takes factors which the file leaves out: these and those of the file."""
+
+ROUNDINGS: dict[str, Callable[[Delta], int]] = {
+    "adalora": expected_peft.adalora_roundings,
+    "loha": expected_peft.loha_roundings,
+    "lokr": expected_peft.lokr_roundings,
+    "vera": expected_peft.vera_roundings,
+}
+"""Relative errors that an element of the update can hold, where it is no plain product of A and B:
+see verification.rounding.update_error."""
+
+
+def factors_of(delta: Delta, *, exact: bool) -> Factors:
+    """All factors of an update in float64, rounded as the library holds them."""
+    from lora_export.checkpoint.tensors import read_tensor, torch_dtype
+
+    read = {role: read_tensor(ref) for role, ref in delta.factors.items()}
+    if delta.held and not delta.projection and not exact:
+        read = {role: factor.to(torch_dtype(delta.held)) for role, factor in read.items()}
+    wide = {role: factor.double() for role, factor in read.items()}
+    complete = COMPLETED.get(delta.kind)
+    return complete(delta, wide) if complete else wide
+
 
 SCREENED = frozenset({"linear", "embedding", "conv", "merged_linear"})
 """Kinds whose update is a product of A and B, which half-precision weights are screened with."""

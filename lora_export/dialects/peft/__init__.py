@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
+from lora_export.dialects.peft.fields import unknown_fields
 from lora_export.dialects.peft.keys import sort_keys, target_name
 from lora_export.dialects.peft.refusals import refuse_type
 from lora_export.dialects.peft.tuner import Tuner
@@ -55,7 +56,16 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     if problems:
         raise InputError.of(problems)
     replacements = _replacements(found.others)
-    return Adapter(file.path, DIALECT.name, tuple(updates), replacements, weight, file.wrapper)
+    notes = (*unknown_fields(config), *tuner.notes(found.factors))
+    return Adapter(
+        file.path,
+        DIALECT.name,
+        tuple(updates),
+        replacements,
+        weight,
+        file.wrapper,
+        notes=notes,
+    )
 
 
 def _replacements(others: Mapping[str, TensorRef]) -> tuple[Replacement, ...]:

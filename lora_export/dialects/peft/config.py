@@ -98,7 +98,14 @@ class PeftConfig:
         return value
 
     def _finite(self, key: str, value: object) -> float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value):  # type: ignore[arg-type]
+        if not isinstance(value, int | float) or isinstance(value, bool) or not _finite(value):
             self.refuse(key, f"= {value!r:.80} is no finite number")
-        return value  # type: ignore[return-value]
+        return value
+
+
+def _finite(value: float) -> bool:
+    """Also of a whole number that no float holds."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
