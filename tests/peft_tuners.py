@@ -6,6 +6,8 @@ The oracle of their exactness tests: PeftModel.from_pretrained(...).merge_and_un
 from __future__ import annotations
 
 import json
+import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import peft
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +34,7 @@ class Layers(torch.nn.Module):
         super().__init__()
         self.plain = torch.nn.Linear(40, 72)
         self.square = torch.nn.Linear(48, 48, bias=False)
-        self.large = torch.nn.Linear(384, 768)
+        self.large = torch.nn.Linear(192, 320)
         self.turned = Conv1D(56, 32)
         self.turned_square = Conv1D(24, 24)
         self.point = torch.nn.Conv2d(6, 10, 1)
@@ -166,10 +168,20 @@ def base_model(dtype: torch.dtype) -> Layers:
     return model.to(dtype).eval()
 
 
-def save_case(name: str, dtype: torch.dtype, folder: Path) -> tuple[Path, Path]:
+@contextmanager
+def quiet() -> Iterator[None]:
+    """PEFT warns of what it corrects."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@quiet()
+def save_case(case: str | peft.PeftConfig, dtype: torch.dtype, folder: Path) -> tuple[Path, Path]:
     """(base.safetensors, adapter folder) as PEFT writes them, with factors drawn at random."""
     save_file(base_model(dtype).state_dict(), folder / "base.safetensors")
-    adapted = peft.get_peft_model(base_model(dtype), CONFIGS[name]())
+    config = CONFIGS[case]() if isinstance(case, str) else case
+    adapted = peft.get_peft_model(base_model(dtype), config)
     torch.manual_seed(1)
     for key, parameter in adapted.named_parameters():
         if any(mark in key for mark in ("lora_", "hada_", "lokr_", "vera_lambda", "ia3_l")):
@@ -179,6 +191,7 @@ def save_case(name: str, dtype: torch.dtype, folder: Path) -> tuple[Path, Path]:
     return folder / "base.safetensors", folder / "adapter"
 
 
+@quiet()
 def merged_by_peft(base: Path, adapter: Path, *, safe: bool = False) -> dict[str, torch.Tensor]:
     """What PEFT makes of the two; every key of the adapter is one that it knows."""
     stored = load_file(base)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_export.planning.draft import Draft
+    from lora_export.planning.names import PrefixChange
     from lora_export.records import (
         Adapter,
         Delta,
@@ -61,10 +62,9 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     if change != IDENTITY:
         draft.choices.append(f"{adapter.path.name}: {change}, resolves all {len(modules)} modules")
     for update in updates:
-        if update.optional and not names.has(update.module, change, update.parameter):
-            continue
-        located = names.locate(update.module, change, update.parameter)
-        _fit_update(draft, adapter, update, located)
+        if not update.optional or _is_there(draft, names, update, change):
+            located = names.locate(update.module, change, update.parameter)
+            _fit_update(draft, adapter, update, located)
     size_projection(draft, adapter)
     targets = replacement_names([r.name for r in replacements], change, names)
     for replacement in replacements:
@@ -152,6 +152,15 @@ def _enter(draft: Draft, weight: str, delta: Delta, where: str) -> None:
         hint = "their order matters: merge one, then the other into the result"
         draft.unfit.append(Problem(message, where, hint))
     merged.append(delta)
+
+
+def _is_there(draft: Draft, names: BaseNames, update: Update, change: PrefixChange) -> bool:
+    """The base has the parameter, and not of zeros, which no factor changes."""
+    if not names.has(update.module, change, update.parameter):
+        return False
+    _, tensors = names.locate(update.module, change, update.parameter)
+    refs = [draft.stored[draft.table_of(name)] for name in tensors]
+    return not all(ref.spec.dtype in FLOAT_DTYPES and is_zero(ref) for ref in refs)
 
 
 def _stem(update: Update, role: str) -> str:

@@ -49,7 +49,8 @@ class Update:
     """The factors an adapter holds for one of its modules, by role ("A", "B").
 
     parameter: the module's parameter that is updated. said: None where the file says nothing
-    beside the factors, as loralib's. optional: there is none where the base lacks the parameter.
+    beside the factors, as loralib's. optional: there is none where the base lacks the parameter,
+    or has zeros there.
     """
 
     module: str
