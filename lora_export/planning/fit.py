@@ -124,17 +124,16 @@ def _fit_update(
         draft.missing += unresolved.missing
         draft.unfit += unresolved.unfit
         return
-    _refuse_noop(draft, update, delta, where)
+    _refuse_no_effect(draft, update, delta, where)
     for weight in weights:
         _enter(draft, weight, delta, where)
 
 
-def _refuse_noop(draft: Draft, update: Update, delta: Delta, where: str) -> None:
-    """A factor of zeros makes the update zero, unless it multiplies the weight."""
-    if draft.options.allow_noop or all_kinds()[delta.kind].multiplies:
+def _refuse_no_effect(draft: Draft, update: Update, delta: Delta, where: str) -> None:
+    """A product with a zero factor; what depends on the weight may change it nevertheless."""
+    if all_kinds()[delta.kind].product is None or draft.options.allow_noop:
         return
-    zero = [role for role, ref in update.factors.items() if is_zero(ref)]
-    if zero:
+    if zero := [role for role, ref in update.factors.items() if is_zero(ref)]:
         message = f"{_stem(update, zero[0])} is all zero, so this update changes nothing"
         hint = "an untrained or wrongly saved adapter? --allow-noop accepts it"
         draft.unfit.append(Problem(message, where, hint))

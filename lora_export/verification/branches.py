@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError
-from lora_export.verification import branches_peft
+from lora_export.verification import branches_tuners
 from lora_export.verification.expected import factors_of, scaling_of
 
 if TYPE_CHECKING:
@@ -117,12 +117,12 @@ FORMS: dict[str, Form] = {
     "embedding": _adds(_embedding),
     "conv": _adds(_conv),
     "merged_linear": _adds(_merged_linear),
-    "adalora": _adds(branches_peft.adalora),
-    "loha": _adds(branches_peft.loha),
-    "lokr": _adds(branches_peft.lokr),
-    "vera": _adds(branches_peft.vera),
-    "ia3": branches_peft.ia3,
-    "ia3_feedforward": branches_peft.ia3_feedforward,
+    "adalora": _adds(branches_tuners.adalora),
+    "loha": _adds(branches_tuners.loha),
+    "lokr": _adds(branches_tuners.lokr),
+    "vera": _adds(branches_tuners.vera),
+    "ia3": branches_tuners.ia3,
+    "ia3_feedforward": branches_tuners.ia3_feedforward,
 }
 """One branch a layer kind: (module, its input, its output, factors, delta) -> the unmerged layer's
 output. A test holds the keys against the kinds."""

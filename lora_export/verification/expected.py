@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lora_export.verification import expected_peft
+from lora_export.verification import expected_tuners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -102,30 +102,32 @@ FORMULAS: dict[str, Formula] = {
     "embedding": _embedding,
     "conv": _conv,
     "merged_linear": _merged_linear,
-    "adalora": expected_peft.adalora,
-    "loha": expected_peft.loha,
-    "lokr": expected_peft.lokr,
-    "vera": expected_peft.vera,
+    "adalora": expected_tuners.adalora,
+    "loha": expected_tuners.loha,
+    "lokr": expected_tuners.lokr,
+    "vera": expected_tuners.vera,
 }
 """One formula a layer kind: the unscaled update, given the chosen rows' numbers."""
 
 CHANGES: dict[str, ChangeFormula] = {
-    "ia3": expected_peft.ia3,
-    "ia3_feedforward": expected_peft.ia3_feedforward,
+    "ia3": expected_tuners.ia3,
+    "ia3_feedforward": expected_tuners.ia3_feedforward,
 }
 """For a kind that has a change and no product: (delta, factors, scaling, rows of the base in
 float64, their numbers) -> (new rows less the base's, magnitude), where magnitude times the share of
 verification.rounding.update_error bounds the error of the computed update. A test holds the keys
 of both tables against the kinds."""
 
-COMPLETED: dict[str, Callable[[Delta, Factors], Factors]] = {"vera": expected_peft.with_projection}
+COMPLETED: dict[str, Callable[[Delta, Factors], Factors]] = {
+    "vera": expected_tuners.with_projection
+}
 """For a kind that takes factors which the file leaves out: these and those of the file."""
 
 ROUNDINGS: dict[str, Callable[[Delta], int]] = {
-    "adalora": expected_peft.adalora_roundings,
-    "loha": expected_peft.loha_roundings,
-    "lokr": expected_peft.lokr_roundings,
-    "vera": expected_peft.vera_roundings,
+    "adalora": expected_tuners.adalora_roundings,
+    "loha": expected_tuners.loha_roundings,
+    "lokr": expected_tuners.lokr_roundings,
+    "vera": expected_tuners.vera_roundings,
 }
 """Relative errors that an element of the update can hold, where it is no plain product of A and B:
 see verification.rounding.update_error."""

@@ -59,10 +59,15 @@ def unknown_fields(config: PeftConfig) -> list[str]:
     if known is None:
         return []
     return [
-        f"adapter_config.json says {key:.80} = {value!r:.80}, which this version does not know"
+        f"adapter_config.json says {_plain(key):.80} = {value!r:.80}, which this version does not "
+        "know"
         for key, value in config.members.items()
         if key not in known and not _says_nothing(value)
     ]
+
+
+def _plain(key: str) -> str:
+    return key if key.isprintable() else repr(key)
 
 
 def _says_nothing(value: object) -> bool:

@@ -5,12 +5,13 @@ PEFT 0.21.2, tuners.ia3. The outputs' vector multiplies the bias too, where the 
 
 from __future__ import annotations
 
+import re
 from math import prod
 from typing import TYPE_CHECKING
 
 from lora_export.dialects.peft.config import CONFIG_NAME
 from lora_export.dialects.peft.modules import place, with_biases
-from lora_export.dialects.peft.patterns import compile_whole
+from lora_export.dialects.peft.patterns import compile_pattern
 from lora_export.dialects.peft.tuner import Tuner, nothing_refused
 from lora_export.records import Problem, Said, Update
 
@@ -57,8 +58,9 @@ def _feedforward(config: PeftConfig) -> Callable[[str], bool] | None:
     if given is None:
         return None
     if isinstance(given, str):
-        whole = compile_whole(given, str(config.path))
-        return lambda module: whole.fullmatch(module) is not None
+        pattern = compile_pattern(given, str(config.path))
+        # What fits as a whole fits after a prefix too, and that is bounded.
+        return lambda module: pattern.fits(module) and re.fullmatch(given, module) is not None
     ends = config.texts("feedforward_modules")
     return lambda module: module.endswith(ends)
 

@@ -55,17 +55,6 @@ def compile_pattern(text: str, where: str) -> Pattern:
         raise InputError(f"{text!r:.200} is no pattern: {error}", where=where) from error
 
 
-def compile_whole(text: str, where: str) -> re.Pattern[str]:
-    """An expression for whole module names (feedforward_modules), bounded as a Pattern is.
-
-    Raises:
-        InputError: no regular expression.
-        LimitError: it may take for ever.
-    """
-    compile_pattern(text, where)
-    return re.compile(text)
-
-
 def _refuse_slow(text: str, where: str) -> None:
     repeats = len(_REPEAT.findall(text))
     nested = _REPEATED_GROUP.search(text) or _REFERENCE.search(text)
