@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.layers import all_kinds
+from lora_export.verification.expected import ROUNDINGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,11 +44,17 @@ def update_error(deltas: Sequence[Delta], stored: str, *, exact: bool) -> tuple[
     for delta in deltas:
         dtype = product_dtype(delta, stored, exact=exact)
         accumulated = UNIT["F64" if dtype == "F64" else "F32"]
-        steps = (2 * delta.rank + 4) * accumulated + (2 + len(deltas)) * UNIT[dtype]
+        steps = _roundings(delta) * accumulated + (2 + len(deltas)) * UNIT[dtype]
         rounds_first = not exact and delta.recipe in all_kinds()[delta.kind].twice
         shares.append(1.01 * (steps + (UNIT[stored] if rounds_first else 0.0)))
         rest += _TINY[dtype] * (abs(delta.scaling * delta.weight) + 1)
     return max(shares), rest
+
+
+def _roundings(delta: Delta) -> int:
+    """For a product of A and B the sum's r, twice, and what the scaling adds."""
+    count = ROUNDINGS.get(delta.kind)
+    return count(delta) if count else 2 * delta.rank + 4
 
 
 def element_bound(exact: torch.Tensor, error: torch.Tensor, stored: str) -> torch.Tensor:
