@@ -107,11 +107,6 @@ class BaseNames:
         found = exact or self._weights(change.apply(without_wrappers(module)) or "", parameter)
         return (found[0][1] if found else ""), tuple(dict.fromkeys(name for name, _ in found))
 
-    def has(self, module: str, change: PrefixChange, parameter: str) -> bool:
-        """Whether `locate` finds a tensor."""
-        changed = change.apply(without_wrappers(module))
-        return changed is not None and bool(self._weights(changed, parameter))
-
     def plain_names(self) -> Iterable[str]:
         """All names without wrappers."""
         return self._plain.keys()

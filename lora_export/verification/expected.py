@@ -159,15 +159,6 @@ COMPLETED: dict[str, Callable[[Delta, Factors], Factors]] = {
 }
 """For a kind that takes factors which the file leaves out: these and those of the file."""
 
-ROUNDINGS: dict[str, Callable[[Delta], int]] = {
-    "adalora": expected_tuners.adalora_roundings,
-    "loha": expected_tuners.loha_roundings,
-    "lokr": expected_tuners.lokr_roundings,
-    "vera": expected_tuners.vera_roundings,
-}
-"""Relative errors that an element of the update can hold, where it is no plain product of A and B:
-see verification.rounding.update_error."""
-
 
 def factors_of(delta: Delta, *, exact: bool) -> Factors:
     """All factors of an update in float64, rounded as the library holds them."""
