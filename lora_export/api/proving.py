@@ -228,7 +228,7 @@ def build_manifest(
     checks: Sequence[Check],
     digests: Mapping[Path, str],
 ) -> bytes:
-    """The manifest for `files`; see report.manifest. digests: of the base's files that have one."""
+    """The manifest for `files`; see report.manifest. digests: of the input files that have one."""
     plan = job.plan
     given = {k: v for k, v in job.settings.items() if k != "hparams" and v not in (None, (), [])}
     base = [shard.file for shard in plan.base.shards]
@@ -238,7 +238,7 @@ def build_manifest(
         command=command,
         options=given,
         base_files=[_input(file, digests.get(file, "")) for file in base],
-        adapter_files=[_input(file, file_sha256(file)) for file in adapters],
+        adapter_files=[_input(file, digests.get(file) or file_sha256(file)) for file in adapters],
         outputs=files,
         checks=checks,
         merged_before=merged_before(plan.base.root),
