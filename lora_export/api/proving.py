@@ -241,7 +241,7 @@ def build_manifest(
     checks: Sequence[Check],
     digests: Mapping[Path, str],
 ) -> bytes:
-    """The manifest for `files`; see report.manifest. digests: of the base's files that have one."""
+    """The manifest for `files`; see report.manifest. digests: of the input files that have one."""
     plan = job.plan
     base_files, adapter_files = input_files(plan, digests)
     return manifest(

@@ -1,67 +1,65 @@
 """SHA-256 of the base's files, for the manifest, without reading them once more where possible.
 
-While torch is imported the other processor is idle and hashes the first files; the rest is hashed
-from the very bytes that the merge reads; only what it does not read whole is read again.
+The head start hashes the first files; the rest is hashed from the very bytes that the merge reads;
+only what it does not read whole is read again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
-from lora_export.checkpoint.tensors import CHUNK_BYTES
-from lora_export.errors import LoraExportError
+from lora_export.execution.tasks import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from hashlib import _Hash as HASH
     from pathlib import Path
 
-    from lora_export.records import ShardPlan
+    from lora_export.execution.tasks import FileTask
+    from lora_export.records import MergePlan, ShardPlan
 
 
-class HeadStart:
-    """Hashes files in a thread until `stop`; one that is not finished by then counts for naught."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        """Start at once, in the order of `files`."""
-        self._files = files
-        self._done: dict[Path, str] = {}
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> Mapping[Path, str]:
-        """The digests so far, by file."""
-        self._stopped.set()
-        self._thread.join()
-        return self._done
-
-    def _run(self) -> None:
-        try:
-            for file in self._files:
-                digest = self._hash(file)
-                if digest is None:
-                    return
-                self._done[file] = digest
-        except LoraExportError:
-            return  # whoever needs the file will meet the same error, and tell it
-
-    def _hash(self, file: Path) -> str | None:
-        sha, offset = hashlib.sha256(), 0
-        with open_for_reading(file) as descriptor, system_errors(file, "read"):
-            while piece := pread_exact(descriptor, CHUNK_BYTES, offset):
-                if self._stopped.is_set():
-                    return None
-                sha.update(piece)
-                offset += len(piece)
-        return sha.hexdigest()
+def whole(hashed: Mapping[Path, tuple[HASH, int]]) -> dict[Path, str]:
+    """The digests of the files that were hashed to their ends."""
+    return {
+        file: sha.hexdigest() for file, (sha, size) in hashed.items() if size == file.stat().st_size
+    }
 
 
-def is_read_whole(shard: ShardPlan, file: Path) -> bool:
+def follow(
+    plan: MergePlan,
+    tasks: Sequence[FileTask],
+    files: Sequence[Path],
+    hashed: Mapping[Path, tuple[HASH, int]],
+) -> dict[Path, Lane]:
+    """Let the tasks hash the base's `files` as they read them, where they read them whole.
+
+    hashed: what has been hashed of files before, from their starts.
+    """
+    followed: dict[Path, Lane] = {}
+    if len(plan.shards) != len(plan.base.shards):
+        return followed
+    for task, shard, source in zip(tasks, plan.shards, plan.base.shards, strict=True):
+        if source.file in files and _is_read_whole(shard, source.file):
+            lane = _carried_on(_header_of(shard, source.file), hashed.get(source.file))
+            followed[source.file] = lane
+            task.lanes.append(lane)
+    return followed
+
+
+def _carried_on(header: bytes, hashed: tuple[HASH, int] | None) -> Lane:
+    """A digest of a file's header, or of more that was hashed; tensors are still to come."""
+    if hashed is None or hashed[1] < len(header):
+        return Lane(hashlib.sha256(header))
+    sha, size = hashed
+    return Lane(sha, skip=size - len(header))
+
+
+def _is_read_whole(shard: ShardPlan, file: Path) -> bool:
     """Whether carrying the shard out reads every byte of the base's `file`, in its order."""
     at = -1
     for step in shard.steps:
@@ -76,7 +74,7 @@ def is_read_whole(shard: ShardPlan, file: Path) -> bool:
     return at == file.stat().st_size
 
 
-def header_of(shard: ShardPlan, file: Path) -> bytes:
+def _header_of(shard: ShardPlan, file: Path) -> bytes:
     """The bytes of a base's file before its first tensor."""
     first = min(s.source.offset for s in shard.steps if s.source.file == file)
     with open_for_reading(file) as descriptor, system_errors(file, "read"):

@@ -1,83 +1,28 @@
-"""Writes several files at once in threads, each piece hashed and shown in order while it is hot.
+"""Writes several files at once in threads, each piece proven and hashed while it is hot.
 
-A thread takes the next piece of a file, writes it, and then carries on with whatever of that file
-is next in order: reads it back, hashes it, shows it to the watcher. With as many files as threads
-each thread has a file of its own; threads without one help with the others' pieces.
+A thread takes the next piece of a file, writes it, reads it back, shows it to the watcher, and then
+carries the file's digests on over whatever is next in order. Only the digests need an order. With
+as many files as threads each thread has a file of its own; threads without one help with the
+others' pieces.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.files import system_errors
 from lora_export.errors import StorageError
-from lora_export.execution.segments import Rows
-from lora_export.records import WrittenFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from hashlib import _Hash as HASH
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
-    from lora_export.execution.segments import Segment, Watcher
+    from lora_export.execution.segments import Content, Watcher
+    from lora_export.execution.tasks import FileTask, Lane
 
-AHEAD = 4
-"""Pieces of one file that may be written before the oldest of them has been hashed, a thread."""
-
-
-@dataclass(slots=True)
-class FileTask:
-    """One output file: its pieces, and how far they are claimed, written and hashed.
-
-    make: gives the pieces when the file's turn comes, so that only the open files' are in memory.
-    tensor_bytes: of all pieces but headers, for the progress. source: the digest of the base's
-    file so far, where its bytes pass by whole and in order. unchanged: merged tensors that came
-    out equal to the base.
-    """
-
-    path: Path
-    name: str
-    make: Callable[[], Iterable[Segment]]
-    tensor_bytes: int
-    source: HASH | None = None
-    size: int = 0
-    claimed: int = 0
-    hashed: int = 0
-    workers: int = 0
-    is_hashing: bool = False
-    descriptor: int = -1
-    segments: Sequence[Segment] = ()
-    unchanged: list[str] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    written: set[int] = field(default_factory=set)
-    buffer: bytearray = field(default_factory=bytearray)
-    sha: HASH = field(default_factory=hashlib.sha256)
-
-    def prepare(self) -> None:
-        """Make the pieces and their places in the file."""
-        self.segments = list(self.make())
-        for segment in self.segments:
-            self.offsets.append(self.size)
-            self.size += segment.length
-
-    def clear(self) -> None:
-        """Let the pieces go, and keep what is to be told of them."""
-        merges = {id(s.merge): s.merge for s in self.segments if isinstance(s, Rows)}
-        self.unchanged = [m.step.out.name for m in merges.values() if not m.changed]
-        self.segments, self.offsets, self.buffer = (), [], bytearray()
-
-    @property
-    def is_claimed(self) -> bool:
-        """Nothing is left to claim."""
-        return self.claimed == len(self.segments)
-
-    def result(self) -> WrittenFile:
-        """Name, digest and size of the finished file."""
-        return WrittenFile(self.name, self.sha.hexdigest(), self.size)
+AHEAD = 3
+"""Pieces of one file that may be made before the oldest of them has been hashed, a thread."""
 
 
 class Pipeline:
@@ -158,72 +103,75 @@ class Pipeline:
         ready = [t for t in self._active if not t.is_claimed and t.claimed - t.hashed < limit]
         idle = [task for task in ready if task.workers == 0]
         if not idle and self._waiting and len(self._active) < self._jobs:
-            return self._open(self._waiting.pop())
+            task = self._waiting.pop()
+            task.open()
+            task.prepare()
+            self._active.append(task)
+            return task
         return min(ready, key=lambda task: task.workers, default=None)
 
-    def _open(self, task: FileTask) -> FileTask:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with system_errors(task.path, "create"):
-            task.descriptor = os.open(task.path, flags, 0o666)
-        task.prepare()
-        self._active.append(task)
-        return task
-
     def _process(self, task: FileTask, place: int) -> None:
-        segment = task.segments[place]
-        with system_errors(task.path, "write", task.size):
-            segment.write(task.descriptor, task.offsets[place])
+        piece = self._make(task, place)
         with self._change:
-            task.written.add(place)
-            mine = not task.is_hashing
-            task.is_hashing = True
-        if mine:
-            self._hash(task)
+            task.pieces[place] = piece
+        for number, lane in enumerate(task.lanes):
+            self._hash(task, number, lane)
         with self._change:
             task.workers -= 1
             self._change.notify_all()
 
-    def _hash(self, task: FileTask) -> None:
-        """Hash, in order, all that is written; one thread a file at a time."""
+    def _make(self, task: FileTask, place: int) -> tuple[Content, Content]:
+        """Write a piece and prove it: (its bytes in the output, those of the base it was made of).
+
+        What is watched is read back from the file, whoever wrote it.
+        """
+        segment, offset = task.segments[place], task.offsets[place]
+        made: Content | None = None
+        if not task.is_copied(place):
+            with system_errors(task.path, "write", task.size):
+                made = segment.write(task.descriptor, offset)
+        if self._watcher is None:
+            return made or _read_back(task, offset, segment.length), b""
+        written = _read_back(task, offset, segment.length)
+        return written, segment.prove(written, self._watcher)
+
+    def _hash(self, task: FileTask, number: int, lane: Lane) -> None:
+        """Carry one digest on over all that is next in order; one thread a digest at a time."""
         while True:
             with self._change:
-                place = task.hashed
-                if place not in task.written:
-                    task.is_hashing = False
-                    self._finish(task)
+                piece = task.pieces.get(lane.place)
+                if piece is None or lane.is_taken:
                     return
-                task.written.remove(place)
-            segment = task.segments[place]
-            content = self._read_back(task, task.offsets[place], segment.length)
-            task.sha.update(content)
-            if self._watcher is not None:
-                source = segment.prove(content, self._watcher)
-                if task.source is not None:
-                    task.source.update(source)
+                lane.is_taken = True
+            lane.update(piece[number])
             with self._change:
-                task.hashed += 1
-                self._done = min(self._done + segment.length, self._total)
-                self._progress(self._done, self._total)
-                self._change.notify_all()
+                lane.is_taken = False
+                lane.place += 1
+                self._advance(task)
 
-    def _read_back(self, task: FileTask, offset: int, length: int) -> bytearray:
-        """The piece as it lies in the file, in a buffer that the task's next piece takes over."""
-        if len(task.buffer) != length:
-            task.buffer = bytearray(length)
-        view, done = memoryview(task.buffer), 0
-        with system_errors(task.path, "read back"):
-            while done < length:
-                count = os.preadv(task.descriptor, [view[done:]], offset + done)
-                if count == 0:
-                    raise StorageError("is shorter than what was written", where=str(task.path))
-                done += count
-        return task.buffer
-
-    def _finish(self, task: FileTask) -> None:
-        """Close a file whose last piece is hashed; the lock is held."""
+    def _advance(self, task: FileTask) -> None:
+        """Let go of what every digest has passed; the lock is held."""
+        while task.hashed < min(lane.place for lane in task.lanes):
+            del task.pieces[task.hashed]
+            self._done = min(self._done + task.segments[task.hashed].length, self._total)
+            task.hashed += 1
+            self._progress(self._done, self._total)
+            self._change.notify_all()
         if task.hashed == len(task.segments) and task in self._active:
             self._active.remove(task)
-            with system_errors(task.path, "write", task.size):
-                os.close(task.descriptor)
+            task.close()
             task.clear()
             self._change.notify_all()
+
+
+def _read_back(task: FileTask, offset: int, length: int) -> bytearray:
+    """The piece as it lies in the file."""
+    content = bytearray(length)
+    view, done = memoryview(content), 0
+    with system_errors(task.path, "read back"):
+        while done < length:
+            count = os.preadv(task.descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise StorageError("is shorter than what was written", where=str(task.path))
+            done += count
+    return content

@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import TYPE_CHECKING, Protocol
 
 from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from lora_export.execution.arithmetic import StepFactors
     from lora_export.records import MergePlan, ShardPlan, Step, TensorRef, TensorSpec
 
-CHUNK = 1 << 20
+    Content = bytes | bytearray | memoryview
+
+CHUNK = 1 << 21
+"""Bytes of a copied piece: enough to make little of what a piece costs beside its bytes."""
+
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 
 
@@ -44,10 +49,10 @@ class Segment(Protocol):
     def length(self) -> int:
         """Bytes it takes in the output."""
 
-    def write(self, descriptor: int, offset: int) -> None:
-        """Write the piece at `offset` of the output."""
+    def write(self, descriptor: int, offset: int) -> Content | None:
+        """Write the piece at `offset` of the output; its bytes, if they were in memory."""
 
-    def prove(self, written: bytearray, watcher: Watcher) -> bytes | memoryview:
+    def prove(self, written: bytearray, watcher: Watcher) -> Content:
         """Show the watcher what was written beside what it was made of, and return the latter.
 
         What a new tensor is made of is no part of the base's file: then nothing is returned.
@@ -65,11 +70,12 @@ class Literal:
         """Bytes it takes in the output."""
         return len(self.content)
 
-    def write(self, descriptor: int, offset: int) -> None:
+    def write(self, descriptor: int, offset: int) -> Content:
         """Write the bytes."""
         pwrite_all(descriptor, memoryview(self.content), offset)
+        return self.content
 
-    def prove(self, written: bytearray, watcher: Watcher) -> bytes | memoryview:
+    def prove(self, written: bytearray, watcher: Watcher) -> Content:
         """Hold the bytes against themselves."""
         watcher.copied("the header", self.content, written)
         return b""
@@ -96,7 +102,7 @@ class Range:
                 pwrite_all(descriptor, memoryview(part), offset + done)
                 done += len(part)
 
-    def prove(self, written: bytearray, watcher: Watcher) -> bytes | memoryview:
+    def prove(self, written: bytearray, watcher: Watcher) -> Content:
         """Hold the copy against its source, read again."""
         with open_for_reading(self.file) as source, system_errors(self.file, "read"):
             content = pread_exact(source, self.length, self.start)
@@ -115,11 +121,13 @@ class Dense:
         """Bytes it takes in the output."""
         return self.step.out.nbytes
 
-    def write(self, descriptor: int, offset: int) -> None:
+    def write(self, descriptor: int, offset: int) -> Content:
         """Write the tensor, row-major, in the output's dtype."""
-        pwrite_all(descriptor, self._content(), offset)
+        content = self._content()
+        pwrite_all(descriptor, content, offset)
+        return content
 
-    def prove(self, written: bytearray, watcher: Watcher) -> bytes | memoryview:
+    def prove(self, written: bytearray, watcher: Watcher) -> Content:
         """Hold it against the source, laid out again."""
         watcher.copied(self.step.out.name, bytes(self._content()), written)
         return b""
@@ -161,7 +169,7 @@ class Merge:
                 self._factors = None
         merged = factors.rows(base, first, stop)
         # A finite sum has finite terms; it takes a tenth of the time of looking at each.
-        if not torch.isfinite(merged.sum()) and not torch.isfinite(merged).all():
+        if not isfinite(merged.sum()) and not torch.isfinite(merged).all():
             refuse_non_finite(self.step, base)
             message = f"the merged weight overflows {self.step.out.dtype}"
             raise FitError(message, where=self.step.out.name, hint="is alpha right?")
@@ -177,7 +185,7 @@ def refuse_non_finite(step: Step, base: torch.Tensor) -> None:
     """
     import torch
 
-    if not torch.isfinite(base.sum()) and not torch.isfinite(base).all():
+    if not isfinite(base.sum()) and not torch.isfinite(base).all():
         where = f"{step.source.file}: {step.source.spec.name}"
         hint = "the base is damaged: an update cannot be merged into what is no number"
         raise InputError("the adapted weight holds NaN or infinity", where=where, hint=hint)
@@ -200,12 +208,14 @@ class Rows:
     def _row_bytes(self) -> int:
         return self.merge.step.out.nbytes // matrix_of(self.merge.step)[0]
 
-    def write(self, descriptor: int, offset: int) -> None:
+    def write(self, descriptor: int, offset: int) -> Content:
         """Merge the rows and write them."""
         merged = self.merge.rows(self.base(), self.first, self.stop)
-        pwrite_all(descriptor, tensor_bytes(merged), offset)
+        content = tensor_bytes(merged)
+        pwrite_all(descriptor, content, offset)
+        return content
 
-    def prove(self, written: bytearray, watcher: Watcher) -> bytes | memoryview:
+    def prove(self, written: bytearray, watcher: Watcher) -> Content:
         """Show base and merged rows to the watcher."""
         import torch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from contextlib import contextmanager
@@ -10,15 +9,16 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.writer import copy_file, write_bytes
 from lora_export.errors import FitError
-from lora_export.execution.digests import HeadStart, hash_files, header_of, is_read_whole
+from lora_export.execution.digests import follow, hash_files, whole
 from lora_export.execution.full_tensors import refuse_unusable
-from lora_export.execution.pipeline import FileTask, Pipeline
+from lora_export.execution.head_start import HeadStart, keep_freed_memory, load_torch
+from lora_export.execution.pipeline import Pipeline
 from lora_export.execution.segments import segments_of
+from lora_export.execution.tasks import FileTask
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from hashlib import _Hash as HASH
     from pathlib import Path
 
     from lora_export.execution.segments import Watcher
@@ -48,44 +48,36 @@ def write_plan(
 
     Returns:
         every file written, with its path relative to the folder (the name of a single file), and
-        the SHA-256 of the base's files, by path, where asked for.
+        the SHA-256 of input files, by path: of all of the base's where asked for.
 
     Raises:
         InputError: an input is damaged, or holds NaN or infinity where it takes part in the merge.
         FitError: a merged weight overflows, or equals the base; a full tensor overflows.
         StorageError: the system refuses a write.
     """
-    refuse_unusable(plan)
     if plan.base.layout == "folder":
         root.mkdir(exist_ok=True)
     jobs = jobs or os.cpu_count() or 1
-    files = [shard.file for shard in plan.base.shards] if digest_base else []
-    head_start = HeadStart(files)
+    base = [shard.file for shard in plan.base.shards] if digest_base else []
+    adapters = [adapter.path for adapter in plan.adapters]
     tasks = [_task(plan, shard, root) for shard in plan.shards]
+    keep_freed_memory()
+    with HeadStart(tasks, [*adapters, *base], jobs) as start:
+        load_torch()
+        refuse_unusable(plan)
+    digests = whole(start.hashed)
+    left = [file for file in base if file not in digests] if watcher else []
+    followed = follow(plan, tasks, left, start.hashed)
     with _one_thread_each():
-        digests = dict(head_start.stop())
-        left = [file for file in files if file not in digests] if watcher else []
-        followed = _follow(plan, tasks, left)
         Pipeline(tasks, jobs, watcher, progress).run()
     if not allow_noop:
         _refuse_unchanged(tasks)
-    digests.update({file: sha.hexdigest() for file, sha in followed.items()})
-    digests.update(hash_files([file for file in files if file not in digests], jobs))
+    digests.update({file: lane.sha.hexdigest() for file, lane in followed.items()})
+    digests.update(hash_files([file for file in base if file not in digests], jobs))
     written = [task.result() for task in tasks]
     if plan.base.layout == "folder":
         written += _write_around(plan, root)
     return tuple(written), digests
-
-
-def _follow(plan: MergePlan, tasks: Sequence[FileTask], files: Sequence[Path]) -> dict[Path, HASH]:
-    """Let the tasks hash the base's `files` as they read them, where they read them whole."""
-    followed: dict[Path, HASH] = {}
-    if len(plan.shards) != len(plan.base.shards):
-        return followed
-    for task, shard, source in zip(tasks, plan.shards, plan.base.shards, strict=True):
-        if source.file in files and is_read_whole(shard, source.file):
-            followed[source.file] = task.source = hashlib.sha256(header_of(shard, source.file))
-    return followed
 
 
 def _task(plan: MergePlan, shard: ShardPlan, root: Path) -> FileTask:
