@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.errors import InputError, UsageError
-from lora_export.models.choose import factory_model, folder_model, tied_groups, why_no_model
+from lora_export.models.choose import (
+    class_for_task,
+    factory_model,
+    folder_model,
+    tied_groups,
+    why_no_model,
+)
 from lora_export.models.inputs import parse_inputs
 from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
 from lora_export.records import WrittenFile
@@ -114,7 +120,14 @@ def plan_job(
     proof.check()
     source = factory_model(model, proof.input)
     facts = source.facts() if source else None
-    plan = plan_request(request, facts, inputs=inputs, recorded=recorded, lookup=tied_groups)
+    plan = plan_request(
+        request,
+        facts,
+        inputs=inputs,
+        recorded=recorded,
+        lookup=tied_groups,
+        classes=class_for_task,
+    )
     return Job(plan, source, proof, settings)
 
 
@@ -182,7 +195,9 @@ def probes_for(job: Job, source: ModelSource) -> list[dict[str, NDArray[Any]]]:
 
     if job.proof.inputs:
         return load_probes(Path(job.proof.inputs), source.inputs)
-    return make_probes(source.inputs, job.proof.seed)
+    deltas = [delta for step in job.plan.steps() for delta in step.deltas]
+    tokens = dict.fromkeys(token for delta in deltas for token in delta.indices)
+    return make_probes(source.inputs, job.proof.seed, list(tokens))
 
 
 def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]:
@@ -191,13 +206,14 @@ def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]
     Nobody asked for this level, so it is told, and not refused, that the base gives no model or
     that its inputs are not known. A base that gives one is a witness like any other.
     """
-    base = job.plan.base
+    base = merged if job.plan.reshaped else job.plan.base
     why = why_no_model(base) or _too_large(base)
     if why:
         return (), why
     try:
         source = folder_model(base, job.proof.input)
-        source.load(base, full=job.plan.new_tensors(), untied=())
+        if not job.plan.reshaped:
+            source.load(base, full=job.plan.new_tensors(), untied=())
     except (UsageError, InputError) as error:
         return (), f"the proof is by weights only: {error.problems[0]}"
     try:

@@ -6,9 +6,9 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_export.checkpoint.contents import is_zero, same_content
+from lora_export.layers import all_kinds
 from lora_export.planning.names import (
     IDENTITY,
-    BaseNames,
     choose_prefix,
     join,
     replacement_names,
@@ -17,30 +17,17 @@ from lora_export.planning.names import (
 from lora_export.planning.orientation import stores_in_out
 from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.planning.said import resolve_said
+from lora_export.planning.whole import fit_copies, fit_whole
 from lora_export.records import FLOAT_DTYPES, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_export.planning.draft import Draft
-    from lora_export.records import (
-        Adapter,
-        Delta,
-        MergeRecipe,
-        Replacement,
-        TensorRef,
-        TensorSpec,
-        Update,
-    )
+    from lora_export.planning.names import BaseNames
+    from lora_export.records import Adapter, Delta, MergeRecipe, TensorSpec, Update
 
 Item = TypeVar("Item")
-
-_INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8"})
-
-_DOUBLE = (
-    "a state dict saved in eval mode already holds the update in its weights (it is the finished "
-    "model); else save loralib.lora_state_dict(model) with model.train() on"
-)
 
 
 def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
@@ -57,16 +44,17 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         return
     if change != IDENTITY:
         draft.choices.append(f"{adapter.path.name}: {change}, resolves all {len(updates)} modules")
+    targets = replacement_names([r.name for r in replacements], change, names)
+    fit_copies(draft, adapter, replacements, targets)
     for update in updates:
         located = names.locate(update.module, change, update.parameter)
         _fit_update(draft, adapter, update, located)
-    targets = replacement_names([r.name for r in replacements], change, names)
     for replacement in replacements:
         target = targets[replacement.name]
         plain = without_wrappers(replacement.name)
         if target and without_wrappers(target) not in {plain, change.apply(plain)}:
             draft.choices.append(f"{replacement.name}: the base calls it {target}")
-        _fit_replacement(draft, adapter, replacement, target)
+    fit_whole(draft, adapter, replacements, targets)
 
 
 def keys_of(update: Update) -> Sequence[str]:
@@ -98,7 +86,7 @@ def _fit_update(
 ) -> None:
     module, weights = located
     where = f"{adapter.path}: {update.module or '(root module)'}"
-    refs = [draft.stored[draft.table_of(weight)] for weight in weights]
+    refs = [draft.value_of(weight) for weight in weights]
     if len(refs) > 1 and not all(same_content(refs[0], other) for other in refs[1:]):
         message = f"the base holds {' and '.join(weights)}, which differ; which is the weight?"
         draft.unfit.append(Problem(message, where))
@@ -114,11 +102,13 @@ def _fit_update(
         return
     try:
         delta = _resolved(draft, adapter, update, module, base)
+        _refuse_missing_rows(delta, base, where)
     except Unresolved as unresolved:
         draft.missing += unresolved.missing
         draft.unfit += unresolved.unfit
         return
-    zero = [role for role, ref in update.factors.items() if is_zero(ref)]
+    adds = all_kinds()[delta.kind].change is None
+    zero = [role for role, ref in update.factors.items() if adds and is_zero(ref)]
     if zero and not draft.options.allow_noop:
         message = f"lora_{zero[0]} is all zero, so this update changes nothing"
         hint = "an untrained or wrongly saved adapter? --allow-noop accepts it"
@@ -130,6 +120,13 @@ def _fit_update(
             hint = "the same module under two names? leave one out with --allow-unmatched"
             draft.unfit.append(Problem(message, where, hint))
         merged.append(delta)
+
+
+def _refuse_missing_rows(delta: Delta, base: TensorSpec, where: str) -> None:
+    if delta.indices and max(delta.indices) >= base.shape[0]:
+        message = f"token {max(delta.indices)} is not among the {base.shape[0]} rows of {base.name}"
+        hint = "merge into the base with the resized vocabulary that training started from"
+        raise Unresolved(Problem(message, where, hint), missing=False)
 
 
 def _resolved(
@@ -164,61 +161,3 @@ def _refuse_foreign_recipe(draft: Draft, adapter: Adapter) -> None:
         message = f"{recipe!r} is the arithmetic of PEFT, and this is a {adapter.dialect} adapter"
         hint = "--recipe auto takes each library's own"
         raise Unresolved(Problem(message, str(adapter.path), hint), missing=True)
-
-
-def _fit_replacement(
-    draft: Draft, adapter: Adapter, replacement: Replacement, target: str | None
-) -> None:
-    where = f"{adapter.path}: {replacement.name}"
-    if target is None:
-        _fit_new(draft, replacement, where)
-        return
-    target = draft.table_of(target)
-    ref, base = replacement.ref, draft.stored[target]
-    if ref.spec.shape != base.spec.shape:
-        message = f"has shape {list(ref.spec.shape)}, the base's {target} {list(base.spec.shape)}"
-        draft.unfit.append(Problem(message, where, "is this the base it was trained on?"))
-        return
-    pair = {ref.spec.dtype, base.spec.dtype}
-    if len(pair) > 1 and not (pair <= FLOAT_DTYPES or pair <= _INTEGERS):
-        message = f"is stored as {ref.spec.dtype}, the base's {target} as {base.spec.dtype}"
-        draft.unfit.append(Problem(message, where, "is this the base it was trained on?"))
-        return
-    if same_content(ref, base):
-        draft.kept.append(replacement.name)
-    elif target in draft.merged:
-        message = (
-            "the file holds low-rank factors and a full weight for this module, and the weight "
-            "differs from the base's: whether it already contains the update is not in the file"
-        )
-        draft.unfit.append(Problem(message, where, _DOUBLE))
-    else:
-        _put(draft, draft.replaced, target, ref, where)
-
-
-def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
-    """A full tensor the base does not hold: right only if the model is known to have it."""
-    name, ref = replacement.name, replacement.ref
-    plain = without_wrappers(name)
-    in_model = draft.model is not None and draft.model.tensors.get(plain) == ref.spec.shape
-    if in_model or any(fnmatchcase(name, glob) for glob in draft.options.allow_new):
-        _put(draft, draft.added, name, ref, where)
-        return
-    near = ", ".join(BaseNames(draft.stored).nearest(name))
-    kind = "" if ref.spec.dtype in FLOAT_DTYPES else f" ({ref.spec.dtype}: a mask buffer?)"
-    draft.unfit.append(
-        Problem(
-            f"the base holds no such tensor{kind}; nearest: {near or 'nothing'}",
-            where,
-            f"a new head: --allow-new '{name}', or name the model with --model; "
-            f"not needed: --allow-unmatched '{name}'",
-        )
-    )
-
-
-def _put(draft: Draft, table: dict[str, TensorRef], name: str, ref: TensorRef, where: str) -> None:
-    """Enter `ref`, unless another adapter wants something else there."""
-    other = table.setdefault(name, ref)
-    if other is not ref and not same_content(other, ref):
-        message = f"{name} is replaced by {other.file} as well, with other values"
-        draft.unfit.append(Problem(message, where, "leave one out with --allow-unmatched"))

@@ -22,6 +22,7 @@ from lora_export.report.columns import counted
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lora_export.planning.heads import Classes
     from lora_export.planning.tied import Lookup
     from lora_export.records import Adapter, Checkpoint, MergePlan, ModelFacts
 
@@ -145,12 +146,13 @@ def plan_request(
     inputs: Inputs | None = None,
     recorded: Mapping[tuple[str, str], Facts] | None = None,
     lookup: Lookup = lambda _: None,
+    classes: Classes = lambda _base, _task: None,
 ) -> MergePlan:
     """The plan for `request`.
 
     model: what the user's model tells. inputs: what read_inputs gave, if it was called before.
     recorded: facts by adapter's path and module from an earlier manifest, used where there is no
-    model. lookup: see planning.plan.make_plan.
+    model. lookup, classes: see planning.plan.make_plan.
 
     Raises:
         InputError, FitError, UsageError: see read_inputs and make_plan.
@@ -160,7 +162,13 @@ def plan_request(
     modules = model.modules if model else {}
     facts = FactTable.joined(request.given, top, patterns, modules, recorded=recorded)
     return make_plan(
-        inputs.base, inputs.adapters, facts, request.options, model=model, lookup=lookup
+        inputs.base,
+        inputs.adapters,
+        facts,
+        request.options,
+        model=model,
+        lookup=lookup,
+        classes=classes,
     )
 
 

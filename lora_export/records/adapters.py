@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -51,12 +51,19 @@ class Update:
     said: Said | None = None
 
 
+Origin = Literal["shared", "module", "base"]
+"""What a full tensor is loaded into: the parameter of that name, whoever else shares it; a module
+of the adapter's own in the place of the base's (PEFT's modules_to_save); the layer under an
+update, of which it is a copy (PEFT's base_layer)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Replacement:
     """A full tensor of the adapter file that takes the place of the base's tensor `name`."""
 
     name: str
     ref: TensorRef
+    origin: Origin = "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,9 @@ class Adapter:
     """What a dialect understood: every tensor of the file is in exactly one update or replacement.
 
     wrapper: as of the file. digest: SHA-256 of what the tensors hold, whatever the file's format.
+    task: PEFT's task_type. heads: names of modules that the adapter brings whole, also where the
+    base has none of that name. replication: (first, last + 1) layers, of which the model is put
+    together anew; empty where it stays as it is. left_out: tensors that take no part, and why.
     """
 
     path: Path
@@ -73,6 +83,10 @@ class Adapter:
     weight: float = 1.0
     wrapper: str = ""
     digest: str = ""
+    task: str = ""
+    heads: tuple[str, ...] = ()
+    replication: tuple[tuple[int, int], ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""

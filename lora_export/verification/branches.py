@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.tensors import read_tensor
 from lora_export.errors import FitError
+from lora_export.verification import token_rows
 from lora_export.verification.expected import scaling_of
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def _embedding(module: nn.Module, ids: Any, factors: Factors, delta: Delta) -> t
     if ids.is_floating_point():
         return _linear(module, ids, factors, delta)
 
-    result: torch.Tensor = F.embedding(ids, factors["A"].T) @ factors["B"].T
+    found: torch.Tensor = F.embedding(ids, factors["A"].T) @ factors["B"].T
+    result: torch.Tensor = found * token_rows.embed_scale(module)
     return result
 
 
@@ -117,6 +119,7 @@ FORMS: dict[str, Form] = {
     "embedding": _adds(_embedding),
     "conv": _adds(_conv),
     "merged_linear": _adds(_merged_linear),
+    "token_rows": token_rows.branch,
 }
 """One branch a layer kind: (module, its input, its output, factors, delta) -> the unmerged layer's
 output. A test holds the keys against the kinds."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lora_export.verification import token_rows
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -95,7 +97,7 @@ FORMULAS: dict[str, Formula] = {
 }
 """One formula a layer kind: the unscaled update, given the chosen rows' numbers."""
 
-CHANGES: dict[str, ChangeFormula] = {}
+CHANGES: dict[str, ChangeFormula] = {"token_rows": token_rows.change}
 """For a kind that has a change and no product: (delta, factors, scaling, rows of the base in
 float64, their numbers) -> (new rows less the base's, magnitude), where magnitude times the share of
 verification.rounding.update_error bounds the error of the computed update. A test holds the keys
