@@ -96,6 +96,9 @@ def _edit_class(draft: Draft, tasks: set[str], classes: Classes) -> None:
         draft.unfit.append(Problem(message, where, hint))
         return
     draft.edit("architectures", [name])
+    draft.choices.append(
+        f"whatever only {now or 'the old class'} reads, its head, stays in the files"
+    )
     draft.reshaped.append(f"architectures: {now or 'none'} -> {name}")
 
 

@@ -1,7 +1,7 @@
 """One row a dialect: an adapter as that dialect writes it, and what must be read from it."""
 
 CASES = {
-    # name: (tensors by name -> shape, {module: roles}, full tensors)
+    # name: (tensors by name -> shape, {module: roles}, full tensors, configuration)
     "loralib": (
         {
             "h.0.attn.lora_A": (2, 8),
@@ -14,5 +14,20 @@ CASES = {
         },
         {"h.0.attn": {"A", "B"}, "": {"A", "B"}},
         {"h.0.attn.bias", "flora_net.weight", "lora_A.weight"},
+        {},
+    ),
+    "peft": (
+        {
+            "base_model.model.h.0.q.lora_A.weight": (2, 8),
+            "base_model.model.h.0.q.lora_B.weight": (12, 2),
+            "base_model.model.h.0.q.base_layer.bias": (12,),
+            "base_model.model.emb.token_adapter.trainable_tokens_delta": (2, 8),
+            "base_model.model.emb.token_adapter.base_layer.weight": (30, 8),
+            "base_model.model.classifier.modules_to_save.default.dense.weight": (3, 8),
+            "base_model.model.flora_A.weight": (3, 3),
+        },
+        {"h.0.q": {"A", "B"}, "emb": {"rows"}},
+        {"h.0.q.bias", "emb.weight", "classifier.dense.weight", "flora_A.weight"},
+        {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "trainable_token_indices": [4, 7]},
     ),
 }
