@@ -1,5 +1,7 @@
 """Bases and PEFT adapters on disk, and the unmerged model that PEFT itself makes of them."""
 
+from copy import deepcopy
+
 import torch
 
 SIZES = {
@@ -37,11 +39,12 @@ def save(folder, model, config, *, auto=None, dtype=torch.float32, resize=None, 
             found.resize_token_embeddings(resize)
         return found
 
-    adapted = get_peft_model(base(), config)
+    adapted = get_peft_model(base(), deepcopy(config))  # which PEFT changes
     draw = torch.Generator().manual_seed(1)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
-            parameter.data = (torch.randn(parameter.shape, generator=draw) * 0.2).to(parameter)
+            # In place: the factors of tied modules share their memory.
+            parameter.data.copy_(torch.randn(parameter.shape, generator=draw) * 0.2)
     adapted.save_pretrained(folder / "lora", **(save or {}))
     return lambda: PeftModel.from_pretrained(base(), folder / "lora").eval()
 

@@ -68,7 +68,8 @@ def write_undo(plan: MergePlan, path: Path, digests: Mapping[Path, str], jobs: i
 def _lost(plan: MergePlan) -> list[str]:
     """The base's tensors that the result does not hold as they were, or not at all."""
     changed = [step.out.name for step in plan.changed() if step.action != "add"]
-    return list(dict.fromkeys([*changed, *plan.dropped]))  # a dropped layer's name may be reused
+    written = {step.out.name for step in plan.steps()}
+    return [*changed, *(name for name in plan.base.tensors() if name not in written)]
 
 
 def _description(plan: MergePlan, digests: Mapping[Path, str]) -> dict[str, Any]:

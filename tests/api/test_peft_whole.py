@@ -229,7 +229,7 @@ def only_original(state):
 
 
 REFUSED = {
-    # name -> (configuration, resized vocabulary, change of the tensors, of the configuration, words)
+    # name -> (configuration, vocabulary, change of tensors, of configuration, error, words)
     "a smaller copy": (targets("embed_tokens"), None, smaller, {}, FitError, "copy .* of another"),
     "another base": (targets("embed_tokens"), None, other_copy, {}, FitError, "other values here"),
     "rows unknown": (targets("embed_tokens", "lm_head"), 64, no_head, {}, FitError, "drawn when"),
