@@ -92,7 +92,7 @@ def _update(update: Update) -> dict[str, Any]:
 
 def _notes(adapter: Adapter) -> list[str]:
     """What must be known to read the entries right."""
-    notes = list(adapter.notes)
+    notes = [*adapter.notes, *adapter.doubts]
     if any(update.said is None and _may_be_convolution(update) for update in adapter.updates):
         notes.append(
             "if a module is a convolution, its rank is the one shown divided by the kernel size, "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.errors import InputError, UsageError
 from lora_export.models.choose import (
+    class_for_task,
     factory_model,
     folder_model,
     runtime_names,
@@ -127,6 +128,7 @@ def plan_job(
         recorded=recorded,
         lookup=tied_groups,
         runtime=runtime_names,
+        classes=class_for_task,
     )
     return Job(plan, source, proof, settings)
 
@@ -195,7 +197,9 @@ def probes_for(job: Job, source: ModelSource) -> list[dict[str, NDArray[Any]]]:
 
     if job.proof.inputs:
         return load_probes(Path(job.proof.inputs), source.inputs)
-    return make_probes(source.inputs, job.proof.seed)
+    deltas = [delta for step in job.plan.steps() for delta in step.deltas]
+    tokens = dict.fromkeys(token for delta in deltas for token in delta.indices)
+    return make_probes(source.inputs, job.proof.seed, list(tokens))
 
 
 def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]:
@@ -204,13 +208,14 @@ def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]
     Nobody asked for this level, so it is told, and not refused, that the base gives no model or
     that its inputs are not known. A base that gives one is a witness like any other.
     """
-    base = job.plan.base
+    base = merged if job.plan.reshaped else job.plan.base
     why = why_no_model(base) or _too_large(base)
     if why:
         return (), why
     try:
         source = folder_model(base, job.proof.input)
-        source.load(base, full=job.plan.new_tensors(), untied=())
+        if not job.plan.reshaped:
+            source.load(base, full=job.plan.new_tensors(), untied=())
     except (UsageError, InputError) as error:
         return (), f"the proof is by weights only: {error.problems[0]}"
     try:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 from lora_export.checkpoint.files import system_errors
-from lora_export.checkpoint.tensors import CHUNK_BYTES, iter_chunks
+from lora_export.checkpoint.tensors import CHUNK_BYTES, iter_chunks, rounds_to
 from lora_export.records import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -72,3 +73,27 @@ def file_sha256(path: Path) -> str:
         while data := file.read(CHUNK_BYTES):
             sha.update(data)
         return sha.hexdigest()
+
+
+def same_first_rows(copy: TensorRef, base: TensorRef) -> Literal["same", "rounded", ""]:
+    """Whether the first rows of `copy` are `base`, which has as many rows or fewer.
+
+    "same": in the base's dtype they are equal. "rounded": they are the base's in the copy's own,
+    narrower dtype. The dtypes are floats and all other sizes are equal.
+    """
+    rows = base.spec.shape[0] if base.spec.shape else 1
+    if copy.spec.dtype == base.spec.dtype:
+        return "same" if same_content(first_rows(copy, rows), base) else ""
+    if rounds_to(first_rows(copy, rows), base):
+        return "same"
+    return "rounded" if rounds_to(base, first_rows(copy, rows)) else ""
+
+
+def first_rows(ref: TensorRef, rows: int) -> TensorRef:
+    """The first rows of a tensor."""
+    sizes = ref.spec.shape
+    if not sizes or rows == sizes[0]:
+        return ref
+    spec = replace(ref.spec, shape=(rows, *sizes[1:]))
+    length = ref.length if ref.strides is not None else spec.nbytes
+    return replace(ref, spec=spec, length=length)

@@ -118,3 +118,10 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
+
+
+def rounds_to(wide: TensorRef, narrow: TensorRef) -> bool:
+    """Whether `wide`, cast to the dtype of `narrow`, of the same shape, has its values."""
+    import torch
+
+    return torch.equal(read_tensor(wide).to(torch_dtype(narrow.spec.dtype)), read_tensor(narrow))

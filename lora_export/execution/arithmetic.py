@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from lora_export.layers.layer_kind import Change
     from lora_export.records import Delta, MergePlan, Step
 
 BLOCK_ELEMENTS = 1 << 18
@@ -41,8 +42,12 @@ class StepFactors:
         rounded once.
         """
         if not self.exact:
-            return _by_library(self.step.deltas[0], self.factors[0], base, first, stop)
+            for delta, factors in zip(self.step.deltas, self.factors, strict=True):
+                base = _by_library(delta, factors, base, first, stop)
+            return base
         wide = base.to(self.wide)
+        if len(self.step.deltas) == 1 and (alone := _alone(self.step.deltas[0])):
+            return alone(self.step.deltas[0], self.factors[0], wide, first, stop).to(base.dtype)
         update = wide.new_zeros(wide.shape)
         for delta, factors in zip(self.step.deltas, self.factors, strict=True):
             update += _wide_change(delta, factors, wide, first, stop)
@@ -66,6 +71,11 @@ def _by_library(
     return base.to(_wider(base, update), copy=True).add_(update).to(base.dtype)
 
 
+def _alone(delta: Delta) -> Change | None:
+    """The change of one adapter by itself, which need not take the way through a difference."""
+    return all_kinds()[delta.kind].change if delta.weight == 1.0 else None
+
+
 def _wide_change(
     delta: Delta, factors: Mapping[str, torch.Tensor], wide: torch.Tensor, first: int, stop: int
 ) -> torch.Tensor:
@@ -84,7 +94,8 @@ def _wider(base: torch.Tensor, update: torch.Tensor) -> torch.dtype:
 
 def is_exact_sum(step: Step, recipe: str) -> bool:
     """Whether the step is a float32 sum rounded once, and not the library's own merge."""
-    return recipe == "exact" or len(step.deltas) > 1 or step.deltas[0].weight != 1.0
+    several = len(step.deltas) > 1 and not step.in_turn
+    return recipe == "exact" or several or step.deltas[0].weight != 1.0
 
 
 def read_factors(step: Step, recipe: str) -> StepFactors:
@@ -98,7 +109,7 @@ def read_factors(step: Step, recipe: str) -> StepFactors:
     """
     import torch
 
-    stored = torch_dtype(step.source.spec.dtype)
+    stored = torch_dtype(step.out.dtype)
     exact = is_exact_sum(step, recipe)
     by_loralib = all(delta.recipe == "loralib" for delta in step.deltas)
     wide = stored if by_loralib and not exact else torch.promote_types(stored, torch.float32)

@@ -21,8 +21,8 @@ def refuse_unusable(plan: MergePlan) -> None:
         InputError: one holds NaN or infinity.
         FitError: one has values that the base's dtype cannot hold.
     """
-    untied = plan.separated  # made of the base's own embedding
-    steps = [s for s in plan.changed() if not s.deltas and s.out.name not in untied]
+    files = {adapter.path for adapter in plan.adapters}
+    steps = [s for s in plan.changed() if not s.deltas and s.source.file in files]
     looked = [(step, *_look(step)) for step in steps]
     broken = [_problem(step, "holds NaN or infinity") for step, finite, _ in looked if not finite]
     if broken:

@@ -223,11 +223,12 @@ class Rows:
         rows = torch.frombuffer(written, dtype=dtype).view(self.stop - self.first, -1)
         base = self.base()
         watcher.merged(self.merge.step, self.first, base, rows)
-        return b"" if self.merge.step.action == "add" else tensor_bytes(base)
+        return tensor_bytes(base) if self.merge.step.action == "merge" else b""
 
     def base(self) -> torch.Tensor:
         """These rows of the base, as a matrix."""
-        return read_rows(self.merge.step, self.first, self.stop)
+        rows = read_rows(self.merge.step, self.first, self.stop)
+        return rows.to(torch_dtype(self.merge.step.out.dtype))
 
 
 def read_rows(step: Step, first: int, stop: int, ref: TensorRef | None = None) -> torch.Tensor:
@@ -236,7 +237,7 @@ def read_rows(step: Step, first: int, stop: int, ref: TensorRef | None = None) -
     ref = ref or step.source
     if (first, stop) == (0, rows) or ref.strides is not None:
         return read_tensor(ref).reshape(rows, columns)[first:stop]
-    row = step.out.nbytes // rows
+    row = ref.spec.nbytes // rows
     spec = replace(ref.spec, shape=(stop - first, columns))
     part = replace(ref, spec=spec, offset=ref.offset + first * row, length=(stop - first) * row)
     return read_tensor(part)

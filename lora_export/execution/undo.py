@@ -39,7 +39,7 @@ def check_undoable(plan: MergePlan) -> None:
         UsageError: the base is a torch pickle, which the merge converts, or lost factors.
     """
     converted = [shard.file.name for shard in plan.base.shards if shard.container == "torch"]
-    if converted or plan.dropped:
+    if converted or plan.dropped.keys() - plan.base.tensors().keys():
         raise UsageError(
             "only a safetensors base can be restored byte for byte; this one is converted",
             where=", ".join(converted[:3]) or str(plan.base.root),
@@ -53,7 +53,7 @@ def write_undo(plan: MergePlan, path: Path, digests: Mapping[Path, str], jobs: i
     digests: SHA-256 of the base's files, which the restored ones must have.
     """
     base = plan.base.tensors()
-    changed = [base[step.out.name] for step in plan.changed() if step.action != "add"]
+    changed = [base[name] for name in _lost(plan)]
     metadata = {KEY: json.dumps(_description(plan, digests), sort_keys=True)}
 
     def pieces() -> Iterator[Segment]:
@@ -64,6 +64,13 @@ def write_undo(plan: MergePlan, path: Path, digests: Mapping[Path, str], jobs: i
     task = FileTask(path, path.name, pieces, sum(ref.length for ref in changed))
     Pipeline([task], jobs, None, lambda _done, _total: None).run()
     return task.result()
+
+
+def _lost(plan: MergePlan) -> list[str]:
+    """The base's tensors that the result does not hold as they were, or not at all."""
+    changed = [step.out.name for step in plan.changed() if step.action != "add"]
+    written = {step.out.name for step in plan.steps()}
+    return [*changed, *(name for name in plan.base.tensors() if name not in written)]
 
 
 def _description(plan: MergePlan, digests: Mapping[Path, str]) -> dict[str, Any]:
@@ -137,7 +144,7 @@ def is_undo_of(path: Path, plan: MergePlan) -> bool:
     except (InputError, StorageError):
         return False
     headers = [(s.get("file"), s.get("header")) for s in description["shards"]]
-    changed = {step.out.name for step in plan.changed() if step.action != "add"}
+    changed = set(_lost(plan))
     shards = plan.base.shards
     return originals.keys() == changed and headers == [
         (shard.file.name, _encoded(_raw_header(shard.file))) for shard in shards

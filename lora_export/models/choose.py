@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.quantized import find_quantization
 from lora_export.errors import InputError, UsageError
 from lora_export.models.factory import FactoryModel
-from lora_export.models.huggingface import HuggingFaceModel, transformers_installed
+from lora_export.models.huggingface import HuggingFaceModel, class_named, transformers_installed
 from lora_export.models.inputs import parse_inputs
 
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ def runtime_names(base: Checkpoint) -> NameTable | None:
         return HuggingFaceModel(base, ()).names
     except (InputError, UsageError):
         return None
+
+
+def class_for_task(base: Checkpoint, suffix: str) -> str | None:
+    """The class of transformers for the base's model_type, with a name ending in `suffix`."""
+    return class_named(str(base.config.get("model_type", "")), suffix)
 
 
 def why_no_model(base: Checkpoint) -> str:

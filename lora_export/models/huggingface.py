@@ -32,6 +32,25 @@ def transformers_installed() -> bool:
     return importlib.util.find_spec("transformers") is not None
 
 
+_MAPPINGS = {
+    "ForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "ForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "ForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+    "ForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+}
+
+
+def class_named(model_type: str, suffix: str) -> str | None:
+    """The class that transformers' Auto class of a task takes for a model type, if known."""
+    if not transformers_installed():
+        return None
+    with quiet():
+        from transformers.models.auto import modeling_auto
+
+    found = getattr(modeling_auto, _MAPPINGS[suffix], {}).get(model_type)
+    return found if isinstance(found, str) else None
+
+
 class HuggingFaceModel:
     """A model source backed by transformers' from_pretrained; see source.ModelSource."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -45,7 +46,14 @@ class Draft:
     """Decisions by base tensor name, and the problems, grouped by the exit status they mean.
 
     table: asks for the names of the running model, where somebody knows them. kept: the adapter's
-    full tensors that are the base's own.
+    full tensors that are the base's own. grown: the sizes of a vocabulary. copies: what stands in
+    the base's place from the start, under any update (a resized table). own: names whose full
+    tensor belongs to a module of the adapter's own, not to the parameter that others share. heads:
+    names that the base lacks and the adapter brings. resized: full tensors of another shape than
+    the base's, with their place for messages and whether they belong to a module that the adapter
+    brings whole. twins, reshaped: see MergePlan. in_turn: see Step. edits: of config.json; told:
+    the same in words. layers: the names under which a tensor of a layer is written, where that is
+    not its own.
     """
 
     base: Checkpoint
@@ -63,6 +71,17 @@ class Draft:
     coupled: list[str] = field(default_factory=list)
     separated: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    copies: dict[str, TensorRef] = field(default_factory=dict)
+    own: set[str] = field(default_factory=set)
+    heads: set[str] = field(default_factory=set)
+    resized: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    grown: tuple[int, int] | None = None
+    twins: list[Delta] = field(default_factory=list)
+    reshaped: list[str] = field(default_factory=list)
+    in_turn: set[str] = field(default_factory=set)
+    edits: dict[str, object] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict)
+    layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unfit: list[Problem] = field(default_factory=list)
@@ -73,6 +92,32 @@ class Draft:
         if name in self.stored:
             return name
         return next(tie.table for tie in self.ties if name in tie.names)
+
+    def value_of(self, name: str) -> TensorRef:
+        """What `name` holds before any update, unless the adapter has a module of its own there."""
+        table = self.table_of(name)
+        return self.copies.get(table, self.stored[table])
+
+    def edit(self, key: str, value: object, told: str = "") -> None:
+        """Set a top-level value of config.json; told: the edit in words, where `value` is long."""
+        self.edits[key] = value
+        before = f"{self.told[key]}; " if told and key in self.told else ""
+        self.told[key] = before + (told or f"{key}: {json.dumps(value)}")
+
+    def nested(self, key: str) -> Mapping[str, object] | None:
+        """text_config as it is so far, of a config.json that has `key` there."""
+        value = self.edits.get("text_config", self.base.config.get("text_config"))
+        return value if isinstance(value, dict) and key in value else None
+
+    def edit_everywhere(self, key: str, value: object) -> bool:
+        """Set what config.json or its text_config holds; whether one of them does."""
+        inner = self.nested(key)
+        if inner is not None:
+            text = f"text_config.{key}: {json.dumps(value)}"
+            self.edit("text_config", {**inner, key: value}, text)
+        if key in self.base.config:
+            self.edit(key, value)
+        return inner is not None or key in self.base.config
 
     def stop_on_problems(self) -> None:
         """Raise everything that is wrong at once.

@@ -15,10 +15,11 @@ from lora_export.planning.projection import size_projection
 from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.planning.said import resolve_said
 from lora_export.planning.spaces import Space, find_space
+from lora_export.planning.whole import fit_copies, fit_whole
 from lora_export.records import FLOAT_DTYPES, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lora_export.planning.draft import Draft
     from lora_export.planning.parameters import Settled
@@ -29,19 +30,11 @@ if TYPE_CHECKING:
         MergeRecipe,
         Replacement,
         Said,
-        TensorRef,
         TensorSpec,
         Update,
     )
 
 Item = TypeVar("Item")
-
-_INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8"})
-
-_DOUBLE = (
-    "a state dict saved in eval mode already holds the update in its weights (it is the finished "
-    "model); else save loralib.lora_state_dict(model) with model.train() on"
-)
 
 
 def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
@@ -61,16 +54,25 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     if unsure:
         return
     draft.choices += [f"{adapter.path.name}: {choice}" for choice in choices]
+    targets = _targets(replacements, space, names)
+    fit_copies(draft, adapter, replacements, targets)
     for one in settled:
         _fit_update(draft, adapter, one)
     size_projection(draft, adapter)
-    targets = replacement_names([r.name for r in replacements], space.change, names)
     for replacement in replacements:
         plain = without_wrappers(replacement.name)
-        target = space.full_tensor(plain) or targets[replacement.name]
+        target = targets[replacement.name]
         if target and without_wrappers(target) not in {plain, space.change.apply(plain)}:
             draft.choices.append(f"{replacement.name}: the base calls it {target}")
-        _fit_replacement(draft, adapter, replacement, target)
+    fit_whole(draft, adapter, replacements, targets)
+
+
+def _targets(
+    replacements: Sequence[Replacement], space: Space, names: BaseNames
+) -> Mapping[str, str | None]:
+    """The base tensor that each full tensor is for, None where the base has none."""
+    found = replacement_names([r.name for r in replacements], space.change, names)
+    return {name: space.full_tensor(without_wrappers(name)) or one for name, one in found.items()}
 
 
 def keys_of(update: Update) -> Sequence[str]:
@@ -106,6 +108,8 @@ def _fit_update(draft: Draft, adapter: Adapter, settled: Settled) -> None:
         return
     try:
         deltas = _resolved(draft, adapter, settled)
+        for weight, delta in deltas.items():
+            _refuse_missing_rows(delta, draft.value_of(weight).spec, where)
     except Unresolved as unresolved:
         draft.missing += unresolved.missing
         draft.unfit += unresolved.unfit
@@ -137,7 +141,7 @@ def _is_there(draft: Draft, space: Space, update: Update) -> bool:
     located = space.locate(update.module, update.parameter)
     if located is None:
         return False
-    refs = [draft.stored[draft.table_of(name)] for name in located.tensors]
+    refs = [draft.value_of(name) for name in located.tensors]
     return not all(ref.spec.dtype in FLOAT_DTYPES and is_zero(ref) for ref in refs)
 
 
@@ -162,11 +166,18 @@ def _refuse_no_effect(draft: Draft, update: Update, delta: Delta, where: str) ->
         draft.unfit.append(Problem(message, where, "--allow-noop accepts it"))
 
 
+def _refuse_missing_rows(delta: Delta, base: TensorSpec, where: str) -> None:
+    if delta.indices and max(delta.indices) >= base.shape[0]:
+        message = f"token {max(delta.indices)} is not among the {base.shape[0]} rows of {base.name}"
+        hint = "merge into the base with the resized vocabulary that training started from"
+        raise Unresolved(Problem(message, where, hint), missing=False)
+
+
 def _unusable(draft: Draft, settled: Settled, where: str) -> Problem | None:
     """Why the base's tensors cannot be updated."""
     located = settled.located
     names = located.tensors or tuple(part.name for part in located.parts)
-    refs = [draft.stored[draft.table_of(name)] for name in names]
+    refs = [draft.value_of(name) for name in names]
     if located.obstacle:
         hint = "merge it with PEFT's merge_and_unload(), then export the result with this tool"
         message = f"the base stores {located.module}.{settled.update.parameter} otherwise"
@@ -189,7 +200,7 @@ def _resolved(draft: Draft, adapter: Adapter, settled: Settled) -> dict[str, Del
     """What the update does to each of the base's tensors, by their names."""
     located = settled.located
     if not located.parts:
-        base = draft.stored[draft.table_of(located.tensors[0])].spec
+        base = draft.value_of(located.tensors[0]).spec
         return dict.fromkeys(located.tensors, _one_delta(draft, adapter, settled, base))
     whole = replace(draft.stored[located.parts[0].name].spec, shape=located.shape)
     delta = _one_delta(draft, adapter, settled, whole)
@@ -244,61 +255,3 @@ def _refuse_foreign_recipe(draft: Draft, adapter: Adapter) -> None:
         message = f"{recipe!r} is the arithmetic of PEFT, and this is a {adapter.dialect} adapter"
         hint = "--recipe auto takes each library's own"
         raise Unresolved(Problem(message, str(adapter.path), hint), missing=True)
-
-
-def _fit_replacement(
-    draft: Draft, adapter: Adapter, replacement: Replacement, target: str | None
-) -> None:
-    where = f"{adapter.path}: {replacement.name}"
-    if target is None:
-        _fit_new(draft, replacement, where)
-        return
-    target = draft.table_of(target)
-    ref, base = replacement.ref, draft.stored[target]
-    if ref.spec.shape != base.spec.shape:
-        message = f"has shape {list(ref.spec.shape)}, the base's {target} {list(base.spec.shape)}"
-        draft.unfit.append(Problem(message, where, "is this the base it was trained on?"))
-        return
-    pair = {ref.spec.dtype, base.spec.dtype}
-    if len(pair) > 1 and not (pair <= FLOAT_DTYPES or pair <= _INTEGERS):
-        message = f"is stored as {ref.spec.dtype}, the base's {target} as {base.spec.dtype}"
-        draft.unfit.append(Problem(message, where, "is this the base it was trained on?"))
-        return
-    if same_content(ref, base):
-        draft.kept.append(replacement.name)
-    elif target in draft.merged:
-        message = (
-            "the file holds low-rank factors and a full weight for this module, and the weight "
-            "differs from the base's: whether it already contains the update is not in the file"
-        )
-        draft.unfit.append(Problem(message, where, _DOUBLE))
-    else:
-        _put(draft, draft.replaced, target, ref, where)
-
-
-def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
-    """A full tensor the base does not hold: right only if the model is known to have it."""
-    name, ref = replacement.name, replacement.ref
-    plain = without_wrappers(name)
-    in_model = draft.model is not None and draft.model.tensors.get(plain) == ref.spec.shape
-    if in_model or any(fnmatchcase(name, glob) for glob in draft.options.allow_new):
-        _put(draft, draft.added, name, ref, where)
-        return
-    near = ", ".join(BaseNames(draft.stored).nearest(name))
-    kind = "" if ref.spec.dtype in FLOAT_DTYPES else f" ({ref.spec.dtype}: a mask buffer?)"
-    draft.unfit.append(
-        Problem(
-            f"the base holds no such tensor{kind}; nearest: {near or 'nothing'}",
-            where,
-            f"a new head: --allow-new '{name}', or name the model with --model; "
-            f"not needed: --allow-unmatched '{name}'",
-        )
-    )
-
-
-def _put(draft: Draft, table: dict[str, TensorRef], name: str, ref: TensorRef, where: str) -> None:
-    """Enter `ref`, unless another adapter wants something else there."""
-    other = table.setdefault(name, ref)
-    if other is not ref and not same_content(other, ref):
-        message = f"{name} is replaced by {other.file} as well, with other values"
-        draft.unfit.append(Problem(message, where, "leave one out with --allow-unmatched"))

@@ -11,11 +11,15 @@ from lora_export.errors import InputError, UsageError
 from lora_export.planning.around import plan_around
 from lora_export.planning.draft import Draft, Options
 from lora_export.planning.fit import fit_adapter
+from lora_export.planning.heads import head_dtype, plan_heads
 from lora_export.planning.modules import join_shared, refuse_forgotten
 from lora_export.planning.names import BaseNames, weight_names
 from lora_export.planning.quantized import without_quantized
+from lora_export.planning.replication import plan_replication
 from lora_export.planning.tied import find_ties, plan_ties
 from lora_export.planning.unused import refuse_unused
+from lora_export.planning.vocabulary import plan_vocabulary
+from lora_export.planning.whole import refuse_contested, refuse_other_shapes
 from lora_export.records import MergePlan, ShardPlan, Step, TensorSpec
 from lora_export.report.columns import counted
 from lora_export.report.text import first_names
@@ -24,8 +28,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from lora_export.planning.facts import FactTable
+    from lora_export.planning.heads import Classes
     from lora_export.planning.tied import Lookup
-    from lora_export.records import Adapter, Checkpoint, ModelFacts, NameTable, Shard
+    from lora_export.records import (
+        Adapter,
+        Checkpoint,
+        ModelFacts,
+        NameTable,
+        Shard,
+        StepAction,
+        TensorRef,
+    )
 
 
 def make_plan(
@@ -37,12 +50,14 @@ def make_plan(
     model: ModelFacts | None = None,
     lookup: Lookup = lambda _: None,
     runtime: Callable[[Checkpoint], NameTable | None] = lambda _: None,
+    classes: Classes = lambda _base, _task: None,
 ) -> MergePlan:
     """Decide every output tensor and every edit of a side file; no byte is written.
 
     model: what the user's own model tells. lookup: the groups of tied parameters of a folder's
     architecture, None where nobody knows; asked only when a table or a head may be concerned.
     runtime: the names of the running model, asked only when the base's own do not suffice.
+    classes: the class of transformers for a base and a task; asked only for a new head.
 
     Raises:
         InputError: the base holds low-rank factors and nobody said that it is unmerged.
@@ -56,23 +71,28 @@ def make_plan(
     _tell_wrappers(draft, adapters)
     _tell_prefixes(draft, adapters)
     draft.base = base = _without_factors(draft)
+    plan_replication(draft, adapters)
+    draft.stop_on_problems()
     unstored = [name for tie in ties for name in tie.names if name not in draft.stored]
     names = BaseNames([*draft.stored, *unstored])
     for adapter in without_quantized(draft, adapters):
         fit_adapter(draft, adapter, names)
     refuse_unused(draft, adapters)
-    _tell_choices(draft)
+    _tell_choices(draft, adapters)
     join_shared(draft)
     refuse_forgotten(draft)
-    edits = plan_ties(draft)
-    shards = _shards(draft)
-    side_files, card = plan_around(draft, adapters, shards, edits)
+    plan_vocabulary(draft)
+    plan_heads(draft, adapters, classes)
+    refuse_other_shapes(draft)
+    refuse_contested(draft)
+    plan_ties(draft)
+    side_files, card = plan_around(draft, adapters)
     draft.stop_on_problems()
     return MergePlan(
         base=base,
         adapters=tuple(adapters),
         recipe=options.recipe,
-        shards=shards,
+        shards=_shards(draft),
         side_files=side_files,
         card=card,
         index_name=base.index_name and safetensors_name(base.index_name),
@@ -81,12 +101,14 @@ def make_plan(
         unmatched=tuple(draft.unmatched),
         coupled=tuple(draft.coupled),
         separated=tuple(draft.separated),
+        reshaped=tuple(draft.reshaped),
+        twins=tuple(draft.twins),
         choices=tuple(draft.choices),
         warnings=tuple(draft.warnings),
     )
 
 
-def _tell_choices(draft: Draft) -> None:
+def _tell_choices(draft: Draft, adapters: Sequence[Adapter]) -> None:
     """What was left out, overridden, or believed of a manifest."""
     if draft.unmatched:
         draft.warnings.append(
@@ -110,6 +132,9 @@ def _tell_choices(draft: Draft) -> None:
         why = f"as {kind} has them" if kind else "as given"
         read = f"read as Linear stored {' and '.join(sorted(stored))}, {why}"
         draft.choices.append(f"{counted(len(square), 'square weight')} {read}")
+    for adapter in adapters:
+        for key, why in adapter.left_out.items():
+            draft.choices.append(f"{key} takes no part: {why}")
     if draft.kept:
         equal = counted(len(draft.kept), "full tensor")
         names = first_names(draft.kept)
@@ -137,6 +162,7 @@ def _tell_wrappers(draft: Draft, adapters: Sequence[Adapter]) -> None:
     wrapped += [(adapter.path, adapter.wrapper) for adapter in adapters]
     draft.choices += [f"{path.name}: read from its {key!r}" for path, key in wrapped if key]
     draft.choices += [note for adapter in adapters for note in adapter.notes]
+    draft.warnings += [f"{a.path.name}: {doubt}" for a in adapters for doubt in a.doubts]
 
 
 def _tell_prefixes(draft: Draft, adapters: Sequence[Adapter]) -> None:
@@ -212,25 +238,36 @@ def _shards(draft: Draft) -> tuple[ShardPlan, ...]:
 
 
 def _shard(draft: Draft, shard: Shard) -> ShardPlan:
-    steps = []
-    for ref in shard.tensors:
-        name = ref.spec.name
-        if name in draft.merged:
-            steps.append(Step(ref.spec, "merge", ref, tuple(draft.merged[name])))
-        elif name in draft.replaced:
-            steps.append(Step(ref.spec, "replace", draft.replaced[name]))
-        else:
-            steps.append(Step(ref.spec, "copy", ref))
+    own = {ref.spec.name for one in draft.base.shards for ref in one.tensors}
+    steps = [
+        _step(draft, name, ref, is_new=name not in own)
+        for ref in shard.tensors
+        for name in draft.layers.get(ref.spec.name, (ref.spec.name,))
+    ]
     converted = shard.container == "torch"
     metadata = {"format": "pt"} if converted else shard.metadata
     return ShardPlan(safetensors_name(shard.file.name), tuple(steps), metadata)
 
 
+def _step(draft: Draft, name: str, ref: TensorRef, *, is_new: bool) -> Step:
+    """What becomes of the base's tensor under the name that it has in the result."""
+    source = draft.replaced.get(name) or draft.copies.get(name) or ref
+    deltas = tuple(draft.merged.get(name, ()))
+    spec = TensorSpec(name, ref.spec.dtype, source.spec.shape)
+    action: StepAction = "merge" if deltas else "copy"
+    reason = ""
+    if is_new or source is not ref or name != ref.spec.name:
+        action = "add" if is_new else "replace"
+        reason = "" if source is not ref else f"the base's {ref.spec.name}"
+    return Step(spec, action, source, deltas, reason, name in draft.in_turn)
+
+
 def _added(draft: Draft) -> list[Step]:
     steps = []
     for name, ref in draft.added.items():
-        spec = TensorSpec(name, ref.spec.dtype, ref.spec.shape)
+        spec = TensorSpec(name, head_dtype(draft, name, ref), ref.spec.shape)
         deltas = tuple(draft.merged.get(name, ()))
-        reason = "a new tensor" if ref.spec.name == name else f"untied from {ref.spec.name}"
+        is_new = name in draft.heads or name in draft.own or ref.spec.name == name
+        reason = "a new tensor" if is_new else f"untied from {ref.spec.name}"
         steps.append(Step(spec, "add", ref, deltas, reason))
     return steps

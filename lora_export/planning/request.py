@@ -22,6 +22,7 @@ from lora_export.report.columns import counted
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lora_export.planning.heads import Classes
     from lora_export.planning.tied import Lookup
     from lora_export.records import Adapter, Checkpoint, MergePlan, ModelFacts, NameTable
 
@@ -149,12 +150,13 @@ def plan_request(
     recorded: Mapping[tuple[str, str], Facts] | None = None,
     lookup: Lookup = lambda _: None,
     runtime: Callable[[Checkpoint], NameTable | None] = lambda _: None,
+    classes: Classes = lambda _base, _task: None,
 ) -> MergePlan:
     """The plan for `request`.
 
     model: what the user's model tells. inputs: what read_inputs gave, if it was called before.
     recorded: facts by adapter's path and module from an earlier manifest, used where there is no
-    model. lookup, runtime: see planning.plan.make_plan.
+    model. lookup, runtime, classes: see planning.plan.make_plan.
 
     Raises:
         InputError, FitError, UsageError: see read_inputs and make_plan.
@@ -171,6 +173,7 @@ def plan_request(
         model=model,
         lookup=lookup,
         runtime=runtime,
+        classes=classes,
     )
 
 

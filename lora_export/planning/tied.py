@@ -6,19 +6,20 @@ as well; equality with the unmerged model needs a tensor for each name from then
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
 from lora_export.planning.names import BaseNames
 from lora_export.planning.spaces import homes_of
+from lora_export.planning.vocabulary import TABLES
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from lora_export.planning.draft import Draft
-    from lora_export.records import Checkpoint, Delta, ModelFacts, NameTable
+    from lora_export.records import Checkpoint, Delta, ModelFacts, NameTable, TensorRef
 
     Groups = Sequence[Sequence[str]]
     Lookup = Callable[[Checkpoint], Groups | None]
@@ -33,10 +34,8 @@ _HEADS = {
     },
     "vocab_projector.weight": {"DistilBertForMaskedLM"},
 }  # fmt: skip
-_TABLES = (
-    "wte.weight", "embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight",
-    "shared.weight", "embed_in.weight",
-)  # fmt: skip
+# Their config.json says by tie_word_embeddings whether outputs are scaled, where nothing else does.
+_SCALED_BY_TIE = frozenset({"longt5", "pop2piano", "t5", "umt5"})
 _HEAD_PARTS = {
     "head",
     "decoder",
@@ -120,7 +119,7 @@ def _by_architecture(base: Checkpoint) -> Groups:
     stored = base.tensors()
     architecture = _architecture(base)
     heads = [head for head, known in _HEADS.items() if architecture in known]
-    tables = [name for name in stored if name.endswith(_TABLES)]
+    tables = [name for name in stored if name.endswith(TABLES)]
     if not heads or len(tables) != 1 or not _tied_by_config(base, heads[0]):
         return ()
     return ((tables[0], heads[0]),)
@@ -148,87 +147,144 @@ def _joined(ties: Sequence[Tie]) -> list[Tie]:
     return joined
 
 
-def plan_ties(draft: Draft) -> dict[str, object]:
-    """Separate what the updates make different; return the edits of config.json this forces.
+def plan_ties(draft: Draft) -> None:
+    """Separate what the adapters make different, and edit config.json where that forces it.
 
-    A full tensor of the adapter was trained as the shared one, so it replaces all of them. With
-    --tied eval the library's own result is reproduced: all names get the same update.
+    A full tensor that was loaded into the shared parameter replaces it under all names; one of a
+    module that the adapter has for itself under its own alone. With --tied eval the library's own
+    result is reproduced: all names get the same updates.
     """
     _refuse_unknown_head(draft)
-    separated = False
-    for tie in draft.ties:
-        if _replaced_together(draft, tie):
-            continue
-        if any(name in draft.merged for name in tie.names):
-            separated = _plan_merged(draft, tie) or separated
-    if not separated or not draft.base.config:
-        return {}
+    ties = [tie for tie in draft.ties if _is_touched(draft, tie)]
+    separated = [_plan_tie(draft, tie) for tie in ties]
+    if not any(separated) or not draft.base.config:
+        return
     for tie in draft.ties:  # the flag in config.json unties all of them
         _write_all(draft, tie)
-    return {"tie_word_embeddings": False}
+    if not draft.edit_everywhere("tie_word_embeddings", value=False):
+        draft.edit("tie_word_embeddings", value=False)
+    if draft.base.config.get("model_type") in _SCALED_BY_TIE:
+        draft.edit("scale_decoder_outputs", value=True)
 
 
-def _replaced_together(draft: Draft, tie: Tie) -> bool:
-    given = {
-        name: table[name]
-        for table in (draft.replaced, draft.added)
-        for name in tie.names
-        if name in table
-    }
-    if not given:
+def _is_touched(draft: Draft, tie: Tie) -> bool:
+    tables = (draft.merged, draft.replaced, draft.added, draft.copies)
+    return any(name in table for table in tables for name in tie.names)
+
+
+def _plan_tie(draft: Draft, tie: Tie) -> bool:
+    """Whether the tie is broken."""
+    _spread_whole(draft, tie)
+    _feed_tokens(draft, tie)
+    if _stays_one(draft, tie):
+        _keep_one(draft, tie)
         return False
+    mode = draft.options.tied
+    if mode == "error":
+        message = f"{' and '.join(tie.names)} are tied and are not adapted alike"
+        draft.unfit.append(Problem(message, hint="--tied untie writes them separately"))
+    elif mode == "eval" and not draft.own & set(tie.names):
+        _couple(draft, tie)
+    else:
+        _separate(draft, tie)
+        return True
+    return False
+
+
+def _separate(draft: Draft, tie: Tie) -> None:
+    _write_all(draft, tie)
+    draft.separated += [name for name in tie.names if name != tie.table]
+    others = ", ".join(name for name in tie.names if name != tie.table)
+    draft.choices.append(f"{others} is untied from {tie.table} and written separately")
+    if not draft.base.config:
+        draft.warnings.append(
+            f"{' and '.join(tie.names)} are one parameter in your model and several tensors in "
+            "the result: untie them in your code before you load it"
+        )
+
+
+def _spread_whole(draft: Draft, tie: Tie) -> None:
+    """A full tensor for the shared parameter is the value of all names but the adapter's own."""
+    others = [name for name in tie.names if name not in draft.own]
+    tables = (draft.replaced, draft.added)
+    given = {n: table[n] for table in tables for n in others if n in table}
+    if not given:
+        return
     name, ref = next(iter(given.items()))
-    if any(other in draft.merged for other in tie.names):
+    if any(other in draft.merged for other in others):
         message = "a tied tensor is replaced by the adapter and updated under another name"
         draft.unfit.append(Problem(message, ", ".join(tie.names)))
     elif not all(same_content(ref, other) for other in given.values()):
         message = "the names of one tied tensor are replaced by different ones"
         draft.unfit.append(Problem(message, ", ".join(given)))
-    for other in tie.names:
+    for other in others:
         draft.added.pop(other, None)
         if other in draft.stored:
-            draft.replaced[other] = ref
-    draft.choices.append(f"{name} replaces all of the tied {', '.join(tie.names)}")
-    return True
+            draft.replaced[other] = draft.copies[other] = ref
+    draft.copies[tie.table] = ref
+    draft.choices.append(f"{name} replaces all of the tied {', '.join(others)}")
 
 
-def _plan_merged(draft: Draft, tie: Tie) -> bool:
-    """Whether the tie is broken."""
+def _feed_tokens(draft: Draft, tie: Tie) -> None:
+    """Trained rows of the input table reach every module that is tied to it, as in PEFT.
+
+    PEFT 0.21.2, utils.other.set_additional_trainable_modules, unless a tied module has rows of
+    its own.
+    """
+    name = next((name for name in tie.names if name.endswith(TABLES)), tie.table)
+    others = [other for other in tie.names if other != name and other not in draft.own]
+    named = {delta.adapter for other in others for delta in draft.merged.get(other, [])}
+    for delta in draft.merged.get(name, []):
+        if delta.kind != "token_rows" or delta.adapter in named:
+            continue
+        for other in others:
+            module = other.removesuffix(".weight")
+            draft.merged.setdefault(other, []).append(replace(delta, module=module))
+
+
+def _stays_one(draft: Draft, tie: Tie) -> bool:
+    """Every name has the same value and the same updates."""
+    values = [_value(draft, name) for name in tie.names]
     updates = [draft.merged.get(name, []) for name in tie.names]
-    if all(_same_updates(updates[0], other) for other in updates[1:]):
-        return False  # a module that is used under several names: it stays one tensor
-    mode = draft.options.tied
-    if mode == "error":
-        message = f"{' and '.join(tie.names)} are tied and are not adapted alike"
-        draft.unfit.append(Problem(message, hint="--tied untie writes them separately"))
-    elif mode == "eval":
-        _couple(draft, tie, [delta for listed in updates for delta in listed])
-    else:
-        _write_all(draft, tie)
-        draft.separated += [name for name in tie.names if name != tie.table]
-        others = ", ".join(name for name in tie.names if name != tie.table)
-        draft.choices.append(f"{others} is untied from {tie.table} and written separately")
-        if not draft.base.config:
-            draft.warnings.append(
-                f"{' and '.join(tie.names)} are one parameter in your model and several tensors in "
-                "the result: untie them in your code before you load it"
-            )
-        return True
-    return False
+    alike = all(_same_updates(updates[0], other) for other in updates[1:])
+    return alike and all(same_content(values[0], other) for other in values[1:])
+
+
+def _value(draft: Draft, name: str) -> TensorRef:
+    """What a name of a tie holds before its updates."""
+    if name in draft.own:
+        return draft.replaced.get(name) or draft.added[name]
+    return draft.value_of(name)
+
+
+def _keep_one(draft: Draft, tie: Tie) -> None:
+    """One tensor for all names; what is new about the unstored ones is in it."""
+    value = _value(draft, tie.names[0])
+    for name in tie.names:
+        draft.added.pop(name, None)
+        if name in draft.stored and draft.own & set(tie.names):
+            draft.replaced[name] = value
+        elif name not in draft.stored:
+            draft.twins += draft.merged.pop(name, [])
 
 
 def _write_all(draft: Draft, tie: Tie) -> None:
     for name in tie.names:
         if name not in draft.stored:
-            draft.added.setdefault(name, draft.stored[tie.table])
+            draft.added.setdefault(name, draft.value_of(tie.table))
 
 
-def _couple(draft: Draft, tie: Tie, updates: list[Delta]) -> None:
+def _couple(draft: Draft, tie: Tie) -> None:
+    """The library's own result: each module's update is merged into the one tensor in its turn."""
+    updates = [delta for name in tie.names for delta in draft.merged.get(name, [])]
     if len(updates) > 1:
-        message = f"{' and '.join(tie.names)} are tied and several of them are adapted"
-        hint = "loralib merges one after the other into one tensor; use --tied untie"
-        draft.unfit.append(Problem(message, hint=hint))
-        return
+        one = {(d.adapter, d.weight, d.recipe == "loralib") for d in updates}
+        if len(one) > 1 or updates[0].weight != 1.0 or updates[0].recipe == "loralib":
+            message = f"{' and '.join(tie.names)} are tied and several of them are adapted"
+            hint = "loralib merges one after the other into one tensor; use --tied untie"
+            draft.unfit.append(Problem(message, hint=hint))
+            return
+        draft.in_turn.update(tie.names)
     for name in tie.names:
         draft.merged.pop(name, None)
         if name in draft.stored:
@@ -242,17 +298,22 @@ def _couple(draft: Draft, tie: Tie, updates: list[Delta]) -> None:
 
 def _same_updates(left: Sequence[Delta], right: Sequence[Delta]) -> bool:
     return len(left) == len(right) and all(
-        (one.adapter, one.scaling, one.weight) == (other.adapter, other.scaling, other.weight)
+        _arithmetic(one) == _arithmetic(other)
         and one.factors.keys() == other.factors.keys()
         and all(same_content(ref, other.factors[role]) for role, ref in one.factors.items())
         for one, other in zip(left, right, strict=True)
     )
 
 
+def _arithmetic(delta: Delta) -> tuple[object, ...]:
+    return delta.adapter, delta.kind, delta.scaling, delta.weight, delta.indices
+
+
 def _refuse_unknown_head(draft: Draft) -> None:
     """An adapted input table that may be tied to a head nobody can name."""
     known = {name for tie in draft.ties for name in tie.names}
-    adapted = [n for n in draft.merged if n.endswith(_TABLES) and n not in known]
+    changed = [*draft.merged, *draft.replaced, *draft.copies]
+    adapted = [n for n in changed if n.endswith(TABLES) and n not in known]
     if draft.model is not None or draft.options.tied == "eval" or not adapted:
         return
     if not draft.base.config:

@@ -11,25 +11,12 @@ from lora_export.records import Problem, SideFile
 from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from lora_export.planning.draft import Draft
-    from lora_export.records import Adapter, Checkpoint, ShardPlan
+    from lora_export.records import Adapter
 
 _OPTION = "--tokenizer"
-
-
-def new_vocabulary(base: Checkpoint, shards: Iterable[ShardPlan]) -> tuple[int, int] | None:
-    """(rows before, rows after) of a table that has more rows in the result than in the base."""
-    stored = base.tensors()
-    for step in (step for shard in shards for step in shard.steps):
-        before = stored.get(step.out.name)
-        if before is None or before.spec.shape == step.out.shape:
-            continue
-        (old, *rest), (new, *other) = before.spec.shape, step.out.shape
-        if rest == other and new > old:
-            return old, new
-    return None
 
 
 def plan_tokenizer(draft: Draft, adapters: Sequence[Adapter], *, grew: bool) -> list[SideFile]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -69,12 +69,19 @@ class Update:
         return (self, *self.instead)
 
 
+Origin = Literal["shared", "module", "base"]
+"""What a full tensor is loaded into: the parameter of that name, whoever else shares it; a module
+of the adapter's own in the place of the base's (PEFT's modules_to_save); the layer under an
+update, of which it is a copy (PEFT's base_layer)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Replacement:
     """A full tensor of the adapter file that takes the place of the base's tensor `name`."""
 
     name: str
     ref: TensorRef
+    origin: Origin = "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +90,11 @@ class Adapter:
 
     In exactly one, but for factors that several updates share. wrapper: as of the file. digest:
     SHA-256 of what the tensors hold, whatever the file's format. config_file: where the adapter's
-    own configuration lies, if it has one. trained_on: the base's name in it. notes: what a user
-    should know of the file or of its configuration, in words.
+    own configuration lies, if it has one. trained_on: the base's name in it. notes: how the file
+    was chosen, in words; doubts: what a user should be warned of in it. task: PEFT's task_type.
+    heads: names of modules that the adapter brings whole, also where the base has none of that
+    name. replication: (first, last + 1) layers, of which the model is put together anew; empty
+    where it stays as it is. left_out: tensors that take no part, and why.
     """
 
     path: Path
@@ -97,6 +107,11 @@ class Adapter:
     config_file: Path | None = None
     trained_on: str = ""
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    task: str = ""
+    heads: tuple[str, ...] = ()
+    replication: tuple[tuple[int, int], ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""

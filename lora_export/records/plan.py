@@ -20,9 +20,11 @@ StepAction = Literal["copy", "merge", "replace", "add"]
 class Step:
     """How one output tensor comes about.
 
-    action: copy the base's bytes, merge deltas into them, replace them by an adapter's tensor, or
-    add a tensor that the base does not hold (an adapter's, or an untied head made from the base's
-    embedding; then `source` is the embedding).
+    action: copy the base's bytes, merge deltas into them, replace them by an adapter's tensor (or
+    that of another layer), or add a tensor that the base does not hold (an adapter's, an untied
+    head made from the base's embedding, a layer once more). Deltas, if any, act on `source`.
+    in_turn: the deltas are added one after the other, each rounded, as a library does that merges
+    several modules of one adapter into one parameter.
     """
 
     out: TensorSpec
@@ -30,6 +32,7 @@ class Step:
     source: TensorRef
     deltas: tuple[Delta, ...] = ()
     reason: str = ""
+    in_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,9 @@ class MergePlan:
     --allow-unmatched let go. coupled: tied tensors that change together (--tied eval), so that the
     result cannot equal the unmerged model. separated: names that are tied to another one in the
     model and are no longer. card: what a folder's README.md says beside the plan and the proof.
+    reshaped: how the model's configuration changes its shape, in words;
+    then only the result's own configuration builds the model. twins: updates that the unmerged
+    model feels under a further name of a tensor that stays one.
     """
 
     base: Checkpoint
@@ -63,6 +69,8 @@ class MergePlan:
     unmatched: tuple[str, ...] = ()
     coupled: tuple[str, ...] = ()
     separated: tuple[str, ...] = ()
+    reshaped: tuple[str, ...] = ()
+    twins: tuple[Delta, ...] = ()
     choices: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     card: Card | None = None
@@ -72,16 +80,24 @@ class MergePlan:
         return tuple(step for shard in self.shards for step in shard.steps)
 
     def new_tensors(self) -> dict[str, TensorRef]:
-        """The tensors the base lacks, without which no model can be built on it."""
-        return {step.out.name: step.source for step in self.steps() if step.action == "add"}
+        """The tensors the base lacks, without which no model can be built on it.
+
+        A name that is tied in the base's own model lacks nothing.
+        """
+        steps = (step for step in self.steps() if step.action == "add")
+        return {s.out.name: s.source for s in steps if s.out.name not in self.separated}
 
     def full_tensors(self) -> dict[str, TensorRef]:
         """What the unmerged model holds beside or instead of the base's tensors, by their names.
 
-        A tensor that is new and adapted counts with the value it has before its update.
+        One that is adapted as well counts with the value it has before its update.
         """
-        steps = (step for step in self.changed() if not step.deltas or step.action == "add")
+        steps = (step for step in self.changed() if step.action != "merge")
         return {step.out.name: step.source for step in steps}
+
+    def sources(self) -> dict[str, TensorRef]:
+        """Of every tensor that is no copy of the base's, what it is made of."""
+        return {step.out.name: step.source for step in self.changed()}
 
     def changed(self) -> tuple[Step, ...]:
         """The steps whose output is not a copy of the base's bytes."""

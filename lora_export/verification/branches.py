@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError
-from lora_export.verification import branches_peft, branches_tuners
+from lora_export.verification import branches_peft, branches_tuners, token_rows
 from lora_export.verification.expected import factors_of, scaling_of
 from lora_export.verification.parameter_branches import ParameterBranch
 
@@ -98,7 +98,7 @@ def _embedding(module: nn.Module, ids: Any, factors: Factors, delta: Delta) -> t
         return _linear(module, ids, factors, delta)
 
     result: torch.Tensor = F.embedding(ids, factors["A"].T) @ factors["B"].T
-    scaled: torch.Tensor = result * branches_peft.embed_scale(module)
+    scaled: torch.Tensor = result * token_rows.embed_scale(module)
     return scaled
 
 
@@ -139,6 +139,7 @@ FORMS: dict[str, Form] = {
     "vera": _adds(branches_tuners.vera),
     "ia3": branches_tuners.ia3,
     "ia3_feedforward": branches_tuners.ia3_feedforward,
+    "token_rows": token_rows.branch,
 }
 """One branch a layer kind: (module, its input, its output, factors, delta) -> the unmerged layer's
 output. A test holds the keys against the kinds."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError
 from lora_export.verification.expected import scaling_of
+from lora_export.verification.token_rows import embed_scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,11 +90,6 @@ def dora_embedding(
     change = (factor - 1) * F.embedding(ids, module.weight) + factor * branch
     result: torch.Tensor = output + change * embed_scale(module) * delta.weight
     return result
-
-
-def embed_scale(module: Any) -> Any:  # noqa: ANN401
-    """What an embedding multiplies by in its forward (Gemma 3), and PEFT its branch with it."""
-    return getattr(module, "embed_scale", 1.0)
 
 
 def dora_conv(

@@ -10,7 +10,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lora_export.verification import expected_attention, expected_dora, expected_tuners
+from lora_export.verification import (
+    expected_attention,
+    expected_dora,
+    expected_tuners,
+    token_rows,
+)
 from lora_export.verification.expected_experts import experts
 
 if TYPE_CHECKING:
@@ -139,6 +144,7 @@ CHANGES: dict[str, ChangeFormula] = {
     "attention_out": expected_attention.out_change,
     "ia3": expected_tuners.ia3,
     "ia3_feedforward": expected_tuners.ia3_feedforward,
+    "token_rows": token_rows.change,
 }
 """For a kind that has a change and no product: (delta, factors, scaling, rows of the base in
 float64, their numbers) -> (new rows less the base's, magnitude), where magnitude times the share of

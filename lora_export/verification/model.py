@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_export.models.source import ModelSource
-    from lora_export.records import Checkpoint, InputSpec, MergePlan
+    from lora_export.records import Checkpoint, Delta, InputSpec, MergePlan, TensorRef
     from lora_export.verification.branches import Live
 
     Outputs = dict[str, NDArray[Any]]
@@ -95,7 +95,7 @@ def call_witnesses(
             never called, so that its live branch proves nothing.
         UsageError: the model cannot be run, or gives other outputs when it is run again.
     """
-    model = source.load(plan.base, full=plan.full_tensors(), untied=plan.separated)
+    model = _load_unmerged(source, plan, merged)
     branches = _attach(source, model, plan)
     unmerged = _run(model, probes)
     _refuse_silent(branches, _unfed(model, probes[0]))
@@ -106,16 +106,36 @@ def call_witnesses(
     nudged = _run(model, probes)
     del model, branches
     merged_outputs = _run(_load_merged(source, plan, merged), probes)
-    base = _run(source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
-    live = source.load_live(plan)
+    if plan.reshaped:  # the base's own model has other outputs
+        bare = _load_unmerged(source, plan, merged)
+    else:
+        bare = source.load(plan.base, full=plan.new_tensors(), untied=())
+    base = _run(bare, probes)
+    live = None if plan.reshaped else source.load_live(plan)
     own = _run(live, probes) if live is not None else []
     return Witnesses(unmerged, exact, nudged, split, merged_outputs, base, own)
 
 
-def _load_merged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:
+def _load_unmerged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:
+    """The base with every full tensor of the adapters, and without their updates.
+
+    Where these change the model's shape, only the result's own configuration builds it; then every
+    tensor that the merge has changed is set to what it was made of.
+    """
+    if plan.reshaped:
+        return _load_merged(source, plan, merged, full=plan.sources())
+    return source.load(plan.base, full=plan.full_tensors(), untied=plan.separated)
+
+
+def _load_merged(
+    source: ModelSource,
+    plan: MergePlan,
+    merged: Checkpoint,
+    full: Mapping[str, TensorRef] | None = None,
+) -> nn.Module:
     """The merged model; a result that the base's own model does not take is a failed proof."""
     try:
-        return source.load(merged, full={}, untied=plan.separated)
+        return source.load(merged, full=full or {}, untied=plan.separated)
     except (FitError, InputError) as error:
         raise VerificationError.of(error.problems) from error
 
@@ -123,13 +143,13 @@ def _load_merged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn
 def _attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[Live]:
     seen = set()
     branches: list[Live] = []
-    for step in plan.steps():
-        for delta in step.deltas:
-            # A convolution's weight may be stored under two names: one module, one branch.
-            key = (delta.adapter, delta.module, delta.parameter)
-            if key not in seen:
-                seen.add(key)
-                branches.append(branch_of(source.module(model, delta.module), delta))
+    for delta in (*(d for step in plan.steps() for d in step.deltas), *plan.twins):
+        # A convolution's weight may be stored under two names: one module, one branch.
+        module = source.module(model, delta.module)
+        key = (delta.adapter, id(module), delta.parameter)
+        if key not in seen:
+            seen.add(key)
+            branches.append(branch_of(module, delta))
     return branches
 
 
@@ -140,7 +160,12 @@ def _unfed(model: nn.Module, probe: Probe) -> list[str]:
 
 
 def _refuse_silent(branches: Sequence[Live], unfed: Sequence[str]) -> None:
-    silent = [branch.delta.module for branch in branches if branch.calls == 0]
+    heard = [branch.delta for branch in branches if branch.calls]
+    silent = [
+        branch.delta.module
+        for branch in branches
+        if branch.calls == 0 and not any(_is_one(branch.delta, delta) for delta in heard)
+    ]
     if silent and unfed:
         hint = "--inputs FILE.npz with them as well"
         message = f"without {' and '.join(unfed)} the model's forward never calls this module"
@@ -149,6 +174,11 @@ def _refuse_silent(branches: Sequence[Live], unfed: Sequence[str]) -> None:
         hint = "its parent may read the weight directly: use loralib's own modules in --model"
         message = "the model's forward never calls this module, so its live branch proves nothing"
         raise FitError.of([Problem(message, module, hint) for module in silent])
+
+
+def _is_one(left: Delta, right: Delta) -> bool:
+    """The same update under several names of a tied tensor, of which a model may use only some."""
+    return left.adapter == right.adapter and left.factors is right.factors
 
 
 def _refuse_random(model: nn.Module, probe: Probe, before: Outputs) -> None:

@@ -29,12 +29,13 @@ BATCHES = (1, 3)
 LENGTHS = (7, 19, 13, 9, 21, 15)
 
 
-def make_probes(specs: Sequence[InputSpec], seed: int) -> list[Probe]:
+def make_probes(specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = ()) -> list[Probe]:
     """Seeded probes: batches of 1 and 3, odd lengths, none of which was used in tracing.
 
     Integers lie in [0, high), or in [0, 2) where no high is declared; floats are standard normal;
     bools are random. An input with `mask` in its name is a mask of real right padding: the first
-    row is full, and no row is empty.
+    row is full, and no row is empty. Every second id is one of `tokens`, if any: those whose rows
+    an adapter has trained, which hardly ever come up by chance.
 
     Returns:
         one dict a probe: input name -> array of the declared dtype.
@@ -42,7 +43,19 @@ def make_probes(specs: Sequence[InputSpec], seed: int) -> list[Probe]:
     import numpy as np
 
     random = np.random.default_rng(seed)
-    return [_probe(specs, sizes, random) for sizes in _size_tables(specs)]
+    probes = [_probe(specs, sizes, random) for sizes in _size_tables(specs)]
+    if tokens and (ids := _ids(specs, max(tokens))):
+        for probe in probes:
+            places = probe[ids].reshape(-1)[::2]  # a view: arrays are made dense
+            places[:] = np.resize(np.asarray(tokens), places.shape)
+    return probes
+
+
+def _ids(specs: Sequence[InputSpec], largest: int) -> str | None:
+    """The input of the widest domain, if it holds the largest token."""
+    domains = {spec.name: spec.high or 0 for spec in specs if not _is_mask(spec)}
+    name = max(domains, key=lambda name: domains[name], default=None)
+    return name if name is not None and domains[name] > largest else None
 
 
 def _size_tables(specs: Sequence[InputSpec]) -> list[dict[str, int]]:

@@ -18,16 +18,16 @@ CASES = {
     ),
     "peft": (
         {
-            "base_model.model.h.0.attn.lora_A.weight": (2, 8),
-            "base_model.model.h.0.attn.lora_B.weight": (12, 2),
-            "base_model.model.wte.lora_embedding_A": (2, 50),
-            "base_model.model.wte.lora_embedding_B": (8, 2),
-            "base_model.model.classifier.weight": (3, 8),
-            "base_model.model.flora_A.weight": (3, 3),  # "lora_A" is a substring, not a factor
-            "base_model.model.h.0.attn.bias": (12,),
+            "base_model.model.h.0.q.lora_A.weight": (2, 8),
+            "base_model.model.h.0.q.lora_B.weight": (12, 2),
+            "base_model.model.h.0.q.base_layer.bias": (12,),
+            "base_model.model.emb.token_adapter.trainable_tokens_delta": (2, 8),
+            "base_model.model.emb.token_adapter.base_layer.weight": (30, 8),
+            "base_model.model.classifier.modules_to_save.default.dense.weight": (3, 8),
+            "base_model.model.flora_A.weight": (3, 3),
         },
-        {"h.0.attn": {"A", "B"}, "wte": {"A", "B"}},
-        {"classifier.weight", "flora_A.weight", "h.0.attn.bias"},
-        {"peft_type": "LORA", "r": 2, "lora_alpha": 4},
+        {"h.0.q": {"A", "B"}, "emb": {"rows"}},
+        {"h.0.q.bias", "emb.weight", "classifier.dense.weight", "flora_A.weight"},
+        {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "trainable_token_indices": [4, 7]},
     ),
 }

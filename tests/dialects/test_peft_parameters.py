@@ -32,7 +32,7 @@ def test_nested_layers_are_levels_of_one_module():
         names = {one.parameter for one in update.readings()}
         assert names == {"gate_up_proj", "down_proj"}
         assert {one.said.tuner for one in update.readings()} == {"parameter"}
-    assert adapter.notes == ()
+    assert adapter.doubts == ()
 
 
 def test_patterns_are_matched_with_the_parameters_name():
@@ -62,14 +62,14 @@ def test_a_module_that_is_targeted_itself_is_a_layer(modules, parameters):
 def test_what_is_targeted_and_not_held_is_told():
     targets = {"target_modules": ["gate", "q_proj"], "target_parameters": ["experts.down_proj"]}
     adapter, _ = read(["gate"], **targets)
-    [note] = adapter.notes
+    [note] = adapter.doubts
     assert "q_proj, experts.down_proj" in note
     assert "gate," not in note
 
 
 @pytest.mark.parametrize("modules", ["all-linear", r".*\.gate", ["gate"], None])
 def test_what_cannot_be_held_against_the_file_is_no_note(modules):
-    assert read(["gate"], target_modules=modules)[0].notes == ()
+    assert read(["gate"], target_modules=modules)[0].doubts == ()
 
 
 @pytest.mark.parametrize(

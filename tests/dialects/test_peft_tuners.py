@@ -76,14 +76,14 @@ SAVED = {**VERA, "vera_A": (2, 6), "vera_B": (8, 2)}
 
 def test_unknown_fields_that_say_something_are_told():
     config = {"peft_type": "LOHA", "r": 2, "foo": 3, "bar": None, "baz": False, "list": [], "no": 0}
-    notes = read(config, LOHA).notes
+    notes = read(config, LOHA).doubts
     assert [note.split(" = ")[0] for note in notes] == [
         "adapter_config.json says foo", "adapter_config.json says no",
     ]  # fmt: skip
 
 
 def test_a_known_field_is_no_news():
-    assert read({"peft_type": "LOHA", "r": 2, "module_dropout": 0.5}, LOHA).notes == ()
+    assert read({"peft_type": "LOHA", "r": 2, "module_dropout": 0.5}, LOHA).doubts == ()
 
 
 def test_pruned_modules_are_told():
@@ -92,7 +92,7 @@ def test_pruned_modules_are_told():
     config = {"peft_type": "ADALORA", "init_r": 2, "rank_pattern": pattern}
     adapter = read(config, {**ADALORA, **gone})
     assert [update.module for update in adapter.updates] == ["q"]
-    assert adapter.notes == ("pruned to rank 0 in training, so not changed: k",)
+    assert adapter.doubts == ("pruned to rank 0 in training, so not changed: k",)
 
 
 def test_ia3_says_inputs_or_outputs():

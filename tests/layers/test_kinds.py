@@ -25,7 +25,16 @@ PEFT = {
     "attention_out": ("attention", {}),
 }
 
-PEFT_ELSEWHERE = {"adalora", "loha", "lokr", "vera", "ia3", "ia3_feedforward", "experts"}
+PEFT_ELSEWHERE = {
+    "adalora",
+    "loha",
+    "lokr",
+    "vera",
+    "ia3",
+    "ia3_feedforward",
+    "experts",
+    "token_rows",
+}
 """Held against PEFT in tests/execution/test_peft_tuners.py and tests/layers/test_experts.py."""
 
 

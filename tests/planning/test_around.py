@@ -1,7 +1,6 @@
 """What lies around the weights: the base's, byte for byte, unless the merge forces another."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,7 @@ from lora_export.errors import UsageError
 from lora_export.planning.around import plan_around
 from lora_export.planning.draft import Draft, Options
 from lora_export.planning.facts import FactTable
-from lora_export.planning.tokenizers import new_vocabulary
-from lora_export.records import Facts, ShardPlan, Step, TensorSpec
+from lora_export.records import Facts
 
 OWN = {
     "tokenizer.json": "base", "tokenizer_config.json": "base", "vocab.txt": "base",
@@ -130,21 +128,18 @@ def test_a_single_file_has_no_tokenizer(case, tmp_path):
 # A larger vocabulary, planned as a replaced table with more rows.
 
 
-def grown(case, adapter, **config):
+def grown(case, adapter):
     plan = case.merge(adapter, dry_run=True).plan
-    base = replace(plan.base, config={**plan.base.config, **config})
     facts = FactTable.joined(Facts(), Facts(), (), {})
-    draft = Draft(base, base.tensors(), facts, None, Options(), ())
-    step = plan.steps()[0]
-    larger = Step(TensorSpec("m.weight", "F32", (8, 4)), "replace", step.source)
-    shards = [ShardPlan("model.safetensors", (larger,))]
-    assert new_vocabulary(base, shards) == (6, 8)
-    assert new_vocabulary(base, plan.shards) is None
-    files, _ = plan_around(draft, plan.adapters, shards, {"tie_word_embeddings": False})
+    draft = Draft(plan.base, plan.base.tensors(), facts, None, Options(), ())
+    draft.grown = (6, 8)
+    draft.edit("vocab_size", 8)
+    draft.edit("tie_word_embeddings", value=False)
+    files, _ = plan_around(draft, plan.adapters)
     return draft, {file.name: file for file in files}
 
 
-def test_a_larger_vocabulary_brings_its_tokenizer_and_size(case):
+def test_a_larger_vocabulary_brings_its_tokenizer(case):
     adapter = case.adapter()
     draft, files = grown(case, adapter)
     assert files["tokenizer.json"].source == adapter / "tokenizer.json"
@@ -152,7 +147,7 @@ def test_a_larger_vocabulary_brings_its_tokenizer_and_size(case):
     assert json.loads(files["config.json"].content) == {
         "vocab_size": 8, "dtype": "bfloat16", "tie_word_embeddings": False,
     }  # fmt: skip
-    assert files["config.json"].edits == ("vocab_size: 8", "tie_word_embeddings: False")
+    assert files["config.json"].edits == ("vocab_size: 8", "tie_word_embeddings: false")
     assert "its vocabulary is larger" in " ".join(draft.choices)
 
 
@@ -160,16 +155,6 @@ def test_a_larger_vocabulary_without_a_tokenizer_is_told(case):
     draft, files = grown(case, case.adapter(files={}))
     assert files["tokenizer.json"].source == case.base / "tokenizer.json"
     assert "does not know the new tokens" in " ".join(draft.warnings)
-
-
-def test_a_nested_vocabulary_size(case):
-    nested = {"vocab_size": 99, "text_config": {"vocab_size": 6, "x": 1}}
-    _, files = grown(case, case.adapter(), **nested)
-    content = json.loads(files["config.json"].content)
-    assert content["text_config"] == {"vocab_size": 8, "x": 1}
-    assert files["config.json"].edits[0] == "text_config: vocab_size: 8"
-    draft, _ = grown(case, case.adapter("other"), vocab_size=99)
-    assert "set it yourself" in " ".join(draft.warnings)
 
 
 TOKENIZER = [

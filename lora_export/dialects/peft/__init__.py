@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
 from lora_export.dialects.peft.fields import unknown_fields
-from lora_export.dialects.peft.keys import sort_keys, target_name
+from lora_export.dialects.peft.keys import sort_keys
 from lora_export.dialects.peft.parameters import unheld
 from lora_export.dialects.peft.refusals import refuse_type
+from lora_export.dialects.peft.trainable_tokens import STEM, token_updates
 from lora_export.dialects.peft.tuner import Tuner
+from lora_export.dialects.peft.whole import replication_of, saved_modules, task_of, whole_tensors
 from lora_export.errors import InputError
-from lora_export.records import FLOAT_DTYPES, Adapter, Problem, Replacement
+from lora_export.records import FLOAT_DTYPES, Adapter, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_export.records import AdapterFile, TensorRef, Update
+    from lora_export.records import AdapterFile, Update
 
 
 @cache
@@ -48,30 +50,34 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
         refuse_type(config)
     if refusals := tuner.refusals(config):
         raise InputError.of(refusals)
-    found = sort_keys(file, tuner.stems)
-    updates, problems = tuner.read(config, found.factors)
-    problems += _unusable(file, updates)
+    found = sort_keys(file, tuner.stems | {STEM})
+    tokens = {module: stems for module, stems in found.factors.items() if STEM in stems}
+    factors = {module: stems for module, stems in found.factors.items() if module not in tokens}
+    updates, problems = tuner.read(config, factors)
+    rows, told = token_updates(config, tokens)
+    updates, problems = [*updates, *rows], [*problems, *told, *_unusable(file, [*updates, *rows])]
+    replacements, left_out, told = whole_tensors(config, found.others, found.adapters)
+    problems += told
     if not updates and not problems:
         message = f"holds no factors of {config.peft_type}"
         problems = [Problem(message, str(file.path), "is this the adapter's weight file?")]
     if problems:
         raise InputError.of(problems)
-    replacements = _replacements(found.others)
-    notes = (*unknown_fields(config), *tuner.notes(found.factors), *unheld(config, updates))
+    doubts = (*unknown_fields(config), *tuner.notes(found.factors), *unheld(config, updates))
     return Adapter(
         file.path,
         DIALECT.name,
         tuple(updates),
-        replacements,
+        tuple(replacements),
         weight,
         file.wrapper,
         config_file=config.path,
-        notes=notes,
+        doubts=doubts,
+        task=task_of(config),
+        heads=saved_modules(config),
+        replication=replication_of(config),
+        left_out=left_out,
     )
-
-
-def _replacements(others: Mapping[str, TensorRef]) -> tuple[Replacement, ...]:
-    return tuple(Replacement(target_name(key), ref) for key, ref in others.items())
 
 
 def _unusable(file: AdapterFile, updates: Sequence[Update]) -> list[Problem]:

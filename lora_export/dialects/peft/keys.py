@@ -54,10 +54,14 @@ def split_key(key: str, stems: Collection[str]) -> FactorKey | None:
 
 @dataclass(frozen=True, slots=True)
 class Sorted:
-    """The tensors of a file: factors by module and by `stem` or `stem.bias`, and all others."""
+    """The tensors of a file: factors by module and by `stem` or `stem.bias`, and all others.
+
+    adapters: the names of adapters that keys may hold.
+    """
 
     factors: Mapping[str, Mapping[str, TensorRef]]
     others: Mapping[str, TensorRef]
+    adapters: frozenset[str]
 
 
 def sort_keys(file: AdapterFile, stems: Collection[str]) -> Sorted:
@@ -67,7 +71,8 @@ def sort_keys(file: AdapterFile, stems: Collection[str]) -> Sorted:
         InputError: the file holds several adapters, or two keys mean one factor.
     """
     split = {key: split_key(key, stems) for key in file.tensors}
-    _refuse_several(file, {found.adapter for found in split.values() if found})
+    adapters = frozenset(found.adapter for found in split.values() if found)
+    _refuse_several(file, adapters)
     factors: dict[str, dict[str, TensorRef]] = {}
     others = {}
     for key, ref in file.tensors.items():
@@ -79,7 +84,7 @@ def sort_keys(file: AdapterFile, stems: Collection[str]) -> Sorted:
         if factors.setdefault(found.module, {}).setdefault(role, ref) is not ref:
             message = f"two keys are the {role} of one module: the other is {key}"
             raise InputError(message, where=f"{file.path}: {found.module}")
-    return Sorted(factors, others)
+    return Sorted(factors, others, adapters | {"default"})
 
 
 def _refuse_several(file: AdapterFile, names: Iterable[str]) -> None:
@@ -90,23 +95,3 @@ def _refuse_several(file: AdapterFile, names: Iterable[str]) -> None:
             where=str(file.path),
             hint="save one of them with PEFT's save_pretrained(selected_adapters=[NAME])",
         )
-
-
-def target_name(key: str, adapters: Collection[str] = ("default",)) -> str:
-    """The base's name of a tensor that the file holds whole: without PEFT's own components.
-
-    classifier.modules_to_save.default.weight is classifier.weight; base_layer and original_module
-    name the layer that PEFT wraps.
-    """
-    parts = plain_key(key).split(".")
-    found: list[str] = []
-    after_wrapper = False
-    for part in parts:
-        if part in ("modules_to_save", "base_layer", "original_module"):
-            after_wrapper = part == "modules_to_save"
-        elif after_wrapper and part in adapters:
-            after_wrapper = False
-        else:
-            after_wrapper = False
-            found.append(part)
-    return ".".join(found)

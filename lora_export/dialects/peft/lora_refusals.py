@@ -19,8 +19,6 @@ _NOT_MERGEABLE = {
     "arrow_config": ("Arrow chooses among its adapters for every token", _SERVE),
     "use_qalora": ("QALoRA pools the input before A", _SERVE),
     "monteclora_config": ("MonteCLoRA draws its factors anew for every call", _SERVE),
-    "layer_replication": ("the adapter is for a model with repeated layers, not for this base",
-                          "save the model with its repeated layers, and merge into that"),
     "kasa_config": ("KaSA also cuts singular values from the base", _BY_PEFT),
     "use_bdlora": ("block-diagonal factors are not merged by this tool", _BY_PEFT),
     "velora_config": ("VeLoRA is not merged by this tool", _BY_PEFT),

@@ -62,7 +62,6 @@ REFUSED = {
     "activated": ({"alora_invocation_tokens": [1]}, LINEAR, ["invocation tokens"]),
     "arrow": ({"arrow_config": {"top_k": 2}}, LINEAR, ["Arrow", "every token"]),
     "qalora": ({"use_qalora": True}, LINEAR, ["QALoRA"]),
-    "replicated": ({"layer_replication": [[0, 2], [1, 3]]}, LINEAR, ["repeated layers"]),
     "kasa": ({"kasa_config": {"beta": 1}}, LINEAR, ["KaSA", "merge_and_unload"]),
     "monteclora": ({"monteclora_config": {"x": 1}}, LINEAR, ["MonteCLoRA"]),
     "bdlora": ({"use_bdlora": {"nblocks": 2}}, LINEAR, ["block-diagonal"]),

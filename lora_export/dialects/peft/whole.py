@@ -1,0 +1,123 @@
+"""Tensors that a PEFT file holds whole: modules_to_save, biases, copies of the layer underneath.
+
+PEFT 0.21.2, utils.other.ModulesToSaveWrapper and utils.save_and_load. It writes `classifier.weight`
+today; older versions wrote `classifier.modules_to_save.default.weight` and, with bias="all", the
+untrained `classifier.original_module.bias` as well.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_export.checkpoint.contents import same_content
+from lora_export.dialects.peft.keys import plain_key
+from lora_export.records import Problem, Replacement
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from lora_export.dialects.peft.config import PeftConfig
+    from lora_export.records import Origin, TensorRef
+
+    Whole = tuple[list[Replacement], dict[str, str], list[Problem]]
+
+_WRAPPERS = frozenset({"modules_to_save", "base_layer", "original_module", "token_adapter"})
+# peft_model.PeftModelFor...: modules that are trained and saved without anybody naming them.
+_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+MAX_LAYERS = 10_000
+
+
+def saved_modules(config: PeftConfig) -> tuple[str, ...]:
+    """The modules that training replaced: those of the file, and those of the task."""
+    named = [name for name in config.texts("modules_to_save") if name]
+    return tuple(dict.fromkeys([*named, *_HEADS.get(task_of(config), ())]))
+
+
+def task_of(config: PeftConfig) -> str:
+    """CAUSAL_LM, SEQ_CLS, ... or "" where the file does not say."""
+    return config.text("task_type").upper()
+
+
+def is_in(name: str, modules: Collection[str]) -> bool:
+    """Whether a tensor belongs to one of `modules`, by the end of a module's name as in PEFT."""
+    parts = name.split(".")[:-1]
+    paths = [".".join(parts[: place + 1]) for place in range(len(parts))]
+    return any(path.endswith(module) for path in paths for module in modules)
+
+
+def replication_of(config: PeftConfig) -> tuple[tuple[int, int], ...]:
+    """layer_replication: (first layer, last + 1), in the order of the new model."""
+    value = config.members.get("layer_replication")
+    if value is None:
+        return ()
+    pairs: list[Any] = value if isinstance(value, list) else [None]
+    for pair in pairs:
+        are_two = isinstance(pair, list) and len(pair) == 2  # noqa: PLR2004
+        if not are_two or not all(type(end) is int for end in pair) or not 0 <= pair[0] < pair[1]:
+            config.refuse("layer_replication", f"= {value!r:.80} is no list of [first, end] layers")
+    if sum(end - first for first, end in pairs) > MAX_LAYERS:
+        config.refuse("layer_replication", f"makes more than {MAX_LAYERS} layers")
+    return tuple((first, end) for first, end in pairs)
+
+
+def whole_tensors(
+    config: PeftConfig, others: Mapping[str, TensorRef], adapters: Collection[str]
+) -> Whole:
+    """(replacements, tensors left out and why, problems) of all tensors that are no factors.
+
+    adapters: the names that PEFT may have put behind modules_to_save.
+    """
+    saved = saved_modules(config)
+    found: dict[str, Replacement] = {}
+    left_out: dict[str, str] = {}
+    untrained = []
+    for key, ref in others.items():
+        parts = plain_key(key).split(".")
+        name = _target(parts, adapters)
+        if "original_module" in parts:
+            untrained.append((key, name))
+            continue
+        item = Replacement(name, ref, _origin(parts, name, (*saved, *_tied_modules(config))))
+        other = found.setdefault(name, item)
+        if other is not item:
+            left_out[key] = f"the same as {other.ref.spec.name}"
+            if not same_content(other.ref, ref):
+                message = f"differs from {other.ref.spec.name}, and both are the base's {name}"
+                where = f"{config.path.parent}: {key}"
+                return [], {}, [Problem(message, where, "save the adapter again")]
+    left_out.update((k, "what modules_to_save has replaced") for k, n in untrained if n in found)
+    problems = [_only_original(config, key) for key, name in untrained if name not in found]
+    return list(found.values()), left_out, problems
+
+
+def _origin(parts: Collection[str], name: str, saved: Collection[str]) -> Origin:
+    if "modules_to_save" in parts or is_in(name, saved):
+        return "module"
+    return "base" if "base_layer" in parts and name.endswith("weight") else "shared"
+
+
+def _tied_modules(config: PeftConfig) -> tuple[str, ...]:
+    """Whatever is tied to the input table is saved with it, and named nowhere in the file."""
+    trained = config.flag("ensure_weight_tying") and any(config.texts("modules_to_save"))
+    return ("lm_head", "decoder", "embed_tokens", "vocab_projector", "embed_out") if trained else ()
+
+
+def _target(parts: Collection[str], adapters: Collection[str]) -> str:
+    """The base's name, without PEFT's own components and the adapter's name after one of them."""
+    found: list[str] = []
+    after_wrapper = False
+    for part in parts:
+        is_wrapper = part in _WRAPPERS
+        if not is_wrapper and not (after_wrapper and part in adapters):
+            found.append(part)
+        after_wrapper = part == "modules_to_save"
+    return ".".join(found)
+
+
+def _only_original(config: PeftConfig, key: str) -> Problem:
+    message = "is the untrained module, and what was trained in its place is not in the file"
+    return Problem(message, f"{config.path.parent}: {key}", "save the adapter again")

@@ -1,0 +1,96 @@
+"""Layers written out several times, as PEFT's layer_replication put the model together.
+
+PEFT 0.21.2, tuners.tuners_utils.replicate_layers: the layers of the new model share the base's
+weights, each with an adapter of its own; merged, they are layers of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_export.planning.draft import Draft
+    from lora_export.records import Adapter
+
+# Where PEFT looks: through .model and .bert, then .layers, .encoder.layer or .h
+_LAYER = re.compile(
+    r"(?P<list>(?:model\.)*(?:bert\.)?(?:layers|encoder\.layer|h))\.(?P<number>\d{1,6})\."
+)
+_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
+# Layers differ by their number there, unless layer_types says of each what it is.
+_BY_NUMBER = ("sliding_window_pattern", "full_attention_interval", "attn_layer_period")
+_MODELS_BY_NUMBER = ("gemma2", "gemma3", "cohere2", "gpt_oss", "exaone4", "olmo3")
+
+
+def plan_replication(draft: Draft, adapters: Sequence[Adapter]) -> None:
+    """Rename and repeat the base's layers in the draft, and edit config.json."""
+    maps = {adapter.replication for adapter in adapters}
+    if maps == {()}:
+        return
+    if len(maps) > 1:
+        message = "the adapters put the layers together differently (layer_replication)"
+        draft.unfit.append(Problem(message, ", ".join(str(a.path) for a in adapters)))
+        return
+    where = f"{adapters[0].path}: layer_replication"
+    found = {name: match for name in draft.stored if (match := _LAYER.match(name))}
+    lists = {match["list"] for match in found.values()}
+    count = 1 + max((int(match["number"]) for match in found.values()), default=-1)
+    order = [number for first, end in maps.pop() for number in range(first, end)]
+    if len(lists) != 1 or max(order) >= count:
+        message = f"{len(lists)} lists of layers in the base, the longest of {count} layers"
+        hint = "PEFT knows models with .layers, .encoder.layer or .h"
+        draft.unfit.append(Problem(message, where, hint))
+        return
+    draft.layers = {name: _new_names(name, match, order) for name, match in found.items()}
+    for name, copies in draft.layers.items():
+        if not copies:
+            draft.dropped[name] = "a layer that layer_replication leaves out"
+    draft.stored = {
+        copy: ref for name, ref in draft.stored.items() for copy in draft.layers.get(name, (name,))
+    }
+    draft.choices.append(f"{count} layers become {len(order)}, made of {_told(order)}")
+    draft.reshaped.append(f"layers: {count} -> {len(order)}")
+    if draft.base.config:
+        _edit(draft, count, order, where)
+
+
+def _new_names(name: str, match: re.Match[str], order: Sequence[int]) -> tuple[str, ...]:
+    places = [place for place, number in enumerate(order) if number == int(match["number"])]
+    return tuple(f"{match['list']}.{place}.{name[match.end() :]}" for place in places)
+
+
+def _told(order: Sequence[int]) -> str:
+    shown = ", ".join(map(str, order[:12]))
+    return f"{shown}, ..." if len(order) > 12 else shown  # noqa: PLR2004
+
+
+def _edit(draft: Draft, count: int, order: Sequence[int], where: str) -> None:
+    config = draft.base.config
+    key = next((key for key in _COUNTS if config.get(key) == count), None)
+    if key is None:
+        message = f"config.json has no number of layers that is {count}: {', '.join(_COUNTS)}"
+        draft.unfit.append(Problem(message, str(draft.base.root)))
+        return
+    if _differ_by_number(config):
+        message = "the base's layers differ by their number, which replication changes"
+        hint = "write the base's layer_types into its config.json (transformers 5 saves them)"
+        draft.unfit.append(Problem(message, where, hint))
+        return
+    draft.edit(key, len(order))
+    for name, value in config.items():
+        if isinstance(value, list) and len(value) == count and "layer" in name:
+            new = [value[number] for number in order]
+            draft.edit(name, new, f"{name}: {len(new)} entries in the order of the layers")
+
+
+def _differ_by_number(config: Mapping[str, object]) -> bool:
+    if isinstance(config.get("layer_types"), list):
+        return False
+    by_window = bool(config.get("use_sliding_window")) and bool(config.get("max_window_layers"))
+    by_key = any(config.get(key) for key in _BY_NUMBER)
+    return by_window or by_key or str(config.get("model_type")).startswith(_MODELS_BY_NUMBER)

@@ -1,0 +1,109 @@
+"""A vocabulary that has grown in training: every table and head over it, and config.json.
+
+The new rows are nowhere but in the adapter file: what it does not hold nobody can know, as
+transformers draws new rows at random when it resizes a model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from lora_export.planning.draft import Draft
+    from lora_export.records import TensorRef
+
+TABLES = (
+    "wte.weight", "embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight",
+    "shared.weight", "embed_in.weight",
+)  # fmt: skip
+_HEADS = frozenset({
+    "lm_head", "embed_out", "decoder", "predictions", "vocab_projector", "output_projection",
+    "proj_out",
+})  # fmt: skip
+_KEY = "vocab_size"
+
+
+def plan_vocabulary(draft: Draft) -> None:
+    """Check that everything over the vocabulary has grown alike, and edit config.json."""
+    grown = _grown(draft)
+    if not grown:
+        return
+    sizes = {(draft.stored[draft.table_of(n)].spec.shape[0], ref.spec.shape[0]) for n, ref in grown}
+    names = [name for name, _ in grown]
+    if len(sizes) > 1:
+        listed = ", ".join(f"{old} to {new}" for old, new in sorted(sizes))
+        draft.unfit.append(Problem(f"the vocabulary grows in several ways: {listed}", names[0]))
+        return
+    ((old, new),) = sizes
+    for name in names:
+        draft.resized.pop(name, None)
+    if new < old:
+        message = f"the adapter's vocabulary has {new} tokens, fewer than the base's {old}"
+        hint = "merge into the base whose vocabulary was cut before training"
+        draft.unfit.append(Problem(message, ", ".join(names), hint))
+        return
+    _refuse_missing(draft, names, old, new)
+    _edit(draft, old, new)
+    told = f"the vocabulary grows from {old} to {new} tokens: {', '.join(names)}"
+    draft.choices.append(told)
+    draft.reshaped.append(f"vocabulary: {old} -> {new}")
+    draft.grown = (old, new)
+
+
+def _grown(draft: Draft) -> list[tuple[str, TensorRef]]:
+    whole = {**draft.added, **draft.replaced}
+    resized = [(n, whole[n]) for n in draft.resized if _is_over_vocabulary(draft, n)]
+    copies = [
+        (name, ref)
+        for name, ref in draft.copies.items()
+        if ref.spec.shape != draft.stored[name].spec.shape
+    ]
+    return [*resized, *copies]
+
+
+def _is_over_vocabulary(draft: Draft, name: str) -> bool:
+    """A table or a head by its name or its ties, with as many rows as config.json says tokens."""
+    tied = any(name in tie.names for tie in draft.ties)
+    named = name.endswith(TABLES) or name.split(".")[-2:-1] == ["lm_head"]
+    owner = name.split(".")[-2:-1]
+    if not (tied or named or (owner and owner[0] in _HEADS)):
+        return False
+    rows = draft.stored[draft.table_of(name)].spec.shape[:1]
+    inner = draft.nested(_KEY) or {}
+    known = [size for size in (draft.base.config.get(_KEY), inner.get(_KEY)) if size is not None]
+    return not known or (bool(rows) and rows[0] in known)
+
+
+def _refuse_missing(draft: Draft, names: list[str], old: int, new: int) -> None:
+    tied = {name for tie in draft.ties for name in tie.names if set(tie.names) & set(names)}
+    covered = tied | set(names)
+    for name, ref in draft.stored.items():
+        sizes = ref.spec.shape
+        if name in covered or not sizes or old not in (sizes[0], sizes[-1]):
+            continue
+        over = sizes[0] == old and _is_over_vocabulary(draft, name)
+        if over or name.endswith("final_logits_bias"):
+            message = (
+                f"the vocabulary grows from {old} to {new} tokens, and the rows of {name} for the "
+                "new ones are not in the file: they were drawn when the model was resized"
+            )
+            hint = "save the adapter with save_pretrained(..., save_embedding_layers=True)"
+            draft.unfit.append(Problem(message, names[0], hint))
+
+
+def _edit(draft: Draft, old: int, new: int) -> None:
+    config = draft.base.config
+    if not config:
+        told = f"build the model with a vocabulary of {new} tokens before the result is loaded"
+        draft.warnings.append(f"the vocabulary grows from {old} to {new}: {told}")
+        return
+    inner = draft.nested(_KEY)
+    if inner is not None and inner[_KEY] == old:
+        draft.edit("text_config", {**inner, _KEY: new}, f"text_config.{_KEY}: {new}")
+    elif config.get(_KEY) != old:
+        message = f"config.json has {_KEY} {config.get(_KEY)}, but the tables have {old} rows"
+        draft.unfit.append(Problem(message, str(draft.base.root)))
+    if config.get(_KEY) == old:
+        draft.edit(_KEY, new)

@@ -1,0 +1,166 @@
+"""Full tensors of an adapter: what they take the place of, and what stands in their way."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.contents import same_content, same_first_rows
+from lora_export.planning.names import BaseNames, without_wrappers
+from lora_export.records import FLOAT_DTYPES, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_export.planning.draft import Draft
+    from lora_export.records import Adapter, Replacement, TensorRef
+
+    Targets = Mapping[str, str | None]
+
+_INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8"})
+_BASE = "is this the base it was trained on?"
+_DOUBLE = (
+    "a state dict saved in eval mode already holds the update in its weights (it is the finished "
+    "model); else save loralib.lora_state_dict(model) with model.train() on"
+)
+
+
+def fit_copies(
+    draft: Draft, adapter: Adapter, replacements: Sequence[Replacement], targets: Targets
+) -> None:
+    """The copies of layers under an update: the base's own, or a table that has grown."""
+    for replacement in replacements:
+        if replacement.origin == "base":
+            where = f"{adapter.path}: {replacement.ref.spec.name}"
+            _fit_copy(draft, replacement, targets[replacement.name], where)
+
+
+def _fit_copy(draft: Draft, replacement: Replacement, target: str | None, where: str) -> None:
+    if target is None:
+        draft.unfit.append(Problem("the base holds no such tensor", where, _BASE))
+        return
+    ref, base = replacement.ref, draft.stored[draft.table_of(target)]
+    sizes, old = ref.spec.shape, base.spec.shape
+    grown = len(sizes) == len(old) and sizes[1:] == old[1:] and sizes[:1] >= old[:1]
+    floats = {ref.spec.dtype, base.spec.dtype} <= FLOAT_DTYPES
+    likeness = same_first_rows(ref, base) if grown and floats else ""
+    if not likeness:
+        message = f"is a copy {list(sizes)} of another base: here {target} is {list(old)}"
+        if sizes == old:
+            message = f"is a copy of another base: {target} has other values here"
+        draft.unfit.append(Problem(message, where, _BASE))
+    elif sizes == old and likeness == "same":
+        draft.kept.append(replacement.name)
+    else:
+        if likeness == "rounded":
+            told = f"{target}: rounded to {ref.spec.dtype} as in the adapter's copy of it"
+            draft.choices.append(told)
+        _put_copy(draft, target, ref, where)
+
+
+def _put_copy(draft: Draft, target: str, ref: TensorRef, where: str) -> None:
+    """Under every name of a tied tensor; a second copy must be the same."""
+    table = draft.table_of(target)
+    tied = next((tie.names for tie in draft.ties if table in tie.names), (table,))
+    for name in tied:
+        if name in draft.stored:
+            _put(draft, draft.copies, name, ref, where)
+
+
+def fit_whole(
+    draft: Draft, adapter: Adapter, replacements: Sequence[Replacement], targets: Targets
+) -> None:
+    """Everything that takes the place of a tensor of the base, or is new."""
+    own_first = sorted(replacements, key=lambda replacement: replacement.origin != "module")
+    for replacement in own_first:
+        where = f"{adapter.path}: {replacement.name}"
+        target = targets[replacement.name]
+        if replacement.origin == "base":
+            continue
+        if target is None:
+            _fit_new(draft, replacement, where)
+        else:
+            _fit_replacement(draft, replacement, target, where)
+
+
+def _fit_replacement(draft: Draft, replacement: Replacement, target: str, where: str) -> None:
+    is_own = replacement.origin == "module"
+    table = draft.table_of(target)
+    target = target if is_own else table
+    ref, base = replacement.ref, draft.stored[table]
+    pair = {ref.spec.dtype, base.spec.dtype}
+    if len(pair) > 1 and not (pair <= FLOAT_DTYPES or pair <= _INTEGERS):
+        message = f"is stored as {ref.spec.dtype}, the base's {target} as {base.spec.dtype}"
+        draft.unfit.append(Problem(message, where, _BASE))
+        return
+    if same_content(ref, base):
+        draft.kept.append(replacement.name)
+        return
+    if not is_own and target in draft.own:  # what the other names of a tied tensor hold
+        _put_copy(draft, target, ref, where)
+        return
+    if target in draft.merged:
+        message = (
+            "the file holds low-rank factors and a full weight for this module, and the weight "
+            "differs from the base's: whether it already contains the update is not in the file"
+        )
+        draft.unfit.append(Problem(message, where, _DOUBLE))
+        return
+    if ref.spec.shape != base.spec.shape:
+        draft.resized[target] = (where, is_own)
+    if is_own:
+        draft.own.add(target)
+    table_of_names = draft.replaced if target in draft.stored else draft.added
+    _put(draft, table_of_names, target, ref, where)
+
+
+def refuse_other_shapes(draft: Draft) -> None:
+    """Whatever nobody has found a reason for, after vocabulary and heads have looked."""
+    for name, (where, _) in draft.resized.items():
+        ref = draft.replaced.get(name) or draft.added[name]
+        base = draft.stored[draft.table_of(name)].spec
+        message = f"has shape {list(ref.spec.shape)}, the base's {name} {list(base.shape)}"
+        draft.unfit.append(Problem(message, where, _BASE))
+
+
+def refuse_contested(draft: Draft) -> None:
+    """A tensor that one adapter replaces and another one updates."""
+    brought = {name: ref for name, ref in draft.added.items() if name in draft.own}
+    replaced = {**draft.replaced, **brought}
+    for name in replaced.keys() & draft.merged.keys():
+        others = ", ".join(dict.fromkeys(delta.adapter for delta in draft.merged[name]))
+        message = f"replaces {name}, which {others} updates: of which weight is not known"
+        hint = "leave one of them out with --allow-unmatched, or merge the adapters one by one"
+        draft.unfit.append(Problem(message, str(replaced[name].file), hint))
+
+
+def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
+    """A full tensor the base does not hold: right only if the model is known to have it."""
+    name, ref = replacement.name, replacement.ref
+    plain = without_wrappers(name)
+    in_model = draft.model is not None and draft.model.tensors.get(plain) == ref.spec.shape
+    if in_model or any(fnmatchcase(name, glob) for glob in draft.options.allow_new):
+        _put(draft, draft.added, name, ref, where)
+        return
+    if replacement.origin == "module" and draft.model is None:
+        draft.heads.add(name)
+        _put(draft, draft.added, name, ref, where)
+        return
+    near = ", ".join(BaseNames(draft.stored).nearest(name))
+    kind = "" if ref.spec.dtype in FLOAT_DTYPES else f" ({ref.spec.dtype}: a mask buffer?)"
+    draft.unfit.append(
+        Problem(
+            f"the base holds no such tensor{kind}; nearest: {near or 'nothing'}",
+            where,
+            f"a new head: --allow-new '{name}', or name the model with --model; "
+            f"not needed: --allow-unmatched '{name}'",
+        )
+    )
+
+
+def _put(draft: Draft, table: dict[str, TensorRef], name: str, ref: TensorRef, where: str) -> None:
+    """Enter `ref`, unless another adapter wants something else there."""
+    other = table.setdefault(name, ref)
+    if other is not ref and not same_content(other, ref):
+        message = f"{name} is replaced by {other.file} as well, with other values"
+        draft.unfit.append(Problem(message, where, "leave one out with --allow-unmatched"))
