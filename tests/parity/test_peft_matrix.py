@@ -13,7 +13,7 @@ from peft_matrix.architectures import ARCHITECTURES, DTYPES
 from peft_matrix.cases import CASES
 from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
-from peft_matrix.oracle import merged, run, unmerged
+from peft_matrix.oracle import merged, merged_modules, run, unmerged
 from safetensors.torch import load_file
 
 from lora_export.api import merge
@@ -68,6 +68,8 @@ def test_merge(case, bases, tmp_path, record_property):
     merge(base, [adapter], ours, recipe=recipe, **architecture.merging)
 
     theirs = merged(architecture, base, adapter, tmp_path / "theirs", safe=case.safe)
+    if option.of_transformers_4:
+        theirs |= merged_modules(base, adapter)
     compare_files(architecture, weights(ours), theirs, exact=not case.why_wrong)
 
     reference = unmerged(architecture, base, adapter)

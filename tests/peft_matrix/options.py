@@ -183,7 +183,8 @@ OPTIONS: dict[str, Option] = {
     ),
     "router": Option(_lora(target_parameters=["mlp.gate.weight"]), ("mixtral",)),
     "experts of transformers 4": Option(
-        _lora(target_modules=["q_proj", "w1", "w2", "w3"]), ("mixtral",), of_transformers_4=True
+        _lora(target_modules=["q_proj", "w1", "w2", "w3"], task_type=None), ("mixtral",),
+        of_transformers_4=True,
     ),
     "one layer": Option(_lora(layers_to_transform=[1]), ("bert", "gpt2", "llama")),
     "excluded": Option(

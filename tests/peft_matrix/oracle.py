@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft.utils.save_and_load import load_peft_weights
 from safetensors.torch import load_file
+from torch import nn
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,6 +99,29 @@ def unmerged(architecture: Architecture, base: Path, adapter: Path) -> Unmerged:
     adapted = load_adapted(architecture, base, adapter)
     eps = torch.finfo(adapted.dtype).eps
     return Unmerged(run(adapted, architecture), run(adapted, architecture, torch.float64), eps)
+
+
+def merged_modules(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    """What PEFT's merge makes of the adapted weights alone, each of them in a module of its own.
+
+    So it was in transformers 4. PEFT rounds otherwise where they are parts of one parameter.
+    """
+    root = nn.Module()
+    targets = {key.split(".lora_")[0] for key in load_peft_weights(str(adapter), device="cpu")}
+    weights = load_file(base / "model.safetensors")
+    for module in sorted(target.removeprefix("base_model.model.") for target in targets):
+        weight = weights[f"{module}.weight"]
+        parent = root
+        *path, last = module.split(".")
+        for part in path:
+            if not hasattr(parent, part):
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        linear = nn.Linear(*weight.T.shape, bias=False, dtype=weight.dtype)
+        linear.weight.data = weight
+        parent.add_module(last, linear)
+    adapted = peft.PeftModel.from_pretrained(root, adapter)
+    return dict(adapted.merge_and_unload().state_dict())
 
 
 def merged(
