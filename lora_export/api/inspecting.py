@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
-from lora_export.checkpoint.side_files import manifest_path
+from lora_export.checkpoint.quantized import find_quantization
+from lora_export.checkpoint.side_files import ADAPTER_CONFIG, manifest_path
 from lora_export.dialects import Evidence, all_dialects, read_adapter
 from lora_export.errors import InputError
 from lora_export.planning.names import weight_names
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from lora_export.records import Adapter, AdapterFile, TensorSpec, Update
+    from lora_export.records import Adapter, AdapterFile, Checkpoint, TensorSpec, Update
 
 
 def inspect(path: str | Path) -> Report:
@@ -43,9 +44,18 @@ def _adapter_file(place: Path) -> AdapterFile | None:
     try:
         file = read_adapter_file(place)
     except InputError:
+        if _is_adapters_place(place):
+            raise
         return None
     grades = (dialect.recognizes(file) for dialect in all_dialects().values())
     return file if max(grades) > Evidence.NONE else None
+
+
+def _is_adapters_place(place: Path) -> bool:
+    """A folder that says itself that it holds adapters, so that its fault is to be told."""
+    if not place.is_dir() or (place / "config.json").exists():
+        return False
+    return any((folder / ADAPTER_CONFIG).exists() for folder in (place, *place.iterdir()))
 
 
 def _adapter(file: AdapterFile) -> dict[str, Any]:
@@ -121,7 +131,16 @@ def _checkpoint(place: Path) -> dict[str, Any]:
         "tensors": len(specs),
         "bytes": sum(spec.nbytes for spec in specs),
         "dtypes": _dtypes(specs),
+        **_quantized(checkpoint),
     }
+
+
+def _quantized(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What is quantised, where anything is, or is said to be."""
+    found = find_quantization(checkpoint)
+    if found is None:
+        return {}
+    return {"quantized": f"{counted(len(found.weights), 'weight')} ({found.method})"}
 
 
 def _dtypes(specs: Iterable[TensorSpec]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_export.api.describing import describe
 from lora_export.api.proving import (
     build_manifest,
     input_paths,
@@ -60,7 +61,8 @@ def merge(
     """Merge `adapters` into `base`, prove the result and publish it at `output`.
 
     A base that is one file gives one safetensors file, a folder gives a folder with the same
-    shards and side files. The arithmetic is loralib 0.1.2's `model.eval()`, bit for bit.
+    shards and side files, and a model card. The arithmetic is loralib 0.1.2's `model.eval()`, bit
+    for bit.
 
     Args:
         base: a folder, a weight file, or a shard index.
@@ -108,7 +110,7 @@ def merge(
         stage = stack.enter_context(
             staging(target, force=force, inputs=inputs, kind=kind, beside=beside)
         )
-        writing = Writing(jobs or os.cpu_count() or 1, progress, verify, force)
+        writing = Writing(jobs or os.cpu_count() or 1, progress, verify, force, max_shard_size)
         return replace(_merge_into(stage, job, writing, kept or None), output=str(target))
 
 
@@ -120,6 +122,7 @@ class Writing:
     progress: Progress
     verify: bool
     force: bool
+    max_shard_size: str | None
 
 
 def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None) -> Report:
@@ -147,6 +150,9 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
         checks, told = prove_further(job, merged, by_weights)
     refuse_failed(checks, str(stage.output))
+    digests = {**digests, **{a.path: file_sha256(a.path) for a in plan.adapters}}
+    card = describe(job, stage.path, checks, digests, writing.max_shard_size)
+    files = (*files, *card)
     record = build_manifest(job, "merge", files, checks, digests)
     beside = plan.base.layout == "file"
     place = stage.beside(manifest_beside(stage.output)) if beside else stage.path / MANIFEST_NAME

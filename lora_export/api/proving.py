@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from lora_export.models.source import ModelSource
     from lora_export.planning.request import AdapterOptions, Inputs, Request
-    from lora_export.records import Adapter, Check, Checkpoint, Facts, MergePlan
+    from lora_export.records import Check, Checkpoint, Facts, MergePlan
     from lora_export.verification.model import Witnesses
     from lora_export.verification.tolerance import Tolerance
 
@@ -230,24 +230,35 @@ def build_manifest(
 ) -> bytes:
     """The manifest for `files`; see report.manifest. digests: of the base's files that have one."""
     plan = job.plan
-    given = {k: v for k, v in job.settings.items() if k != "hparams" and v not in (None, (), [])}
-    base = [shard.file for shard in plan.base.shards]
+    base_files, adapter_files = input_files(plan, digests)
     return manifest(
         plan,
         command=command,
-        options=given,
-        base_files=[_input(file, digests.get(file, "")) for file in base],
-        adapter_files=[_adapter_files(adapter) for adapter in plan.adapters],
+        options=given_options(job),
+        base_files=base_files,
+        adapter_files=adapter_files,
+        adapter_configs=[
+            _input(config, file_sha256(config)) if config else None
+            for config in (adapter.config_file for adapter in plan.adapters)
+        ],
         outputs=files,
         checks=checks,
         merged_before=merged_before(plan.base.root),
     )
 
 
-def _adapter_files(adapter: Adapter) -> tuple[WrittenFile, WrittenFile | None]:
-    config = adapter.config_file
-    told = _input(config, file_sha256(config)) if config else None
-    return _input(adapter.path, file_sha256(adapter.path)), told
+def given_options(job: Job) -> dict[str, Any]:
+    """The settings that hold something, less the path of a file of facts."""
+    return {k: v for k, v in job.settings.items() if k != "hparams" and v not in (None, (), [])}
+
+
+def input_files(
+    plan: MergePlan, digests: Mapping[Path, str]
+) -> tuple[list[WrittenFile], list[WrittenFile]]:
+    """The files of the base, with a digest where `digests` has one, and of the adapters."""
+    base = [_input(shard.file, digests.get(shard.file, "")) for shard in plan.base.shards]
+    paths = [adapter.path for adapter in plan.adapters]
+    return base, [_input(path, digests.get(path) or file_sha256(path)) for path in paths]
 
 
 def _input(path: Path, digest: str) -> WrittenFile:

@@ -39,3 +39,12 @@ def cached_snapshot(path: Path) -> Path | None:
         return None
     snapshot = repository / "snapshots" / revision
     return snapshot if _REVISION.fullmatch(revision) and snapshot.is_dir() else None
+
+
+def repository_of(path: Path) -> str:
+    """`org/name` of the repository in whose cached snapshot `path` lies; else empty."""
+    for part, following in zip(path.parts, path.parts[1:], strict=False):
+        if part.startswith("models--") and following == "snapshots":
+            name = part.removeprefix("models--").replace("--", "/", 1)
+            return name if REPOSITORY.fullmatch(name) else ""
+    return ""

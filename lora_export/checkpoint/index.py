@@ -10,6 +10,15 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.adapter_folder import (
+    ADAPTER_NAMES,
+    AdapterPlace,
+    find_adapter,
+    no_single_file,
+    read_adapter_config,
+    refuse_without_config,
+    weight_files_here,
+)
 from lora_export.checkpoint.files import (
     fail_on,
     is_lfs_pointer,
@@ -21,7 +30,7 @@ from lora_export.checkpoint.files import (
 from lora_export.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
 from lora_export.checkpoint.hf_cache import cached_snapshot, is_repository_name
 from lora_export.checkpoint.pickles import read_pickles
-from lora_export.checkpoint.side_files import is_torch_weights, list_side_files
+from lora_export.checkpoint.side_files import list_side_files
 from lora_export.errors import InputError
 from lora_export.records import AdapterFile, Checkpoint, Problem, Shard
 
@@ -36,8 +45,6 @@ _BASE_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_ADAPTER_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-_TRAINING_STARTS = ("optimizer", "scheduler", "rng_state", "scaler", "training_args")
 _NEAR = 0.6
 _FOREIGN_STARTS = {b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file of Keras or TensorFlow"}
 
@@ -61,16 +68,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def read_adapter_file(path: Path) -> AdapterFile:
     """The adapter at `path`: a weight file, or a folder that holds one, or org/name in the cache.
 
-    Of a folder, adapter_config.json is parsed as well. Raises as `read_checkpoint` does.
+    A folder's sub-folders count where it holds no adapter itself. adapter_config.json beside the
+    file is parsed as well. Raises as `read_checkpoint` does.
     """
     with system_errors(path, "read"):
         root = _locate(path)
-        file = _adapter_file(root) if root.is_dir() else root
-        config_path = file.parent / "adapter_config.json"
-        config = read_json_object(config_path) if config_path.exists() else {}
-        shard = read_shard(file)
+        place = find_adapter(root) if root.is_dir() else AdapterPlace(root)
+        config = read_adapter_config(place.file)
+        shard = read_shard(place.file)
     tensors = {ref.spec.name: ref for ref in shard.tensors}
-    return AdapterFile(file, tensors, shard.metadata, config, shard.wrapper)
+    refuse_without_config(place.file, tensors, config, shard.metadata)
+    return AdapterFile(place.file, tensors, shard.metadata, config, shard.wrapper, place.notes)
 
 
 def read_shard(path: Path) -> Shard:
@@ -122,39 +130,13 @@ def _base_file(folder: Path) -> Path:
     for name in _BASE_NAMES:
         if (folder / name).exists():
             return folder / name
-    files = _weight_files(folder)
+    files = weight_files_here(folder)
     alone = [file for file in files if file.suffix == ".safetensors"]
-    if len(alone) == 1 and alone[0].name not in _ADAPTER_NAMES:
+    if len(alone) == 1 and alone[0].name not in ADAPTER_NAMES:
         return alone[0]
-    is_adapter = any(file.name in _ADAPTER_NAMES for file in files)
+    is_adapter = any(file.name in ADAPTER_NAMES for file in files)
     hint = "this folder holds an adapter, not a base model" if is_adapter else ""
-    raise _no_single_file(folder, f"holds none of {', '.join(_BASE_NAMES)}", hint)
-
-
-def _adapter_file(folder: Path) -> Path:
-    named = [folder / name for name in _ADAPTER_NAMES if (folder / name).exists()]
-    files = named or _weight_files(folder)
-    if len(files) == 1:
-        return files[0]
-    message = "holds several weight files" if files else "holds no weight file"
-    raise _no_single_file(folder, message, "name the adapter's file itself" if files else "")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The torch weight files of a folder, without what only training needs."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file()
-        and is_torch_weights(path)
-        and not path.name.startswith((*_TRAINING_STARTS, "."))
-    )
-
-
-def _no_single_file(folder: Path, message: str, hint: str) -> InputError:
-    names = sorted(item.name for item in folder.iterdir())
-    listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else "")
-    return InputError(f"{message}; it holds: {listed or 'nothing'}", where=str(folder), hint=hint)
+    raise no_single_file(folder, f"holds none of {', '.join(_BASE_NAMES)}", hint)
 
 
 def _read_folder(folder: Path, file: Path) -> Checkpoint:

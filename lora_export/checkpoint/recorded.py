@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lora_export.records import Adapter, Problem
 
 T = TypeVar("T")
+# Those that say how the inputs are read, and which of their files are taken.
+_OPTIONS = ("dialect", "rename", "tokenizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def _read(path: Path) -> Recorded:
         merged_before=inputs.texts("merged_before"),
         facts=_facts(top, len(adapters)),
         recipe=top.get("recipe", str),
-        options={key: options.get(key, str) for key in ("dialect", "rename") if key in options},
+        options={key: options.get(key, str) for key in _OPTIONS if key in options},
         verified=None if verification is None else top.table("verification").get("passed", bool),
     )
 

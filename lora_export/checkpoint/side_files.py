@@ -16,10 +16,11 @@ from lora_export.checkpoint.files import fail_on, parse_json, parse_json_object,
 from lora_export.records import Problem, SideFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 MANIFEST_NAME = "lora_export.json"
+ADAPTER_CONFIG = "adapter_config.json"
 MAX_DEPTH = 4
 TORCH_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 FOREIGN_SUFFIXES = (
@@ -27,7 +28,6 @@ FOREIGN_SUFFIXES = (
     ".tflite", ".npz", ".pb", ".mlmodel", ".mlpackage",
 )  # fmt: skip
 _NO_WEIGHTS = frozenset({"training_args.bin"})
-_ADAPTER_CONFIG = "adapter_config.json"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _FIRST_MEMBER = re.compile(r'\s*\{(?P<before>\s*)"(?:[^"\\]|\\.)*"(?P<colon>\s*:\s*)', re.DOTALL)
 _CHECKPOINT_FOLDER = re.compile(r"checkpoint-\d+")
@@ -104,7 +104,7 @@ def _walk(folder: Path, depth: int, problems: list[Problem]) -> Iterator[Path]:
         entries = sorted(scan, key=lambda entry: entry.name)
     for entry in entries:
         path = folder / entry.name
-        if entry.name.startswith(".") or entry.name.endswith((MANIFEST_NAME, _ADAPTER_CONFIG)):
+        if entry.name.startswith(".") or entry.name.endswith((MANIFEST_NAME, ADAPTER_CONFIG)):
             continue
         if entry.is_file():
             yield path
@@ -133,14 +133,14 @@ def _module_folders(folder: Path) -> frozenset[str]:
     return frozenset(path for path in paths if isinstance(path, str) and path)
 
 
-def edit_json(content: bytes, edits: Mapping[str, object]) -> bytes:
+def edit_json(content: bytes, edits: Mapping[str, object], without: Iterable[str] = ()) -> bytes:
     """A JSON object's text with top-level values set; every other byte stays as it is.
 
-    A key that is missing is added at the end, in the style of the first. Raises InputError when
-    the content is no JSON object.
+    A key that is missing is added at the end, in the style of the first. without: members that
+    are taken out. Raises InputError when the content is no JSON object.
     """
     parse_json_object(content, "JSON to edit", unique_keys=False)
-    text = content.decode()
+    text = _without_members(content.decode(), without)
     spans = _value_spans(text)
     style = _Style.of(text, is_ascii=content.isascii())
     added = [style.member(key, value) for key, value in edits.items() if key not in spans]
@@ -152,6 +152,21 @@ def edit_json(content: bytes, edits: Mapping[str, object]) -> bytes:
     for start, end, value in sorted(changed, reverse=True):
         text = text[:start] + value + text[end:]
     return text.encode()
+
+
+def _without_members(text: str, names: Iterable[str]) -> str:
+    """`text` less these members, each with the comma and the space that set it off."""
+    for name in names:
+        spans = list(_value_spans(text).items())
+        place = next((n for n, (key, _) in enumerate(spans) if key == name), None)
+        if place is None:
+            continue
+        start = text.index("{") + 1 if place == 0 else spans[place - 1][1][1]
+        end = spans[place][1][1]
+        if place == 0 and len(spans) > 1:
+            end = text.index(",", end) + 1
+        text = text[:start] + text[end:]
+    return text
 
 
 def _value_spans(text: str) -> dict[str, tuple[int, int]]:

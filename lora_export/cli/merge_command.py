@@ -33,6 +33,11 @@ from lora_export.cli.options import (
     type=click.Path(path_type=Path),
     help="Keep what the merge changes in this file, for lora-export unmerge.",
 )
+@option(
+    "--tokenizer",
+    type=click.Choice(["base", "adapter"]),
+    help="Whose tokenizer a folder gets (default: the base's, unless the vocabulary grew).",
+)
 @option("--max-shard-size", metavar="SIZE", help="Lay a folder out in new shards, e.g. of 5GB.")
 @jobs_option
 @output_options
@@ -40,11 +45,13 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click passes options by na
     """Merge ADAPTERS into BASE and write safetensors.
 
     BASE is a folder, a .safetensors, .pt, .pth or .bin file, or a *.index.json. A file gives a
-    file, a folder gives a folder with the same shards and side files. Several adapters are
-    summed from the unmerged base.
+    file, a folder gives a folder with the same shards and side files, and with a model card.
+    Each of the ADAPTERS is a file, or a folder that holds one; of several in sub-folders,
+    name the sub-folder. Several adapters are summed from the unmerged base.
     """
     output = Output.taken_from("merge", values)
     settings, proof = adapter_settings(values), proof_options(values)
+    settings["tokenizer"] = values.pop("tokenizer")
 
     from lora_export.api import merge
 

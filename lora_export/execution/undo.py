@@ -67,6 +67,7 @@ def write_undo(plan: MergePlan, path: Path, digests: Mapping[Path, str], jobs: i
 
 def _description(plan: MergePlan, digests: Mapping[Path, str]) -> dict[str, Any]:
     base = plan.base
+    there = {file.name for file in plan.side_files if file in base.side_files}
     return {
         "format": FORMAT,
         "layout": base.layout,
@@ -81,10 +82,10 @@ def _description(plan: MergePlan, digests: Mapping[Path, str]) -> dict[str, Any]
         "index": _index(base),
         "edited": {
             file.name: _encoded((base.root / file.name).read_bytes())
-            for file in plan.side_files
-            if file.edits
+            for file in base.side_files
+            if file.name not in there
         },
-        "kept": [file.name for file in plan.side_files if not file.edits],
+        "kept": [file.name for file in base.side_files if file.name in there],
     }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
+from lora_export.layers.threads import several_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import torch
 
@@ -50,28 +50,12 @@ def _merge_ab(delta: Delta, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     import torch.nn.functional as F  # noqa: N812
 
     enabled = sum(delta.enable_lora)
-    with _several_threads():
+    with several_threads():
         blocks = F.conv1d(a.unsqueeze(0), b.unsqueeze(-1), groups=enabled).squeeze(0)
     size = blocks.shape[0] // enabled
     padded = blocks.new_zeros((len(delta.enable_lora), size, blocks.shape[1]))
     padded[list(delta.enable_lora)] = blocks.view(enabled, size, blocks.shape[1])
     return padded.view(-1, blocks.shape[1])
-
-
-@contextmanager
-def _several_threads() -> Iterator[None]:
-    """Torch computes conv1d otherwise, with other last bits, where it may use one thread only.
-
-    loralib runs it with all processors; two give the same bits as any larger number.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _cuttable(delta: Delta) -> bool:

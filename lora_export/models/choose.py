@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.quantized import find_quantization
 from lora_export.errors import InputError, UsageError
 from lora_export.models.factory import FactoryModel
 from lora_export.models.huggingface import HuggingFaceModel, transformers_installed
@@ -26,6 +27,7 @@ def folder_model(base: Checkpoint, inputs: Sequence[str]) -> ModelSource:
 
     Raises:
         UsageError: the base is no such folder, so nobody knows the model's code.
+        InputError: its weights are quantised.
         MissingExtraError: transformers is not installed.
     """
     if not base.config.get("architectures"):
@@ -33,6 +35,12 @@ def folder_model(base: Checkpoint, inputs: Sequence[str]) -> ModelSource:
             "the model's code is not known: the base has no config.json with architectures",
             where=str(base.root),
             hint="--model package.module:build or --model path/to/model.py:build",
+        )
+    if found := find_quantization(base):
+        raise InputError(
+            f"the base is quantised ({found.method}): no plain model can be built of it",
+            where=str(base.root),
+            hint="name the 16-bit base; what is made of it can be quantised",
         )
     return HuggingFaceModel(base, parse_inputs(inputs))
 
@@ -53,4 +61,6 @@ def why_no_model(base: Checkpoint) -> str:
         return "no --model was named, so the proof is by weights only"
     if not transformers_installed():
         return "transformers is not installed (extra hf), so the proof is by weights only"
+    if found := find_quantization(base):
+        return f"the base is described as quantised ({found.method}): the proof is by weights only"
     return ""

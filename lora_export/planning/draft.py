@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Tied = Literal["untie", "eval", "error"]
 Recipe = Literal["auto", "peft", "peft-safe", "exact"]
+Tokenizer = Literal["base", "adapter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Options:
     """What the user asked for; named as the command line's options.
 
     allow_unmatched, allow_new: globs on names of the adapter file. unmerged_base: BASE is a
-    training checkpoint whose own factors are to be left out.
+    training checkpoint whose own factors are to be left out. tokenizer: whose tokenizer files the
+    result gets; None: the base's, unless the vocabulary grew.
     """
 
     recipe: Recipe = "auto"
@@ -35,6 +37,7 @@ class Options:
     allow_noop: bool = False
     rename: PrefixChange | None = None
     unmerged_base: bool = False
+    tokenizer: Tokenizer | None = None
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_export.checkpoint.contents import is_zero, same_content
+from lora_export.layers import all_kinds
 from lora_export.planning.names import (
     IDENTITY,
     BaseNames,
@@ -51,12 +52,19 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         message = "no low-rank factors are left after --allow-unmatched"
         draft.unfit.append(Problem(message, str(adapter.path)))
         return
-    change, problems = choose_prefix([u.module for u in updates], names, draft.options.rename)
+    # A bias is looked for beside the weight, which is adapted as well.
+    weights = [u for u in updates if u.parameter != "bias"] or updates
+    change, problems = choose_prefix(
+        [u.module for u in weights],
+        names,
+        draft.options.rename,
+        [u.parameter for u in weights],
+    )
     draft.unfit += [_at(adapter, problem) for problem in problems]
     if problems:
         return
     if change != IDENTITY:
-        draft.choices.append(f"{adapter.path.name}: {change}, resolves all {len(updates)} modules")
+        draft.choices.append(f"{adapter.path.name}: {change}, resolves all {len(weights)} modules")
     for update in updates:
         located = names.locate(update.module, change, update.parameter)
         _fit_update(draft, adapter, update, located)
@@ -98,6 +106,11 @@ def _fit_update(
 ) -> None:
     module, weights = located
     where = f"{adapter.path}: {update.module or '(root module)'}"
+    if not weights:
+        message = f"the base has no {update.parameter} for this module, and the adapter updates it"
+        hint = "lora_bias needs a layer with a bias: PEFT does not merge it either"
+        draft.unfit.append(Problem(message, where, hint))
+        return
     refs = [draft.stored[draft.table_of(weight)] for weight in weights]
     if len(refs) > 1 and not all(same_content(refs[0], other) for other in refs[1:]):
         message = f"the base holds {' and '.join(weights)}, which differ; which is the weight?"
@@ -118,11 +131,7 @@ def _fit_update(
         draft.missing += unresolved.missing
         draft.unfit += unresolved.unfit
         return
-    zero = [role for role, ref in update.factors.items() if is_zero(ref)]
-    if zero and not draft.options.allow_noop:
-        message = f"lora_{zero[0]} is all zero, so this update changes nothing"
-        hint = "an untrained or wrongly saved adapter? --allow-noop accepts it"
-        draft.unfit.append(Problem(message, where, hint))
+    _refuse_no_effect(draft, update, delta, where)
     for weight in weights:
         merged = draft.merged.setdefault(weight, [])
         if any(other.adapter == delta.adapter for other in merged):
@@ -130,6 +139,19 @@ def _fit_update(
             hint = "the same module under two names? leave one out with --allow-unmatched"
             draft.unfit.append(Problem(message, where, hint))
         merged.append(delta)
+
+
+def _refuse_no_effect(draft: Draft, update: Update, delta: Delta, where: str) -> None:
+    """A product with a zero factor; what depends on the weight may change it nevertheless."""
+    if all_kinds()[delta.kind].product is None or draft.options.allow_noop:
+        return
+    if zero := [role for role, ref in update.factors.items() if is_zero(ref)]:
+        message = f"lora_{zero[0]} is all zero, so this update changes nothing"
+        hint = "an untrained or wrongly saved adapter? --allow-noop accepts it"
+        draft.unfit.append(Problem(message, where, hint))
+    if delta.scaling == 0:
+        message = f"the scaling is 0 (alpha = {delta.alpha:g}), so this update changes nothing"
+        draft.unfit.append(Problem(message, where, "--allow-noop accepts it"))
 
 
 def _resolved(

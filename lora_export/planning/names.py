@@ -15,8 +15,11 @@ from lora_export.records import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    Place = tuple[str, str]  # a module and its parameter
+
 # Where loralib layers and older GPT-2 checkpoints keep the weight of a module.
 _WEIGHT_SUFFIXES = ("weight", "conv.weight", "w")
+_BIAS_SUFFIXES = ("bias", "conv.bias", "b")
 # The same tensor under other last names: in loralib's convolutions (`conv.weight`), and in GPT-2
 # checkpoints of the TensorFlow line (`ln_1.g`, `ln_1.b`, `c_attn.w`).
 _ALIASES = (("conv.weight", "weight", "w", "g"), ("conv.bias", "bias", "b"))
@@ -76,9 +79,8 @@ class BaseNames:
 
     def _weights(self, module: str, parameter: str = "weight") -> list[tuple[str, str]]:
         """(tensor name, module name) for every name under which the base has the parameter."""
-        suffixes = _WEIGHT_SUFFIXES if parameter == "weight" else (parameter,)
-        found = ((self.find(join(module, suffix)), suffix) for suffix in suffixes)
-        return [(n, n.removesuffix(suffix).removesuffix(".")) for n, suffix in found if n]
+        named = ((self.find(join(module, leaf)), leaf) for leaf in suffixes(parameter))
+        return [(n, n.removesuffix(suffix).removesuffix(".")) for n, suffix in named if n]
 
     def tensor(self, name: str) -> str | None:
         """The base's tensor that a full tensor called `name` replaces."""
@@ -95,10 +97,14 @@ class BaseNames:
     def locate(
         self, module: str, change: PrefixChange, parameter: str = "weight"
     ) -> tuple[str, tuple[str, ...]]:
-        """The base's own name of an adapter's module after `change`, and the tensors updated."""
+        """The base's own name of an adapter's module after `change`, and the tensors updated.
+
+        No tensors where the module has no such parameter.
+        """
         exact = self._weights(module, parameter) if change == IDENTITY else []
         found = exact or self._weights(change.apply(without_wrappers(module)) or "", parameter)
-        return found[0][1], tuple(dict.fromkeys(name for name, _ in found))
+        own = found[0][1] if found else module
+        return own, tuple(dict.fromkeys(name for name, _ in found))
 
     def plain_names(self) -> Iterable[str]:
         """All names without wrappers."""
@@ -109,6 +115,11 @@ class BaseNames:
         tail = name.split(".")[-2:]
         same_tail = [known for known in self.names if known.split(".")[-2:] == tail]
         return get_close_matches(name, same_tail or self.names, n=3, cutoff=0.0)
+
+
+def suffixes(parameter: str) -> tuple[str, ...]:
+    """The last parts under which checkpoints keep a parameter."""
+    return {"weight": _WEIGHT_SUFFIXES, "bias": _BIAS_SUFFIXES}.get(parameter, (parameter,))
 
 
 def join(module: str, leaf: str) -> str:
@@ -130,24 +141,30 @@ def without_wrappers(name: str) -> str:
 
 
 def choose_prefix(
-    modules: Sequence[str], base: BaseNames, only: PrefixChange | None = None
+    modules: Sequence[str],
+    base: BaseNames,
+    only: PrefixChange | None = None,
+    parameters: Sequence[str] = (),
 ) -> tuple[PrefixChange, list[Problem]]:
     """The one change of prefix that resolves all `modules`; IDENTITY where none is needed.
 
-    only: the change the user named; no other is tried.
+    only: the change the user named; no other is tried. parameters: of every module the parameter
+    that is updated, where it is not the weight.
     """
-    plain = [without_wrappers(module) for module in modules]
-    candidates = [only] if only else [IDENTITY, *_candidates(plain, base)]
-    hits = {change: _resolved(change, plain, base) for change in dict.fromkeys(candidates)}
-    if only is None and len(hits[IDENTITY]) == len(plain):
+    named = parameters or ["weight"] * len(modules)
+    places = [(without_wrappers(m), one) for m, one in zip(modules, named, strict=True)]
+    candidates = [only] if only else [IDENTITY, *_candidates(places, base)]
+    hits = {change: _resolved(change, places, base) for change in dict.fromkeys(candidates)}
+    wanted = len(set(places))
+    if only is None and len(hits[IDENTITY]) == wanted:
         return IDENTITY, []
-    whole = [change for change, found in hits.items() if len(found) == len(plain)]
+    whole = [change for change, found in hits.items() if len(found) == wanted]
     if len(whole) == 1 and (only or not whole[0].exchanges):
         return whole[0], []
     if whole:
         return whole[0], [_unsure(whole)]
     best = max(hits, key=lambda change: len(hits[change]))
-    return best, _unresolved(plain, hits[best], best, base)
+    return best, _unresolved(places, hits[best], best, base)
 
 
 def _unsure(changes: Sequence[PrefixChange]) -> Problem:
@@ -162,17 +179,21 @@ def _unsure(changes: Sequence[PrefixChange]) -> Problem:
     return Problem(f"the modules fit the base in {len(changes)} places: {listed}", hint=hint)
 
 
-def _resolved(change: PrefixChange, modules: Sequence[str], base: BaseNames) -> set[str]:
-    """The modules that have a weight in the base after `change`."""
-    changed = {module: change.apply(module) for module in modules}
-    return {module for module, name in changed.items() if name is not None and base.weights(name)}
+def _resolved(change: PrefixChange, places: Sequence[Place], base: BaseNames) -> set[Place]:
+    """The modules that have their parameter in the base after `change`."""
+    changed = {place: change.apply(place[0]) for place in places}
+    return {
+        place
+        for place, name in changed.items()
+        if name is not None and base.weights(name, place[1])
+    }
 
 
-def _candidates(modules: Sequence[str], base: BaseNames) -> list[PrefixChange]:
+def _candidates(places: Sequence[Place], base: BaseNames) -> list[PrefixChange]:
     """Every change that resolves the first module and is possible for all of them."""
-    first = modules[0].split(".")
+    first = places[0][0].split(".")
     common = len(first) - 1
-    for module in modules:
+    for module, _ in places:
         parts = module.split(".")[:-1]
         same = [a == b for a, b in zip(first, parts, strict=False)]
         common = min(common, same.index(False) if False in same else len(same))
@@ -180,7 +201,7 @@ def _candidates(modules: Sequence[str], base: BaseNames) -> list[PrefixChange]:
     for dropped in range(common + 1):
         rest = ".".join(first[dropped:])
         old = "".join(f"{part}." for part in first[:dropped])
-        for suffix in _WEIGHT_SUFFIXES:
+        for suffix in suffixes(places[0][1]):
             ending = f".{rest}.{suffix}"
             found += [
                 PrefixChange.between(old, name[: -len(ending) + 1])
@@ -193,18 +214,18 @@ def _candidates(modules: Sequence[str], base: BaseNames) -> list[PrefixChange]:
 
 
 def _unresolved(
-    modules: Sequence[str], found: set[str], change: PrefixChange, base: BaseNames
+    places: Sequence[Place], found: set[Place], change: PrefixChange, base: BaseNames
 ) -> list[Problem]:
-    partial = f" ({change} resolves {len(found)} of {len(modules)})" if found else ""
+    partial = f" ({change} resolves {len(found)} of {len(places)})" if found else ""
     problems = []
-    for module in modules:
-        if module not in found:
+    for module, parameter in places:
+        if (module, parameter) not in found:
             name = change.apply(module) or module
-            tried = ", ".join(join(name, suffix) for suffix in _WEIGHT_SUFFIXES)
-            near = ", ".join(base.nearest(join(name, "weight")))
+            tried = ", ".join(join(name, suffix) for suffix in suffixes(parameter))
+            near = ", ".join(base.nearest(join(name, parameter)))
             problems.append(
                 Problem(
-                    f"the base has no weight for this module{partial}; tried: {tried}",
+                    f"the base has no {parameter} for this module{partial}; tried: {tried}",
                     module or "(root module)",
                     f"nearest in the base: {near or 'nothing'}; wrong base or wrong adapter? "
                     "--allow-unmatched GLOB leaves keys out",

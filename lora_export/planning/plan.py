@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.side_files import edit_json
 from lora_export.dialects.loralib import factor_key
 from lora_export.errors import InputError, UsageError
+from lora_export.planning.around import plan_around
 from lora_export.planning.draft import Draft, Options
 from lora_export.planning.fit import fit_adapter
 from lora_export.planning.modules import join_shared, refuse_forgotten
 from lora_export.planning.names import BaseNames, weight_names
+from lora_export.planning.quantized import without_quantized
 from lora_export.planning.tied import find_ties, plan_ties
 from lora_export.planning.unused import refuse_unused
-from lora_export.records import MergePlan, ShardPlan, SideFile, Step, TensorSpec
+from lora_export.records import MergePlan, ShardPlan, Step, TensorSpec
 from lora_export.report.columns import counted
 from lora_export.report.text import first_names
 
@@ -53,20 +54,23 @@ def make_plan(
     draft.base = base = _without_factors(draft)
     unstored = [name for tie in ties for name in tie.names if name not in draft.stored]
     names = BaseNames([*draft.stored, *unstored])
-    for adapter in adapters:
+    for adapter in without_quantized(draft, adapters):
         fit_adapter(draft, adapter, names)
     refuse_unused(draft, adapters)
     _tell_choices(draft)
     join_shared(draft)
     refuse_forgotten(draft)
     edits = plan_ties(draft)
+    shards = _shards(draft)
+    side_files, card = plan_around(draft, adapters, shards, edits)
     draft.stop_on_problems()
     return MergePlan(
         base=base,
         adapters=tuple(adapters),
         recipe=options.recipe,
-        shards=_shards(draft),
-        side_files=_edited(base, edits),
+        shards=shards,
+        side_files=side_files,
+        card=card,
         index_name=base.index_name and safetensors_name(base.index_name),
         index_metadata=base.index_metadata,
         dropped=draft.dropped,
@@ -128,6 +132,7 @@ def _tell_wrappers(draft: Draft, adapters: Sequence[Adapter]) -> None:
     wrapped = [(shard.file, shard.wrapper) for shard in draft.base.shards]
     wrapped += [(adapter.path, adapter.wrapper) for adapter in adapters]
     draft.choices += [f"{path.name}: read from its {key!r}" for path, key in wrapped if key]
+    draft.choices += [note for adapter in adapters for note in adapter.notes]
 
 
 def _tell_prefixes(draft: Draft, adapters: Sequence[Adapter]) -> None:
@@ -225,16 +230,3 @@ def _added(draft: Draft) -> list[Step]:
         reason = "a new tensor" if ref.spec.name == name else f"untied from {ref.spec.name}"
         steps.append(Step(spec, "add", ref, deltas, reason))
     return steps
-
-
-def _edited(base: Checkpoint, edits: dict[str, object]) -> tuple[SideFile, ...]:
-    """The side files, with config.json edited where the merge forces it."""
-    files = []
-    for file in base.side_files:
-        if file.name == "config.json" and edits and file.source is not None:
-            content = edit_json(file.source.read_bytes(), edits)
-            words = tuple(f"{key}: {value}" for key, value in edits.items())
-            files.append(SideFile(file.name, None, content, words))
-        else:
-            files.append(file)
-    return tuple(files)

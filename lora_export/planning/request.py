@@ -12,7 +12,7 @@ from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.dialects import read_adapter
 from lora_export.errors import FitError, UsageError
-from lora_export.planning.draft import Options, Recipe, Tied
+from lora_export.planning.draft import Options, Recipe, Tied, Tokenizer
 from lora_export.planning.facts import FactTable, parse_enable_lora, read_hparams
 from lora_export.planning.names import PrefixChange
 from lora_export.planning.plan import make_plan, refuse_adapter_as_base
@@ -31,7 +31,8 @@ class AdapterOptions(TypedDict, total=False):
 
     weight: one factor an adapter. alpha, enable_lora, fan_in_fan_out, hparams: what a loralib file
     does not hold (--hparams names a file). rename: "OLD=NEW", the one change of prefix from
-    adapter to base. allow_unmatched, allow_new: globs on names of the adapter file.
+    adapter to base. allow_unmatched, allow_new: globs on names of the adapter file. tokenizer:
+    whose files a folder gets; None takes the base's, unless the vocabulary grew.
     """
 
     weight: Sequence[float]
@@ -47,6 +48,7 @@ class AdapterOptions(TypedDict, total=False):
     allow_noop: bool
     rename: str | None
     unmerged_base: bool
+    tokenizer: Tokenizer | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ def make_request(
             allow_noop=settings.get("allow_noop", False),
             rename=_rename(rename) if rename else None,
             unmerged_base=settings.get("unmerged_base", False),
+            tokenizer=settings.get("tokenizer"),
         ),
     )
 
@@ -184,7 +187,13 @@ def _read_adapters(request: Request) -> list[Adapter]:
 def _read_one(path: Path, dialect: str | None, weight: float) -> Adapter:
     file = read_adapter_file(path)
     adapter = read_adapter(file, dialect=dialect, weight=weight)
-    return replace(adapter, digest=tensors_sha256(file.tensors.values()))
+    trained_on = file.config.get("base_model_name_or_path")
+    return replace(
+        adapter,
+        digest=tensors_sha256(file.tensors.values()),
+        trained_on=trained_on if isinstance(trained_on, str) else "",
+        notes=file.notes,
+    )
 
 
 def _refuse_twice(base: Checkpoint, adapters: list[Adapter]) -> None:

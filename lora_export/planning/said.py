@@ -46,7 +46,8 @@ def resolve_said(
     if not readings:
         raise Unresolved(no_fit(said.tuner, shapes, base, where), missing=False)
     reading = _by_orientation(readings, said, stored_in_out)
-    if said.rank is not None and said.rank != reading.rank:
+    rank = reading.rank or said.rank or 0  # a bias alone does not tell
+    if said.rank is not None and said.rank != rank:
         message = f"rank is {reading.rank} in the tensors but {said.rank} in {said.source}"
         hint = "the configuration belongs to another file: save the adapter again"
         raise Unresolved(Problem(message, where, hint), missing=False)
@@ -56,15 +57,16 @@ def resolve_said(
         kind=reading.kind,
         factors=update.factors,
         shape=base.shape,
-        rank=reading.rank,
+        rank=rank,
         alpha=said.alpha,
-        scaling=_scaling(said, reading.rank),
+        scaling=_scaling(said, rank),
         weight=adapter.weight,
         fan_in_fan_out=reading.fan_in_fan_out,
         recipe=recipe,
         rule=said.rule,
         indices=said.indices,
         parameter=update.parameter,
+        dtype=base.dtype,
     )
 
 

@@ -14,6 +14,7 @@ from lora_export.records.adapters import (
     ScalingRule,
     Update,
 )
+from lora_export.records.card import Card
 from lora_export.records.files import (
     DTYPE_BITS,
     FLOAT_DTYPES,
@@ -33,6 +34,7 @@ __all__ = [
     "FLOAT_DTYPES",
     "Adapter",
     "AdapterFile",
+    "Card",
     "Check",
     "Checkpoint",
     "Delta",

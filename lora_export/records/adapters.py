@@ -65,6 +65,7 @@ class Adapter:
 
     wrapper: as of the file. digest: SHA-256 of what the tensors hold, whatever the file's format.
     config_file: where the adapter's own configuration lies, if it has one.
+    trained_on: the base's name in adapter_config.json. notes: how the file was chosen, in words.
     """
 
     path: Path
@@ -75,6 +76,8 @@ class Adapter:
     wrapper: str = ""
     digest: str = ""
     config_file: Path | None = None
+    trained_on: str = ""
+    notes: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""
@@ -126,7 +129,8 @@ class Delta:
     Python float. weight: the user's factor for the adapter. module: the model's own name for the
     module (the base's name of the tensor less its last component). recipe: whose arithmetic and
     rounding, where the plan does not ask for the exact sum. indices: see Said. parameter: the
-    module's parameter that is updated.
+    module's parameter that is updated. dtype: of the base tensor, to which a library may round
+    between two steps.
     """
 
     adapter: str
@@ -144,3 +148,4 @@ class Delta:
     rule: ScalingRule = "alpha / rank"
     indices: tuple[int, ...] = ()
     parameter: str = "weight"
+    dtype: str = "F32"

@@ -123,7 +123,8 @@ class AdapterFile:
     """An adapter as it lies on disk, before any dialect has read it.
 
     path: the weight file. config: adapter_config.json beside it, else empty. wrapper: the keys,
-    joined by dots, under which a torch pickle held the state dict, else "".
+    joined by dots, under which a torch pickle held the state dict, else "". notes: how the file
+    was chosen of several, in words.
     """
 
     path: Path
@@ -131,3 +132,4 @@ class AdapterFile:
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
     wrapper: str = ""
+    notes: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lora_export.records.adapters import Adapter, Delta
+    from lora_export.records.card import Card
     from lora_export.records.files import Checkpoint, SideFile, TensorRef, TensorSpec
 
 
@@ -48,7 +49,7 @@ class MergePlan:
     checkpoint). choices: every naming rule and fact used, in words. unmatched: adapter keys that
     --allow-unmatched let go. coupled: tied tensors that change together (--tied eval), so that the
     result cannot equal the unmerged model. separated: names that are tied to another one in the
-    model and are no longer.
+    model and are no longer. card: what a folder's README.md says beside the plan and the proof.
     """
 
     base: Checkpoint
@@ -64,6 +65,7 @@ class MergePlan:
     separated: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    card: Card | None = None
 
     def steps(self) -> tuple[Step, ...]:
         """All steps of all shards, in storage order."""
@@ -84,3 +86,8 @@ class MergePlan:
     def changed(self) -> tuple[Step, ...]:
         """The steps whose output is not a copy of the base's bytes."""
         return tuple(step for step in self.steps() if step.action != "copy")
+
+    def edits(self) -> dict[str, tuple[str, ...]]:
+        """What is not the base's, byte for byte, of each file around the weights, in words."""
+        edited = {file.name: file.edits for file in self.side_files if file.edits}
+        return {**edited, **({"README.md": self.card.edits} if self.card else {})}

@@ -26,7 +26,8 @@ def manifest(
     command: str,
     options: Mapping[str, Any],
     base_files: Sequence[WrittenFile],
-    adapter_files: Sequence[tuple[WrittenFile, WrittenFile | None]],
+    adapter_files: Sequence[WrittenFile],
+    adapter_configs: Sequence[WrittenFile | None],
     outputs: Sequence[WrittenFile],
     checks: Sequence[Check],
     merged_before: Sequence[str] = (),
@@ -34,7 +35,7 @@ def manifest(
     """The manifest as JSON text.
 
     base_files: without a digest where nothing was verified, as it costs as much as the copying.
-    adapter_files: the weight file of each adapter, and its configuration if it has one.
+    adapter_configs: of each adapter, None where it has no configuration of its own.
     merged_before: digests of adapters that the base's own manifest already names.
     """
     places = {str(adapter.path): place for place, adapter in enumerate(plan.adapters)}
@@ -54,7 +55,9 @@ def manifest(
                     "weight": adapter.weight,
                     **({"config": _file(config)} if config else {}),
                 }
-                for (file, config), adapter in zip(adapter_files, plan.adapters, strict=True)
+                for file, config, adapter in zip(
+                    adapter_files, adapter_configs, plan.adapters, strict=True
+                )
             ],
             "merged_before": list(merged_before),
         },
@@ -68,7 +71,7 @@ def manifest(
             if step.deltas
         },
         "full_tensors": [step.out.name for step in plan.changed() if not step.deltas],
-        "edits": {file.name: list(file.edits) for file in plan.side_files if file.edits},
+        "edits": {name: list(edits) for name, edits in plan.edits().items()},
         "dropped": dict(plan.dropped),
         "unmatched": list(plan.unmatched),
         "choices": list(plan.choices),

@@ -127,14 +127,20 @@ def plan_json(plan: MergePlan, *, whole: bool) -> dict[str, Any]:
             for step in shard.steps
             if whole or step.action != "copy"
         ],
-        "side_files": [
-            {"name": file.name, "action": "edit" if file.edits else "copy", "edits": file.edits}
-            for file in plan.side_files
-        ],
+        "side_files": _side_files_json(plan),
         "choices": plan.choices,
         "dropped": dict(plan.dropped),
         "unmatched": plan.unmatched,
     }
+
+
+def _side_files_json(plan: MergePlan) -> list[dict[str, Any]]:
+    edits = plan.edits()
+    names = [*(file.name for file in plan.side_files), *(["README.md"] if plan.card else [])]
+    return [
+        {"name": name, "action": "edit" if name in edits else "copy", "edits": edits.get(name, ())}
+        for name in names
+    ]
 
 
 def _step_json(step: Step, file: str) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def plan_text(plan: MergePlan, *, verbose: bool) -> str:
     table = aligned(rows if verbose else rows[:_SHOWN])
     if len(rows) > _SHOWN and not verbose:
         table.append(f"  ... and {len(rows) - _SHOWN} more (-v lists them)")
-    return "\n".join([*head, *table, *(f"  {choice}" for choice in plan.choices)])
+    edits = [f"{name}: {'; '.join(told)}" for name, told in plan.edits().items()]
+    return "\n".join([*head, *table, *(f"  {line}" for line in [*plan.choices, *edits])])
 
 
 def _full_tensors(adapter: Adapter) -> str:

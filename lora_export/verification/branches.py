@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.tensors import read_tensor
 from lora_export.errors import FitError
+from lora_export.verification import branches_peft
 from lora_export.verification.expected import scaling_of
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_export.records import Delta
+    from lora_export.verification.branches_attention import ParameterBranch
 
     Factors = Mapping[str, torch.Tensor]
     Form = Callable[[nn.Module, Any, torch.Tensor, Factors, Delta], torch.Tensor]
@@ -42,6 +44,13 @@ class Branch:
         self.calls += 1
         factors = {role: factor.to(output.dtype) for role, factor in self._factors.items()}
         return self._form(module, x, output, factors, self.delta)
+
+
+def attach(module: nn.Module, delta: Delta) -> Branch | ParameterBranch:
+    """The live branch of one update, on its module or on the parameter that is read directly."""
+    from lora_export.verification.branches_attention import TIMES, ParameterBranch
+
+    return ParameterBranch(module, delta) if delta.kind in TIMES else Branch(module, delta)
 
 
 def form_of(module: nn.Module, delta: Delta) -> Form:
@@ -88,7 +97,8 @@ def _embedding(module: nn.Module, ids: Any, factors: Factors, delta: Delta) -> t
         return _linear(module, ids, factors, delta)
 
     result: torch.Tensor = F.embedding(ids, factors["A"].T) @ factors["B"].T
-    return result
+    scaled: torch.Tensor = result * branches_peft.embed_scale(module)
+    return scaled
 
 
 def _conv(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
@@ -117,6 +127,11 @@ FORMS: dict[str, Form] = {
     "embedding": _adds(_embedding),
     "conv": _adds(_conv),
     "merged_linear": _adds(_merged_linear),
+    "peft_conv": _adds(branches_peft.conv_branch),
+    "lora_bias": _adds(branches_peft.bias_branch),
+    "dora_linear": branches_peft.dora_linear,
+    "dora_embedding": branches_peft.dora_embedding,
+    "dora_conv": branches_peft.dora_conv,
 }
 """One branch a layer kind: (module, its input, its output, factors, delta) -> the unmerged layer's
-output. A test holds the keys against the kinds."""
+output. A test holds the keys, and those of branches_attention.TIMES, against the kinds."""

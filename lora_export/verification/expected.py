@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from lora_export.verification import expected_attention, expected_dora
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -53,6 +55,20 @@ def _conv(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
     return factors["B"][rows] @ factors["A"]
 
 
+def _peft_conv(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
+    """B is 1 x 1, so one convolution after the other is a product over the rank."""
+    a, b = factors["A"], factors["B"]
+    return b.reshape(b.shape[:2])[rows] @ a.reshape(len(a), -1)
+
+
+def _lora_bias(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
+    return factors["bias"][rows].reshape(-1, 1)
+
+
+def _attention_in(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
+    return factors["B"][rows] @ factors["A"]
+
+
 def _merged_linear(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
     """Block by block: the i-th enabled block is B[i*o:(i+1)*o] @ A[i*r:(i+1)*r]."""
     import torch
@@ -92,14 +108,35 @@ FORMULAS: dict[str, Formula] = {
     "embedding": _embedding,
     "conv": _conv,
     "merged_linear": _merged_linear,
+    "peft_conv": _peft_conv,
+    "lora_bias": _lora_bias,
+    "attention_in": _attention_in,
 }
 """One formula a layer kind: the unscaled update, given the chosen rows' numbers."""
 
-CHANGES: dict[str, ChangeFormula] = {}
+_dora_linear = expected_dora.formulas(_linear)
+_dora_embedding = expected_dora.formulas(_embedding, by_column=True)
+_dora_conv = expected_dora.formulas(_peft_conv)
+
+CHANGES: dict[str, ChangeFormula] = {
+    "dora_linear": _dora_linear[0],
+    "dora_embedding": _dora_embedding[0],
+    "dora_conv": _dora_conv[0],
+    "attention_out": expected_attention.out_change,
+}
 """For a kind that has a change and no product: (delta, factors, scaling, rows of the base in
 float64, their numbers) -> (new rows less the base's, magnitude), where magnitude times the share of
 verification.rounding.update_error bounds the error of the computed update. A test holds the keys
 of both tables against the kinds."""
 
-SCREENED = frozenset({"linear", "embedding", "conv", "merged_linear"})
+TANGENTS: dict[str, ChangeFormula] = {
+    "dora_linear": _dora_linear[1],
+    "dora_embedding": _dora_embedding[1],
+    "dora_conv": _dora_conv[1],
+    "attention_out": expected_attention.out_tangent,
+}
+"""For a change that is not proportional to its scaling, or whose errors mostly go either way: what
+it moves by with the scaling, and the magnitude of the errors that may go along with that."""
+
+SCREENED = frozenset({"linear", "embedding", "conv", "merged_linear", "attention_in"})
 """Kinds whose update is a product of A and B, which half-precision weights are screened with."""

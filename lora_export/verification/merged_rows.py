@@ -6,13 +6,13 @@ recomputation rounded to its dtype is within the bound; the others are looked at
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.tensors import read_tensor
 from lora_export.execution.arithmetic import is_exact_sum, matrix_of
-from lora_export.verification.expected import CHANGES, FORMULAS, SCREENED, scaling_of
+from lora_export.verification.expected import CHANGES, FORMULAS, SCREENED, TANGENTS, scaling_of
 from lora_export.verification.rounding import UNIT, element_bound, update_error
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class Expectation:
         ]
         self._scales = [scaling_of(delta) for delta in step.deltas]
         exact = is_exact_sum(step, recipe)
+        between = "F64" if self._dtype == "F64" else "F32"
+        self._deltas = [replace(d, dtype=between) if exact else d for d in step.deltas]
         self._share, self._rest = update_error(step.deltas, self._dtype, exact=exact)
         halves = self._dtype in ("F16", "BF16")
         self._screens = halves and all(delta.kind in SCREENED for delta in step.deltas)
@@ -124,15 +126,16 @@ class Expectation:
         distance = _distance(written, exact)
         residual = written.double() - exact.to(written.dtype).double()
         ulp = torch.maximum(exact.abs(), base.double().abs()) * (2 * UNIT[self._dtype])
-        square = update * update
+        along, slanted = self._along(base, rows, update, error)
+        square = along * along
         return Seen(
             rows=len(base),
             error=float((distance / element_bound(exact, error, self._dtype)).max()),
             distance=float(distance.max()),
-            along=float((residual * update).sum()),
+            along=float((residual * along).sum()),
             norm=float(square.sum()),
             variance=float((error * (error + ulp) * square).sum()),
-            systematic=float((error * update.abs()).sum()),
+            systematic=float((slanted * along.abs()).sum()),
             changed=not torch.equal(base, written),
         )
 
@@ -177,7 +180,7 @@ class Expectation:
         """(update, magnitude) in float64."""
         update: torch.Tensor | float = 0.0
         magnitude: torch.Tensor | float = 0.0
-        for delta, factors, scale in zip(self.step.deltas, self._wide, self._scales, strict=True):
+        for delta, factors, scale in zip(self._deltas, self._wide, self._scales, strict=True):
             if delta.kind in CHANGES:
                 part, size = CHANGES[delta.kind](delta, factors, scale, base.double(), rows)
             else:
@@ -188,10 +191,24 @@ class Expectation:
             update, magnitude = part + update, size + magnitude
         return update, magnitude  # type: ignore[return-value]
 
+    def _along(
+        self, base: torch.Tensor, rows: torch.Tensor, update: torch.Tensor, error: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The direction in which a wrong scaling moves the result, and what errors may do there.
+
+        For the most part the update itself and its whole error; see expected.TANGENTS.
+        """
+        [delta, *more] = self._deltas
+        if more or delta.kind not in TANGENTS:
+            return update, error
+        formula = TANGENTS[delta.kind]
+        along, size = formula(delta, self._wide[0], self._scales[0], base.double(), rows)
+        return along, size * self._share + self._rest
+
     def _update32(self, rows: torch.Tensor) -> torch.Tensor:
         parts = [
             FORMULAS[delta.kind](delta, factors, rows)
-            for delta, factors in zip(self.step.deltas, self._narrow, strict=True)
+            for delta, factors in zip(self._deltas, self._narrow, strict=True)
         ]
         total = parts[0]
         for part in parts[1:]:

@@ -7,12 +7,12 @@ are at hand, they are a second witness.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.models.calling import call_model
 from lora_export.records import Check, Problem
-from lora_export.verification.branches import Branch
+from lora_export.verification.branches import attach
 from lora_export.verification.compare import distance, join_batches
 from lora_export.verification.probes import split_batch
 from lora_export.verification.tolerance import Tolerance, derive
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from lora_export.models.source import ModelSource
     from lora_export.records import Checkpoint, InputSpec, MergePlan
+    from lora_export.verification.branches import Branch
+    from lora_export.verification.branches_attention import ParameterBranch
 
+    AnyBranch = Branch | ParameterBranch
     Outputs = dict[str, NDArray[Any]]
     Probe = Mapping[str, NDArray[Any]]
 
@@ -116,20 +119,20 @@ def _load_merged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn
         raise VerificationError.of(error.problems) from error
 
 
-def _attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[Branch]:
+def _attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[AnyBranch]:
     seen = set()
-    branches = []
+    branches: list[AnyBranch] = []
     for step in plan.steps():
         for delta in step.deltas:
             # A convolution's weight may be stored under two names: one module, one branch.
             key = (delta.adapter, delta.module, delta.parameter)
             if key not in seen:
                 seen.add(key)
-                branches.append(Branch(source.module(model, delta.module), delta))
+                branches.append(attach(source.module(model, delta.module), delta))
     return branches
 
 
-def _refuse_silent(branches: Sequence[Branch]) -> None:
+def _refuse_silent(branches: Sequence[AnyBranch]) -> None:
     silent = [branch.delta.module for branch in branches if branch.calls == 0]
     if silent:
         hint = "its parent may read the weight directly: use loralib's own modules in --model"
@@ -193,6 +196,7 @@ def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
     import torch
 
     from lora_export.checkpoint.tensors import torch_dtype
+    from lora_export.verification.branches_attention import stored_parameter
 
     generator = torch.Generator().manual_seed(0)
     for step in plan.steps():
@@ -201,7 +205,7 @@ def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
             owner = getattr(module, "conv", module)
             leaf = step.deltas[0].parameter
             leaf = leaf if hasattr(owner, leaf) else "w"  # as planning.names finds it
-            weight = cast("torch.Tensor", getattr(owner, leaf))
+            weight = stored_parameter(owner, leaf)
             eps = torch.finfo(torch_dtype(step.out.dtype)).eps
             signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
             with torch.no_grad():

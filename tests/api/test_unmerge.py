@@ -151,15 +151,17 @@ def test_without_a_result_there_is_no_undo_file(base, adapter, tmp_path, monkeyp
 
 
 def test_jobs_and_verification_leave_the_bytes_alone(base, adapter, tmp_path):
-    seen = set()
+    seen, cards = set(), set()
     for jobs in (1, 2, 4):
         for verify in (True, False):
             out = tmp_path / f"out-{jobs}-{verify}"
             merge(base, [adapter], out, alpha=3, jobs=jobs, verify=verify)
             found = digests(out)
             del found["lora_export.json"]
+            cards.add((verify, found.pop("README.md")))
             seen.add(json.dumps(found, sort_keys=True))
     assert len(seen) == 1
+    assert len(cards) == 2  # what was verified is all that the cards tell apart
 
 
 def test_progress_is_told_in_bytes(base, adapter, tmp_path):

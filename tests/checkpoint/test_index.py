@@ -280,7 +280,7 @@ def test_which_file_of_an_adapter_folder(tmp_path):
     torch.save({"a": ONE}, tmp_path / "adapter_model.bin")
     assert read_adapter_file(tmp_path).path.name == "adapter_model.bin"
     save_file({"a": ONE}, tmp_path / "adapter_model.safetensors")
-    assert "name the adapter's file itself" in refusal(tmp_path, read_adapter_file)[0]
+    assert read_adapter_file(tmp_path).path.name == "adapter_model.safetensors"
 
 
 def test_a_hundred_thousand_tensors_are_read_in_seconds(tmp_path):

@@ -120,6 +120,31 @@ def test_an_edited_object_is_the_object_with_the_edits(before, edits, indent, as
     assert list(edited) == list({**before, **edits})
 
 
+WITHOUT = {
+    "the first": (b'{\n  "a": 1,\n  "b": 2\n}', ["a"], b'{\n  "b": 2\n}'),
+    "one between": (b'{"a": 1, "b": {"c": [2]}, "d": 3}', ["b"], b'{"a": 1, "d": 3}'),
+    "the last": (b'{\n  "a": 1,\n  "b": "},"\n}\n', ["b"], b'{\n  "a": 1\n}\n'),
+    "the only one": (b'{\n  "a": 1\n}', ["a"], b"{\n}"),
+    "all": (b'{"a": 1, "b": 2}', ["b", "a"], b"{}"),
+    "none": (b'{ "a": 1 }', ["x"], b'{ "a": 1 }'),
+}
+
+
+@pytest.mark.parametrize(("content", "names", "expected"), WITHOUT.values(), ids=WITHOUT)
+def test_a_member_is_taken_out_and_nothing_else(content, names, expected):
+    assert edit_json(content, {}, names) == expected
+    left = {key: value for key, value in json.loads(content).items() if key not in names}
+    assert json.loads(edit_json(content, {"z": 1}, names)) == {**left, "z": 1}
+
+
+@given(objects, st.sampled_from([None, 0, 2, "\t"]), st.data())
+def test_an_object_without_members_is_the_object_less_them(before, indent, data):
+    names = data.draw(st.lists(st.sampled_from(sorted(before)), max_size=3)) if before else []
+    content = json.dumps(before, indent=indent).encode()
+    left = {key: value for key, value in before.items() if key not in names}
+    assert json.loads(edit_json(content, {}, names)) == left
+
+
 @pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b""])
 def test_what_is_no_object_is_refused(content):
     with pytest.raises(InputError):

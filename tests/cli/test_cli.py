@@ -72,6 +72,20 @@ def test_json_is_one_object_whatever_happens(status, files):
         assert {"name", "passed", "worst", "tolerance", "where"} <= check.keys()
 
 
+def test_whose_tokenizer_is_wanted(files):
+    (files / "base").mkdir()
+    (files / "base.safetensors").rename(files / "base" / "model.safetensors")
+    (files / "base" / "vocab.txt").write_text("base")
+    (files / "tokenizer.json").write_text("adapter")
+    paths = [str(files / name) for name in ("base", "lora.pt", "out")]
+    command = ["merge", *paths[:2], "-o", paths[2], "--alpha", "4", "--tokenizer", "adapter"]
+    result = CliRunner().invoke(main, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    listed = {f["name"]: f["action"] for f in json.loads(result.stdout)["plan"]["side_files"]}
+    assert listed == {"tokenizer.json": "edit", "README.md": "edit"}
+    assert (files / "out" / "tokenizer.json").read_text() == "adapter"
+
+
 def test_a_usage_error_of_click_is_json_too(files):
     result = run(files, "merge", "base.safetensors", "--json")
     assert result.exit_code == 2

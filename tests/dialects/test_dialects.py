@@ -10,12 +10,12 @@ from lora_export.errors import UsageError
 from lora_export.records import Adapter, AdapterFile, TensorRef, TensorSpec
 
 
-def file(tensors):
+def file(tensors, config=None):
     refs = {
         name: TensorRef(TensorSpec(name, "F32", shape), Path("x"), 0, 0)
         for name, shape in tensors.items()
     }
-    return AdapterFile(Path("x"), refs)
+    return AdapterFile(Path("x"), refs, config=config or {})
 
 
 def test_every_dialect_has_a_row_and_every_row_a_dialect():
@@ -24,9 +24,9 @@ def test_every_dialect_has_a_row_and_every_row_a_dialect():
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_tensor_is_used_once(name):
-    tensors, modules, full = CASES[name]
-    assert all_dialects()[name].recognizes(file(tensors)) > Evidence.NONE
-    adapter = read_adapter(file(tensors), dialect=None)
+    tensors, modules, full, config = CASES[name]
+    assert all_dialects()[name].recognizes(file(tensors, config)) > Evidence.NONE
+    adapter = read_adapter(file(tensors, config), dialect=None)
     assert adapter.dialect == name
     assert {update.module: set(update.factors) for update in adapter.updates} == modules
     assert {replacement.name for replacement in adapter.replacements} == full

@@ -1,23 +1,56 @@
 """Every layer kind is complete: a row with its oracle, an independent formula, a live branch."""
 
+import pytest
 import torch
 from loralib_models import KINDS, layer
+from peft_layers import LAYERS, train
+from safetensors.torch import save_file
 
+from lora_export.api import merge
 from lora_export.layers import all_kinds
 from lora_export.verification.branches import FORMS
-from lora_export.verification.expected import CHANGES, FORMULAS
+from lora_export.verification.branches_attention import TIMES
+from lora_export.verification.expected import CHANGES, FORMULAS, TANGENTS
 
-ROWS = {"conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "merged": "merged_linear"}
+LORALIB = {"conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "merged": "merged_linear"}
+PEFT = {
+    # kind: a layer of tests/peft_layers.py, how it is trained
+    "linear": ("linear", {}),
+    "embedding": ("embedding", {}),
+    "peft_conv": ("conv2d", {}),
+    "lora_bias": ("linear", {"lora_bias": True}),
+    "dora_linear": ("linear", {"use_dora": True}),
+    "dora_embedding": ("embedding", {"use_dora": True}),
+    "dora_conv": ("conv2d", {"use_dora": True}),
+    "attention_in": ("attention", {}),
+    "attention_out": ("attention", {}),
+}
 
 
 def test_every_kind_has_a_row_and_every_row_a_kind():
-    rows = {ROWS.get(kind.split()[0], kind.split()[0]) for kind in KINDS}
-    assert rows == set(all_kinds())
+    rows = {LORALIB.get(kind.split()[0], kind.split()[0]) for kind in KINDS}
+    by_tuner = {name: kind.tuners for name, kind in all_kinds().items()}
+    assert rows == {name for name, tuners in by_tuner.items() if "loralib" in tuners}
+    assert set(PEFT) == {name for name, tuners in by_tuner.items() if tuners - {"loralib"}}
+
+
+@pytest.mark.parametrize("kind", PEFT)
+def test_every_row_of_peft_is_read_as_its_kind(kind, tmp_path):
+    name, settings = PEFT[kind]
+    trained = train(name, **settings)
+    trained.save(tmp_path / "adapter")
+    save_file(trained.base, tmp_path / "base.safetensors")
+    base, adapter = tmp_path / "base.safetensors", tmp_path / "adapter"
+    plan = merge(base, [adapter], tmp_path / "out.safetensors", dry_run=True).plan
+    assert kind in {delta.kind for step in plan.changed() for delta in step.deltas}
+    assert name == "attention" or name in LAYERS
 
 
 def test_every_kind_has_an_independent_formula_and_a_live_branch():
     assert set(FORMULAS) | set(CHANGES) == set(all_kinds())
-    assert set(FORMS) == set(all_kinds())
+    assert not set(FORMULAS) & set(CHANGES)
+    assert set(TANGENTS) <= set(CHANGES)
+    assert set(FORMS) | set(TIMES) == set(all_kinds())
 
 
 def test_every_row_is_a_layer_of_loralib():

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 MAX_RANK = 1 << 16
 """PEFT allocates whatever a file says: r = 10^8 asks for 51 GB."""
 
+MAX_NUMBER = 1e9
+"""Of a scaling's numerator; an integer of a file may even be too large for a float."""
+
+MAX_PATTERNS = 10_000
+"""One a module, as EVA writes them, and more; each is tried on every module."""
+
 CONFIG_NAME = "adapter_config.json"
 
 
@@ -39,14 +45,14 @@ class PeftConfig:
         """True or false."""
         value = self._get(key, default)
         if not isinstance(value, bool):
-            self.refuse(key, f"= {value!r:.80} is neither true nor false")
+            self.refuse(key, f"= {_shown(value)} is neither true nor false")
         return value
 
     def text(self, key: str, default: str = "") -> str:
         """A text."""
         value = self._get(key, default)
         if not isinstance(value, str):
-            self.refuse(key, f"= {value!r:.80} is no text")
+            self.refuse(key, f"= {_shown(value)} is no text")
         return value
 
     def whole(self, key: str, default: int | None = None) -> int:
@@ -62,25 +68,32 @@ class PeftConfig:
         value = self._get(key, [])
         listed = [value] if isinstance(value, str) else value
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
-            self.refuse(key, f"= {value!r:.80} is no list of texts")
+            self.refuse(key, f"= {_shown(value)} is no list of texts")
         return tuple(listed)
 
     def table(self, key: str) -> Mapping[str, object]:
         """An object; empty where it is missing."""
         value = self._get(key, {})
         if not isinstance(value, dict):
-            self.refuse(key, f"= {value!r:.80} is no object")
+            self.refuse(key, f"= {_shown(value)} is no object")
         return value
 
     def ranks(self) -> list[tuple[Pattern, int]]:
         """rank_pattern, in the order of the file."""
-        found = self.table("rank_pattern").items()
+        found = self._patterns("rank_pattern").items()
         return [(self._pattern(k), self._rank(f"rank_pattern {k}", v)) for k, v in found]
 
     def alphas(self) -> list[tuple[Pattern, float]]:
         """alpha_pattern, in the order of the file."""
-        found = self.table("alpha_pattern").items()
+        found = self._patterns("alpha_pattern").items()
         return [(self._pattern(k), self._finite(f"alpha_pattern {k}", v)) for k, v in found]
+
+    def _patterns(self, key: str) -> Mapping[str, object]:
+        found = self.table(key)
+        if len(found) > MAX_PATTERNS:
+            message = f"{key} holds {len(found)} patterns, more than {MAX_PATTERNS}"
+            raise LimitError(message, where=str(self.path))
+        return found
 
     def _get(self, key: str, default: object) -> object:
         value = self.members.get(key)
@@ -91,14 +104,23 @@ class PeftConfig:
 
     def _rank(self, key: str, value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            self.refuse(key, f"= {value!r:.80} is no positive whole number")
+            self.refuse(key, f"= {_shown(value)} is no positive whole number")
         if value > MAX_RANK:
-            message = f"{key} = {value} is above {MAX_RANK}"
+            message = f"{key} = {_shown(value)} is above {MAX_RANK}"
             raise LimitError(message, where=str(self.path), hint="no adapter has such a rank")
         return value
 
     def _finite(self, key: str, value: object) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value):  # type: ignore[arg-type]
-            self.refuse(key, f"= {value!r:.80} is no finite number")
+        if not is_number or not abs(value) < math.inf:  # type: ignore[arg-type]
+            self.refuse(key, f"= {_shown(value)} is no finite number")
+        if abs(value) > MAX_NUMBER:  # type: ignore[arg-type]
+            self.refuse(key, f"= {_shown(value)} is above {MAX_NUMBER:g}")
         return value  # type: ignore[return-value]
+
+
+def _shown(value: object) -> str:
+    """The value for a message; Python spells out no integer of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 256:  # noqa: PLR2004
+        return f"a number of {value.bit_length()} bits"
+    return f"{value!r:.80}"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from lora_export.dialects.peft.attention import (
+    attention_of,
+    attention_problems,
+    attentions,
+    base_name,
+)
 from lora_export.dialects.peft.config import CONFIG_NAME
-from lora_export.dialects.peft.patterns import first_fit
+from lora_export.dialects.peft.lora_refusals import refusals
+from lora_export.dialects.peft.patterns import Pattern, first_fit
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.records import Problem, Said, Update
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lora_export.dialects.peft.config import PeftConfig
     from lora_export.dialects.peft.tuner import Modules
@@ -21,37 +29,78 @@ _ROLES = {
     "lora_magnitude_vector": "M", "lora_B.bias": "bias",
 }  # fmt: skip
 
-# They start from another base than the one on disk, and are right only on that.
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_NOT_MERGEABLE = {
-    "alora_invocation_tokens": "an activated LoRA works from the invocation tokens on only",
-    "arrow_config": "Arrow chooses among its adapters for every token",
-    "use_qalora": "QALoRA pools the input before A",
-}
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """What the configuration says of every module."""
+
+    rank: int
+    alpha: float
+    ranks: Sequence[tuple[Pattern, int]]
+    alphas: Sequence[tuple[Pattern, float]]
+    rule: ScalingRule
+    fan_in_fan_out: bool | None
+
+    @classmethod
+    def of(cls, config: PeftConfig) -> _Numbers:
+        rule: ScalingRule = "alpha / sqrt(rank)" if config.flag("use_rslora") else "alpha / rank"
+        turned = config.members.get("fan_in_fan_out")
+        return cls(
+            config.whole("r", 8),
+            config.number("lora_alpha", 8),
+            config.ranks(),
+            config.alphas(),
+            rule,
+            turned if isinstance(turned, bool) else None,
+        )
+
+    def said(self, module: str, tuner: str) -> Said:
+        return Said(
+            tuner=tuner,
+            alpha=first_fit(self.alphas, module, self.alpha),
+            rank=first_fit(self.ranks, module, self.rank),
+            rule=self.rule,
+            fan_in_fan_out=self.fan_in_fan_out,
+            source=CONFIG_NAME,
+        )
 
 
 def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Problem]]:
-    ranks, alphas = config.ranks(), config.alphas()
-    rank, alpha = config.whole("r", 8), config.number("lora_alpha", 8)
-    rule: ScalingRule = "alpha / sqrt(rank)" if config.flag("use_rslora") else "alpha / rank"
-    hint = config.members.get("fan_in_fan_out")
-    updates, problems = [], []
+    numbers = _Numbers.of(config)
+    found = attentions(modules)
+    updates: list[Update] = []
+    problems = attention_problems(config, found) if found else []
     for module, stems in modules.items():
-        factors = {_ROLES[stem]: ref for stem, ref in stems.items()}
-        problem = _incomplete(config, module, factors, stems)
-        if problem:
-            problems.append(problem)
+        if wrong := _contradictions(config, module, stems):
+            problems += wrong
             continue
-        said = Said(
-            tuner=_tuner(stems),
-            alpha=first_fit(alphas, module, alpha),
-            rank=first_fit(ranks, module, rank),
-            rule=rule,
-            fan_in_fan_out=hint if isinstance(hint, bool) else None,
-            source=CONFIG_NAME,
-        )
-        updates.append(Update(module, factors, said=said))
+        outer = attention_of(module, found)
+        if outer is None:
+            updates += _updates(numbers, module, stems)
+        else:
+            updates.append(_attention(numbers, module, stems, outer))
     return updates, problems
+
+
+def _updates(numbers: _Numbers, module: str, stems: Mapping[str, TensorRef]) -> Iterator[Update]:
+    """The weight's, and the bias's where B has one."""
+    factors = {_ROLES[stem]: ref for stem, ref in stems.items()}
+    bias = factors.pop("bias", None)
+    said = numbers.said(module, _tuner(stems))
+    yield Update(module, factors, said=said)
+    if bias is not None:
+        yield Update(module, {"bias": bias}, "bias", replace(said, tuner="lora_bias"))
+
+
+def _attention(
+    numbers: _Numbers, module: str, stems: Mapping[str, TensorRef], outer: str
+) -> Update:
+    """The two projections have the numbers of the attention, by its name."""
+    factors = {_ROLES[stem]: ref for stem, ref in stems.items()}
+    if module == outer:
+        said = numbers.said(outer, "lora_attention_in")
+        return Update(module, factors, "in_proj_weight", said)
+    return Update(base_name(module), factors, said=numbers.said(outer, "lora_attention_out"))
 
 
 def _tuner(stems: Mapping[str, TensorRef]) -> str:
@@ -59,45 +108,31 @@ def _tuner(stems: Mapping[str, TensorRef]) -> str:
     return f"{'dora' if 'lora_magnitude_vector' in stems else 'lora'}{embedding}"
 
 
-def _incomplete(
-    config: PeftConfig,
-    module: str,
-    factors: Mapping[str, TensorRef],
-    stems: Mapping[str, TensorRef],
-) -> Problem | None:
+def _contradictions(
+    config: PeftConfig, module: str, stems: Mapping[str, TensorRef]
+) -> list[Problem]:
+    """A factor without its partner, or one that the configuration does not speak of."""
     where = f"{config.path.parent}: {module or '(root module)'}"
-    if missing := {"A", "B"} - factors.keys():
-        role = min(missing)
+    if unknown := stems.keys() - _ROLES.keys():
+        message = f"{min(unknown)} is no factor of LoRA"
+        return [Problem(message, where, "was the file written by another tool?")]
+    roles = [_ROLES[stem] for stem in stems]
+    if missing := {"A", "B"} - set(roles):
         hint = "a factor without its partner cannot be merged: save the adapter again"
-        return Problem(f"lora_{role} is missing; its partner is there", where, hint)
-    if config.flag("use_dora") != ("lora_magnitude_vector" in stems):
-        has = "holds" if "lora_magnitude_vector" in stems else "lacks"
-        message = f"use_dora is {config.flag('use_dora')}, but the file {has} the magnitude"
-        return Problem(message, where, "configuration and tensors belong to different adapters")
-    return None
-
-
-def _refusals(config: PeftConfig) -> list[Problem]:
-    where = str(config.path)
-    problems = [
-        Problem(f"{key}: {why}, so there is no merged weight", where, "serve it with PEFT")
-        for key, why in _NOT_MERGEABLE.items()
-        if config.members.get(key)
+        return [Problem(f"lora_{min(missing)} is missing; its partner is there", where, hint)]
+    if len(set(roles)) < len(roles):
+        hint = "a module is an embedding or not: was the file put together of two?"
+        return [Problem("holds factors of a linear layer and of an embedding", where, hint)]
+    return [
+        Problem(f"{flag} is {config.flag(flag)}, but the file {has} {what}", where, _OTHER)
+        for flag, role, what in _FLAGGED
+        if config.flag(flag) != (role in roles)
+        for has in ("holds" if role in roles else "lacks",)
     ]
-    start = config.members.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
-        message = f"init_lora_weights = {start!r:.80}: the adapter is right only on the base that "
-        hint = (
-            "convert it in training with save_pretrained(path_initial_model_for_weight_conversion="
-            "...), or name that changed base here and set init_lora_weights to true"
-        )
-        problems.append(Problem(f"{message}this start has changed", where, hint))
-    return problems
 
 
-TUNER = Tuner(
-    "LORA",
-    frozenset(stem for stem in _ROLES if "." not in stem),
-    _read,
-    _refusals,
-)
+_FLAGGED = (("use_dora", "M", "a magnitude"), ("lora_bias", "bias", "a bias of lora_B"))
+_OTHER = "configuration and tensors belong to different adapters"
+
+
+TUNER = Tuner("LORA", frozenset(stem for stem in _ROLES if "." not in stem), _read, refusals)

@@ -7,7 +7,9 @@ PEFT 0.21.2, utils.other.get_pattern_key: the FIRST key in the file's order with
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
+from math import comb
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_export.errors import InputError, LimitError
@@ -18,50 +20,97 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 MAX_LENGTH = 1000
-MAX_REPEATS = 4
+MAX_REPEATS = 3
+MAX_STEPS = 10_000_000
+"""Ways to try one name, counted too high: a tenth of a second of Python's matcher."""
+
+_HINT = "write module names in rank_pattern and alpha_pattern"
 _PLAIN = re.compile(r"[\w.-]+")
-_REPEAT = re.compile(r"(?<!\\)(?:[*+]|\{\d*,\d*\})")
-_REPEATED_GROUP = re.compile(r"(?<!\\)\)(?:[*+]|\{)")
-_REFERENCE = re.compile(r"\\[1-9]|\(\?P=")
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_CLASS = re.compile(r"\[\^?\]?[^\]]*\]")
+_REPEAT = re.compile(r"[*+]|\{\d*,\d*\}")
+_REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{)")
+_OPTIONAL = re.compile(r"(?<![(*+?}])\?")
+_REFERENCE = re.compile(r"\(\?P=|\(\?\(")
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One key of rank_pattern or alpha_pattern."""
+    """One key of rank_pattern or alpha_pattern.
+
+    repeats, ways: of how many unbounded repeats and of how many choices a match is made.
+    """
 
     text: str
     expression: re.Pattern[str]
+    where: str = ""
+    repeats: int = 0
+    ways: int = 1
 
     def fits(self, module: str) -> bool:
-        """Whether PEFT takes the pattern for this module."""
+        """Whether PEFT takes the pattern for this module.
+
+        Raises:
+            LimitError: for so long a name the answer may take for ever.
+        """
+        free = self.repeats + 1  # and that of the expression around the pattern
+        if self.ways * comb(len(module) + free, free) > MAX_STEPS:
+            _refuse(self.text, self.where)
         return self.expression.match(module) is not None
 
 
 def compile_pattern(text: str, where: str) -> Pattern:
     """The pattern, if it is one, and one that cannot take for ever.
 
-    Backtracking explodes where a repeated group repeats something, and grows with the number of
-    unbounded repeats; both are bounded here, long before any name is matched.
+    Backtracking explodes where a repeated group repeats or chooses something, and grows with the
+    number of repeats and choices; all are bounded here, long before any name is matched.
 
     Raises:
         InputError: no regular expression.
         LimitError: it may take for ever.
     """
-    if not _PLAIN.fullmatch(text):
-        _refuse_slow(text, where)
+    repeats, ways = (0, 1) if _PLAIN.fullmatch(text) else _measure(text, where)
     try:
-        return Pattern(text, re.compile(rf"(.*\.)?({text})$"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python, on sets that it may read otherwise one day
+            expression = re.compile(rf"(.*\.)?({text})$")
     except (re.error, RecursionError, OverflowError) as error:
         raise InputError(f"{text!r:.200} is no pattern: {error}", where=where) from error
+    return Pattern(text, expression, where, repeats, ways)
 
 
-def _refuse_slow(text: str, where: str) -> None:
-    repeats = len(_REPEAT.findall(text))
-    nested = _REPEATED_GROUP.search(text) or _REFERENCE.search(text)
-    if len(text) > MAX_LENGTH or repeats > MAX_REPEATS or nested:
-        message = f"the pattern {text[:200]!r} may take for ever to match"
-        hint = "write module names in rank_pattern and alpha_pattern"
-        raise LimitError(message, where=where, hint=hint)
+def _measure(text: str, where: str) -> tuple[int, int]:
+    """(unbounded repeats, ways to choose among alternatives and options)."""
+    if len(text) > MAX_LENGTH:
+        _refuse(text, where)
+    back = any(found[1] in "123456789" for found in _ESCAPE.finditer(text))
+    plain = _CLASS.sub("c", _ESCAPE.sub("e", text))
+    repeats = len(_REPEAT.findall(plain))
+    ways = _alternatives(plain) * 2 ** min(len(_OPTIONAL.findall(plain)), 64)
+    nested = _REPEATED_GROUP.search(plain) or _REFERENCE.search(plain)
+    if repeats > MAX_REPEATS or ways > MAX_STEPS or nested or back:
+        _refuse(text, where)
+    return repeats, ways
+
+
+def _alternatives(plain: str) -> int:
+    """The number of alternatives of every group, multiplied."""
+    ways, open_groups = 1, [1]
+    for letter in plain:
+        if letter == "(":
+            open_groups.append(1)
+        elif letter == "|":
+            open_groups[-1] += 1
+        elif letter == ")" and len(open_groups) > 1:
+            ways *= open_groups.pop()
+    for rest in open_groups:
+        ways *= rest
+    return ways
+
+
+def _refuse(text: str, where: str) -> None:
+    message = f"the pattern {text[:200]!r} may take for ever to match"
+    raise LimitError(message, where=where, hint=_HINT)
 
 
 def first_fit(patterns: Iterable[tuple[Pattern, Value]], module: str, default: Value) -> Value:

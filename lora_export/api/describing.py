@@ -1,0 +1,48 @@
+"""The model card of a merged folder: from the finished job to README.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_export.api.proving import given_options, input_files
+from lora_export.checkpoint.writer import write_bytes
+from lora_export.report.model_card import model_card
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from lora_export.api.proving import Job
+    from lora_export.records import Check, WrittenFile
+
+
+def describe(
+    job: Job,
+    folder: Path,
+    checks: Sequence[Check],
+    digests: Mapping[Path, str],
+    max_shard_size: str | None,
+) -> tuple[WrittenFile, ...]:
+    """Write README.md into `folder`; nothing where the result is one file.
+
+    digests: of the inputs, as for the manifest. max_shard_size: the option that the settings
+    lack.
+    """
+    plan = job.plan
+    if plan.card is None:
+        return ()
+    options = given_options(job)
+    if job.settings.get("hparams"):
+        options["hparams"] = "FACTS"
+    if max_shard_size:
+        options["max_shard_size"] = max_shard_size
+    base_files, adapter_files = input_files(plan, digests)
+    content = model_card(
+        plan,
+        plan.card,
+        options=options,
+        base_files=base_files,
+        adapter_files=adapter_files,
+        checks=checks,
+    )
+    return (write_bytes(folder / "README.md", content),)

@@ -1,0 +1,41 @@
+"""Which files of a folder are its tokenizer's, chat templates with them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.files import system_errors
+from lora_export.records import SideFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_TEMPLATES = "additional_chat_templates"
+_NAME = re.compile(
+    r"tokenizer(?:_config)?\.json|tokenizer\.model(?:\.v\d+)?|special_tokens_map\.json|"
+    r"added_tokens\.json|vocab\.(?:json|txt|bpe|model)|merges\.txt|spiece\.model|"
+    r"sentencepiece\.bpe\.model|(?:source|target)\.spm|tekken\.json|[\w.-]+\.tiktoken|"
+    rf"chat_template\.(?:jinja|json)|{_TEMPLATES}/[^/]+\.jinja",
+    re.ASCII,
+)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file of a model folder, by its relative name, belongs to the tokenizer."""
+    return _NAME.fullmatch(name) is not None
+
+
+def tokenizer_files(folder: Path) -> list[SideFile]:
+    """The tokenizer files of `folder`, by name; nothing else in it is looked at.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    with system_errors(folder, "read"):
+        templates = folder / _TEMPLATES
+        inside = list(templates.iterdir()) if templates.is_dir() else []
+        paths = [path for path in [*folder.iterdir(), *inside] if path.is_file()]
+    files = [SideFile(path.relative_to(folder).as_posix(), path) for path in paths]
+    kept = [file for file in files if is_tokenizer_file(file.name)]
+    return sorted(kept, key=lambda file: file.name)

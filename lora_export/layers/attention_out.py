@@ -1,0 +1,48 @@
+"""The output projection of torch's MultiheadAttention, whose update counts twice in PEFT."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from lora_export.records import Delta
+
+
+def _readings(shapes: Shapes) -> list[Reading]:
+    if not shapes.are_matrices:
+        return []
+    (rank, features), (features_out, rank_b) = shapes.a, shapes.b
+    fits = rank == rank_b and shapes.weight == (features_out, features)
+    return [Reading("attention_out", rank)] if fits else []
+
+
+def _change(
+    delta: Delta, factors: Mapping[str, torch.Tensor], base: torch.Tensor, first: int, stop: int
+) -> torch.Tensor:
+    """Rows of out_proj in PEFT 0.21.2, tuners.lora.layer.MultiheadAttention.merge.
+
+    It adds the update, rounded to the weight's dtype, and then calls the merge of the adapted
+    out_proj, which adds it again. Its forward merges first, so adapters are trained that way; with
+    safe_merge as well, since the second call does not pass that on.
+    """
+    update = (factors["B"][first:stop] @ factors["A"]) * delta.scaling
+    return (base + update.to(base.dtype)) + update
+
+
+KIND = LayerKind(
+    "attention_out",
+    ("A", "B"),
+    _readings,
+    weight_matrix,
+    None,
+    "A (r, width), B (width, r) for the out_proj.weight (width, width)",
+    tuners=frozenset({"lora_attention_out"}),
+    change=_change,
+    twice=frozenset(),
+)

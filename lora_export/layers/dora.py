@@ -1,0 +1,32 @@
+"""DoRA: the weight after the update, brought to the learned length, row by row or by column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_export.errors import FitError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_export.records import Delta
+
+
+def length_factor(
+    delta: Delta, magnitude: torch.Tensor, length: torch.Tensor, first: int = 0
+) -> torch.Tensor:
+    """`magnitude / weight_norm` of PEFT 0.21.2, tuners.lora.variants.
+
+    first: the number of the first row or column, for messages.
+
+    Raises:
+        FitError: a length is zero, where PEFT gives NaN or infinity.
+    """
+    zero = (length == 0).flatten()
+    if zero.any():
+        columns = delta.kind == "dora_embedding" or delta.fan_in_fan_out
+        place = f"{'column' if columns else 'row'} {first + int(zero.nonzero()[0])}"
+        message = f"{place} of weight and update together is zero, and DoRA divides by its length"
+        hint = "PEFT gives NaN there: is the base pruned? train without DoRA"
+        raise FitError(message, where=f"{delta.module}.{delta.parameter}", hint=hint)
+    return magnitude / length

@@ -1,0 +1,184 @@
+"""README.md of a merged folder: what it is made of, how that was proven, how it is loaded.
+
+Like the manifest it holds no time and no path of this machine. The front matter follows the rules
+of the Hugging Face Hub; it is written here and not by a YAML library, as texts are all it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import lora_export
+from lora_export.report.columns import counted
+from lora_export.report.result import tensor_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from lora_export.records import Adapter, Card, Check, MergePlan, WrittenFile
+
+_PLAIN = re.compile(r"[A-Za-z][\w./-]*", re.ASCII)
+_RESERVED = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+_USUAL = {"recipe": "auto", "tied": "untie"}
+_RECIPES = {
+    "auto": "the bits of the merge of the library that the adapter was trained with",
+    "exact": "updates and weights are added in float32 and rounded once",
+}
+
+
+def model_card(
+    plan: MergePlan,
+    card: Card,
+    *,
+    options: Mapping[str, Any],
+    base_files: Sequence[WrittenFile],
+    adapter_files: Sequence[WrittenFile],
+    checks: Sequence[Check],
+) -> bytes:
+    """The card as the bytes of README.md; arguments as for the manifest."""
+    lines = [
+        *_front_matter(card.metadata),
+        "",
+        f"# {card.base or 'A model'}, with a LoRA merged into it",
+        "",
+        *_introduction(plan, card),
+        *_loading(card),
+        "## What it is made of",
+        "",
+        *_inputs(plan, base_files, adapter_files),
+        "",
+        *_changes(plan),
+        "## Verification",
+        "",
+        *_verification(checks),
+        "",
+        "## How it was made",
+        "",
+        "```sh",
+        _command(plan, card, options),
+        "```",
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _front_matter(metadata: Mapping[str, str | tuple[str, ...]]) -> Iterator[str]:
+    yield "---"
+    for key, value in metadata.items():
+        if isinstance(value, str):
+            yield f"{key}: {_scalar(value)}"
+        else:
+            yield f"{key}:"
+            yield from (f"- {_scalar(item)}" for item in value)
+    yield "---"
+
+
+def _scalar(text: str) -> str:
+    """A YAML scalar that every reader takes for this text: `no` is a language, not a falsehood."""
+    if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _introduction(plan: MergePlan, card: Card) -> Iterator[str]:
+    base = f"[{card.base}](https://huggingface.co/{card.base})" if card.base else "The base model"
+    yield f"{base}, with {counted(len(plan.adapters), 'LoRA adapter')} merged into its weights:"
+    yield "nothing of an adapter is left to load or to compute. Merged by lora-export"
+    yield f"{lora_export.__version__}; `lora_export.json` beside this page records every input,"
+    yield "every fact and every check."
+    if card.is_trained_on:
+        yield "The base's name is the one in the adapter's configuration; its files are below."
+    yield ""
+
+
+def _loading(card: Card) -> Iterator[str]:
+    if not card.loader:
+        return
+    names = [card.loader, *(["AutoTokenizer"] if card.has_tokenizer else [])]
+    yield from ("## Load it", "", "```python", f"from transformers import {', '.join(names)}", "")
+    yield 'path = "."  # this folder, or the name of its repository'
+    yield f"model = {card.loader}.from_pretrained(path)"
+    if card.has_tokenizer:
+        yield "tokenizer = AutoTokenizer.from_pretrained(path)"
+    yield from ("```", "")
+
+
+def _inputs(
+    plan: MergePlan, base_files: Sequence[WrittenFile], adapter_files: Sequence[WrittenFile]
+) -> Iterator[str]:
+    yield "| input | file | bytes | SHA-256 |"
+    yield "|---|---|---|---|"
+    for file in base_files:
+        yield _row("base", file)
+    for adapter, file in zip(plan.adapters, adapter_files, strict=True):
+        yield _row(_described(adapter), file)
+
+
+def _row(what: str, file: WrittenFile) -> str:
+    digest = f"`{file.sha256}`" if file.sha256 else "not taken"
+    return f"| {what} | {_code(file.path)} | {file.size:,} | {digest} |"
+
+
+def _described(adapter: Adapter) -> str:
+    weight = f", weight {adapter.weight:g}" if adapter.weight != 1 else ""
+    return f"adapter ({adapter.dialect}, {counted(len(adapter.updates), 'module')}{weight})"
+
+
+def _code(text: str) -> str:
+    """A name from outside, that cannot end its cell or its span."""
+    return f"`{re.sub(r'[`|<>]', '?', text) if text.isprintable() else '?'}`"
+
+
+def _changes(plan: MergePlan) -> Iterator[str]:
+    counts = tensor_counts(plan)
+    yield f"Of {counts['total']:,} tensors {counts['changed']:,} are changed and"
+    yield f"{counts['added']:,} are new; all others are the base's, byte for byte. Recipe"
+    yield f"`{plan.recipe}`: {_RECIPES.get(plan.recipe, 'see the manifest')}."
+    yield ""
+    edits = {name: told for name, told in plan.edits().items() if name != "README.md"}
+    if edits:
+        yield "Edited beside the weights:"
+        yield ""
+        yield from (f"- {_code(name)}: {_code('; '.join(told))}" for name, told in edits.items())
+        yield ""
+
+
+def _verification(checks: Sequence[Check]) -> Iterator[str]:
+    if not checks:
+        yield "Nothing was verified: the merge was made with `--no-verify`."
+        return
+    yield f"{counted(len(checks), 'check')} passed before this folder was published; the manifest"
+    yield "holds what each of them saw and allowed:"
+    yield ""
+    yield from (f"- {check.name}" for check in checks)
+    yield ""
+    yield "`lora-export verify .` holds the files against their digests again."
+
+
+def _command(plan: MergePlan, card: Card, options: Mapping[str, Any]) -> str:
+    """The command, with BASE and ADAPTER for the paths of the machine where it was run."""
+    base = card.base or "BASE"
+    several = len(plan.adapters) > 1
+    adapters = [f"ADAPTER{n if several else ''}" for n in range(1, len(plan.adapters) + 1)]
+    words = ["lora-export", "merge", base, *adapters, "-o", "OUT"]
+    for name, value in options.items():
+        if _USUAL.get(name) != value:
+            words += _option(name, value)
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _option(name: str, value: object) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        off = ["--no-fan-in-fan-out"] if name == "fan_in_fan_out" else []
+        return [flag] if value else off
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if name == "enable_lora" and not isinstance(value, str):
+        return [flag, ",".join("1" if block else "0" for block in values)]
+    return [word for item in values for word in (flag, _text(item))]
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,52 @@
+"""Live branches on parameters: a module reads them without calling the layer they belong to.
+
+torch's MultiheadAttention hands its projections' parameters to a function, so PEFT 0.21.2 itself
+merges before every forward and takes the update out again: tuners.lora.layer.MultiheadAttention.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lora_export.checkpoint.tensors import read_tensor
+from lora_export.verification.expected import scaling_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_export.records import Delta
+
+TIMES = {"attention_in": 1, "attention_out": 2}
+"""How often PEFT adds the update, by layer kind."""
+
+
+class ParameterBranch(nn.Module):
+    """A parametrization that adds one update whenever its parameter is read; counts that."""
+
+    def __init__(self, module: nn.Module, delta: Delta) -> None:
+        """Attach to the parameter of `module` that `delta` names."""
+        super().__init__()
+        self.delta = delta
+        self.calls = 0
+        self._factors = {role: read_tensor(ref) for role, ref in delta.factors.items()}
+        parametrize.register_parametrization(module, delta.parameter, self)
+        self.calls = 0  # torch has read it once to look at its shape
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The parameter as the unmerged layer has it."""
+        self.calls += 1
+        down, up = (self._factors[role].to(weight.dtype) for role in ("A", "B"))
+        return weight + (up @ down) * (scaling_of(self.delta) * TIMES[self.delta.kind])
+
+
+def stored_parameter(module: nn.Module, name: str) -> torch.Tensor:
+    """The parameter without the live branches on it."""
+    listed = getattr(module, "parametrizations", None)
+    if listed is not None and name in listed:
+        stored: torch.Tensor = listed[name].original
+        return stored
+    parameter: torch.Tensor = getattr(module, name)
+    return parameter

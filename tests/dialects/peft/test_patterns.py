@@ -1,0 +1,120 @@
+"""A pattern fits what PEFT says it fits; one that could hang is refused, and quickly."""
+
+import time
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft.utils.other import get_pattern_key
+
+from lora_export.dialects.peft.patterns import compile_pattern, first_fit
+from lora_export.errors import InputError, LimitError
+
+PARTS = ["q_proj", "k_proj", "layers", "0", "1", "10", "model", "self_attn", "proj"]
+PIECES = [
+    *PARTS,
+    r"\d+",
+    ".*",
+    r"\.",
+    ".",
+    "|",
+    "(0|1)",
+    "(?:q|k)_proj",
+    "[01]",
+    "^",
+    "$",
+    "+",
+    r"\w",
+]
+MODULES = st.lists(st.sampled_from(PARTS), min_size=1, max_size=5).map(".".join)
+TEXTS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join)
+
+
+def accepted(texts):
+    """The patterns that are taken, in order."""
+    for text in texts:
+        with suppress(InputError, LimitError):
+            yield compile_pattern(text, "a test"), text
+
+
+@settings(max_examples=300)
+@given(st.lists(TEXTS, max_size=5, unique=True), MODULES)
+def test_the_first_fit_is_the_key_that_peft_takes(texts, module):
+    patterns = list(accepted(texts))
+    key = get_pattern_key([text for _, text in patterns], module)
+    values = {text: place for place, (_, text) in enumerate(patterns)}
+    wanted = values.get(key, -1)
+    numbered = [(pattern, values[text]) for pattern, text in patterns]
+    assert first_fit(numbered, module, -1) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "module", "fits"),
+    [
+        ("q_proj", "model.layers.0.q_proj", True),
+        ("q_proj", "model.layers.0.xq_proj", False),  # a component, not an ending
+        ("0.q_proj", "model.layers.10.q_proj", False),
+        (r"layers\.(0|1|2)\..*q_proj", "model.layers.1.self_attn.q_proj", True),
+        (r"layers\.(0|1|2)\..*q_proj", "model.layers.3.self_attn.q_proj", False),
+        ("^model.layers.0.q_proj", "model.layers.0.q_proj", True),
+        ("^layers.0.q_proj", "model.layers.0.q_proj", False),
+        ("q_proj|k_proj", "model.k_proj", True),
+        ("q_proj$", "model.q_proj", True),
+        ("", "model.", True),
+        ("[[]", "[", True),
+    ],
+)
+def test_fits(text, module, fits):
+    assert compile_pattern(text, "a test").fits(module) is fits
+    assert (get_pattern_key([text], module) == text) is fits
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(a+)+",
+        "(a*)*",
+        "(.*)*b",
+        "((a|a)*)b",
+        r"(a*|\\)*b",
+        "(a|aa)(a|aa)" * 20 + "b",
+        "a?" * 60 + "a" * 60,
+        ".*.*.*.*.*.*x",
+        "(a{1,60}){1,60}b",
+        "(a+){30}b",
+        r"(a)\1\1",
+        r"(?P<x>a+)(?P=x)b",
+        "(a)(?(1)a+|b)",
+        "x" * 1001 + "+",
+    ],
+)
+def test_a_pattern_that_may_hang_is_refused_at_once(text):
+    start = time.perf_counter()
+    with pytest.raises(LimitError, match="may take for ever"):
+        compile_pattern(text, "a test").fits("a" * 200)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("text", [".*.*x", r".*\.layers\.\d+\.x", "(a|aa)(a|aa)(a|aa)b", "a?a?a?b"])
+def test_what_is_taken_is_quick_on_every_name(text):
+    pattern = compile_pattern(text, "a test")
+    for size in (10, 100, 1000, 100_000):
+        start = time.perf_counter()
+        try:
+            pattern.fits("a" * size)
+        except LimitError:
+            assert size >= 1000
+        assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("text", ["(", "[", "*", "a**", "(?<a", "\\", "(?i)a)", "a{99999999999}"])
+def test_what_is_no_expression_is_refused(text):
+    with pytest.raises((InputError, LimitError)):
+        compile_pattern(text, "a test")
+
+
+@given(st.text(max_size=40))
+def test_no_text_is_a_traceback(text):
+    for pattern, _ in accepted([text]):
+        pattern.fits("model.layers.0.q_proj")

@@ -1,0 +1,232 @@
+"""What an adapter says itself: orientation of square weights, rank, scaling, contradictions."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft_layers import disturb
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+from lora_export.api import merge
+from lora_export.errors import FitError, LoraExportError, UsageError
+from lora_export.planning.orientation import stores_in_out
+from lora_export.planning.resolve import Unresolved
+from lora_export.planning.said import resolve_said
+from lora_export.records import Adapter, Checkpoint, Facts, Said, TensorRef, TensorSpec, Update
+
+SQUARE = {"A": (2, 8), "B": (8, 2)}
+
+
+def resolved(shapes, weight, *, stored_in_out=None, given=None, **said):
+    factors = {
+        role: TensorRef(TensorSpec(role, "F32", shape), Path("x"), 0, 0)
+        for role, shape in shapes.items()
+    }
+    told = Said(**{"tuner": "lora", "alpha": 6, "rank": 2, "source": "a test", **said})
+    update = Update("m", factors, said=told)
+    adapter = Adapter(Path("a"), "peft", (update,), ())
+    return resolve_said(
+        adapter, update, told, "m", TensorSpec("m.weight", "BF16", weight),
+        given=given or Facts(), stored_in_out=stored_in_out, recipe="peft",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tuner", ["lora", "dora"])
+@pytest.mark.parametrize(
+    ("weight", "hint", "stored", "turned"),
+    [
+        ((8, 8), True, False, False),  # nn.Linear, whatever the file says
+        ((8, 8), False, True, True),  # Conv1D, whatever the file says
+        ((8, 8), None, True, True),
+        ((8, 8), True, None, True),  # nobody knows: the file's word
+        ((8, 8), False, None, False),
+        ((8, 8), None, None, False),
+    ],
+)
+def test_a_square_weight_is_read_as_the_model_stores_it(weight, hint, stored, turned, tuner):
+    shapes = {**SQUARE, "M": (8,)} if tuner == "dora" else SQUARE
+    found = resolved(shapes, weight, stored_in_out=stored, fan_in_fan_out=hint, tuner=tuner)
+    assert found.fan_in_fan_out is turned
+    assert found.dtype == "BF16"
+
+
+@pytest.mark.parametrize("stored", [None, True, False])
+@pytest.mark.parametrize(("weight", "turned"), [((12, 8), False), ((8, 12), True)])
+def test_the_shape_decides_where_it_can(weight, turned, stored):
+    shapes = {"A": (2, 8), "B": (12, 2)}
+    assert resolved(shapes, weight, stored_in_out=stored).fan_in_fan_out is turned
+
+
+@pytest.mark.parametrize(
+    ("shapes", "weight", "tuner", "kind"),
+    [
+        ({"A": (2, 8), "B": (12, 2)}, (12, 8), "lora", "linear"),
+        ({"A": (2, 8), "B": (4, 2)}, (8, 4), "lora_embedding", "embedding"),
+        ({"A": (2, 8, 3), "B": (4, 2, 1)}, (4, 8, 3), "lora", "peft_conv"),
+        ({"A": (2, 8, 3, 5), "B": (4, 2, 1, 1)}, (4, 8, 3, 5), "lora", "peft_conv"),
+        ({"A": (2, 8, 1, 1, 1), "B": (4, 2, 1, 1, 1)}, (4, 8, 1, 1, 1), "lora", "peft_conv"),
+        ({"A": (2, 8), "B": (12, 2), "M": (12,)}, (12, 8), "dora", "dora_linear"),
+        ({"A": (2, 8), "B": (4, 2), "M": (4,)}, (8, 4), "dora_embedding", "dora_embedding"),
+        ({"A": (2, 8, 3), "B": (4, 2, 1), "M": (1, 4, 1)}, (4, 8, 3), "dora", "dora_conv"),
+        ({"bias": (12,)}, (12,), "lora_bias", "lora_bias"),
+        ({"A": (2, 8), "B": (24, 2)}, (24, 8), "lora_attention_in", "attention_in"),
+        ({"A": (2, 8), "B": (8, 2)}, (8, 8), "lora_attention_out", "attention_out"),
+    ],
+)
+def test_the_kind_is_read_from_the_shapes(shapes, weight, tuner, kind):
+    found = resolved(shapes, weight, tuner=tuner)
+    assert (found.kind, found.rank, found.scaling) == (kind, 2, 3.0)
+
+
+def test_scalings_are_the_librarys_own_floats():
+    assert resolved(SQUARE, (8, 8), rule="alpha / sqrt(rank)").scaling == 6 / math.sqrt(2)
+    assert resolved(SQUARE, (8, 8), rule="1").scaling == 1.0
+    assert resolved(SQUARE, (8, 8), rule="alpha / (rank + 1e-5)").scaling == 6 / (2 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "weight", "said", "words"),
+    [
+        (SQUARE, (8, 9), {}, "fit no layer with a weight"),
+        (SQUARE, (8, 8), {"rank": 3}, "rank is 2 in the tensors but 3 in a test"),
+        ({"A": (2, 8), "B": (8, 3)}, (8, 8), {}, "fit no layer"),
+        # B of a convolution in two groups
+        ({"A": (2, 8, 3), "B": (4, 1, 1)}, (4, 4, 3), {}, "one in groups has no weight"),
+        ({**SQUARE, "M": (9,)}, (8, 8), {"tuner": "dora"}, "fit no layer"),
+        ({"bias": (9,)}, (8,), {"tuner": "lora_bias"}, "fit no layer"),
+        ({"A": (2, 8), "B": (16, 2)}, (16, 8), {"tuner": "lora_attention_in"}, "fit no layer"),
+    ],
+)
+def test_what_does_not_fit_is_told(shapes, weight, said, words):
+    with pytest.raises(Unresolved) as caught:
+        resolved(shapes, weight, **said)
+    [problem] = caught.value.unfit
+    assert words in str(problem)
+
+
+def test_an_option_that_contradicts_the_file_is_refused():
+    with pytest.raises(Unresolved) as caught:
+        resolved(SQUARE, (8, 8), given=Facts(alpha=7, source="--alpha"))
+    assert "alpha is 6 in a test but 7 in --alpha" in str(caught.value.missing[0])
+    assert resolved(SQUARE, (8, 8), given=Facts(alpha=6)).alpha == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "stored"),
+    [
+        ("gpt2", "transformer.h.0.attn.c_attn", True),
+        ("gpt2", "h.0.mlp.c_proj", True),
+        ("gpt2", "lm_head", False),
+        ("bert", "encoder.layer.0.attention.self.query", False),
+        ("llama", "model.layers.0.c_proj", False),
+        (None, "h.0.attn.c_attn", None),
+        (7, "h.0.attn.c_attn", None),
+    ],
+)
+def test_how_a_model_type_stores_its_weights(kind, module, stored):
+    config = {} if kind is None else {"model_type": kind}
+    assert stores_in_out(Checkpoint(Path("x"), "folder", (), config=config), module) is stored
+
+
+MODELS = {
+    "bert": (
+        lambda: BertModel(BertConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+            vocab_size=30, max_position_embeddings=12,
+        )),
+        ["query"],
+    ),
+    "gpt2": (
+        lambda: GPT2LMHeadModel(GPT2Config(
+            n_embd=16, n_layer=1, n_head=2, n_inner=16, vocab_size=30, n_positions=12,
+            tie_word_embeddings=False,
+        )),
+        ["c_proj"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # transformers' of names it gives up, PEFT's of the wrong word
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_wrong_word_of_the_file_on_square_weights_is_ignored_as_peft_does(
+    model_type, dora, tmp_path
+):
+    build, targets = MODELS[model_type]
+    base = build()
+    base.save_pretrained(tmp_path / "base")
+    turned = model_type == "gpt2"
+    config = LoraConfig(target_modules=targets, r=2, use_dora=dora, fan_in_fan_out=turned)
+    model = get_peft_model(base, config)
+    disturb(model)
+    model.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fan_in_fan_out": not turned}))
+    merge(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", verify=False)
+    fresh = type(base).from_pretrained(tmp_path / "base")
+    peft = PeftModel.from_pretrained(fresh, tmp_path / "adapter").merge_and_unload()
+    merged, wanted = load_file(tmp_path / "out" / "model.safetensors"), peft.state_dict()
+    assert [key for key in merged if not torch.equal(merged[key], wanted[key])] == []
+
+
+def peft_folder(folder, tensors, **members):
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **members}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+LINEAR = {"q.lora_A.weight": torch.ones(2, 8), "q.lora_B.weight": torch.ones(12, 2)}
+
+
+@pytest.mark.parametrize(
+    ("base", "tensors", "members", "words"),
+    [
+        (
+            {"q.weight": torch.ones(12, 8)},
+            {**LINEAR, "q.lora_B.bias": torch.ones(12)},
+            {"lora_bias": True},
+            ["the base has no bias", "lora_bias needs a layer with a bias"],
+        ),
+        ({"q.weight": torch.ones(12, 8)}, LINEAR, {"lora_alpha": 0}, ["the scaling is 0"]),
+        (
+            {"a.q_proj_weight": torch.ones(8, 8), "a.out_proj.weight": torch.ones(8, 8)},
+            {
+                "a.lora_A.weight": torch.ones(2, 8),
+                "a.lora_B.weight": torch.ones(24, 2),
+                "a.base_layer.out_proj.lora_A.weight": torch.ones(2, 8),
+                "a.base_layer.out_proj.lora_B.weight": torch.ones(8, 2),
+            },
+            {},
+            ["the base has no in_proj_weight", "a.in_proj_weight"],
+        ),
+    ],
+    ids=["no bias", "alpha 0", "separate projections"],
+)
+def test_what_the_base_lacks_is_told(base, tensors, members, words, tmp_path):
+    save_file(base, tmp_path / "base.safetensors")
+    adapter = peft_folder(tmp_path / "adapter", tensors, **members)
+    with pytest.raises(FitError) as caught:
+        merge(tmp_path / "base.safetensors", [adapter], tmp_path / "out.safetensors")
+    text = str(caught.value)
+    assert [word for word in words if word not in text] == [], text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "7", "{", '{"peft_type": "LORA", "r": ' + "9" * 5000 + "}", '{"peft_type": null}', ""],
+)
+def test_a_hostile_configuration_is_refused(text, tmp_path):
+    save_file({"q.weight": torch.ones(12, 8)}, tmp_path / "base.safetensors")
+    adapter = peft_folder(tmp_path / "adapter", LINEAR)
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(LoraExportError) as caught:
+        merge(tmp_path / "base.safetensors", [adapter], tmp_path / "out.safetensors")
+    assert not isinstance(caught.value, UsageError) or caught.value.problems
