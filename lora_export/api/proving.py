@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.errors import InputError, UsageError
-from lora_export.models.choose import factory_model, folder_model, tied_groups, why_no_model
+from lora_export.models.choose import (
+    factory_model,
+    folder_model,
+    runtime_names,
+    tied_groups,
+    why_no_model,
+)
 from lora_export.models.inputs import parse_inputs
 from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
 from lora_export.records import WrittenFile
@@ -114,7 +120,14 @@ def plan_job(
     proof.check()
     source = factory_model(model, proof.input)
     facts = source.facts() if source else None
-    plan = plan_request(request, facts, inputs=inputs, recorded=recorded, lookup=tied_groups)
+    plan = plan_request(
+        request,
+        facts,
+        inputs=inputs,
+        recorded=recorded,
+        lookup=tied_groups,
+        runtime=runtime_names,
+    )
     return Job(plan, source, proof, settings)
 
 

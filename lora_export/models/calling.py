@@ -96,16 +96,23 @@ def bind_call(
 
 @contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
-    """Switch `config.use_cache` off, as the cache is state, not a result, and put it back."""
-    config = getattr(model, "config", None)
-    if not getattr(config, "use_cache", False):
-        yield
-        return
-    config.use_cache = False  # type: ignore[union-attr]
+    """Switch `config.use_cache` off, as the cache is state, not a result, and put it back.
+
+    Also that of every inner model: of one of text and images, the text model's decides.
+    """
+    configs = {id(found): found for found in map(_config_of, model.modules())}
+    cached: list[Any] = [found for found in configs.values() if getattr(found, "use_cache", False)]
+    for config in cached:
+        config.use_cache = False
     try:
         yield
     finally:
-        config.use_cache = True  # type: ignore[union-attr]
+        for config in cached:
+            config.use_cache = True
+
+
+def _config_of(module: nn.Module) -> object:
+    return getattr(module, "config", None)
 
 
 def name_outputs(returned: object, *, taken: Container[str] = ()) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_export.models.source import ModelSource
-    from lora_export.records import Checkpoint
+    from lora_export.records import Checkpoint, NameTable
 
 
 def factory_model(model: str | None, inputs: Sequence[str]) -> FactoryModel | None:
@@ -51,6 +51,16 @@ def tied_groups(base: Checkpoint) -> tuple[tuple[str, ...], ...] | None:
         return None
     try:
         return HuggingFaceModel(base, ()).facts().ties
+    except (InputError, UsageError):
+        return None
+
+
+def runtime_names(base: Checkpoint) -> NameTable | None:
+    """What the folder's model calls its tensors while it runs; None where nobody knows."""
+    if not base.config.get("architectures") or not transformers_installed():
+        return None
+    try:
+        return HuggingFaceModel(base, ()).names
     except (InputError, UsageError):
         return None
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, MissingExtraError, UsageError
 from lora_export.models.calling import FAILURES
 from lora_export.models.loralib_modules import read_facts
+from lora_export.models.name_table import read_name_table
 from lora_export.models.quiet import quiet
 from lora_export.models.state import untie
 from lora_export.planning.names import BaseNames
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from lora_export.records import Checkpoint, MergePlan, ModelFacts, TensorRef
+    from lora_export.records import Checkpoint, MergePlan, ModelFacts, NameTable, TensorRef
 
 
 def transformers_installed() -> bool:
@@ -59,11 +61,22 @@ class HuggingFaceModel:
 
     def facts(self) -> ModelFacts:
         """Facts from the model built without weights."""
+        return read_facts(self._skeleton(), self._label)
+
+    @cached_property
+    def names(self) -> NameTable | None:
+        """Where the model has what a checkpoint calls otherwise; None before transformers 5."""
+        with quiet():
+            return read_name_table(self._skeleton())
+
+    def _skeleton(self) -> nn.Module:
+        """The model without weights."""
         import torch
 
         try:
             with quiet(), torch.device("meta"):
-                return read_facts(self._class(self._config), self._label)
+                skeleton: nn.Module = self._class(self._config)
+                return skeleton
         except FAILURES as error:
             reason = " ".join(str(error).split())[:300]
             message = f"transformers cannot build {self._class.__name__}: {reason}"
@@ -89,7 +102,10 @@ class HuggingFaceModel:
             reason = " ".join(str(error).split())[:300]
             message = f"transformers cannot build {self._class.__name__}: {reason}"
             raise InputError(message, where=str(checkpoint.root)) from error
-        untie(model, [name for name in untied if self._is_tied(model, name)])
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")  # the others have no kernels for float64
+        own = [self._own_name(model, name) for name in untied]
+        untie(model, [name for name in own if self._is_tied(model, name)])
         model.eval().requires_grad_(requires_grad=False)
         names = BaseNames(model.state_dict())
         targets = {name: self._state_name(names, name) for name in full}
@@ -110,6 +126,8 @@ class HuggingFaceModel:
         modules: dict[str, nn.Module] = dict(model.named_modules())
         found = next((n for n in self._spellings(name) if n in modules), None)
         if found is None:
+            found = self._runtime_name(f"{name}.weight").removesuffix(".weight")
+        if found not in modules:
             raise FitError("the model has no such module", where=name)
         return modules[found]
 
@@ -118,8 +136,16 @@ class HuggingFaceModel:
         prefix = f"{self._class.base_model_prefix}."
         return [name, prefix + name, name.removeprefix(prefix)]
 
+    def _runtime_name(self, name: str) -> str:
+        """By transformers' own table, where it has one."""
+        return self.names.places([name])[name].name if self.names else name
+
     def _state_name(self, names: BaseNames, name: str) -> str | None:
-        return next((n for n in map(names.tensor, self._spellings(name)) if n), None)
+        spellings = [*self._spellings(name), self._runtime_name(name)]
+        return next((n for n in map(names.tensor, spellings) if n), None)
+
+    def _own_name(self, model: nn.Module, name: str) -> str:
+        return self._state_name(BaseNames(model.state_dict()), name) or name
 
     def _is_tied(self, model: nn.Module, name: str) -> bool:
         groups = read_facts(model, self._label).ties

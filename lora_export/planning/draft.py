@@ -9,12 +9,12 @@ from lora_export.errors import FitError, UsageError
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from lora_export.planning.facts import FactTable
     from lora_export.planning.names import PrefixChange
     from lora_export.planning.tied import Tie
-    from lora_export.records import Checkpoint, Delta, ModelFacts, TensorRef
+    from lora_export.records import Checkpoint, Delta, ModelFacts, NameTable, TensorRef
 
 Tied = Literal["untie", "eval", "error"]
 Recipe = Literal["auto", "peft", "peft-safe", "exact"]
@@ -44,7 +44,8 @@ class Options:
 class Draft:
     """Decisions by base tensor name, and the problems, grouped by the exit status they mean.
 
-    kept: the adapter's full tensors that are the base's own.
+    table: asks for the names of the running model, where somebody knows them. kept: the adapter's
+    full tensors that are the base's own.
     """
 
     base: Checkpoint
@@ -53,6 +54,7 @@ class Draft:
     model: ModelFacts | None
     options: Options
     ties: tuple[Tie, ...]
+    table: Callable[[], NameTable | None] = lambda: None
     merged: dict[str, list[Delta]] = field(default_factory=dict)
     replaced: dict[str, TensorRef] = field(default_factory=dict)
     added: dict[str, TensorRef] = field(default_factory=dict)

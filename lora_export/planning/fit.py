@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_export.checkpoint.contents import is_zero, same_content
 from lora_export.layers import all_kinds
-from lora_export.planning.names import (
-    IDENTITY,
-    BaseNames,
-    choose_prefix,
-    join,
-    replacement_names,
-    without_wrappers,
-)
-from lora_export.planning.orientation import stores_in_out
+from lora_export.planning.names import BaseNames, join, replacement_names, without_wrappers
+from lora_export.planning.orientation import stacks_in_out, stores_in_out
+from lora_export.planning.parameters import settle, wanted_of
 from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.planning.said import resolve_said
+from lora_export.planning.spaces import Space, find_space
 from lora_export.records import FLOAT_DTYPES, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_export.planning.draft import Draft
+    from lora_export.planning.parameters import Settled
     from lora_export.records import (
         Adapter,
         Delta,
+        Facts,
         MergeRecipe,
         Replacement,
+        Said,
         TensorRef,
         TensorSpec,
         Update,
@@ -52,27 +51,21 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         message = "no low-rank factors are left after --allow-unmatched"
         draft.unfit.append(Problem(message, str(adapter.path)))
         return
-    # A bias is looked for beside the weight, which is adapted as well.
-    weights = [u for u in updates if u.parameter != "bias"] or updates
-    change, problems = choose_prefix(
-        [u.module for u in weights],
-        names,
-        draft.options.rename,
-        [u.parameter for u in weights],
+    space, choices, problems = find_space(
+        wanted_of(updates), Space(names, draft.stored), draft.table, draft.options.rename
     )
-    draft.unfit += [_at(adapter, problem) for problem in problems]
-    if problems:
+    settled, unsure = ([], problems) if problems else settle(updates, space, draft.table)
+    draft.unfit += [_at(adapter, problem) for problem in unsure]
+    if unsure:
         return
-    if change != IDENTITY:
-        draft.choices.append(f"{adapter.path.name}: {change}, resolves all {len(weights)} modules")
-    for update in updates:
-        located = names.locate(update.module, change, update.parameter)
-        _fit_update(draft, adapter, update, located)
-    targets = replacement_names([r.name for r in replacements], change, names)
+    draft.choices += [f"{adapter.path.name}: {choice}" for choice in choices]
+    for one in settled:
+        _fit_update(draft, adapter, one)
+    targets = replacement_names([r.name for r in replacements], space.change, names)
     for replacement in replacements:
-        target = targets[replacement.name]
         plain = without_wrappers(replacement.name)
-        if target and without_wrappers(target) not in {plain, change.apply(plain)}:
+        target = space.full_tensor(plain) or targets[replacement.name]
+        if target and without_wrappers(target) not in {plain, space.change.apply(plain)}:
             draft.choices.append(f"{replacement.name}: the base calls it {target}")
         _fit_replacement(draft, adapter, replacement, target)
 
@@ -101,38 +94,24 @@ def _left_in(draft: Draft, items: Sequence[Item], keys: Sequence[list[str]]) -> 
     return left
 
 
-def _fit_update(
-    draft: Draft, adapter: Adapter, update: Update, located: tuple[str, tuple[str, ...]]
-) -> None:
-    module, weights = located
+def _fit_update(draft: Draft, adapter: Adapter, settled: Settled) -> None:
+    update, located = settled.update, settled.located
     where = f"{adapter.path}: {update.module or '(root module)'}"
-    if not weights:
-        message = f"the base has no {update.parameter} for this module, and the adapter updates it"
-        hint = "lora_bias needs a layer with a bias: PEFT does not merge it either"
-        draft.unfit.append(Problem(message, where, hint))
-        return
-    refs = [draft.stored[draft.table_of(weight)] for weight in weights]
-    if len(refs) > 1 and not all(same_content(refs[0], other) for other in refs[1:]):
-        message = f"the base holds {' and '.join(weights)}, which differ; which is the weight?"
-        draft.unfit.append(Problem(message, where))
-        return
-    base = refs[0].spec
-    if base.dtype not in FLOAT_DTYPES:
-        hint = "merge into the 16-bit or 32-bit base that was quantised from"
-        draft.unfit.append(Problem(f"{base.name} is stored as {base.dtype}", where, hint))
-        return
-    if draft.model and without_wrappers(module) in draft.model.normed:
-        message = "an Embedding with max_norm is not equal to the unmerged model after merging"
-        draft.unfit.append(Problem(message, where, "train without max_norm"))
+    problem = _unusable(draft, settled, where)
+    if problem:
+        draft.unfit.append(problem)
         return
     try:
-        delta = _resolved(draft, adapter, update, module, base)
+        deltas = _resolved(draft, adapter, settled)
     except Unresolved as unresolved:
         draft.missing += unresolved.missing
         draft.unfit += unresolved.unfit
         return
-    _refuse_no_effect(draft, update, delta, where)
-    for weight in weights:
+    _refuse_no_effect(draft, update, next(iter(deltas.values())), where)
+    if located.parts:
+        count = f"{len(deltas)} tensors of the base"
+        draft.choices.append(f"{located.module}.{update.parameter}: {count} are its parts")
+    for weight, delta in deltas.items():
         merged = draft.merged.setdefault(weight, [])
         if any(other.adapter == delta.adapter for other in merged):
             message = f"{weight} is updated by another module of the same adapter already"
@@ -154,10 +133,51 @@ def _refuse_no_effect(draft: Draft, update: Update, delta: Delta, where: str) ->
         draft.unfit.append(Problem(message, where, "--allow-noop accepts it"))
 
 
-def _resolved(
-    draft: Draft, adapter: Adapter, update: Update, module: str, base: TensorSpec
-) -> Delta:
+def _unusable(draft: Draft, settled: Settled, where: str) -> Problem | None:
+    """Why the base's tensors cannot be updated."""
+    located = settled.located
+    names = located.tensors or tuple(part.name for part in located.parts)
+    refs = [draft.stored[draft.table_of(name)] for name in names]
+    if located.obstacle:
+        hint = "merge it with PEFT's merge_and_unload(), then export the result with this tool"
+        message = f"the base stores {located.module}.{settled.update.parameter} otherwise"
+        return Problem(f"{message}: {located.obstacle}", where, hint)
+    whole = refs if located.tensors else refs[:1]
+    if not all(same_content(whole[0], other) for other in whole[1:]):
+        message = f"the base holds {' and '.join(names)}, which differ; which is the weight?"
+        return Problem(message, where)
+    odd = [ref.spec for ref in refs if ref.spec.dtype not in FLOAT_DTYPES]
+    if odd:
+        hint = "merge into the 16-bit or 32-bit base that was quantised from"
+        return Problem(f"{odd[0].name} is stored as {odd[0].dtype}", where, hint)
+    if draft.model and without_wrappers(located.module) in draft.model.normed:
+        message = "an Embedding with max_norm is not equal to the unmerged model after merging"
+        return Problem(message, where, "train without max_norm")
+    return None
+
+
+def _resolved(draft: Draft, adapter: Adapter, settled: Settled) -> dict[str, Delta]:
+    """What the update does to each of the base's tensors, by their names."""
+    located = settled.located
+    if not located.parts:
+        base = draft.stored[draft.table_of(located.tensors[0])].spec
+        return dict.fromkeys(located.tensors, _one_delta(draft, adapter, settled, base))
+    whole = replace(draft.stored[located.parts[0].name].spec, shape=located.shape)
+    delta = _one_delta(draft, adapter, settled, whole)
+    if delta.fan_in_fan_out:
+        message = f"{located.module} is stored expert by expert, which holds none (in, out)"
+        where = f"{adapter.path}: {settled.update.module}"
+        hint = "was it trained with PEFT 0.18 or older? merge it with that"
+        raise Unresolved(Problem(message, where, hint), missing=False)
+    shapes = {part: draft.stored[part.name].spec.shape for part in located.parts}
+    return {
+        part.name: replace(delta, shape=shape, start=part.start) for part, shape in shapes.items()
+    }
+
+
+def _one_delta(draft: Draft, adapter: Adapter, settled: Settled, base: TensorSpec) -> Delta:
     """By the adapter's own word, or by the facts that the user gives."""
+    update, module = settled.update, settled.located.module
     if update.said is None:
         facts = draft.facts.of(module, str(adapter.path))
         _refuse_foreign_recipe(draft, adapter)
@@ -165,9 +185,6 @@ def _resolved(
         model = draft.model.source if draft.model else ""
         return resolve(adapter, update, module, base, facts, has_bias=has_bias, model=model)
     facts = draft.facts.of(module)  # a manifest has nothing to add to the adapter's own word
-    turned = facts.fan_in_fan_out
-    if turned is None:
-        turned = stores_in_out(draft.base, module)
     recipe: MergeRecipe = "peft-safe" if draft.options.recipe == "peft-safe" else "peft"
     return resolve_said(
         adapter,
@@ -176,9 +193,20 @@ def _resolved(
         module,
         base,
         given=facts,
-        stored_in_out=turned,
+        stored_in_out=_turned(draft, settled, update.said, facts),
         recipe=recipe,
     )
+
+
+def _turned(draft: Draft, settled: Settled, said: Said, facts: Facts) -> bool | None:
+    """Whether a square weight is stored (in, out): by the user, the adapter, or the model."""
+    if facts.fan_in_fan_out is not None:
+        return facts.fan_in_fan_out
+    if said.tuner != "parameter":
+        return stores_in_out(draft.base, settled.located.module)
+    if settled.turned is not None:
+        return settled.turned
+    return stacks_in_out(draft.base, said.version)
 
 
 def _refuse_foreign_recipe(draft: Draft, adapter: Adapter) -> None:

@@ -15,8 +15,6 @@ from lora_export.records import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    Place = tuple[str, str]  # a module and its parameter
-
 # Where loralib layers and older GPT-2 checkpoints keep the weight of a module.
 _WEIGHT_SUFFIXES = ("weight", "conv.weight", "w")
 _BIAS_SUFFIXES = ("bias", "conv.bias", "b")
@@ -77,10 +75,14 @@ class BaseNames:
         """The base's tensors of a parameter: two when a convolution's weight is stored twice."""
         return tuple(dict.fromkeys(name for name, _ in self._weights(module, parameter)))
 
+    def holds(self, module: str, parameters: Iterable[str]) -> bool:
+        """Whether the base has any of these parameters of the module."""
+        return any(self.weights(module, parameter) for parameter in parameters)
+
     def _weights(self, module: str, parameter: str = "weight") -> list[tuple[str, str]]:
         """(tensor name, module name) for every name under which the base has the parameter."""
-        named = ((self.find(join(module, leaf)), leaf) for leaf in suffixes(parameter))
-        return [(n, n.removesuffix(suffix).removesuffix(".")) for n, suffix in named if n]
+        found = ((self.find(join(module, suffix)), suffix) for suffix in _suffixes(parameter))
+        return [(n, n.removesuffix(suffix).removesuffix(".")) for n, suffix in found if n]
 
     def tensor(self, name: str) -> str | None:
         """The base's tensor that a full tensor called `name` replaces."""
@@ -99,12 +101,11 @@ class BaseNames:
     ) -> tuple[str, tuple[str, ...]]:
         """The base's own name of an adapter's module after `change`, and the tensors updated.
 
-        No tensors where the module has no such parameter.
+        Both empty where the base has no such parameter.
         """
         exact = self._weights(module, parameter) if change == IDENTITY else []
         found = exact or self._weights(change.apply(without_wrappers(module)) or "", parameter)
-        own = found[0][1] if found else module
-        return own, tuple(dict.fromkeys(name for name, _ in found))
+        return (found[0][1] if found else ""), tuple(dict.fromkeys(name for name, _ in found))
 
     def plain_names(self) -> Iterable[str]:
         """All names without wrappers."""
@@ -117,14 +118,14 @@ class BaseNames:
         return get_close_matches(name, same_tail or self.names, n=3, cutoff=0.0)
 
 
-def suffixes(parameter: str) -> tuple[str, ...]:
-    """The last parts under which checkpoints keep a parameter."""
-    return {"weight": _WEIGHT_SUFFIXES, "bias": _BIAS_SUFFIXES}.get(parameter, (parameter,))
-
-
 def join(module: str, leaf: str) -> str:
     """`module.leaf`, or `leaf` for the root module."""
     return f"{module}.{leaf}" if module else leaf
+
+
+def _suffixes(parameter: str) -> tuple[str, ...]:
+    """The last parts under which checkpoints keep a parameter."""
+    return {"weight": _WEIGHT_SUFFIXES, "bias": _BIAS_SUFFIXES}.get(parameter, (parameter,))
 
 
 def weight_names(module: str) -> list[str]:
@@ -141,30 +142,25 @@ def without_wrappers(name: str) -> str:
 
 
 def choose_prefix(
-    modules: Sequence[str],
-    base: BaseNames,
-    only: PrefixChange | None = None,
-    parameters: Sequence[str] = (),
+    modules: Mapping[str, Sequence[str]], base: BaseNames, only: PrefixChange | None = None
 ) -> tuple[PrefixChange, list[Problem]]:
     """The one change of prefix that resolves all `modules`; IDENTITY where none is needed.
 
-    only: the change the user named; no other is tried. parameters: of every module the parameter
-    that is updated, where it is not the weight.
+    modules: with the parameters of each of which the base must have one. only: the change the
+    user named; no other is tried.
     """
-    named = parameters or ["weight"] * len(modules)
-    places = [(without_wrappers(m), one) for m, one in zip(modules, named, strict=True)]
-    candidates = [only] if only else [IDENTITY, *_candidates(places, base)]
-    hits = {change: _resolved(change, places, base) for change in dict.fromkeys(candidates)}
-    wanted = len(set(places))
-    if only is None and len(hits[IDENTITY]) == wanted:
+    plain = {without_wrappers(module): names for module, names in modules.items()}
+    candidates = [only] if only else [IDENTITY, *_candidates(plain, base)]
+    hits = {change: _resolved(change, plain, base) for change in dict.fromkeys(candidates)}
+    if only is None and len(hits[IDENTITY]) == len(plain):
         return IDENTITY, []
-    whole = [change for change, found in hits.items() if len(found) == wanted]
+    whole = [change for change, found in hits.items() if len(found) == len(plain)]
     if len(whole) == 1 and (only or not whole[0].exchanges):
         return whole[0], []
     if whole:
         return whole[0], [_unsure(whole)]
     best = max(hits, key=lambda change: len(hits[change]))
-    return best, _unresolved(places, hits[best], best, base)
+    return best, _unresolved(plain, hits[best], best, base)
 
 
 def _unsure(changes: Sequence[PrefixChange]) -> Problem:
@@ -179,29 +175,33 @@ def _unsure(changes: Sequence[PrefixChange]) -> Problem:
     return Problem(f"the modules fit the base in {len(changes)} places: {listed}", hint=hint)
 
 
-def _resolved(change: PrefixChange, places: Sequence[Place], base: BaseNames) -> set[Place]:
-    """The modules that have their parameter in the base after `change`."""
-    changed = {place: change.apply(place[0]) for place in places}
+def _resolved(
+    change: PrefixChange, modules: Mapping[str, Sequence[str]], base: BaseNames
+) -> set[str]:
+    """The modules that have a parameter in the base after `change`."""
+    changed = {module: change.apply(module) for module in modules}
     return {
-        place
-        for place, name in changed.items()
-        if name is not None and base.weights(name, place[1])
+        module
+        for module, name in changed.items()
+        if name is not None and base.holds(name, modules[module])
     }
 
 
-def _candidates(places: Sequence[Place], base: BaseNames) -> list[PrefixChange]:
+def _candidates(modules: Mapping[str, Sequence[str]], base: BaseNames) -> list[PrefixChange]:
     """Every change that resolves the first module and is possible for all of them."""
-    first = places[0][0].split(".")
+    first_name, parameters = next(iter(modules.items()))
+    first = first_name.split(".")
     common = len(first) - 1
-    for module, _ in places:
+    for module in modules:
         parts = module.split(".")[:-1]
         same = [a == b for a, b in zip(first, parts, strict=False)]
         common = min(common, same.index(False) if False in same else len(same))
+    suffixes = [suffix for parameter in parameters for suffix in _suffixes(parameter)]
     found = []
     for dropped in range(common + 1):
         rest = ".".join(first[dropped:])
         old = "".join(f"{part}." for part in first[:dropped])
-        for suffix in suffixes(places[0][1]):
+        for suffix in suffixes:
             ending = f".{rest}.{suffix}"
             found += [
                 PrefixChange.between(old, name[: -len(ending) + 1])
@@ -214,18 +214,20 @@ def _candidates(places: Sequence[Place], base: BaseNames) -> list[PrefixChange]:
 
 
 def _unresolved(
-    places: Sequence[Place], found: set[Place], change: PrefixChange, base: BaseNames
+    modules: Mapping[str, Sequence[str]], found: set[str], change: PrefixChange, base: BaseNames
 ) -> list[Problem]:
-    partial = f" ({change} resolves {len(found)} of {len(places)})" if found else ""
+    partial = f" ({change} resolves {len(found)} of {len(modules)})" if found else ""
     problems = []
-    for module, parameter in places:
-        if (module, parameter) not in found:
+    for module, parameters in modules.items():
+        if module not in found:
             name = change.apply(module) or module
-            tried = ", ".join(join(name, suffix) for suffix in suffixes(parameter))
-            near = ", ".join(base.nearest(join(name, parameter)))
+            suffixes = [suffix for parameter in parameters for suffix in _suffixes(parameter)]
+            tried = ", ".join(join(name, suffix) for suffix in suffixes)
+            kinds = " or ".join(parameters[:3])
+            near = ", ".join(base.nearest(join(name, suffixes[0])))
             problems.append(
                 Problem(
-                    f"the base has no {parameter} for this module{partial}; tried: {tried}",
+                    f"the base has no {kinds} for this module{partial}; tried: {tried}",
                     module or "(root module)",
                     f"nearest in the base: {near or 'nothing'}; wrong base or wrong adapter? "
                     "--allow-unmatched GLOB leaves keys out",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
 # The model types of transformers 5.24 that have layers of pytorch_utils.Conv1D, and the layers.
 _MODELS = frozenset({"clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"})
 _LAYERS = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
+
+# The model types of transformers 5.24 whose stacks of experts have is_transposed.
+_STACKS_IN_OUT = frozenset({"aria", "aria_text", "gpt_oss", "openai_privacy_filter"})
 
 
 def stores_in_out(base: Checkpoint, module: str) -> bool | None:
@@ -21,3 +25,21 @@ def stores_in_out(base: Checkpoint, module: str) -> bool | None:
     if not isinstance(kind, str):
         return None
     return kind in _MODELS and module.rpartition(".")[2] in _LAYERS
+
+
+def stacks_in_out(base: Checkpoint, version: str) -> bool | None:
+    """Whether `version` of PEFT reads square experts as (in, out); None where nobody knows.
+
+    tuners.lora.layer.ParamWrapper of PEFT 0.18.1 does always; of 0.19.0 where the module is not
+    is_transposed, the wrong way round; of 0.19.1 to 0.21.2 where it is.
+    """
+    numbers = re.match(r"(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?", version)
+    if not numbers:
+        return None
+    release = tuple(int(number or 0) for number in numbers.groups())
+    if release < (0, 19):
+        return True
+    kind = base.config.get("model_type")
+    if not isinstance(kind, str):
+        return None
+    return (kind in _STACKS_IN_OUT) == (release > (0, 19, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_export.dialects.loralib import factor_key
@@ -20,11 +21,11 @@ from lora_export.report.columns import counted
 from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from lora_export.planning.facts import FactTable
     from lora_export.planning.tied import Lookup
-    from lora_export.records import Adapter, Checkpoint, ModelFacts, Shard
+    from lora_export.records import Adapter, Checkpoint, ModelFacts, NameTable, Shard
 
 
 def make_plan(
@@ -35,11 +36,13 @@ def make_plan(
     *,
     model: ModelFacts | None = None,
     lookup: Lookup = lambda _: None,
+    runtime: Callable[[Checkpoint], NameTable | None] = lambda _: None,
 ) -> MergePlan:
     """Decide every output tensor and every edit of a side file; no byte is written.
 
     model: what the user's own model tells. lookup: the groups of tied parameters of a folder's
     architecture, None where nobody knows; asked only when a table or a head may be concerned.
+    runtime: the names of the running model, asked only when the base's own do not suffice.
 
     Raises:
         InputError: the base holds low-rank factors and nobody said that it is unmerged.
@@ -47,8 +50,9 @@ def make_plan(
         UsageError: facts are missing, with every fact and how to give it.
     """
     touched = [name for adapter in adapters for name in adapter.names()]
-    ties = find_ties(base, touched, model, lookup)
-    draft = Draft(base, base.tensors(), facts, model, options, ties)
+    table = cache(lambda: runtime(base))
+    ties = find_ties(base, touched, model, lookup, table)
+    draft = Draft(base, base.tensors(), facts, model, options, ties, table)
     _tell_wrappers(draft, adapters)
     _tell_prefixes(draft, adapters)
     draft.base = base = _without_factors(draft)

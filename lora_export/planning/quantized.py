@@ -12,6 +12,7 @@ from lora_export.checkpoint.quantized import find_quantization
 from lora_export.planning.fit import keys_of
 from lora_export.planning.names import IDENTITY, BaseNames, choose_prefix, join, without_wrappers
 from lora_export.planning.origin import original_hint
+from lora_export.planning.parameters import wanted_of
 from lora_export.records import Problem
 from lora_export.report.columns import counted
 
@@ -53,7 +54,7 @@ def _touched(
 ) -> Iterator[str]:
     """The quantised weights, by a plain model's names, that the adapter changes or replaces."""
     globs = draft.options.allow_unmatched
-    modules = [u.module for u in adapter.updates if not _is_let_go(keys_of(u), globs)]
+    modules = wanted_of(u for u in adapter.updates if not _is_let_go(keys_of(u), globs))
     full = [r.name for r in adapter.replacements if not _is_let_go([r.name], globs)]
     change, _ = choose_prefix(modules, names, draft.options.rename) if modules else (IDENTITY, [])
     leaves = {weight.rpartition(".")[2] for weight in found.weights}

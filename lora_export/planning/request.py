@@ -20,10 +20,10 @@ from lora_export.records import Facts
 from lora_export.report.columns import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lora_export.planning.tied import Lookup
-    from lora_export.records import Adapter, Checkpoint, MergePlan, ModelFacts
+    from lora_export.records import Adapter, Checkpoint, MergePlan, ModelFacts, NameTable
 
 
 class AdapterOptions(TypedDict, total=False):
@@ -148,12 +148,13 @@ def plan_request(
     inputs: Inputs | None = None,
     recorded: Mapping[tuple[str, str], Facts] | None = None,
     lookup: Lookup = lambda _: None,
+    runtime: Callable[[Checkpoint], NameTable | None] = lambda _: None,
 ) -> MergePlan:
     """The plan for `request`.
 
     model: what the user's model tells. inputs: what read_inputs gave, if it was called before.
     recorded: facts by adapter's path and module from an earlier manifest, used where there is no
-    model. lookup: see planning.plan.make_plan.
+    model. lookup, runtime: see planning.plan.make_plan.
 
     Raises:
         InputError, FitError, UsageError: see read_inputs and make_plan.
@@ -163,7 +164,13 @@ def plan_request(
     modules = model.modules if model else {}
     facts = FactTable.joined(request.given, top, patterns, modules, recorded=recorded)
     return make_plan(
-        inputs.base, inputs.adapters, facts, request.options, model=model, lookup=lookup
+        inputs.base,
+        inputs.adapters,
+        facts,
+        request.options,
+        model=model,
+        lookup=lookup,
+        runtime=runtime,
     )
 
 

@@ -45,6 +45,8 @@ def resolve_said(
     readings = readings_of(said.tuner, shapes)
     if not readings:
         raise Unresolved(no_fit(said.tuner, shapes, base, where), missing=False)
+    if said.tuner == "parameter" and len(readings) > 1 and stored_in_out is None:
+        raise Unresolved(_square(said, base, where), missing=True)
     reading = _by_orientation(readings, said, stored_in_out)
     rank = reading.rank or said.rank or 0  # a bias alone does not tell
     if said.rank is not None and said.rank != rank:
@@ -67,6 +69,17 @@ def resolve_said(
         indices=said.indices,
         parameter=update.parameter,
         dtype=base.dtype,
+    )
+
+
+def _square(said: Said, base: TensorSpec, where: str) -> Problem:
+    version = said.version or "no version"
+    return Problem(
+        f"square experts {list(base.shape)} are read in two ways by the versions of PEFT, and "
+        f"{said.source} says {version} for this model",
+        where,
+        "--no-fan-in-fan-out for (experts, out, in), --fan-in-fan-out for (experts, in, out), as "
+        "the PEFT that trained it read them",
     )
 
 

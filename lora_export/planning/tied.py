@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
 from lora_export.planning.names import BaseNames
+from lora_export.planning.spaces import homes_of
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from lora_export.planning.draft import Draft
-    from lora_export.records import Checkpoint, Delta, ModelFacts
+    from lora_export.records import Checkpoint, Delta, ModelFacts, NameTable
 
     Groups = Sequence[Sequence[str]]
     Lookup = Callable[[Checkpoint], Groups | None]
@@ -56,18 +57,26 @@ class Tie:
 
 
 def find_ties(
-    base: Checkpoint, touched: Iterable[str], model: ModelFacts | None, lookup: Lookup
+    base: Checkpoint,
+    touched: Iterable[str],
+    model: ModelFacts | None,
+    lookup: Lookup,
+    table: Callable[[], NameTable | None] = lambda: None,
 ) -> tuple[Tie, ...]:
     """Every tie of the base that can be known.
 
     touched: the adapter's names, to ask `lookup` (which builds the model's skeleton) only where a
-    table or a head may be concerned.
+    table or a head may be concerned. table: the running model's names, for a base with others.
     """
     names = BaseNames(base.tensors())
     groups: Groups = model.ties if model else ()
     if model is None and any(_may_be_tied(name) for name in touched):
         groups = lookup(base) or _by_architecture(base)
-    ties = [tie for group in groups if (tie := _in_base(group, names))]
+    ties = [
+        tie
+        for group in groups
+        if (tie := _in_base(group, names) or (None if model else _by_table(group, base, table())))
+    ]
     return tuple(_joined([*ties, *_by_storage(base)]))
 
 
@@ -86,6 +95,15 @@ def _in_base(group: Sequence[str], names: BaseNames) -> Tie | None:
     plain, table = next(iter(stored.items()))
     prefix = table.removesuffix(plain) if table.endswith(plain) else ""
     return Tie(tuple(stored.get(name, prefix + name) for name in group), table)
+
+
+def _by_table(group: Sequence[str], base: Checkpoint, table: NameTable | None) -> Tie | None:
+    """A tie of names none of which the base uses, by the names it has instead."""
+    homes = homes_of(table, base.tensors()) if table else {}
+    stored = {name: homes[name].whole[0] for name in group if name in homes and homes[name].whole}
+    if not stored:
+        return None
+    return Tie(tuple(stored.get(name, name) for name in group), next(iter(stored.values())))
 
 
 def _by_storage(base: Checkpoint) -> list[Tie]:

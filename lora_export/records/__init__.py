@@ -28,6 +28,7 @@ from lora_export.records.files import (
 )
 from lora_export.records.plan import MergePlan, ShardPlan, Step, StepAction
 from lora_export.records.proof import Check, InputSpec, WrittenFile, example_sizes
+from lora_export.records.runtime import NameTable, Place
 
 __all__ = [
     "DTYPE_BITS",
@@ -43,6 +44,8 @@ __all__ = [
     "MergePlan",
     "MergeRecipe",
     "ModelFacts",
+    "NameTable",
+    "Place",
     "Problem",
     "Replacement",
     "Said",

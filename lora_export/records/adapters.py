@@ -25,7 +25,8 @@ class Said:
 
     tuner: the family of arithmetic, which a layer kind lists among its `tuners`. rank: None where
     only the factors tell it. fan_in_fan_out: as the file says, which may be wrong: no more than a
-    hint for square weights. indices: rows of the table that the update is about.
+    hint for square weights. indices: rows of the table that the update is about. version: of the
+    library that wrote the file, where the arithmetic depends on it.
     """
 
     tuner: str
@@ -35,6 +36,7 @@ class Said:
     fan_in_fan_out: bool | None = None
     indices: tuple[int, ...] = ()
     source: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +44,21 @@ class Update:
     """The factors an adapter holds for one of its modules, by role ("A", "B").
 
     parameter: the module's parameter that is updated. said: None where the file says nothing
-    beside the factors, as loralib's.
+    beside the factors, as loralib's. instead: the same factors as updates of other parameters,
+    where only the base tells which of them it is. level: of updates that lie around each other
+    in one module, the outermost, of the parameter that the module registers last, has 0.
     """
 
     module: str
     factors: Mapping[str, TensorRef]
     parameter: str = "weight"
     said: Said | None = None
+    instead: tuple[Update, ...] = ()
+    level: int = 0
+
+    def readings(self) -> tuple[Update, ...]:
+        """Every update that the factors can be."""
+        return (self, *self.instead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,8 @@ class Adapter:
 
     wrapper: as of the file. digest: SHA-256 of what the tensors hold, whatever the file's format.
     config_file: where the adapter's own configuration lies, if it has one.
-    trained_on: the base's name in adapter_config.json. notes: how the file was chosen, in words.
+    trained_on: the base's name in adapter_config.json. notes: what a user should know of the file
+    or of its configuration, in words.
     """
 
     path: Path
@@ -130,7 +141,8 @@ class Delta:
     module (the base's name of the tensor less its last component). recipe: whose arithmetic and
     rounding, where the plan does not ask for the exact sum. indices: see Said. parameter: the
     module's parameter that is updated. dtype: of the base tensor, to which a library may round
-    between two steps.
+    between two steps. start: the row of the update's matrix at which this tensor begins, where the
+    base stores the parameter in several tensors.
     """
 
     adapter: str
@@ -149,3 +161,4 @@ class Delta:
     indices: tuple[int, ...] = ()
     parameter: str = "weight"
     dtype: str = "F32"
+    start: int = 0

@@ -11,18 +11,27 @@ from lora_export.checkpoint.tensors import read_tensor
 from lora_export.errors import FitError
 from lora_export.verification import branches_peft
 from lora_export.verification.expected import scaling_of
+from lora_export.verification.parameter_branches import ParameterBranch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import TypeAlias
 
     import torch
     from torch import nn
 
     from lora_export.records import Delta
-    from lora_export.verification.branches_attention import ParameterBranch
+    from lora_export.verification.branches_attention import AttentionBranch
 
     Factors = Mapping[str, torch.Tensor]
     Form = Callable[[nn.Module, Any, torch.Tensor, Factors, Delta], torch.Tensor]
+    Live: TypeAlias = "Branch | ParameterBranch | AttentionBranch"
+
+
+def branch_of(module: nn.Module, delta: Delta) -> Live:
+    """The live branch of `delta`, attached to `module`."""
+    kind = PARAMETERS.get(delta.kind)
+    return kind(module, delta) if kind else Branch(module, delta)
 
 
 class Branch:
@@ -44,13 +53,6 @@ class Branch:
         self.calls += 1
         factors = {role: factor.to(output.dtype) for role, factor in self._factors.items()}
         return self._form(module, x, output, factors, self.delta)
-
-
-def attach(module: nn.Module, delta: Delta) -> Branch | ParameterBranch:
-    """The live branch of one update, on its module or on the parameter that is read directly."""
-    from lora_export.verification.branches_attention import TIMES, ParameterBranch
-
-    return ParameterBranch(module, delta) if delta.kind in TIMES else Branch(module, delta)
 
 
 def form_of(module: nn.Module, delta: Delta) -> Form:
@@ -134,4 +136,19 @@ FORMS: dict[str, Form] = {
     "dora_conv": branches_peft.dora_conv,
 }
 """One branch a layer kind: (module, its input, its output, factors, delta) -> the unmerged layer's
-output. A test holds the keys, and those of branches_attention.TIMES, against the kinds."""
+output. A test holds the keys against the kinds."""
+
+
+def attention_branch(module: nn.Module, delta: Delta) -> AttentionBranch:
+    """See branches_attention, which needs torch to be imported."""
+    from lora_export.verification.branches_attention import AttentionBranch
+
+    return AttentionBranch(module, delta)
+
+
+PARAMETERS: dict[str, Callable[[nn.Module, Delta], Live]] = {
+    "experts": ParameterBranch,
+    "attention_in": attention_branch,
+    "attention_out": attention_branch,
+}
+"""Kinds whose update the module's own forward must see, instead of a form."""

@@ -23,7 +23,7 @@ TIMES = {"attention_in": 1, "attention_out": 2}
 """How often PEFT adds the update, by layer kind."""
 
 
-class ParameterBranch(nn.Module):
+class AttentionBranch(nn.Module):
     """A parametrization that adds one update whenever its parameter is read; counts that."""
 
     def __init__(self, module: nn.Module, delta: Delta) -> None:

@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from lora_export.verification import expected_attention, expected_dora
+from lora_export.verification.expected_experts import experts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -111,6 +112,7 @@ FORMULAS: dict[str, Formula] = {
     "peft_conv": _peft_conv,
     "lora_bias": _lora_bias,
     "attention_in": _attention_in,
+    "experts": experts,
 }
 """One formula a layer kind: the unscaled update, given the chosen rows' numbers."""
 

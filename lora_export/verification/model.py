@@ -6,13 +6,14 @@ are at hand, they are a second witness.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.models.calling import call_model
 from lora_export.records import Check, Problem
-from lora_export.verification.branches import attach
+from lora_export.verification.branches import branch_of
 from lora_export.verification.compare import distance, join_batches
 from lora_export.verification.probes import split_batch
 from lora_export.verification.tolerance import Tolerance, derive
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 
     from lora_export.models.source import ModelSource
     from lora_export.records import Checkpoint, InputSpec, MergePlan
-    from lora_export.verification.branches import Branch
-    from lora_export.verification.branches_attention import ParameterBranch
+    from lora_export.verification.branches import Live
 
-    AnyBranch = Branch | ParameterBranch
     Outputs = dict[str, NDArray[Any]]
     Probe = Mapping[str, NDArray[Any]]
+
+_MEDIA = ("pixel_values", "input_features", "input_values")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def call_witnesses(
     model = source.load(plan.base, full=plan.full_tensors(), untied=plan.separated)
     branches = _attach(source, model, plan)
     unmerged = _run(model, probes)
-    _refuse_silent(branches)
+    _refuse_silent(branches, _unfed(model, probes[0]))
     _refuse_random(model, probes[0], unmerged[0])
     split = [_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
     exact = _run(model.double(), probes)
@@ -119,21 +120,31 @@ def _load_merged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn
         raise VerificationError.of(error.problems) from error
 
 
-def _attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[AnyBranch]:
+def _attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[Live]:
     seen = set()
-    branches: list[AnyBranch] = []
+    branches: list[Live] = []
     for step in plan.steps():
         for delta in step.deltas:
             # A convolution's weight may be stored under two names: one module, one branch.
             key = (delta.adapter, delta.module, delta.parameter)
             if key not in seen:
                 seen.add(key)
-                branches.append(attach(source.module(model, delta.module), delta))
+                branches.append(branch_of(source.module(model, delta.module), delta))
     return branches
 
 
-def _refuse_silent(branches: Sequence[AnyBranch]) -> None:
+def _unfed(model: nn.Module, probe: Probe) -> list[str]:
+    """The images, videos and sounds that the model takes and the probe does not have."""
+    parameters = inspect.signature(model.forward).parameters
+    return [name for name in parameters if name.startswith(_MEDIA) and name not in probe]
+
+
+def _refuse_silent(branches: Sequence[Live], unfed: Sequence[str]) -> None:
     silent = [branch.delta.module for branch in branches if branch.calls == 0]
+    if silent and unfed:
+        hint = "--inputs FILE.npz with them as well"
+        message = f"without {' and '.join(unfed)} the model's forward never calls this module"
+        raise UsageError.of([Problem(message, module, hint) for module in silent])
     if silent:
         hint = "its parent may read the weight directly: use loralib's own modules in --model"
         message = "the model's forward never calls this module, so its live branch proves nothing"
@@ -199,6 +210,7 @@ def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
     from lora_export.verification.branches_attention import stored_parameter
 
     generator = torch.Generator().manual_seed(0)
+    done = set()
     for step in plan.steps():
         if step.deltas:
             module = source.module(model, step.deltas[0].module)
@@ -206,6 +218,9 @@ def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
             leaf = step.deltas[0].parameter
             leaf = leaf if hasattr(owner, leaf) else "w"  # as planning.names finds it
             weight = stored_parameter(owner, leaf)
+            if id(weight) in done:
+                continue  # stored in several tensors: experts one by one, or a copy
+            done.add(id(weight))
             eps = torch.finfo(torch_dtype(step.out.dtype)).eps
             signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
             with torch.no_grad():

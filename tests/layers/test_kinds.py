@@ -8,8 +8,7 @@ from safetensors.torch import save_file
 
 from lora_export.api import merge
 from lora_export.layers import all_kinds
-from lora_export.verification.branches import FORMS
-from lora_export.verification.branches_attention import TIMES
+from lora_export.verification.branches import FORMS, PARAMETERS
 from lora_export.verification.expected import CHANGES, FORMULAS, TANGENTS
 
 LORALIB = {"conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "merged": "merged_linear"}
@@ -31,7 +30,7 @@ def test_every_kind_has_a_row_and_every_row_a_kind():
     rows = {LORALIB.get(kind.split()[0], kind.split()[0]) for kind in KINDS}
     by_tuner = {name: kind.tuners for name, kind in all_kinds().items()}
     assert rows == {name for name, tuners in by_tuner.items() if "loralib" in tuners}
-    assert set(PEFT) == {name for name, tuners in by_tuner.items() if tuners - {"loralib"}}
+    assert {*PEFT, "experts"} == {n for n, tuners in by_tuner.items() if tuners - {"loralib"}}
 
 
 @pytest.mark.parametrize("kind", PEFT)
@@ -50,7 +49,7 @@ def test_every_kind_has_an_independent_formula_and_a_live_branch():
     assert set(FORMULAS) | set(CHANGES) == set(all_kinds())
     assert not set(FORMULAS) & set(CHANGES)
     assert set(TANGENTS) <= set(CHANGES)
-    assert set(FORMS) | set(TIMES) == set(all_kinds())
+    assert set(FORMS) | set(PARAMETERS) == set(all_kinds())
 
 
 def test_every_row_is_a_layer_of_loralib():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
 from lora_export.dialects.peft.keys import sort_keys, target_name
+from lora_export.dialects.peft.parameters import unheld
 from lora_export.dialects.peft.refusals import refuse_type
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.errors import InputError
@@ -63,6 +64,7 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
         weight,
         file.wrapper,
         config_file=config.path,
+        notes=unheld(config, updates),
     )
 
 

@@ -13,6 +13,7 @@ from lora_export.dialects.peft.attention import (
 )
 from lora_export.dialects.peft.config import CONFIG_NAME
 from lora_export.dialects.peft.lora_refusals import refusals
+from lora_export.dialects.peft.parameters import Targets
 from lora_export.dialects.peft.patterns import Pattern, first_fit
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.records import Problem, Said, Update
@@ -40,6 +41,7 @@ class _Numbers:
     alphas: Sequence[tuple[Pattern, float]]
     rule: ScalingRule
     fan_in_fan_out: bool | None
+    version: str
 
     @classmethod
     def of(cls, config: PeftConfig) -> _Numbers:
@@ -52,6 +54,7 @@ class _Numbers:
             config.alphas(),
             rule,
             turned if isinstance(turned, bool) else None,
+            config.text("peft_version"),
         )
 
     def said(self, module: str, tuner: str) -> Said:
@@ -62,12 +65,14 @@ class _Numbers:
             rule=self.rule,
             fan_in_fan_out=self.fan_in_fan_out,
             source=CONFIG_NAME,
+            version=self.version,
         )
 
 
 def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Problem]]:
     numbers = _Numbers.of(config)
     found = attentions(modules)
+    targets = Targets.of(config)
     updates: list[Update] = []
     problems = attention_problems(config, found) if found else []
     for module, stems in modules.items():
@@ -76,7 +81,8 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
             continue
         outer = attention_of(module, found)
         if outer is None:
-            updates += _updates(numbers, module, stems)
+            made = _updates(numbers, module, stems)
+            updates += [targets.settle(update, numbers.said) for update in made]
         else:
             updates.append(_attention(numbers, module, stems, outer))
     return updates, problems

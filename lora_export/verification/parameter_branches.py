@@ -1,0 +1,56 @@
+"""Live branches of parameters: while the module runs, it sees the parameter plus its update.
+
+The forward of PEFT 0.21.2, tuners.lora.layer.ParamWrapper: the module that owns the parameter may
+use it as it likes, so there is no output to which a branch could be added.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_export.checkpoint.tensors import read_tensor
+from lora_export.verification.expected import scaling_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lora_export.records import Delta
+
+
+class ParameterBranch:
+    """Hooks around a module's forward that lend it the updated parameter; counts its calls."""
+
+    def __init__(self, module: nn.Module, delta: Delta) -> None:
+        """Attach to the module that owns the parameter."""
+        self.delta = delta
+        self.calls = 0
+        self._factors = {role: read_tensor(ref) for role, ref in delta.factors.items()}
+        self._own: nn.Parameter | None = None
+        module.register_forward_pre_hook(self._lend)
+        module.register_forward_hook(self._return, prepend=True, always_call=True)
+
+    def _lend(self, module: nn.Module, _: Any) -> None:  # noqa: ANN401
+        from torch import nn
+
+        self.calls += 1
+        own = self._own = module.get_parameter(self.delta.parameter)
+        updated = nn.Parameter(self._updated(own), requires_grad=False)
+        setattr(module, self.delta.parameter, updated)
+
+    def _return(self, module: nn.Module, _: Any, __: Any) -> None:  # noqa: ANN401
+        if self._own is not None:
+            setattr(module, self.delta.parameter, self._own)
+            self._own = None
+
+    def _updated(self, own: torch.Tensor) -> torch.Tensor:
+        """`baddbmm` of the parameter and both factors, as PEFT's _LoraFactorsProxy has it."""
+        import torch
+
+        a, b = (self._factors[role].to(own.dtype) for role in "AB")
+        down = a.view(-1, self.delta.rank, a.shape[1])
+        up = b.reshape(len(b), self.delta.rank, -1).permute(2, 0, 1)
+        left, right = (down.mT, up.mT) if self.delta.fan_in_fan_out else (up, down)
+        stack = own if own.ndim > 2 else own[None]  # noqa: PLR2004
+        updated = torch.baddbmm(stack, left, right, alpha=scaling_of(self.delta))
+        return updated.view_as(own)
