@@ -83,7 +83,7 @@ def _update(update: Update) -> dict[str, Any]:
     shapes = {role: list(ref.spec.shape) for role, ref in update.factors.items()}
     dtypes = sorted({ref.spec.dtype for ref in update.factors.values()})
     name = update.module or "(root module)"
-    facts: dict[str, Any] = {"rank": shapes["B"][1]} if update.said is None else {}
+    facts: dict[str, Any] = {} if update.said else {"rank": shapes["B"][1]}
     if said := update.said:
         rule = said.rule.replace("alpha", f"{said.alpha:g}").replace("rank", str(said.rank or "r"))
         facts = {"tuner": said.tuner, "scaling": rule}
@@ -92,8 +92,8 @@ def _update(update: Update) -> dict[str, Any]:
 
 def _notes(adapter: Adapter) -> list[str]:
     """What must be known to read the entries right."""
-    notes = []
-    if any(_may_be_convolution(update) for update in adapter.updates if not update.said):
+    notes = list(adapter.notes)
+    if any(update.said is None and _may_be_convolution(update) for update in adapter.updates):
         notes.append(
             "if a module is a convolution, its rank is the one shown divided by the kernel size, "
             "which only the base's weight tells"

@@ -59,7 +59,7 @@ def _by_library(
     kind = all_kinds()[delta.kind]
     if kind.change is not None:
         return kind.change(delta, factors, base, first, stop).to(base.dtype)
-    update = kind.rows(delta, factors, first, stop).mul_(delta.scaling)
+    update = kind.scale(delta, kind.rows(delta, factors, first, stop))
     if delta.recipe in kind.twice:
         update = update.to(base.dtype)
     # What an in-place add into half precision does, in one pass less.
@@ -105,9 +105,13 @@ def read_factors(step: Step, recipe: str) -> StepFactors:
     read = [_finite_factors(delta) for delta in step.deltas]
     for factor in (factor for factors in read for factor in factors.values()):
         wide = torch.promote_types(wide, factor.dtype)
-    return StepFactors(
-        step, [{r: f.to(wide) for r, f in factors.items()} for factors in read], wide, exact
-    )
+    prepared = []
+    for delta, factors in zip(step.deltas, read, strict=True):
+        held = {role: factor.to(wide) for role, factor in factors.items()}
+        if delta.held and not delta.projection and not exact:
+            held = {r: f.to(torch_dtype(delta.held)).to(wide) for r, f in held.items()}
+        prepared.append(all_kinds()[delta.kind].prepare(delta, held))
+    return StepFactors(step, prepared, wide, exact)
 
 
 def _finite_factors(delta: Delta) -> dict[str, torch.Tensor]:
@@ -116,7 +120,9 @@ def _finite_factors(delta: Delta) -> dict[str, torch.Tensor]:
     factors = {role: read_tensor(ref) for role, ref in delta.factors.items()}
     for role, factor in factors.items():
         if not torch.isfinite(factor).all():
-            where = f"{delta.adapter}: {delta.module}.lora_{role}"
+            key = f"{delta.module}.lora_{role}"
+            name = key if delta.recipe == "loralib" else delta.factors[role].spec.name
+            where = f"{delta.adapter}: {name}"
             raise InputError("holds NaN or infinity", where=where, hint="did training diverge?")
     return factors
 

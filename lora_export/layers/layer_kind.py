@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     Factors = Mapping[str, torch.Tensor]
     Product = Callable[[Delta, Factors, int, int], torch.Tensor]
     Change = Callable[[Delta, Factors, torch.Tensor, int, int], torch.Tensor]
+    Prepare = Callable[[Delta, Factors], Factors]
+    Scale = Callable[[Delta, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Shapes:
 class Reading:
     """One way in which a kind explains the shapes of an update.
 
+    rank: 0 where the shapes do not tell the one that the scaling is made of.
     enable_lora: None where the kind has no blocks. blocks: (enabled, all) where the shapes tell
     how many blocks there are but not which of them are enabled.
     """
@@ -53,6 +56,16 @@ class Reading:
     fan_in_fan_out: bool = False
     enable_lora: tuple[bool, ...] | None = None
     blocks: tuple[int, int] | None = None
+
+
+def as_they_are(_: Delta, factors: Factors) -> Factors:
+    """The product takes the factors of the file."""
+    return factors
+
+
+def multiplied(delta: Delta, update: torch.Tensor) -> torch.Tensor:
+    """One multiplication by the scaling, in place."""
+    return update.mul_(delta.scaling)
 
 
 def always(_: Delta) -> bool:
@@ -77,6 +90,9 @@ class LayerKind:
     the same rows after it, not yet rounded to the base's dtype.
     cuttable: whether rows may be computed apart, with the same bits as all at once.
     twice: the recipes in which the library rounds the update to the base's dtype before the add.
+    optional: roles that an update may have beside `roles`. prepare: what all rows share, computed
+    once a tensor, before product or change. scale: how the library scales an update, in place.
+    multiplies: the update multiplies the weight, so that it has no meaning beside another one.
     expects: the shapes that the kind wants, in words, for messages.
     """
 
@@ -90,6 +106,10 @@ class LayerKind:
     tuners: frozenset[str] = frozenset({"loralib"})
     change: Change | None = None
     twice: frozenset[str] = frozenset({"peft-safe"})
+    optional: frozenset[str] = frozenset()
+    prepare: Prepare = as_they_are
+    scale: Scale = multiplied
+    multiplies: bool = False
 
     def rows(self, delta: Delta, factors: Factors, first: int, stop: int) -> torch.Tensor:
         """`product`, of a kind that has one."""

@@ -11,6 +11,7 @@ from lora_export.layers import all_kinds
 from lora_export.planning.names import BaseNames, join, replacement_names, without_wrappers
 from lora_export.planning.orientation import stacks_in_out, stores_in_out
 from lora_export.planning.parameters import settle, wanted_of
+from lora_export.planning.projection import size_projection
 from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.planning.said import resolve_said
 from lora_export.planning.spaces import Space, find_space
@@ -54,13 +55,15 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     space, choices, problems = find_space(
         wanted_of(updates), Space(names, draft.stored), draft.table, draft.options.rename
     )
-    settled, unsure = ([], problems) if problems else settle(updates, space, draft.table)
+    held = [u for u in updates if not u.optional or _is_there(draft, space, u)]
+    settled, unsure = ([], problems) if problems else settle(held, space, draft.table)
     draft.unfit += [_at(adapter, problem) for problem in unsure]
     if unsure:
         return
     draft.choices += [f"{adapter.path.name}: {choice}" for choice in choices]
     for one in settled:
         _fit_update(draft, adapter, one)
+    size_projection(draft, adapter)
     targets = replacement_names([r.name for r in replacements], space.change, names)
     for replacement in replacements:
         plain = without_wrappers(replacement.name)
@@ -112,12 +115,38 @@ def _fit_update(draft: Draft, adapter: Adapter, settled: Settled) -> None:
         count = f"{len(deltas)} tensors of the base"
         draft.choices.append(f"{located.module}.{update.parameter}: {count} are its parts")
     for weight, delta in deltas.items():
-        merged = draft.merged.setdefault(weight, [])
-        if any(other.adapter == delta.adapter for other in merged):
-            message = f"{weight} is updated by another module of the same adapter already"
-            hint = "the same module under two names? leave one out with --allow-unmatched"
-            draft.unfit.append(Problem(message, where, hint))
-        merged.append(delta)
+        _enter(draft, weight, delta, where)
+
+
+def _enter(draft: Draft, weight: str, delta: Delta, where: str) -> None:
+    """Plan the update, beside those of other adapters where that has a meaning."""
+    merged = draft.merged.setdefault(weight, [])
+    if any(other.adapter == delta.adapter for other in merged):
+        message = f"{weight} is updated by another module of the same adapter already"
+        hint = "the same module under two names? leave one out with --allow-unmatched"
+        draft.unfit.append(Problem(message, where, hint))
+    elif merged and any(all_kinds()[one.kind].multiplies for one in (delta, *merged)):
+        message = f"{weight} is multiplied by one adapter and updated by another"
+        hint = "their order matters: merge one, then the other into the result"
+        draft.unfit.append(Problem(message, where, hint))
+    merged.append(delta)
+
+
+def _is_there(draft: Draft, space: Space, update: Update) -> bool:
+    """The base has the parameter, and not of zeros, which no factor changes."""
+    located = space.locate(update.module, update.parameter)
+    if located is None:
+        return False
+    refs = [draft.stored[draft.table_of(name)] for name in located.tensors]
+    return not all(ref.spec.dtype in FLOAT_DTYPES and is_zero(ref) for ref in refs)
+
+
+def _stem(update: Update, role: str) -> str:
+    """The name of a factor as its key ends in it."""
+    if update.said is None:
+        return f"lora_{role}"
+    name = update.factors[role].spec.name.removesuffix(".weight").removesuffix(".default")
+    return name.rpartition(".")[2]
 
 
 def _refuse_no_effect(draft: Draft, update: Update, delta: Delta, where: str) -> None:
@@ -125,7 +154,7 @@ def _refuse_no_effect(draft: Draft, update: Update, delta: Delta, where: str) ->
     if all_kinds()[delta.kind].product is None or draft.options.allow_noop:
         return
     if zero := [role for role, ref in update.factors.items() if is_zero(ref)]:
-        message = f"lora_{zero[0]} is all zero, so this update changes nothing"
+        message = f"{_stem(update, zero[0])} is all zero, so this update changes nothing"
         hint = "an untrained or wrongly saved adapter? --allow-noop accepts it"
         draft.unfit.append(Problem(message, where, hint))
     if delta.scaling == 0:

@@ -52,7 +52,9 @@ def _join(draft: Draft, names: Sequence[str]) -> None:
     one_each: dict[str, Delta] = {}
     for delta in updates:
         kept = one_each.setdefault(delta.adapter, delta)
-        if not _all_same(zip(kept.factors.values(), delta.factors.values(), strict=True)):
+        same_roles = kept.factors.keys() == delta.factors.keys()
+        pairs = ((ref, delta.factors[role]) for role, ref in kept.factors.items())
+        if not same_roles or not _all_same(pairs):
             _refuse(draft, f"{kept.module} and {delta.module}", delta.adapter)
     tables = (draft.replaced, draft.added)
     whole = [table.pop(name) for name in names for table in tables if name in table]

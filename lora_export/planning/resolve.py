@@ -74,8 +74,12 @@ def shapes_of(factors: Mapping[str, TensorRef], base: TensorSpec) -> Shapes:
 
 def readings_of(tuner: str, shapes: Shapes) -> list[Reading]:
     """Every way in which the layer kinds of `tuner` explain the shapes."""
-    roles = shapes.factors.keys()
-    kinds = [k for k in all_kinds().values() if tuner in k.tuners and roles == set(k.roles)]
+    given = shapes.factors.keys()
+    kinds = [
+        kind
+        for kind in all_kinds().values()
+        if tuner in kind.tuners and set(kind.roles) <= given <= {*kind.roles, *kind.optional}
+    ]
     return [found for kind in kinds for found in kind.readings(shapes)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from typing import TYPE_CHECKING
 
 from lora_export.planning.resolve import Unresolved, no_fit, readings_of, shapes_of
@@ -48,7 +49,7 @@ def resolve_said(
     if said.tuner == "parameter" and len(readings) > 1 and stored_in_out is None:
         raise Unresolved(_square(said, base, where), missing=True)
     reading = _by_orientation(readings, said, stored_in_out)
-    rank = reading.rank or said.rank or 0  # a bias alone does not tell
+    rank = reading.rank or said.rank or 1
     if said.rank is not None and said.rank != rank:
         message = f"rank is {reading.rank} in the tensors but {said.rank} in {said.source}"
         hint = "the configuration belongs to another file: save the adapter again"
@@ -69,6 +70,8 @@ def resolve_said(
         indices=said.indices,
         parameter=update.parameter,
         dtype=base.dtype,
+        held=base.dtype if said.held_as_base and base.dtype in HALVES else "",
+        projection=(said.seed,) if said.seed is not None else (),
     )
 
 
@@ -81,6 +84,9 @@ def _square(said: Said, base: TensorSpec, where: str) -> Problem:
         "--no-fan-in-fan-out for (experts, out, in), --fan-in-fan-out for (experts, in, out), as "
         "the PEFT that trained it read them",
     )
+
+
+HALVES = frozenset({"F16", "BF16"})
 
 
 def _by_orientation(
@@ -98,12 +104,23 @@ def _scaling(said: Said, rank: int) -> float:
     match said.rule:
         case "alpha / rank":
             return said.alpha / rank
+        case "alpha / rank in float32":
+            return _single(said.alpha / rank)
         case "alpha / sqrt(rank)":
             return said.alpha / math.sqrt(rank)
         case "alpha / (rank + 1e-5)":
             return said.alpha / (rank + 1e-5)
         case "1":
             return 1.0
+
+
+def _single(value: float) -> float:
+    """Rounded to float32; infinite where that is too narrow, which the merge refuses."""
+    try:
+        (single,) = struct.unpack("f", struct.pack("f", value))
+    except OverflowError:
+        return math.copysign(math.inf, value)
+    return float(single)
 
 
 def _refuse_contradiction(said: Said, given: Facts, where: str) -> None:

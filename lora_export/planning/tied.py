@@ -243,6 +243,7 @@ def _couple(draft: Draft, tie: Tie, updates: list[Delta]) -> None:
 def _same_updates(left: Sequence[Delta], right: Sequence[Delta]) -> bool:
     return len(left) == len(right) and all(
         (one.adapter, one.scaling, one.weight) == (other.adapter, other.scaling, other.weight)
+        and one.factors.keys() == other.factors.keys()
         and all(same_content(ref, other.factors[role]) for role, ref in one.factors.items())
         for one, other in zip(left, right, strict=True)
     )

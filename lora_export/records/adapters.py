@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 MergeRecipe = Literal["loralib", "peft", "peft-safe"]
 """Whose merge: loralib's eval(), PEFT's merge_and_unload(), the same with safe_merge=True."""
 
-ScalingRule = Literal["alpha / rank", "alpha / sqrt(rank)", "alpha / (rank + 1e-5)", "1"]
+ScalingRule = Literal[
+    "alpha / rank", "alpha / rank in float32", "alpha / sqrt(rank)", "alpha / (rank + 1e-5)", "1"
+]
 """How a library makes the scaling of alpha and rank; the merge and the proof each compute it."""
 
 
@@ -26,7 +28,9 @@ class Said:
     tuner: the family of arithmetic, which a layer kind lists among its `tuners`. rank: None where
     only the factors tell it. fan_in_fan_out: as the file says, which may be wrong: no more than a
     hint for square weights. indices: rows of the table that the update is about. version: of the
-    library that wrote the file, where the arithmetic depends on it.
+    library that wrote the file, where the arithmetic depends on it. held_as_base: the library
+    rounds the factors to the weight's dtype when it loads them, of VeRA the projection alone. seed:
+    of the projection that all updates of the adapter share, where the file leaves it out.
     """
 
     tuner: str
@@ -37,6 +41,8 @@ class Said:
     indices: tuple[int, ...] = ()
     source: str = ""
     version: str = ""
+    held_as_base: bool = False
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class Update:
     beside the factors, as loralib's. instead: the same factors as updates of other parameters,
     where only the base tells which of them it is. level: of updates that lie around each other
     in one module, the outermost, of the parameter that the module registers last, has 0.
+    optional: there is none where the base lacks the parameter, or has zeros there.
     """
 
     module: str
@@ -55,6 +62,7 @@ class Update:
     said: Said | None = None
     instead: tuple[Update, ...] = ()
     level: int = 0
+    optional: bool = False
 
     def readings(self) -> tuple[Update, ...]:
         """Every update that the factors can be."""
@@ -71,12 +79,12 @@ class Replacement:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What a dialect understood: every tensor of the file is in exactly one update or replacement.
+    """What a dialect understood: every tensor of the file is in an update or a replacement.
 
-    wrapper: as of the file. digest: SHA-256 of what the tensors hold, whatever the file's format.
-    config_file: where the adapter's own configuration lies, if it has one.
-    trained_on: the base's name in adapter_config.json. notes: what a user should know of the file
-    or of its configuration, in words.
+    In exactly one, but for factors that several updates share. wrapper: as of the file. digest:
+    SHA-256 of what the tensors hold, whatever the file's format. config_file: where the adapter's
+    own configuration lies, if it has one. trained_on: the base's name in it. notes: what a user
+    should know of the file or of its configuration, in words.
     """
 
     path: Path
@@ -142,7 +150,10 @@ class Delta:
     rounding, where the plan does not ask for the exact sum. indices: see Said. parameter: the
     module's parameter that is updated. dtype: of the base tensor, to which a library may round
     between two steps. start: the row of the update's matrix at which this tensor begins, where the
-    base stores the parameter in several tensors.
+    base stores the parameter in several tensors. held: the dtype to which the library rounds the
+    factors when it loads them (where there is a projection, that alone); empty where it takes them
+    as they are. projection: (seed, rows of B, columns of A) of a shared projection that is drawn
+    anew, else empty.
     """
 
     adapter: str
@@ -162,3 +173,5 @@ class Delta:
     parameter: str = "weight"
     dtype: str = "F32"
     start: int = 0
+    held: str = ""
+    projection: tuple[int, ...] = ()

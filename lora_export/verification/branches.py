@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_export.checkpoint.tensors import read_tensor
 from lora_export.errors import FitError
-from lora_export.verification import branches_peft
-from lora_export.verification.expected import scaling_of
+from lora_export.verification import branches_peft, branches_tuners
+from lora_export.verification.expected import factors_of, scaling_of
 from lora_export.verification.parameter_branches import ParameterBranch
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class Branch:
         """Attach to `module`, whose output dtype the branch follows."""
         self.delta = delta
         self.calls = 0
-        self._factors = {role: read_tensor(ref) for role, ref in delta.factors.items()}
+        self._factors = factors_of(delta, exact=False)
         self._form = form_of(module, delta)
         module.register_forward_hook(self, with_kwargs=True)
 
@@ -134,6 +133,12 @@ FORMS: dict[str, Form] = {
     "dora_linear": branches_peft.dora_linear,
     "dora_embedding": branches_peft.dora_embedding,
     "dora_conv": branches_peft.dora_conv,
+    "adalora": _adds(branches_tuners.adalora),
+    "loha": _adds(branches_tuners.loha),
+    "lokr": _adds(branches_tuners.lokr),
+    "vera": _adds(branches_tuners.vera),
+    "ia3": branches_tuners.ia3,
+    "ia3_feedforward": branches_tuners.ia3_feedforward,
 }
 """One branch a layer kind: (module, its input, its output, factors, delta) -> the unmerged layer's
 output. A test holds the keys against the kinds."""

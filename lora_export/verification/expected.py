@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lora_export.verification import expected_attention, expected_dora
+from lora_export.verification import expected_attention, expected_dora, expected_tuners
 from lora_export.verification.expected_experts import experts
 
 if TYPE_CHECKING:
@@ -32,12 +32,20 @@ def scaling_of(delta: Delta) -> float:
     match delta.rule:
         case "alpha / rank":
             return delta.alpha / delta.rank * delta.weight
+        case "alpha / rank in float32":
+            return _single(delta.alpha / delta.rank) * delta.weight
         case "alpha / sqrt(rank)":
             return delta.alpha / math.sqrt(delta.rank) * delta.weight
         case "alpha / (rank + 1e-5)":
             return delta.alpha / (delta.rank + 1e-5) * delta.weight
         case "1":
             return delta.weight
+
+
+def _single(value: float) -> float:
+    import torch
+
+    return float(torch.tensor(value, dtype=torch.float32))
 
 
 def _linear(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
@@ -113,6 +121,10 @@ FORMULAS: dict[str, Formula] = {
     "lora_bias": _lora_bias,
     "attention_in": _attention_in,
     "experts": experts,
+    "adalora": expected_tuners.adalora,
+    "loha": expected_tuners.loha,
+    "lokr": expected_tuners.lokr,
+    "vera": expected_tuners.vera,
 }
 """One formula a layer kind: the unscaled update, given the chosen rows' numbers."""
 
@@ -125,6 +137,8 @@ CHANGES: dict[str, ChangeFormula] = {
     "dora_embedding": _dora_embedding[0],
     "dora_conv": _dora_conv[0],
     "attention_out": expected_attention.out_change,
+    "ia3": expected_tuners.ia3,
+    "ia3_feedforward": expected_tuners.ia3_feedforward,
 }
 """For a kind that has a change and no product: (delta, factors, scaling, rows of the base in
 float64, their numbers) -> (new rows less the base's, magnitude), where magnitude times the share of
@@ -139,6 +153,24 @@ TANGENTS: dict[str, ChangeFormula] = {
 }
 """For a change that is not proportional to its scaling, or whose errors mostly go either way: what
 it moves by with the scaling, and the magnitude of the errors that may go along with that."""
+
+COMPLETED: dict[str, Callable[[Delta, Factors], Factors]] = {
+    "vera": expected_tuners.with_projection
+}
+"""For a kind that takes factors which the file leaves out: these and those of the file."""
+
+
+def factors_of(delta: Delta, *, exact: bool) -> Factors:
+    """All factors of an update in float64, rounded as the library holds them."""
+    from lora_export.checkpoint.tensors import read_tensor, torch_dtype
+
+    read = {role: read_tensor(ref) for role, ref in delta.factors.items()}
+    if delta.held and not delta.projection and not exact:
+        read = {role: factor.to(torch_dtype(delta.held)) for role, factor in read.items()}
+    wide = {role: factor.double() for role, factor in read.items()}
+    complete = COMPLETED.get(delta.kind)
+    return complete(delta, wide) if complete else wide
+
 
 SCREENED = frozenset({"linear", "embedding", "conv", "merged_linear", "attention_in"})
 """Kinds whose update is a product of A and B, which half-precision weights are screened with."""

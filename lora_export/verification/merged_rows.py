@@ -10,9 +10,15 @@ from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.tensors import read_tensor
 from lora_export.execution.arithmetic import is_exact_sum, matrix_of
-from lora_export.verification.expected import CHANGES, FORMULAS, SCREENED, TANGENTS, scaling_of
+from lora_export.verification.expected import (
+    CHANGES,
+    FORMULAS,
+    SCREENED,
+    TANGENTS,
+    factors_of,
+    scaling_of,
+)
 from lora_export.verification.rounding import UNIT, element_bound, update_error
 
 if TYPE_CHECKING:
@@ -92,14 +98,11 @@ class Expectation:
         self.step = step
         self.rows = matrix_of(step)[0]
         self._dtype = step.out.dtype
-        self._wide = [
-            {role: read_tensor(ref).double() for role, ref in delta.factors.items()}
-            for delta in step.deltas
-        ]
-        self._scales = [scaling_of(delta) for delta in step.deltas]
         exact = is_exact_sum(step, recipe)
         between = "F64" if self._dtype == "F64" else "F32"
         self._deltas = [replace(d, dtype=between) if exact else d for d in step.deltas]
+        self._wide = [factors_of(delta, exact=exact) for delta in step.deltas]
+        self._scales = [scaling_of(delta) for delta in step.deltas]
         self._share, self._rest = update_error(step.deltas, self._dtype, exact=exact)
         halves = self._dtype in ("F16", "BF16")
         self._screens = halves and all(delta.kind in SCREENED for delta in step.deltas)

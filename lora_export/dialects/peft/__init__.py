@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
+from lora_export.dialects.peft.fields import unknown_fields
 from lora_export.dialects.peft.keys import sort_keys, target_name
 from lora_export.dialects.peft.parameters import unheld
 from lora_export.dialects.peft.refusals import refuse_type
@@ -56,6 +57,7 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     if problems:
         raise InputError.of(problems)
     replacements = _replacements(found.others)
+    notes = (*unknown_fields(config), *tuner.notes(found.factors), *unheld(config, updates))
     return Adapter(
         file.path,
         DIALECT.name,
@@ -64,7 +66,7 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
         weight,
         file.wrapper,
         config_file=config.path,
-        notes=unheld(config, updates),
+        notes=notes,
     )
 
 

@@ -1,4 +1,7 @@
-"""The types of PEFT that have no merged weight, or none here, and what to do instead."""
+"""The types of PEFT that have no merged weight, or none here, and what to do instead.
+
+Every type of PEFT 0.21.2 is read by a tuner or named here; a test holds that against its PeftType.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,42 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from lora_export.dialects.peft.config import PeftConfig
 
-_SERVE = "it can only be served beside its base, with PEFT"
-_NO_WEIGHT = {
-    "PROMPT_TUNING": "learned prompts are inputs, not weights",
-    "MULTITASK_PROMPT_TUNING": "learned prompts are inputs, not weights",
-    "P_TUNING": "learned prompts are inputs, not weights",
+_PROMPTS = "learned prompts are inputs, not weights"
+NO_WEIGHT = {
+    "PROMPT_TUNING": _PROMPTS,
+    "MULTITASK_PROMPT_TUNING": _PROMPTS,
+    "P_TUNING": _PROMPTS,
     "PREFIX_TUNING": "learned prefixes are keys and values, not weights",
-    "CPT": "learned prompts are inputs, not weights",
+    "CARTRIDGE": "a learned cache is keys and values, not weights",
+    "CPT": _PROMPTS,
     "ADAPTION_PROMPT": "learned prompts enter the attention, not the weights",
     "POLY": "the mixture depends on the task of every call",
     "XLORA": "the mixture depends on every input",
+    "LILY": "the mixture depends on every input",
+    "SHADOW": "its path beside the layers depends on every input",
 }
-_BY_PEFT = "merge it with PEFT's merge_and_unload(), then export the result with this tool"
+"""Types that no merge can express, with the reason."""
+
+BY_PEFT = frozenset({
+    "ADAMSS", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA",
+    "HIRA", "HRA", "LN_TUNING", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA",
+    "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "WAVEFT",
+})  # fmt: skip
+"""Types that PEFT's own merge_and_unload() takes."""
+
+_SERVE = "it can only be served beside its base, with PEFT"
+_MERGE = (
+    "merge it with PEFT: PeftModel.from_pretrained(base, adapter).merge_and_unload()"
+    ".save_pretrained(FOLDER); then export FOLDER with this tool"
+)
+_NEWER = "it may be of a newer PEFT: if that can merge it, export what its merge_and_unload() gives"
 
 
 def refuse_type(config: PeftConfig) -> NoReturn:
     """Raise InputError for a peft_type that no tuner here reads."""
     kind = config.peft_type
-    if kind in _NO_WEIGHT:
-        config.refuse("peft_type", f"= {kind}: {_NO_WEIGHT[kind]}; nothing can be merged", _SERVE)
-    config.refuse("peft_type", f"= {kind} is not merged by this tool", _BY_PEFT)
+    if kind in NO_WEIGHT:
+        config.refuse("peft_type", f"= {kind}: {NO_WEIGHT[kind]}; nothing can be merged", _SERVE)
+    if kind in BY_PEFT:
+        config.refuse("peft_type", f"= {kind} is merged by PEFT, not by this tool", _MERGE)
+    config.refuse("peft_type", f"= {kind:.80} is not known to this tool", _NEWER)

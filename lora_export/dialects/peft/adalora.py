@@ -1,0 +1,140 @@
+"""ADALORA: factors that were pruned in training, scaled by the rank at its start.
+
+PEFT 0.21.2, tuners.adalora. `ranknum` is init_r whatever rank a module was left with; it is not
+saved, but stands in dumps of the whole state. With a rank_pattern PEFT makes the factors anew while
+it loads them, in the weight's dtype: beside a half-precision weight they are rounded to it.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.tensors import read_bytes
+from lora_export.dialects.peft.config import CONFIG_NAME
+from lora_export.dialects.peft.keys import plain_key
+from lora_export.dialects.peft.modules import lacking, place, with_biases
+from lora_export.dialects.peft.tuner import Tuner
+from lora_export.records import Problem, Said, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lora_export.dialects.peft.config import PeftConfig
+    from lora_export.dialects.peft.tuner import Modules
+    from lora_export.records import TensorRef
+
+_ROLES = {"lora_A": "A", "lora_B": "B", "lora_E": "E"}
+_RANKNUM = "ranknum"
+
+
+def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Problem]]:
+    masks, problems = _masks(config)
+    problems += with_biases(config, modules)
+    for module, stems in modules.items():
+        problems += _problems(config, module, stems, masks)
+    if problems:
+        return [], problems
+    hint = config.members.get("fan_in_fan_out")
+    updates = []
+    for module, stems in modules.items():
+        rank = stems["lora_E"].spec.shape[0]
+        if rank == 0:
+            continue  # pruned away; see _notes
+        said = Said(
+            tuner="adalora",
+            alpha=_alpha(config, rank),
+            rank=config.whole("init_r", 12),
+            rule="alpha / (rank + 1e-5)",
+            fan_in_fan_out=hint if isinstance(hint, bool) else None,
+            source=CONFIG_NAME,
+            held_as_base=bool(masks),
+        )
+        factors = {role: stems[stem] for stem, role in _ROLES.items()}
+        updates.append(Update(module, factors, said=said))
+    return updates, []
+
+
+def _alpha(config: PeftConfig, rank: int) -> float:
+    """AdaLoraLayer.update_layer there: the module's own rank where alpha is not positive."""
+    alpha = config.number("lora_alpha", 8)
+    return alpha if alpha > 0 else float(rank)
+
+
+def _masks(config: PeftConfig) -> tuple[dict[str, int], list[Problem]]:
+    """rank_pattern: how many singular values were left, by module."""
+    found: dict[str, int] = {}
+    problems = []
+    for key, mask in config.table("rank_pattern").items():
+        where = f"{config.path}: rank_pattern {key:.200}"
+        if not isinstance(mask, list) or not all(isinstance(kept, bool) for kept in mask):
+            problems.append(Problem("is no list of true and false", where))
+            continue
+        module, stem, _ = plain_key(key).rpartition(".lora_E")
+        if not stem:
+            problems.append(Problem("does not name a lora_E", where))
+            continue
+        found[module] = sum(mask)
+    return found, problems
+
+
+def _problems(
+    config: PeftConfig, module: str, stems: Mapping[str, TensorRef], masks: Mapping[str, int]
+) -> list[Problem]:
+    where = place(config, module)
+    if problem := lacking(config, module, _ROLES.keys() - stems.keys()):
+        return [problem]
+    start = config.whole("init_r", 12)
+    shape = stems["lora_E"].spec.shape
+    wanted = masks.get(module, start)
+    problems = []
+    if shape != (wanted, 1):
+        source = "rank_pattern" if module in masks else "init_r"
+        message = f"lora_E has shape {list(shape)}, {source} in {CONFIG_NAME} says {wanted}"
+        hint = "the configuration belongs to another file: save the adapter again"
+        problems.append(Problem(message, where, hint))
+    if masks and module not in masks:
+        message = f"rank_pattern in {CONFIG_NAME} leaves this module out"
+        problems.append(Problem(message, where, "save the adapter again"))
+    if _RANKNUM in stems and (stored := _number(stems[_RANKNUM])) != start:
+        message = f"ranknum is {stored}, init_r in {CONFIG_NAME} says {start}"
+        problems.append(Problem(message, where, "save the adapter again with save_pretrained"))
+    return problems
+
+
+def _number(ref: TensorRef) -> float | None:
+    """The only element of a float tensor; None where it is something else."""
+    raw = read_bytes(ref) if ref.spec.elements == 1 else b""
+    if ref.spec.dtype == "BF16":
+        raw = b"\x00\x00" + raw
+    code = {"F64": "<d", "F32": "<f", "BF16": "<f", "F16": "<e"}.get(ref.spec.dtype, "")
+    if not code or len(raw) != struct.calcsize(code):
+        return None
+    (value,) = struct.unpack(code, raw)
+    return float(value)
+
+
+def _notes(modules: Modules) -> list[str]:
+    pruned = [
+        module for module, stems in modules.items()
+        if "lora_E" in stems and stems["lora_E"].spec.shape[:1] == (0,)
+    ]  # fmt: skip
+    if not pruned:
+        return []
+    return [f"pruned to rank 0 in training, so not changed: {_listed(pruned)}"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+
+
+def _refusals(config: PeftConfig) -> list[Problem]:
+    """What AdaLoraConfig itself refuses, and what nobody has trained."""
+    return [
+        Problem(f"{key} is set, which AdaLoRA does not support", str(config.path))
+        for key in ("use_dora", "loftq_config", "layer_replication", "target_parameters")
+        if config.members.get(key)
+    ]
+
+
+TUNER = Tuner("ADALORA", frozenset({*_ROLES, _RANKNUM}), _read, _refusals, _notes)

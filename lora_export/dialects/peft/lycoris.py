@@ -1,0 +1,52 @@
+"""What LoHa and LoKr share: r, alpha and their patterns (PEFT 0.21.2, tuners.lycoris_utils)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_export.dialects.peft.config import CONFIG_NAME
+from lora_export.dialects.peft.modules import lacking, with_biases
+from lora_export.dialects.peft.patterns import first_fit
+from lora_export.records import Said, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from lora_export.dialects.peft.config import PeftConfig
+    from lora_export.dialects.peft.tuner import Modules
+    from lora_export.records import Problem, ScalingRule, TensorRef
+
+    Factors = Mapping[str, TensorRef]
+    Missing = Callable[[Factors], Iterable[str]]
+
+
+def read_lycoris(
+    config: PeftConfig,
+    modules: Modules,
+    prefix: str,
+    missing: Missing,
+    *,
+    rule: ScalingRule,
+) -> tuple[list[Update], list[Problem]]:
+    """Every module's update, and every problem.
+
+    missing: the stems, less `prefix`, without which the others of a module are of no use.
+    """
+    ranks, alphas = config.ranks(), config.alphas()
+    rank, alpha = config.whole("r", 8), config.number("alpha", 8)
+    updates, problems = [], with_biases(config, modules)
+    for module, stems in modules.items():
+        factors = {stem.removeprefix(prefix): ref for stem, ref in stems.items()}
+        absent = [prefix + stem for stem in missing(factors)]
+        if problem := lacking(config, module, absent):
+            problems.append(problem)
+            continue
+        said = Said(
+            tuner=config.peft_type.lower(),
+            alpha=first_fit(alphas, module, alpha),
+            rank=first_fit(ranks, module, rank),
+            rule=rule,
+            source=CONFIG_NAME,
+        )
+        updates.append(Update(module, factors, said=said))
+    return updates, problems
