@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Here and not in tests/faults, whose conftest is read too late for options."""
     text = "how many times tests/faults kill a run at a random moment"
     parser.addoption("--kills", type=int, default=200, help=text)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Count what became of the cases of parity/test_peft_matrix.py, whichever worker ran them."""
+    results = Counter(
+        value
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "peft_matrix"
+    )
+    if results:
+        parts = ", ".join(f"{count} {result}" for result, count in sorted(results.items()))
+        terminalreporter.write_line(f"PEFT matrix: {results.total()} cases passed: {parts}")
 
 
 @pytest.fixture(scope="session")

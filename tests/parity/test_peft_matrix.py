@@ -1,0 +1,139 @@
+"""PEFT whole: every architecture and kind of adapter, merged as PEFT merges, bit for bit.
+
+Each case is an adapter that PEFT made, merged by lora-export and by PEFT. The tensors on disk are
+compared by name and bit for bit, and the merged folder, loaded with the Auto class as a user does,
+with the unmerged model. Where PEFT's merge is not its unmerged model, the latter alone decides.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft_matrix.architectures import ARCHITECTURES, DTYPES
+from peft_matrix.cases import CASES
+from peft_matrix.making import make_adapter
+from peft_matrix.options import OPTIONS
+from peft_matrix.oracle import merged, merged_modules, run, unmerged
+from safetensors.torch import load_file
+
+from lora_export.api import merge
+
+# What PEFT and transformers say to one another, and to users about PEFT's own merge.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        "`is_gradient_checkpointing` is deprecated:FutureWarning",
+        "fan_in_fan_out is set to:UserWarning",
+        "Setting `save_embedding_layers`:UserWarning",
+        "Model (has|with) `tie_word_embeddings=True`:UserWarning",
+        "Input and output embeddings are no longer tied:UserWarning",
+        "The following (rank|alpha)_pattern keys did not match:RuntimeWarning",
+        # It takes the bias of lora_bias for a damaged factor.
+        "Adapter 'default'.* have invalid shape:UserWarning",
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """The folder of a base, made when it is first asked for."""
+    made = {}
+
+    def folder(architecture, dtype):
+        if (architecture, dtype) not in made:
+            path = tmp_path_factory.mktemp("base") / "base"
+            ARCHITECTURES[architecture].save(DTYPES[dtype], path)
+            made[architecture, dtype] = path
+        return made[architecture, dtype]
+
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """At these sizes threads only cost time, and the workers of a test run want the processors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merge(case, bases, tmp_path, record_property):
+    architecture, option = case.parts()
+    base, adapter, ours = bases(case.architecture, case.dtype), tmp_path / "a", tmp_path / "ours"
+    make_adapter(architecture, option, base, adapter)
+
+    recipe = "peft-safe" if case.safe else "auto"
+    merge(base, [adapter], ours, recipe=recipe, **architecture.merging)
+
+    theirs = merged(architecture, base, adapter, tmp_path / "theirs", safe=case.safe)
+    if option.of_transformers_4:
+        theirs |= merged_modules(base, adapter)
+    compare_files(architecture, weights(ours), theirs, exact=not case.why_wrong)
+
+    reference = unmerged(architecture, base, adapter)
+    model, info = architecture.load(ours)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    if case.dtype == "fp32":  # half a precision's noise may be larger than a small adapter's effect
+        assert effect(architecture, base, reference) > reference.tolerance
+    assert run(model, architecture).distance(reference.exact) <= reference.tolerance
+
+    model, _ = architecture.load(tmp_path / "theirs")
+    is_wrong = run(model, architecture).distance(reference.exact) > reference.tolerance
+    assert is_wrong == bool(case.why_wrong), "peft_is_wrong of options.py says something else"
+    record_property("peft_matrix", "better than PEFT" if is_wrong else "bit-equal to PEFT")
+
+
+def effect(architecture, base, reference):
+    """How far the adapter moves the outputs; the base may lack the head that it brings."""
+    model, _ = architecture.load(base)
+    return run(model, architecture).distance(reference.exact)
+
+
+def weights(folder):
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def compare_files(architecture, ours, theirs, *, exact):
+    """The same names, types and bits; where PEFT is wrong, of the tensors outside the tie alone."""
+    if architecture.saved_by:
+        # The base's own names are kept, which lack the prefix of the encoder.
+        theirs = {n if n in ours else n.split(".", 1)[1]: v for n, v in theirs.items()}
+    for name in theirs:
+        if architecture.in_fp32 and name.endswith(architecture.in_fp32):
+            theirs[name] = theirs[name].to(ours[name].dtype)
+    if exact:
+        assert ours.keys() == theirs.keys()
+    else:
+        tied = (f"{architecture.table}.weight", f"{architecture.output_head}.weight")
+        theirs = {name: value for name, value in theirs.items() if not name.endswith(tied)}
+    different = {name: differs(ours[name], value) for name, value in theirs.items()}
+    assert not any(different.values()), {name: text for name, text in different.items() if text}
+
+
+def differs(ours, theirs):
+    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+        return f"{ours.dtype} {[*ours.shape]}, PEFT's is {theirs.dtype} {[*theirs.shape]}"
+    if all_bytes(ours) == all_bytes(theirs):
+        return ""
+    worst = (ours.double() - theirs.double()).abs().max().item()
+    return (
+        f"{int((ours != theirs).sum())} of {ours.numel()} elements differ, by {worst:.1e} at most"
+    )
+
+
+def all_bytes(tensor):
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def test_every_architecture_and_option_has_a_case():
+    made = [case.values[0] for case in CASES]
+    assert {case.architecture for case in made} == set(ARCHITECTURES)
+    assert {case.option for case in made} == set(OPTIONS)
+    for dtype in DTYPES:
+        assert {c.option for c in made if c.dtype == dtype} == {c.option for c in made}
