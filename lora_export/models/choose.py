@@ -9,6 +9,9 @@ from lora_export.errors import InputError, UsageError
 from lora_export.models.factory import FactoryModel
 from lora_export.models.huggingface import HuggingFaceModel, class_named, transformers_installed
 from lora_export.models.inputs import parse_inputs
+from lora_export.records import HALF_DTYPES
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,4 +81,17 @@ def why_no_model(base: Checkpoint) -> str:
         return "transformers is not installed (extra hf), so the proof is by weights only"
     if found := find_quantization(base):
         return f"the base is described as quantised ({found.method}): the proof is by weights only"
+    if _routes_in_half(base):
+        return (
+            "a router in half precision may send a token to another expert for one rounding, which "
+            "is a jump and no error: the proof is by weights only"
+        )
     return ""
+
+
+def _routes_in_half(base: Checkpoint) -> bool:
+    """A mixture of experts, of which any weight is stored in half precision."""
+    text = base.config.get("text_config")
+    levels = [base.config, text if isinstance(text, dict) else {}]
+    routes = any(level.get(key) for level in levels for key in _EXPERTS)
+    return routes and any(ref.spec.dtype in HALF_DTYPES for ref in base.tensors().values())

@@ -147,7 +147,8 @@ class HuggingFaceModel:
         if found is None:
             found = self._runtime_name(f"{name}.weight").removesuffix(".weight")
         if found not in modules:
-            raise FitError("the model has no such module", where=name)
+            hint = "the running model may hold it in another form, as experts in one tensor"
+            raise UsageError("the model has no such module", where=name, hint=hint)
         return modules[found]
 
     def _spellings(self, name: str) -> list[str]:

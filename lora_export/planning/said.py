@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from lora_export.planning.resolve import Unresolved, no_fit, readings_of, shapes_of
-from lora_export.records import Delta, Problem
+from lora_export.records import HALF_DTYPES, Delta, Problem
 
 if TYPE_CHECKING:
     from lora_export.layers import Reading
@@ -70,7 +70,7 @@ def resolve_said(
         indices=said.indices,
         parameter=update.parameter,
         dtype=base.dtype,
-        held=base.dtype if said.held_as_base and base.dtype in HALVES else "",
+        held=base.dtype if said.held_as_base and base.dtype in HALF_DTYPES else "",
         projection=(said.seed,) if said.seed is not None else (),
     )
 
@@ -84,9 +84,6 @@ def _square(said: Said, base: TensorSpec, where: str) -> Problem:
         "--no-fan-in-fan-out for (experts, out, in), --fan-in-fan-out for (experts, in, out), as "
         "the PEFT that trained it read them",
     )
-
-
-HALVES = frozenset({"F16", "BF16"})
 
 
 def _by_orientation(

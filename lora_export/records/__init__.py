@@ -19,6 +19,7 @@ from lora_export.records.card import Card
 from lora_export.records.files import (
     DTYPE_BITS,
     FLOAT_DTYPES,
+    HALF_DTYPES,
     AdapterFile,
     Checkpoint,
     Problem,
@@ -34,6 +35,7 @@ from lora_export.records.runtime import NameTable, Place
 __all__ = [
     "DTYPE_BITS",
     "FLOAT_DTYPES",
+    "HALF_DTYPES",
     "Adapter",
     "AdapterFile",
     "Card",

@@ -19,6 +19,9 @@ DTYPE_BITS: Mapping[str, int] = {
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
 
+HALF_DTYPES = frozenset({"F16", "BF16"})
+"""Of two bytes, in which every rounding shows."""
+
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 """The dtypes a merge may change; the dtypes in which factors may be stored."""
 
