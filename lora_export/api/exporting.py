@@ -70,18 +70,24 @@ def export_onnx(
     if opset is not None:
         check_opset(opset)
     job = make_job(base, adapters, model=model, proof=proof, settings=settings)
-    source = job.source or folder_model(job.plan.base, job.proof.input)
+    if not job.plan.reshaped:
+        traced_model(job, job.plan.base)  # what cannot be built is refused before anything is done
     target = Path(output)
     beside = (manifest_beside(target),)
     inputs = input_paths(job.plan)
     with staging(target, force=force, inputs=inputs, kind="file", beside=beside) as stage:
-        report = _export_into(stage, job, source, opset=opset, verify=verify)
+        report = _export_into(stage, job, opset=opset, verify=verify)
     return replace(report, output=str(target))
 
 
-def _export_into(
-    stage: Staging, job: Job, source: ModelSource, *, opset: int | None, verify: bool
-) -> Report:
+def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
+    """The user's model, or the folder's: the result's own where the adapter changes its shape."""
+    if job.source:
+        return job.source
+    return folder_model(merged if job.plan.reshaped else job.plan.base, job.proof.input)
+
+
+def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -> Report:
     from lora_export.execution.digests import hash_files
     from lora_export.onnx_export.export import export
     from lora_export.verification.proof import refuse_failed
@@ -90,6 +96,7 @@ def _export_into(
     refuse_too_little(space, stage.output)
     work = stage.folder / "merged"
     merged = merged_checkpoint(job, work)
+    source = traced_model(job, merged)
     checks: tuple[Check, ...] = ()
     told = not_verified(job, but=["--input"])
     if verify:

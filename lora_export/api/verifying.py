@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_export.api.exporting import merged_checkpoint, prove_file
+from lora_export.api.exporting import merged_checkpoint, prove_file, traced_model
 from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
-from lora_export.models.choose import folder_model
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.report.result import Report
 from lora_export.verification.manifest import check_inputs, check_outputs
@@ -157,9 +156,9 @@ def _again(path: Path, job: Job, opset: int | None) -> tuple[tuple[Check, ...], 
         return prove_checkpoint(job, read_checkpoint(path))
     from lora_export.onnx_export.export import export
 
-    source = job.source or folder_model(job.plan.base, job.proof.input)
     with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
         merged = merged_checkpoint(job, Path(folder) / "merged")
+        source = traced_model(job, merged)
         by_weights = prove_weights(job, merged)
         exported = export(source, job.plan, merged, Path(folder) / "fresh.onnx", opset=opset)
         return (*by_weights, *prove_file(path, exported, job, source, merged)), ()

@@ -43,7 +43,10 @@ def export(
         InputError, UsageError: see trace.capture.
         FitError: a merged weight has no place in the graph.
     """
-    base = source.load(plan.base, full=plan.new_tensors(), untied=plan.separated)
+    if plan.reshaped:  # the base's own model has another graph
+        base = source.load(merged, full=plan.sources(), untied=plan.separated)
+    else:
+        base = source.load(plan.base, full=plan.new_tensors(), untied=plan.separated)
     graph = capture(base, source.inputs, opset=opset)
     topology = describe(graph)
     del base

@@ -1,0 +1,56 @@
+"""ONNX of PEFT adapters, also of those that change the model's shape: the result's own graph."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lora_export.api import export_onnx, verify
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 32,
+}  # fmt: skip
+
+# What PEFT tells of ties and of transformers' new names is not about the export.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+OPTIONS = {
+    "DoRA": ({"use_dora": True}, 64),
+    "a tied head that is not adapted alike": ({"target_modules": ["embed_tokens", "q_proj"]}, 64),
+    "repeated layers": ({"layer_replication": [[0, 2], [1, 2]]}, 64),
+    "a larger vocabulary": ({"modules_to_save": ["embed_tokens", "lm_head"]}, 70),
+}
+
+
+def trained(folder, options, vocabulary):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=not options.get("use_dora")))
+    model.save_pretrained(folder / "base")
+    if vocabulary > 64:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    settings = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 6, **options}
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name or "lora_B" in name or "lora_embedding" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.save_pretrained(folder / "adapter")
+    return folder / "base", folder / "adapter"
+
+
+CASES = [
+    case if case in ("DoRA", "a larger vocabulary") else pytest.param(case, marks=pytest.mark.slow)
+    for case in OPTIONS
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exported_and_proven_again(case, tmp_path):
+    options, vocabulary = OPTIONS[case]
+    base, adapter = trained(tmp_path, options, vocabulary)
+    report = export_onnx(base, [adapter], tmp_path / "out.onnx")
+    assert all(check.passed for check in report.checks)
+    names = [check.name for check in report.checks]
+    assert "ONNX Runtime = unmerged" in names
+    again = verify(tmp_path / "out.onnx", base=base, adapters=[adapter])
+    assert all(check.passed for check in again.checks)
