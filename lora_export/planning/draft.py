@@ -46,14 +46,14 @@ class Draft:
     """Decisions by base tensor name, and the problems, grouped by the exit status they mean.
 
     table: asks for the names of the running model, where somebody knows them. kept: the adapter's
-    full tensors that are the base's own. grown: the sizes of a vocabulary. copies: what stands in
-    the base's place from the start, under any update (a resized table). own: names whose full
-    tensor belongs to a module of the adapter's own, not to the parameter that others share. heads:
-    names that the base lacks and the adapter brings. resized: full tensors of another shape than
-    the base's, with their place for messages and whether they belong to a module that the adapter
-    brings whole. twins, reshaped: see MergePlan. in_turn: see Step. edits: of config.json; told:
-    the same in words. layers: the names under which a tensor of a layer is written, where that is
-    not its own.
+    full tensors that are the base's own. mixed: some adapters say alpha themselves, and the options
+    say it of the others. grown: the sizes of a vocabulary. copies: what stands in the base's place
+    from the start, under any update (a resized table). own: names whose full tensor belongs to a
+    module of the adapter's own, not to the parameter that others share. heads: names that the base
+    lacks and the adapter brings. resized: full tensors of another shape than the base's, with their
+    place for messages and whether they belong to a module that the adapter brings whole. twins,
+    reshaped: see MergePlan. in_turn: see Step. edits: of config.json; told: the same in words.
+    layers: the names under which a tensor of a layer is written, where that is not its own.
     """
 
     base: Checkpoint
@@ -75,6 +75,7 @@ class Draft:
     own: set[str] = field(default_factory=set)
     heads: set[str] = field(default_factory=set)
     resized: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    mixed: bool = False
     grown: tuple[int, int] | None = None
     twins: list[Delta] = field(default_factory=list)
     reshaped: list[str] = field(default_factory=list)

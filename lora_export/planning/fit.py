@@ -232,7 +232,7 @@ def _one_delta(draft: Draft, adapter: Adapter, settled: Settled, base: TensorSpe
         update.said,
         module,
         base,
-        given=facts,
+        given=replace(facts, alpha=None) if draft.mixed else facts,
         stored_in_out=_turned(draft, settled, update.said, facts),
         recipe=recipe,
     )

@@ -68,6 +68,7 @@ def make_plan(
     table = cache(lambda: runtime(base))
     ties = find_ties(base, touched, model, lookup, table)
     draft = Draft(base, base.tensors(), facts, model, options, ties, table)
+    draft.mixed = len({u.said is None for adapter in adapters for u in adapter.updates}) > 1
     _tell_wrappers(draft, adapters)
     _tell_prefixes(draft, adapters)
     draft.base = base = _without_factors(draft)
