@@ -31,7 +31,8 @@ def plan_around(
         for file in files
         if file.name != CARD_NAME
     ]
-    return tuple(files), plan_card(draft.base, adapters, files)
+    config = {**draft.base.config, **draft.edits}
+    return tuple(files), plan_card(draft.base, adapters, files, config)
 
 
 def _edited(file: SideFile, draft: Draft, without: Sequence[str]) -> SideFile:

@@ -35,16 +35,20 @@ _TAGS = ("lora-export", "merged-lora")
 
 
 def plan_card(
-    base: Checkpoint, adapters: Sequence[Adapter], side_files: Sequence[SideFile]
+    base: Checkpoint,
+    adapters: Sequence[Adapter],
+    side_files: Sequence[SideFile],
+    config: Mapping[str, object],
 ) -> Card | None:
-    """The card of the result; None where that is a single file."""
+    """The card of the result; None where that is a single file. config: the result's."""
     if base.layout == "file":
         return None
     own = next((f.source for f in base.side_files if f.name == CARD_NAME), None)
     said = read_front_matter(own) if own else {}
     names = {file.name for file in side_files}
-    loader, task = _task(base)
-    known = {key: value for key in _CARRIED if (value := said.get(key)) is not None}
+    loader, task = _task(config)
+    carried = [key for key in _CARRIED if key != "pipeline_tag" or _task(base.config)[1] == task]
+    known = {key: value for key in carried if (value := said.get(key)) is not None}
     name = base_name(base, adapters)
     usual = {
         "base_model": (name,) if name else None,
@@ -65,9 +69,9 @@ def plan_card(
     )
 
 
-def _task(base: Checkpoint) -> tuple[str, str]:
+def _task(config: Mapping[str, object]) -> tuple[str, str]:
     """(class that loads the model, its task on the Hub), each empty where it is not known."""
-    found = base.config.get("architectures")
+    found = config.get("architectures")
     name = found[0] if isinstance(found, list) and found else ""
     if not isinstance(name, str) or not name.isidentifier():
         return "", ""

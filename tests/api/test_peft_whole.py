@@ -141,6 +141,7 @@ def test_heads(base, labels, task, with_transformers, tmp_path, monkeypatch):
     found = reloaded(tmp_path / "out", auto)
     assert type(found).__name__ == f"BertFor{suffix}"
     assert found.config.num_labels == labels
+    assert f"AutoModelFor{suffix}" in (tmp_path / "out" / "README.md").read_text()
     assert (logits(found) - logits(unmerged())).abs().max() < 1e-5
     names = {check.name for check in report.checks}
     assert ("merged = unmerged (torch)" in names) is with_transformers
