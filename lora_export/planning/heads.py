@@ -42,8 +42,10 @@ def plan_heads(draft: Draft, adapters: Sequence[Adapter], classes: Classes) -> N
         draft.choices.append(f"new: {', '.join(sorted(draft.heads))}, as the adapter's own modules")
     if not draft.base.config:
         return
-    if draft.heads:
-        tasks = {adapter.task for adapter in adapters if adapter.task in _SUFFIXES}
+    tasks = {adapter.task for adapter in adapters if adapter.task in _SUFFIXES}
+    # A head of the same name may be another task's: a classifier of tokens, not of sequences.
+    trained = any(f".{name}".endswith(_ENDS) for name in draft.replaced)
+    if draft.heads or (trained and tasks):
         _edit_class(draft, tasks, classes)
     _edit_labels(draft)
 
