@@ -68,6 +68,8 @@ _SCHEMES = (
     _scheme("VPTQ", r"\.centroids\.weight", "{0}.indices"),
 )  # fmt: skip
 
+_PLAIN = (".weight", ".bias")
+
 _LABELS = {
     "gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "fbgemm_fp8": "FP8 (FBGEMM)", "hqq": "HQQ",
     "eetq": "EETQ", "aqlm": "AQLM", "vptq": "VPTQ", "mxfp4": "MXFP4", "mxfp8": "MXFP8",
@@ -109,8 +111,10 @@ def find_quantization(base: Checkpoint) -> Quantization | None:
 def _marked(specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, tuple[str, str]]]:
     """(weight, (tensor that shows it, name of the scheme)); of two schemes the first counts."""
     seen: set[str] = set()
+    # Plain names are most of a large model's, and no scheme marks one of them but VPTQ.
+    names = [n for n in specs if not n.endswith(_PLAIN) or n.endswith(".centroids.weight")]
     for scheme in _SCHEMES:
-        for name in specs:
+        for name in names:
             weight = _weight_of(scheme, name, specs)
             if weight is not None and weight not in seen:
                 seen.add(weight)

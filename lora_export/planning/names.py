@@ -150,10 +150,10 @@ def choose_prefix(
     user named; no other is tried.
     """
     plain = {without_wrappers(module): names for module, names in modules.items()}
+    if only is None and len(_resolved(IDENTITY, plain, base)) == len(plain):
+        return IDENTITY, []
     candidates = [only] if only else [IDENTITY, *_candidates(plain, base)]
     hits = {change: _resolved(change, plain, base) for change in dict.fromkeys(candidates)}
-    if only is None and len(hits[IDENTITY]) == len(plain):
-        return IDENTITY, []
     whole = [change for change, found in hits.items() if len(found) == len(plain)]
     if len(whole) == 1 and (only or not whole[0].exchanges):
         return whole[0], []

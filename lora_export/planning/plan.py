@@ -25,7 +25,7 @@ from lora_export.report.columns import counted
 from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from lora_export.planning.facts import FactTable
     from lora_export.planning.heads import Classes
@@ -232,14 +232,14 @@ def safetensors_name(name: str) -> str:
 
 
 def _shards(draft: Draft) -> tuple[ShardPlan, ...]:
-    plans = [_shard(draft, shard) for shard in draft.base.shards]
+    own = {ref.spec.name for shard in draft.base.shards for ref in shard.tensors}
+    plans = [_shard(draft, shard, own) for shard in draft.base.shards]
     last = plans[-1]
     steps = (*last.steps, *_added(draft))
     return (*plans[:-1], ShardPlan(last.file, steps, last.metadata))
 
 
-def _shard(draft: Draft, shard: Shard) -> ShardPlan:
-    own = {ref.spec.name for one in draft.base.shards for ref in one.tensors}
+def _shard(draft: Draft, shard: Shard, own: Collection[str]) -> ShardPlan:
     steps = [
         _step(draft, name, ref, is_new=name not in own)
         for ref in shard.tensors
