@@ -218,18 +218,40 @@ def _model_class(base: Checkpoint) -> Any:  # noqa: ANN401 - transformers is unt
 
 def _usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, ...]:  # noqa: ANN401
     parameters = inspect.signature(model_class.forward).parameters
-    if "input_ids" in parameters and not getattr(config, "is_encoder_decoder", False):
-        return _text_inputs(config, set(parameters))
+    answers = "decoder_input_ids" in parameters and getattr(config, "is_encoder_decoder", False)
+    if "input_ids" in parameters:
+        inputs = _text_inputs(config, set(parameters))
+        if {"pixel_values", "return_loss"} <= parameters.keys():  # CLIP compares both
+            return (*inputs, _image(config.vision_config))
+        return (*inputs, _answer(config)) if answers else inputs
+    if answers and "input_features" in parameters and _hears(config):
+        frames = 2 * config.max_source_positions  # Whisper takes all of them, padded
+        sound = InputSpec("input_features", "float32", ("batch", config.num_mel_bins, frames))
+        return (sound, _answer(config))
     if "pixel_values" in parameters and "input_ids" not in parameters:
-        size = getattr(config, "image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        channels = getattr(config, "num_channels", 3)
-        return (InputSpec("pixel_values", "float32", ("batch", channels, height, width)),)
+        return (_image(config),)
     raise UsageError(
         f"the inputs of {model_class.__name__} are not known",
         where=label,
         hint="--input 'name=dtype[dim,dim]<high' for each of them",
     )
+
+
+def _image(config: Any) -> InputSpec:  # noqa: ANN401
+    size = getattr(config, "image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    channels = getattr(config, "num_channels", 3)
+    return InputSpec("pixel_values", "float32", ("batch", channels, height, width))
+
+
+def _answer(config: Any) -> InputSpec:  # noqa: ANN401
+    """What a decoder beside an encoder has said so far."""
+    vocabulary = config.get_text_config(decoder=True).vocab_size
+    return InputSpec("decoder_input_ids", "int64", ("batch", "answer"), vocabulary)
+
+
+def _hears(config: Any) -> bool:  # noqa: ANN401
+    return hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions")
 
 
 def _text_inputs(config: Any, parameters: set[str]) -> tuple[InputSpec, ...]:  # noqa: ANN401

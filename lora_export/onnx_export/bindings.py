@@ -43,7 +43,8 @@ class Binding:
         """The initializer's value for a parameter's value: same dtype, dense."""
         import numpy as np
 
-        return np.ascontiguousarray(array.transpose(self.perm) if self.perm else array)
+        # ascontiguousarray would give a scalar one dimension.
+        return np.asarray(array.transpose(self.perm) if self.perm else array, order="C")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,7 @@ def as_array(tensor: Tensor | NDArray[Any]) -> NDArray[Any]:
     import numpy as np
 
     if isinstance(tensor, np.ndarray):
-        return np.ascontiguousarray(tensor)
+        return np.asarray(tensor, order="C")
     import torch
 
     dense = tensor.detach().cpu().contiguous()

@@ -1,0 +1,76 @@
+"""What a Hugging Face folder takes is known for every common kind of network, and it runs on it."""
+
+import pytest
+import torch
+import transformers as tr
+from peft import LoraConfig, get_peft_model
+
+from lora_export.api import export_onnx, merge
+
+TEXT = {"vocab_size": 80, "d_model": 32}
+PAIR = {
+    **TEXT, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+}  # fmt: skip
+TOWER = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+}  # fmt: skip
+SOUND = {"num_mel_bins": 8, "max_source_positions": 30, "max_target_positions": 32}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
+
+MODELS = {
+    "T5": (
+        tr.T5ForConditionalGeneration,
+        lambda: tr.T5Config(**TEXT, d_kv=8, d_ff=48, num_layers=1, num_heads=4),
+        ["q", "v"],
+    ),
+    "Bart": (
+        tr.BartForConditionalGeneration,
+        lambda: tr.BartConfig(**PAIR, max_position_embeddings=64),
+        ["q_proj", "v_proj"],
+    ),
+    "Whisper": (
+        tr.WhisperForConditionalGeneration,
+        lambda: tr.WhisperConfig(**PAIR, **SOUND, **TOKENS),
+        ["q_proj", "v_proj"],
+    ),
+    "CLIP": (
+        tr.CLIPModel,
+        lambda: tr.CLIPConfig(
+            text_config={**TOWER, "vocab_size": 80, "max_position_embeddings": 32},
+            vision_config={**TOWER, "image_size": 16, "patch_size": 8},
+        ),
+        ["q_proj"],
+    ),
+}
+
+
+def saved(name, folder):
+    kind, config, targets = MODELS[name]
+    torch.manual_seed(0)
+    model = kind(config())
+    model.save_pretrained(folder / "base")
+    adapted = get_peft_model(model, LoraConfig(target_modules=targets, r=4))
+    for key, parameter in adapted.named_parameters():
+        if "lora_" in key:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(folder / "adapter")
+    return folder / "base", folder / "adapter"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", MODELS)
+def test_a_merge_is_proven_as_a_model(name, tmp_path):
+    base, adapter = saved(name, tmp_path)
+    report = merge(base, [adapter], tmp_path / "out")
+    assert "merged = unmerged (torch)" in {check.name for check in report.checks}
+    assert report.warnings == ()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", MODELS)
+def test_and_its_onnx_runs(name, tmp_path):
+    base, adapter = saved(name, tmp_path)
+    report = export_onnx(base, [adapter], tmp_path / "out.onnx")
+    assert "ONNX Runtime = unmerged" in {check.name for check in report.checks}
