@@ -166,6 +166,21 @@ COMPLETED: dict[str, Callable[[Delta, Factors], Factors]] = {
 """For a kind that takes factors which the file leaves out: these and those of the file."""
 
 
+def needed_for(delta: Delta, factors: Factors, rows: torch.Tensor) -> tuple[Factors, torch.Tensor]:
+    """What a formula needs of the factors for these rows, and the rows' numbers in that.
+
+    A table of half a million rows has a factor as long, which is not to be copied for each block.
+    """
+    import torch
+
+    if delta.kind not in ("linear", "embedding"):
+        return factors, rows
+    a, b = factors["A"], factors["B"]
+    if delta.kind == "linear" and not delta.fan_in_fan_out:
+        return {"A": a, "B": b[rows]}, torch.arange(len(rows))
+    return {"A": a[:, rows], "B": b}, torch.arange(len(rows))
+
+
 def factors_of(delta: Delta, *, exact: bool) -> Factors:
     """All factors of an update in float64, rounded as the library holds them."""
     from lora_export.checkpoint.tensors import read_tensor, torch_dtype

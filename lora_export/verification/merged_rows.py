@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
-from lora_export.execution.arithmetic import is_exact_sum, matrix_of
+from lora_export.execution.arithmetic import BLOCK_ELEMENTS, is_exact_sum, matrix_of
 from lora_export.verification.expected import (
     CHANGES,
     FORMULAS,
     SCREENED,
     TANGENTS,
     factors_of,
+    needed_for,
     scaling_of,
 )
 from lora_export.verification.rounding import UNIT, element_bound, update_error
@@ -108,17 +109,26 @@ class Expectation:
         self._screens = halves and all(delta.kind in SCREENED for delta in step.deltas)
         if self._screens:
             self._narrow = [
-                {"A": factors["A"].float(), "B": (factors["B"] * scale).float()}
+                {"A": factors["A"].float(), "B": factors["B"].float().mul_(scale)}
                 for factors, scale in zip(self._wide, self._scales, strict=True)
             ]
             self._largest = self._largest_magnitude()
         self._is_changed = False
 
-    def look(self, first: int, base: torch.Tensor, written: torch.Tensor) -> Seen:
-        """Rows from `first` on, of the base and as they were written."""
-        if self._screens:
-            return self._screened(first, base, written)
-        return self._dense(first, base, written)
+    def look(self, first: int, base: torch.Tensor, written: torch.Tensor) -> list[Seen]:
+        """Rows from `first` on, of the base and as they were written.
+
+        A merged block has as many rows as its bits need, however long they are; here a product may
+        be looked at in smaller ones, which keeps memory flat.
+        """
+        if not self._screens:
+            return [self._dense(first, base, written)]
+        rows = max(1, BLOCK_ELEMENTS // base.shape[1])
+        starts = range(0, len(base), rows)
+        return [
+            self._screened(first + at, base[at : at + rows], written[at : at + rows])
+            for at in starts
+        ]
 
     def _dense(self, first: int, base: torch.Tensor, written: torch.Tensor) -> Seen:
         import torch
@@ -196,9 +206,10 @@ class Expectation:
                 part, size = CHANGES[delta.kind](delta, factors, scale, base.double(), rows)
             else:
                 formula = FORMULAS[delta.kind]
-                sizes = {role: factor.abs() for role, factor in factors.items()}
-                part = formula(delta, factors, rows) * scale
-                size = formula(delta, sizes, rows) * abs(scale)
+                needed, places = needed_for(delta, factors, rows)
+                sizes = {role: factor.abs() for role, factor in needed.items()}
+                part = formula(delta, needed, places) * scale
+                size = formula(delta, sizes, places) * abs(scale)
             update, magnitude = part + update, size + magnitude
         return update, magnitude  # type: ignore[return-value]
 

@@ -52,7 +52,8 @@ class WeightProof:
         seen = expected.look(first, base, written)
         with self._lock:
             tally = self._tallies.setdefault(name, Tally(name))
-            tally.add(seen)
+            for part in seen:
+                tally.add(part)
             if tally.rows == expected.rows:
                 del self._expected[name]  # its factors are not needed any more
 
