@@ -15,7 +15,7 @@ from lora_export.planning.projection import size_projection
 from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.planning.said import resolve_said
 from lora_export.planning.spaces import Space, find_space
-from lora_export.planning.whole import fit_copies, fit_whole
+from lora_export.planning.whole import fit_copies, fit_whole, tell_biases, tell_unweighted
 from lora_export.records import FLOAT_DTYPES, Facts, Problem
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         if target and without_wrappers(target) not in {plain, space.change.apply(plain)}:
             draft.choices.append(f"{replacement.name}: the base calls it {target}")
     fit_whole(draft, adapter, replacements, targets)
+    tell_unweighted(draft, adapter)
+    tell_biases(draft, adapter)
 
 
 def _targets(
