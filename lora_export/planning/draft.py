@@ -54,6 +54,7 @@ class Draft:
     place for messages and whether they belong to a module that the adapter brings whole. twins,
     reshaped: see MergePlan. in_turn: see Step. edits: of config.json; told: the same in words.
     layers: the names under which a tensor of a layer is written, where that is not its own.
+    turned_by: who says how square weights are stored, by adapter and module.
     """
 
     base: Checkpoint
@@ -83,6 +84,7 @@ class Draft:
     edits: dict[str, object] = field(default_factory=dict)
     told: dict[str, str] = field(default_factory=dict)
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    turned_by: dict[tuple[str, str], str] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unfit: list[Problem] = field(default_factory=list)

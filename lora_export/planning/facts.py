@@ -87,14 +87,18 @@ class FactTable:
         self.matched.update(pattern for pattern, _ in matching)
         return matching[0][1] if matching else None
 
+    def given(self, module: str) -> Facts:
+        """What options and --hparams say of the module, without any model or manifest."""
+        table = self._table(module)
+        return overlay(table, self.top) if table else self.top
+
     def of(self, module: str, adapter: str = "") -> Facts:
         """What is known about the update that `adapter` has for `module`.
 
         Raises:
             UsageError: the model (or the manifest) and the options contradict each other.
         """
-        table = self._table(module)
-        given = overlay(table, self.top) if table else self.top
+        given = self.given(module)
         read = self.modules.get(module, self.modules.get(without_wrappers(module)))
         if read is None and (read := self.recorded.get((adapter, module))):
             new = [key for key in _KEYS if getattr(given, key) is None]

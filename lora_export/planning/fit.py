@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, TypeVar
 from lora_export.checkpoint.contents import is_zero, same_content
 from lora_export.layers import all_kinds
 from lora_export.planning.names import BaseNames, join, replacement_names, without_wrappers
-from lora_export.planning.orientation import stacks_in_out, stores_in_out
+from lora_export.planning.orientation import stored_by
 from lora_export.planning.parameters import settle, wanted_of
 from lora_export.planning.projection import size_projection
 from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.planning.said import resolve_said
 from lora_export.planning.spaces import Space, find_space
-from lora_export.planning.whole import fit_copies, fit_whole
-from lora_export.records import FLOAT_DTYPES, Problem
+from lora_export.planning.whole import fit_copies, fit_whole, tell_biases, tell_unweighted
+from lora_export.records import FLOAT_DTYPES, Facts, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from lora_export.records import (
         Adapter,
         Delta,
-        Facts,
         MergeRecipe,
         Replacement,
-        Said,
         TensorSpec,
         Update,
     )
@@ -65,6 +63,8 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         if target and without_wrappers(target) not in {plain, space.change.apply(plain)}:
             draft.choices.append(f"{replacement.name}: the base calls it {target}")
     fit_whole(draft, adapter, replacements, targets)
+    tell_unweighted(draft, adapter)
+    tell_biases(draft, adapter)
 
 
 def _targets(
@@ -225,6 +225,9 @@ def _one_delta(draft: Draft, adapter: Adapter, settled: Settled, base: TensorSpe
         model = draft.model.source if draft.model else ""
         return resolve(adapter, update, module, base, facts, has_bias=has_bias, model=model)
     facts = draft.facts.of(module)  # a manifest has nothing to add to the adapter's own word
+    given = draft.facts.given(module)
+    stored = stored_by(draft.base, module, update.said, settled.turned, facts)
+    draft.turned_by[str(adapter.path), module] = stored.source
     recipe: MergeRecipe = "peft-safe" if draft.options.recipe == "peft-safe" else "peft"
     return resolve_said(
         adapter,
@@ -232,21 +235,10 @@ def _one_delta(draft: Draft, adapter: Adapter, settled: Settled, base: TensorSpe
         update.said,
         module,
         base,
-        given=replace(facts, alpha=None) if draft.mixed else facts,
-        stored_in_out=_turned(draft, settled, update.said, facts),
+        given=Facts() if draft.mixed else given,  # else they are of the adapters that say nothing
+        stored=stored,
         recipe=recipe,
     )
-
-
-def _turned(draft: Draft, settled: Settled, said: Said, facts: Facts) -> bool | None:
-    """Whether a square weight is stored (in, out): by the user, the adapter, or the model."""
-    if facts.fan_in_fan_out is not None:
-        return facts.fan_in_fan_out
-    if said.tuner != "parameter":
-        return stores_in_out(draft.base, settled.located.module)
-    if settled.turned is not None:
-        return settled.turned
-    return stacks_in_out(draft.base, said.version)
 
 
 def _refuse_foreign_recipe(draft: Draft, adapter: Adapter) -> None:

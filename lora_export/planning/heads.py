@@ -21,6 +21,11 @@ _SUFFIXES = {
     "QUESTION_ANS": "ForQuestionAnswering",
     "CAUSAL_LM": "ForCausalLM",
 }
+# Where the adapter names no task: PEFT has no names for the first two.
+_CLASSIFIERS = (
+    "ForImageClassification", "ForAudioClassification", "ForSequenceClassification",
+    "ForTokenClassification",
+)  # fmt: skip
 # What a class of transformers may end in, beside which the others of its model stand.
 _CLASS = re.compile(
     r"(?P<model>[A-Z]\w*?)(For(CausalLM|MaskedLM|PreTraining|ConditionalGeneration|MultipleChoice|"
@@ -79,12 +84,17 @@ def _edit_class(draft: Draft, tasks: set[str], classes: Classes) -> None:
     if len(tasks) != 1:
         if now.endswith((*_SUFFIXES.values(), "Classification")):
             return
-        message = f"{', '.join(sorted(draft.heads))} is new, and {now or 'no class'} has no place "
+        if not tasks and (only := _only_classifier(draft, classes)):
+            _write_class(draft, now, only)
+            return
+        new = ", ".join(sorted(draft.heads))
+        verb, it = ("is", "it") if len(draft.heads) == 1 else ("are", "them")
+        message = f"{new} {verb} new, and {now or 'no class'} has no place for {it}"
         hint = (
             "say task_type in adapter_config.json (SEQ_CLS, TOKEN_CLS, QUESTION_ANS), or write the "
             "class that was trained into the base's architectures"
         )
-        draft.unfit.append(Problem(f"{message}for it", where, hint))
+        draft.unfit.append(Problem(message, where, hint))
         return
     suffix = _SUFFIXES[tasks.pop()]
     if now.endswith(suffix) or (suffix == "ForCausalLM" and now.endswith("LMHeadModel")):
@@ -97,6 +107,20 @@ def _edit_class(draft: Draft, tasks: set[str], classes: Classes) -> None:
         hint = "install the extra hf, or write the class into the base's architectures"
         draft.unfit.append(Problem(message, where, hint))
         return
+    _write_class(draft, now, name)
+
+
+def _only_classifier(draft: Draft, classes: Classes) -> str | None:
+    """The one class of the base's model type that classifies, for a new classifier of no task."""
+    if not all(
+        f".{name}".endswith((".classifier.weight", ".classifier.bias")) for name in draft.heads
+    ):
+        return None
+    found = {name for suffix in _CLASSIFIERS if (name := classes(draft.base, suffix))}
+    return found.pop() if len(found) == 1 else None
+
+
+def _write_class(draft: Draft, now: str, name: str) -> None:
     draft.edit("architectures", [name])
     draft.choices.append(
         f"whatever only {now or 'the old class'} reads, its head, stays in the files"

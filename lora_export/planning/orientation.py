@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_export.report.columns import counted
+
 if TYPE_CHECKING:
-    from lora_export.records import Checkpoint
+    from collections.abc import Iterable
+
+    from lora_export.planning.draft import Draft
+    from lora_export.records import Checkpoint, Delta, Facts, Said
 
 # The model types of transformers 5.24 that have layers of pytorch_utils.Conv1D, and the layers.
 _MODELS = frozenset({"clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"})
@@ -43,3 +50,69 @@ def stacks_in_out(base: Checkpoint, version: str) -> bool | None:
     if not isinstance(kind, str):
         return None
     return (kind in _STACKS_IN_OUT) == (release > (0, 19, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Whether square weights are stored (in, out), None where nobody says it, and who says so.
+
+    is_certain: an option may repeat it, and not contradict it.
+    """
+
+    in_out: bool | None = None
+    source: str = ""
+    is_certain: bool = False
+
+
+def stored_by(
+    base: Checkpoint,
+    module: str,
+    said: Said,
+    turned: bool | None,  # noqa: FBT001
+    facts: Facts,
+) -> Stored:
+    """By the base, the module's other experts or PEFT's version; else by the user; else the file.
+
+    turned: how the other experts of the module are stored, where their shapes tell it.
+    """
+    certain = _certain(base, module, said, turned)
+    if certain.in_out is not None:
+        return certain
+    hint = said.fan_in_fan_out if said.tuner != "parameter" else None
+    if facts.fan_in_fan_out is not None:
+        otherwise = hint is not None and hint != facts.fan_in_fan_out
+        but = f", against {said.source}: it is often wrong there" if otherwise else ""
+        return Stored(facts.fan_in_fan_out, f"by {facts.source}{but}")
+    if hint is not None:
+        return Stored(hint, f"by {said.source}")
+    return Stored(None, "by default, as nobody says it")
+
+
+def _certain(base: Checkpoint, module: str, said: Said, turned: bool | None) -> Stored:  # noqa: FBT001
+    if said.tuner != "parameter":
+        source = f"as {base.config.get('model_type')} has them"
+        return Stored(stores_in_out(base, module), source, is_certain=True)
+    if turned is not None:
+        return Stored(turned, "as the module's other experts are", is_certain=True)
+    source = f"as PEFT {said.version} reads them"
+    return Stored(stacks_in_out(base, said.version), source, is_certain=True)
+
+
+# The kinds that read a square weight in two ways.
+_TURNING = frozenset({"adalora", "dora_linear", "ia3", "ia3_feedforward", "linear", "vera"})
+
+
+def square_weights(draft: Draft, deltas: Iterable[Delta]) -> list[str]:
+    """How square weights are read, and who says so, in words."""
+    square: dict[str, list[Delta]] = defaultdict(list)
+    for delta in deltas:
+        if delta.kind in _TURNING and len(set(delta.shape)) == 1 and len(delta.shape) == 2:  # noqa: PLR2004
+            square[draft.turned_by.get((delta.adapter, delta.module), "as given")].append(delta)
+    if draft.model is not None:
+        return []
+    found = []
+    for source, listed in square.items():
+        stored = {"(in, out)" if delta.fan_in_fan_out else "(out, in)" for delta in listed}
+        read = f"read as Linear stored {' and '.join(sorted(stored))}, {source}"
+        found.append(f"{counted(len(listed), 'square weight')} {read}")
+    return found

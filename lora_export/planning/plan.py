@@ -14,6 +14,7 @@ from lora_export.planning.fit import fit_adapter
 from lora_export.planning.heads import head_dtype, plan_heads
 from lora_export.planning.modules import join_shared, refuse_forgotten
 from lora_export.planning.names import BaseNames, weight_names
+from lora_export.planning.orientation import square_weights
 from lora_export.planning.quantized import without_quantized
 from lora_export.planning.replication import plan_replication
 from lora_export.planning.tied import find_ties, plan_ties
@@ -123,16 +124,7 @@ def _tell_choices(draft: Draft, adapters: Sequence[Adapter]) -> None:
         )
     deltas = [delta for listed in draft.merged.values() for delta in listed]
     draft.choices += draft.facts.overridden(dict.fromkeys(delta.module for delta in deltas))
-    square = [
-        delta for delta in deltas if delta.kind == "linear" and delta.shape[0] == delta.shape[1]
-    ]
-    if square and draft.model is None:
-        stored = {"(in, out)" if delta.fan_in_fan_out else "(out, in)" for delta in square}
-        by_type = all(delta.recipe != "loralib" for delta in square)
-        kind = draft.base.config.get("model_type") if by_type else None
-        why = f"as {kind} has them" if kind else "as given"
-        read = f"read as Linear stored {' and '.join(sorted(stored))}, {why}"
-        draft.choices.append(f"{counted(len(square), 'square weight')} {read}")
+    draft.choices += square_weights(draft, deltas)
     for adapter in adapters:
         for key, why in adapter.left_out.items():
             draft.choices.append(f"{key} takes no part: {why}")

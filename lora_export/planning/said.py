@@ -11,6 +11,7 @@ from lora_export.records import HALF_DTYPES, Delta, Problem
 
 if TYPE_CHECKING:
     from lora_export.layers import Reading
+    from lora_export.planning.orientation import Stored
     from lora_export.records import (
         Adapter,
         Facts,
@@ -29,26 +30,30 @@ def resolve_said(
     base: TensorSpec,
     *,
     given: Facts,
-    stored_in_out: bool | None,
+    stored: Stored,
     recipe: MergeRecipe,
 ) -> Delta:
     """The one reading of `update` against the base tensor.
 
-    given: what the user's options say, which must not contradict the file. stored_in_out: how the
-    model stores square weights, None where nobody knows: then the file's own hint decides.
+    given: what the user's options say, which must not contradict what is known. stored: how square
+    weights are stored, and who says so.
 
     Raises:
         Unresolved: no reading fits, or an option or a rank contradicts the file.
     """
     where = f"{adapter.path}: {update.module or '(root module)'}"
-    _refuse_contradiction(said, given, where)
+    _refuse_other_alpha(said, given, where)
     shapes = shapes_of(update.factors, base)
     readings = readings_of(said.tuner, shapes)
     if not readings:
         raise Unresolved(no_fit(said.tuner, shapes, base, where), missing=False)
-    if said.tuner == "parameter" and len(readings) > 1 and stored_in_out is None:
+    if said.tuner == "parameter" and len(readings) > 1 and stored.in_out is None:
         raise Unresolved(_square(said, base, where), missing=True)
-    reading = _by_orientation(readings, said, stored_in_out)
+    reading = _by_orientation(readings, stored)
+    if problems := _contradictions(reading, readings, given, stored, base):
+        unresolved = Unresolved(Problem(problems[0][0], where, problems[0][1]), missing=True)
+        unresolved.missing = [Problem(message, where, hint) for message, hint in problems]
+        raise unresolved
     rank = reading.rank or said.rank or 1
     if said.rank is not None and said.rank != rank:
         message = f"rank is {reading.rank} in the tensors but {said.rank} in {said.source}"
@@ -86,15 +91,45 @@ def _square(said: Said, base: TensorSpec, where: str) -> Problem:
     )
 
 
-def _by_orientation(
-    readings: list[Reading],
-    said: Said,
-    stored_in_out: bool | None,  # noqa: FBT001
-) -> Reading:
-    """By shape; a square weight as the model stores it (PEFT corrects the file's own word)."""
-    turned = said.fan_in_fan_out if stored_in_out is None else stored_in_out
-    fitting = [reading for reading in readings if reading.fan_in_fan_out == bool(turned)]
+def _by_orientation(readings: list[Reading], stored: Stored) -> Reading:
+    """By shape; a square weight as it is stored."""
+    fitting = [reading for reading in readings if reading.fan_in_fan_out == bool(stored.in_out)]
     return (fitting or readings)[0]
+
+
+_UNTURNED = frozenset({"embedding", "dora_embedding", "lora_bias", "token_rows"})
+
+
+def has_orientation(kind: str, shape: tuple[int, ...]) -> bool:
+    """Whether such a weight is stored (in, out) or (out, in)."""
+    return kind == "experts" or (kind not in _UNTURNED and len(shape) == 2)  # noqa: PLR2004
+
+
+def _contradictions(
+    reading: Reading, readings: list[Reading], given: Facts, stored: Stored, base: TensorSpec
+) -> list[tuple[str, str]]:
+    """(message, hint) of every fact that is known otherwise, or has no meaning for the module."""
+    found = []
+    if given.kind is not None and given.kind != reading.kind:
+        message = f"kind = {given.kind} from {given.source}, but this is {reading.kind}"
+        found.append((message, "leave it out: the adapter's own configuration says what it is"))
+    if given.enable_lora is not None and len(given.enable_lora) > 1:
+        message = f"enable_lora from {given.source} has no meaning for {reading.kind}"
+        found.append((message, "leave it out: only loralib's MergedLinear has blocks"))
+    turned = reading.fan_in_fan_out
+    if given.fan_in_fan_out not in (None, turned) and has_orientation(reading.kind, base.shape):
+        by_shape = len({one.fan_in_fan_out for one in readings}) == 1
+        why = "by its shape" if by_shape else stored.source
+        message = (
+            f"fan_in_fan_out = {given.fan_in_fan_out} from {given.source}, but the weight "
+            f"{list(base.shape)} is stored {'(in, out)' if turned else '(out, in)'} {why}"
+        )
+        hint = (
+            "leave it out, or say it of the modules that need it in --hparams FILE: those with "
+            "square weights in a base whose model_type is not known"
+        )
+        found.append((message, hint))
+    return found
 
 
 def _scaling(said: Said, rank: int) -> float:
@@ -120,7 +155,7 @@ def _single(value: float) -> float:
     return float(single)
 
 
-def _refuse_contradiction(said: Said, given: Facts, where: str) -> None:
+def _refuse_other_alpha(said: Said, given: Facts, where: str) -> None:
     if given.alpha is not None and given.alpha != said.alpha:
         message = f"alpha is {said.alpha:g} in {said.source} but {given.alpha:g} in {given.source}"
         hint = "leave it out: the adapter says its own; --weight is its strength"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.planning.fit import keys_of
 from lora_export.planning.names import join
+from lora_export.planning.said import has_orientation
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def refuse_unused(draft: Draft, adapters: Sequence[Adapter]) -> None:
         for pattern in dict.fromkeys(unmatched)
     ]
     if not draft.missing:
-        draft.missing += _unused_blocks(draft)
+        draft.missing += [*_unused_blocks(draft), *_unused_orientation(draft)]
 
 
 _MODULES = "a glob on the base's name of the module; --dry-run -v lists the modules"
@@ -60,3 +61,16 @@ def _unused_blocks(draft: Draft) -> Iterator[Problem]:
     if blocks is not None and len(blocks) > 1 and "merged_linear" not in kinds:
         message = f"no MergedLinear is in the plan, only {', '.join(sorted(kinds))}"
         yield Problem(message, "--enable-lora", "leave it out, also of --hparams")
+
+
+def _unused_orientation(draft: Draft) -> Iterator[Problem]:
+    """fan_in_fan_out beside a PEFT adapter of embeddings and convolutions alone."""
+    deltas = [delta for listed in draft.merged.values() for delta in listed]
+    said = draft.facts.top.fan_in_fan_out
+    if said is None or any(delta.recipe == "loralib" for delta in deltas):
+        return  # of loralib's, it tells a Linear from an embedding
+    if deltas and not any(has_orientation(delta.kind, delta.shape) for delta in deltas):
+        kinds = ", ".join(sorted({delta.kind for delta in deltas}))
+        message = f"no weight of the plan is stored (in, out) or (out, in), only {kinds}"
+        option = f"--{'' if said else 'no-'}fan-in-fan-out"
+        yield Problem(message, option, "leave it out, also of --hparams")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.contents import same_content, same_first_rows
 from lora_export.planning.names import BaseNames, without_wrappers
 from lora_export.records import FLOAT_DTYPES, Problem
+from lora_export.report.columns import counted
+from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -164,3 +166,33 @@ def _put(draft: Draft, table: dict[str, TensorRef], name: str, ref: TensorRef, w
     if other is not ref and not same_content(other, ref):
         message = f"{name} is replaced by {other.file} as well, with other values"
         draft.unfit.append(Problem(message, where, "leave one out with --allow-unmatched"))
+
+
+def tell_biases(draft: Draft, adapter: Adapter) -> None:
+    """Where the adapter says that it trained biases, the base has them, and the file none."""
+    if adapter.bias == "none":
+        return
+    held = [item for item in adapter.replacements if item.origin != "module"]
+    if any(f".{item.name}".endswith(".bias") for item in held):
+        return
+    adapted = {d.module for listed in draft.merged.values() for d in listed}
+    every = [name for name in draft.stored if f".{name}".endswith(".bias")]
+    mine = [name for name in every if name.removesuffix("bias").removesuffix(".") in adapted]
+    if every if adapter.bias == "all" else mine:
+        draft.warnings.append(
+            f"{adapter.path.name}: bias = {adapter.bias!r} says that biases were trained, and the "
+            "file holds none of them: saved under ZeRO-3 or FSDP without gathering?"
+        )
+
+
+def tell_unweighted(draft: Draft, adapter: Adapter) -> None:
+    """A full tensor has no strength: it takes the place of the base's, whatever --weight says."""
+    if adapter.weight == 1:
+        return
+    used = {id(ref) for ref in (*draft.replaced.values(), *draft.added.values())}
+    names = [item.name for item in adapter.replacements if id(item.ref) in used]
+    if names:
+        draft.warnings.append(
+            f"{adapter.path.name}: --weight {adapter.weight:g} scales the update alone; "
+            f"{counted(len(names), 'full tensor')} replaced as trained ({first_names(names)})"
+        )

@@ -94,7 +94,8 @@ class Adapter:
     was chosen, in words; doubts: what a user should be warned of in it. task: PEFT's task_type.
     heads: names of modules that the adapter brings whole, also where the base has none of that
     name. replication: (first, last + 1) layers, of which the model is put together anew; empty
-    where it stays as it is. left_out: tensors that take no part, and why.
+    where it stays as it is. left_out: tensors that take no part, and why. bias: which biases were
+    trained, in PEFT's words.
     """
 
     path: Path
@@ -112,6 +113,7 @@ class Adapter:
     heads: tuple[str, ...] = ()
     replication: tuple[tuple[int, int], ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    bias: str = "none"
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""

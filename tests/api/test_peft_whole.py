@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, TrainableTokensConfig
-from peft_folders import bert, llama, logits, reloaded, save
+from peft_folders import SIZES, bert, llama, logits, reloaded, save
 from safetensors.torch import load_file, save_file
 
 from lora_export.api import merge, unmerge
@@ -145,6 +145,33 @@ def test_heads(base, labels, task, with_transformers, tmp_path, monkeypatch):
     assert (logits(found) - logits(unmerged())).abs().max() < 1e-5
     names = {check.name for check in report.checks}
     assert ("merged = unmerged (torch)" in names) is with_transformers
+
+
+def test_a_new_classifier_of_images_needs_no_task(tmp_path):
+    import transformers
+
+    sizes = {key: SIZES[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    config = transformers.ViTConfig(**sizes, intermediate_size=48, image_size=16, patch_size=8)
+    auto = transformers.AutoModelForImageClassification
+    lora = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["classifier"])
+    unmerged = save(tmp_path, transformers.ViTModel(config), lora, auto=auto, num_labels=5)
+    merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out")
+    found = reloaded(tmp_path / "out", auto)
+    assert type(found).__name__ == "ViTForImageClassification"
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        one, other = (model.eval()(pixels).logits for model in (found, unmerged()))
+    assert (one - other).abs().max() < 1e-5
+
+
+def test_a_new_classifier_of_a_model_with_several_needs_a_task(tmp_path):
+    import transformers
+
+    auto = transformers.AutoModelForTokenClassification
+    lora = LoraConfig(r=4, target_modules=["query"], modules_to_save=["classifier"])
+    save(tmp_path, bert("BertModel"), lora, auto=auto)
+    with pytest.raises(FitError, match="are new, and BertModel has no place for them"):
+        merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from lora_export.api import merge
 from lora_export.errors import FitError, LoraExportError, UsageError
-from lora_export.planning.orientation import stores_in_out
+from lora_export.planning.orientation import stored_by, stores_in_out
 from lora_export.planning.resolve import Unresolved
 from lora_export.planning.said import resolve_said
 from lora_export.records import Adapter, Checkpoint, Facts, Said, TensorRef, TensorSpec, Update
@@ -21,7 +21,7 @@ from lora_export.records import Adapter, Checkpoint, Facts, Said, TensorRef, Ten
 SQUARE = {"A": (2, 8), "B": (8, 2)}
 
 
-def resolved(shapes, weight, *, stored_in_out=None, given=None, **said):
+def resolved(shapes, weight, *, config=None, turned=None, given=None, **said):
     factors = {
         role: TensorRef(TensorSpec(role, "F32", shape), Path("x"), 0, 0)
         for role, shape in shapes.items()
@@ -29,10 +29,16 @@ def resolved(shapes, weight, *, stored_in_out=None, given=None, **said):
     told = Said(**{"tuner": "lora", "alpha": 6, "rank": 2, "source": "a test", **said})
     update = Update("m", factors, said=told)
     adapter = Adapter(Path("a"), "peft", (update,), ())
+    given = given or Facts()
+    base = Checkpoint(Path("x"), "folder", (), config=config or {})
+    stored = stored_by(base, "h.c_proj", told, turned, given)
     return resolve_said(
         adapter, update, told, "m", TensorSpec("m.weight", "BF16", weight),
-        given=given or Facts(), stored_in_out=stored_in_out, recipe="peft",
+        given=given, stored=stored, recipe="peft",
     )  # fmt: skip
+
+
+MODEL_TYPES = {None: {}, False: {"model_type": "bert"}, True: {"model_type": "gpt2"}}
 
 
 @pytest.mark.parametrize("tuner", ["lora", "dora"])
@@ -49,7 +55,8 @@ def resolved(shapes, weight, *, stored_in_out=None, given=None, **said):
 )
 def test_a_square_weight_is_read_as_the_model_stores_it(weight, hint, stored, turned, tuner):
     shapes = {**SQUARE, "M": (8,)} if tuner == "dora" else SQUARE
-    found = resolved(shapes, weight, stored_in_out=stored, fan_in_fan_out=hint, tuner=tuner)
+    config = MODEL_TYPES[stored]
+    found = resolved(shapes, weight, config=config, fan_in_fan_out=hint, tuner=tuner)
     assert found.fan_in_fan_out is turned
     assert found.dtype == "BF16"
 
@@ -58,7 +65,7 @@ def test_a_square_weight_is_read_as_the_model_stores_it(weight, hint, stored, tu
 @pytest.mark.parametrize(("weight", "turned"), [((12, 8), False), ((8, 12), True)])
 def test_the_shape_decides_where_it_can(weight, turned, stored):
     shapes = {"A": (2, 8), "B": (12, 2)}
-    assert resolved(shapes, weight, stored_in_out=stored).fan_in_fan_out is turned
+    assert resolved(shapes, weight, config=MODEL_TYPES[stored]).fan_in_fan_out is turned
 
 
 @pytest.mark.parametrize(
@@ -113,6 +120,101 @@ def test_an_option_that_contradicts_the_file_is_refused():
         resolved(SQUARE, (8, 8), given=Facts(alpha=7, source="--alpha"))
     assert "alpha is 6 in a test but 7 in --alpha" in str(caught.value.missing[0])
     assert resolved(SQUARE, (8, 8), given=Facts(alpha=6)).alpha == 6
+
+
+WEIGHTS = {
+    "bert": (SQUARE, (8, 8), {"config": MODEL_TYPES[False]}, True, "(out, in) as bert has them"),
+    "gpt2": (SQUARE, (8, 8), {"config": MODEL_TYPES[True]}, False, "(in, out) as gpt2 has them"),
+    "shape": ({"A": (2, 8), "B": (12, 2)}, (12, 8), {}, True, "(out, in) by its shape"),
+    "turned": ({"A": (2, 8), "B": (12, 2)}, (8, 12), {}, False, "(in, out) by its shape"),
+    "experts": (
+        {"A": (4, 8), "B": (8, 4)}, (2, 8, 8), {"tuner": "parameter", "version": "0.18.1"}, False,
+        "(in, out) as PEFT 0.18.1 reads them",
+    ),
+    "other experts": (
+        {"A": (4, 8), "B": (8, 4)}, (2, 8, 8), {"tuner": "parameter", "turned": False}, True,
+        "(out, in) as the module's other experts are",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_an_orientation_that_is_known_may_be_repeated_only(name):
+    shapes, weight, said, wrong, words = WEIGHTS[name]
+    with pytest.raises(Unresolved) as caught:
+        resolved(shapes, weight, given=Facts(fan_in_fan_out=wrong, source="an option"), **said)
+    [problem] = caught.value.missing
+    assert f"fan_in_fan_out = {wrong} from an option" in str(problem)
+    assert words in str(problem)
+    assert problem.hint
+    given = Facts(fan_in_fan_out=not wrong)
+    assert resolved(shapes, weight, given=given, **said).fan_in_fan_out is not wrong
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("hint", [True, False, None])
+def test_an_orientation_that_nobody_knows_is_taken_from_the_option(given, hint):
+    found = resolved(SQUARE, (8, 8), fan_in_fan_out=hint, given=Facts(fan_in_fan_out=given))
+    assert found.fan_in_fan_out is given
+
+
+def test_an_orientation_means_nothing_for_an_embedding():
+    shapes = {"A": (2, 8), "B": (4, 2)}
+    given = Facts(fan_in_fan_out=True)
+    assert resolved(shapes, (8, 4), tuner="lora_embedding", given=given).kind == "embedding"
+
+
+def test_an_orientation_of_embeddings_alone_is_refused(tmp_path):
+    save_file({"q.weight": torch.ones(8, 4)}, tmp_path / "base.safetensors")
+    factors = {"q.lora_embedding_A": torch.ones(2, 8), "q.lora_embedding_B": torch.ones(4, 2)}
+    adapter = peft_folder(tmp_path / "adapter", factors)
+    with pytest.raises(UsageError, match=r"--fan-in-fan-out: no weight of the plan"):
+        merge(tmp_path / "base.safetensors", [adapter], dry_run=True, fan_in_fan_out=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (Facts(kind="embedding"), ["kind = embedding", "this is linear"]),
+        (Facts(enable_lora=(True, False)), ["enable_lora", "no meaning for linear"]),
+    ],
+)
+def test_facts_without_a_meaning_are_refused(given, words):
+    with pytest.raises(Unresolved) as caught:
+        resolved(SQUARE, (8, 8), given=given)
+    [problem] = caught.value.missing
+    assert [word for word in words if word not in str(problem)] == []
+
+
+SAYERS = {
+    "the option": ({"fan_in_fan_out": True}, {}, "(in, out), by the options"),
+    "against the file": (
+        {"fan_in_fan_out": True}, {"fan_in_fan_out": False},
+        "(in, out), by the options, against adapter_config.json: it is often wrong there",
+    ),
+    "the file": ({}, {"fan_in_fan_out": True}, "(in, out), by adapter_config.json"),
+    "nobody": ({}, {}, "(out, in), by default, as nobody says it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAYERS)
+def test_the_plan_tells_who_says_how_a_square_weight_is_stored(name, tmp_path):
+    options, members, words = SAYERS[name]
+    save_file({"q.weight": torch.ones(8, 8)}, tmp_path / "base.safetensors")
+    factors = {"q.lora_A.weight": torch.ones(2, 8), "q.lora_B.weight": torch.ones(8, 2)}
+    adapter = peft_folder(tmp_path / "adapter", factors, **members)
+    report = merge(tmp_path / "base.safetensors", [adapter], dry_run=True, **options)
+    assert f"1 square weight read as Linear stored {words}" in report.plan.choices
+
+
+def test_an_option_that_contradicts_the_model_type_is_a_usage_error(tmp_path):
+    (tmp_path / "base").mkdir()
+    save_file({"q.weight": torch.ones(8, 8)}, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "bert"}')
+    factors = {"q.lora_A.weight": torch.ones(2, 8), "q.lora_B.weight": torch.ones(8, 2)}
+    adapter = peft_folder(tmp_path / "adapter", factors)
+    with pytest.raises(UsageError, match=r"stored \(out, in\) as bert has them"):
+        merge(tmp_path / "base", [adapter], dry_run=True, fan_in_fan_out=True)
 
 
 @pytest.mark.parametrize(

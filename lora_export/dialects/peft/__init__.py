@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
 from lora_export.dialects.peft.fields import unknown_fields
-from lora_export.dialects.peft.keys import sort_keys
+from lora_export.dialects.peft.keys import plain_key, sort_keys
 from lora_export.dialects.peft.parameters import unheld
+from lora_export.dialects.peft.promised import lacking_modules, lacking_rows
 from lora_export.dialects.peft.refusals import refuse_type
 from lora_export.dialects.peft.trainable_tokens import STEM, token_updates
 from lora_export.dialects.peft.tuner import Tuner
@@ -58,12 +59,16 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     updates, problems = [*updates, *rows], [*problems, *told, *_unusable(file, [*updates, *rows])]
     replacements, left_out, told = whole_tensors(config, found.others, found.adapters)
     problems += told
+    whole = [*(item.name for item in replacements), *map(plain_key, left_out)]
+    checks = [lacking_modules(config, whole), lacking_rows(config, list(tokens))]
+    problems += [problem for lacking, _ in checks for problem in lacking]
     if not updates and not problems:
         message = f"holds no factors of {config.peft_type}"
         problems = [Problem(message, str(file.path), "is this the adapter's weight file?")]
     if problems:
         raise InputError.of(problems)
     doubts = (*unknown_fields(config), *tuner.notes(found.factors), *unheld(config, updates))
+    doubts += tuple(doubt for _, lacking in checks for doubt in lacking)
     return Adapter(
         file.path,
         DIALECT.name,
@@ -77,6 +82,7 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
         heads=saved_modules(config),
         replication=replication_of(config),
         left_out=left_out,
+        bias=config.text("bias", "none"),
     )
 
 

@@ -34,7 +34,12 @@ MAX_LAYERS = 10_000
 def saved_modules(config: PeftConfig) -> tuple[str, ...]:
     """The modules that training replaced: those of the file, and those of the task."""
     named = [name for name in config.texts("modules_to_save") if name]
-    return tuple(dict.fromkeys([*named, *_HEADS.get(task_of(config), ())]))
+    return tuple(dict.fromkeys([*named, *automatic_heads(config)]))
+
+
+def automatic_heads(config: PeftConfig) -> tuple[str, ...]:
+    """The modules that PEFT saves for the task, of which a model has one or none."""
+    return _HEADS.get(task_of(config), ())
 
 
 def task_of(config: PeftConfig) -> str:
