@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.hf_cache import repository_of
+from lora_export.planning.origin import without_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,3 +48,26 @@ def _base(base: Checkpoint) -> str:
 def _trained_on(adapter: Adapter) -> str:
     name = adapter.trained_on
     return f"adapter_config.json says it was trained on {name}" if name else ""
+
+
+def other_bases(base: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:
+    """Where an adapter names another base than this one; by the last part of both names.
+
+    What an adapter was trained on may lie in another folder here, or be quantised there.
+    """
+    if base.layout != "folder":
+        return []
+    given = repository_of(base.root) or base.root.resolve().name
+    told = {}
+    for name in (adapter.trained_on for adapter in adapters):
+        known = {_last(name), _last(without_scheme(name) or name)}
+        if name and _last(given) not in known:
+            told[
+                f"adapter_config.json says it was trained on {name}; the base given is {given}"
+            ] = 1
+    return list(told)
+
+
+def _last(name: str) -> str:
+    path = Path(name)
+    return Path(repository_of(path) or path).name.lower()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,14 @@ from safetensors.torch import save_file
 
 from lora_export.api import merge
 from lora_export.errors import FitError
+from lora_export.planning.misfit import other_bases
+from lora_export.records import Adapter, Checkpoint
 
-CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+SMALL = {
+    "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+    "vocab_size": 8, "max_position_embeddings": 8,
+}  # fmt: skip
+CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SMALL}
 
 
 @pytest.fixture
@@ -68,3 +75,61 @@ def test_without_transformers_its_names_may_be_lacking(case, monkeypatch):
     assert "9 of 10 modules are not in this base" in problem.message
     assert problem.hint.startswith("pip install 'lora-export[hf]'")
     assert "org/other" in problem.hint
+
+
+CACHED = "/c/models--org--X-1B/snapshots/0123"
+
+
+@pytest.mark.parametrize(
+    ("root", "trained_on", "differ"),
+    [
+        (CACHED, "org/x-1b", False),
+        (CACHED, "/elsewhere/X-1B", False),
+        (CACHED, CACHED, False),
+        (CACHED, "unsloth/X-1B-bnb-4bit", False),
+        (CACHED, "", False),
+        (CACHED, "org/X-7B", True),
+        ("/here/base", "./there/base/", False),
+        ("/here/base", "org/X", True),
+    ],
+)
+def test_the_adapter_names_another_base(root, trained_on, differ):
+    adapter = Adapter(Path("x"), "peft", (), (), trained_on=trained_on)
+    told = other_bases(Checkpoint(Path(root), "folder", ()), [adapter, adapter])
+    assert len(told) == differ
+
+
+def loralib(case, name):
+    low = {"m.layers.0.q.lora_A": torch.randn(2, 4), "m.layers.0.q.lora_B": torch.randn(6, 2)}
+    save_file(low, case / name)
+    return case / name
+
+
+def test_a_base_that_is_a_merge_is_told(case):
+    merge(case / "base", [loralib(case, "a.safetensors")], case / "one", alpha=4, verify=False)
+    report = merge(
+        case / "one", [loralib(case, "b.safetensors")], case / "two", alpha=4, verify=False
+    )
+    told = [text for text in report.warnings if "itself a merge" in text]
+    assert len(told) == 1
+    assert "a.safetensors" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, "the folder has no config.json"),
+        ({"model_type": "nobodys", "architectures": ["NobodysModel"]}, "transformers cannot load"),
+        (
+            {"model_type": "nobodys", "architectures": ["BertModel"], **SMALL},
+            "transformers cannot load",
+        ),
+    ],
+)
+def test_why_the_proof_is_by_weights_only(case, config, words):
+    (case / "base" / "config.json").unlink()
+    if config:
+        (case / "base" / "config.json").write_text(json.dumps(config))
+    report = merge(case / "base", [loralib(case, "a.safetensors")], case / "out", alpha=4)
+    assert any(words in warning for warning in report.warnings), report.warnings
+    assert any("by weights only" in warning for warning in report.warnings)
