@@ -99,7 +99,7 @@ def _edit_class(draft: Draft, tasks: set[str], classes: Classes) -> None:
         return
     draft.edit("architectures", [name])
     draft.choices.append(
-        f"whatever only {now or 'the old class'} reads, its head, stays in the files"
+        f"the tensors that only {now or 'the old class'} reads (its own head) stay in the files"
     )
     draft.reshaped.append(f"architectures: {now or 'none'} -> {name}")
 
