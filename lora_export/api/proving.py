@@ -17,6 +17,7 @@ from lora_export.models.choose import (
     runtime_names,
     tied_groups,
     why_no_model,
+    why_unloadable,
 )
 from lora_export.models.inputs import parse_inputs
 from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
@@ -165,7 +166,8 @@ def prove_further(
     if job.source:
         return (*checks, *prove_model(job, job.source, merged).checks), ()
     more, why_none = _prove_folder(job, merged)
-    return (*checks, *more), ((why_none, *_unused(job.proof)) if why_none else ())
+    told = (why_none, *(() if more else _unused(job.proof))) if why_none else ()
+    return (*checks, *more), told
 
 
 def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:
@@ -216,14 +218,21 @@ def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]
         source = folder_model(base, job.proof.input)
         if not job.plan.reshaped:
             source.load(base, full=job.plan.new_tensors(), untied=())
-    except (UsageError, InputError) as error:
+    except UsageError as error:
         return (), f"the proof is by weights only: {error.problems[0]}"
+    except InputError as error:
+        return (), f"{_unloadable(error.problems[0])}; the proof is by weights only"
     try:
-        return prove_model(job, source, merged).checks, ""
+        why = why_unloadable(base)
+        return prove_model(job, source, merged).checks, _unloadable(why) if why else ""
     except UsageError as error:
         if job.proof != ProofOptions(seed=job.proof.seed):
             raise  # what the user asked for is not left out in silence
         return (), f"the proof is by weights only: {error.problems[0]}"
+
+
+def _unloadable(reason: object) -> str:
+    return f"transformers cannot load this base, so neither the result: {reason}"
 
 
 def _too_large(base: Checkpoint) -> str:

@@ -121,7 +121,7 @@ class Output:
             click.echo(checks_text(checks))
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
-        if isinstance(error, VerificationError):
+        if isinstance(error, VerificationError) and self.command != "verify":
             click.echo("nothing was published", err=True)
 
 

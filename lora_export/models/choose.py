@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.quantized import find_quantization
 from lora_export.errors import InputError, UsageError
 from lora_export.models.factory import FactoryModel
-from lora_export.models.huggingface import HuggingFaceModel, class_named, transformers_installed
+from lora_export.models.huggingface import (
+    HuggingFaceModel,
+    class_named,
+    is_known_type,
+    transformers_installed,
+)
 from lora_export.models.inputs import parse_inputs
 from lora_export.records import HALF_DTYPES
 
@@ -75,6 +80,8 @@ def class_for_task(base: Checkpoint, suffix: str) -> str | None:
 
 def why_no_model(base: Checkpoint) -> str:
     """Why no model can be built for a merge without --model; empty when one can."""
+    if base.layout == "folder" and not base.config:
+        return "the folder has no config.json, which names its model: the proof is by weights only"
     if not base.config.get("architectures"):
         return "no --model was named, so the proof is by weights only"
     if not transformers_installed():
@@ -87,6 +94,16 @@ def why_no_model(base: Checkpoint) -> str:
             "is a jump and no error: the proof is by weights only"
         )
     return ""
+
+
+def why_unloadable(base: Checkpoint) -> str:
+    """Why transformers' own classes refuse the folder, whoever runs its model; else empty."""
+    kind = base.config.get("model_type")
+    if not transformers_installed() or not base.config.get("architectures"):
+        return ""
+    if isinstance(kind, str) and is_known_type(kind):
+        return ""
+    return f"config.json has the model_type {kind!r}, which transformers does not know"
 
 
 def _routes_in_half(base: Checkpoint) -> bool:

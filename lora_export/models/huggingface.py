@@ -53,6 +53,14 @@ def class_named(model_type: str, suffix: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def is_known_type(model_type: str) -> bool:
+    """Whether transformers has a configuration of this model_type."""
+    with quiet():
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
+
+
 class HuggingFaceModel:
     """A model source backed by transformers' from_pretrained; see source.ModelSource."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lora_export.checkpoint.contents import is_zero, same_content
 from lora_export.layers import all_kinds
+from lora_export.planning.misfit import lacking_extra, with_origin
 from lora_export.planning.names import BaseNames, join, replacement_names, without_wrappers
 from lora_export.planning.orientation import stored_by
 from lora_export.planning.parameters import settle, wanted_of
@@ -44,8 +45,13 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         draft.unfit.append(Problem(message, str(adapter.path)))
         return
     space, choices, problems = find_space(
-        wanted_of(updates), Space(names, draft.stored), draft.table, draft.options.rename
+        wanted_of(updates),
+        Space(names, draft.stored),
+        draft.table,
+        draft.options.rename,
+        lacking_extra(draft.base),
     )
+    problems = list(with_origin(draft.base, adapter, problems))
     held = [u for u in updates if not u.optional or _is_there(draft, space, u)]
     settled, unsure = ([], problems) if problems else settle(held, space, draft.table)
     draft.unfit += [_at(adapter, problem) for problem in unsure]

@@ -123,7 +123,7 @@ def _only_classifier(draft: Draft, classes: Classes) -> str | None:
 def _write_class(draft: Draft, now: str, name: str) -> None:
     draft.edit("architectures", [name])
     draft.choices.append(
-        f"whatever only {now or 'the old class'} reads, its head, stays in the files"
+        f"the tensors that only {now or 'the old class'} reads (its own head) stay in the files"
     )
     draft.reshaped.append(f"architectures: {now or 'none'} -> {name}")
 

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from lora_export.records import Problem
+from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ _BIAS_SUFFIXES = ("bias", "conv.bias", "b")
 # The same tensor under other last names: in loralib's convolutions (`conv.weight`), and in GPT-2
 # checkpoints of the TensorFlow line (`ln_1.g`, `ln_1.b`, `c_attn.w`).
 _ALIASES = (("conv.weight", "weight", "w", "g"), ("conv.bias", "bias", "b"))
+_LISTED = 5
+_LEAVE_OUT = "--allow-unmatched GLOB leaves keys out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,24 +219,37 @@ def _candidates(modules: Mapping[str, Sequence[str]], base: BaseNames) -> list[P
 def _unresolved(
     modules: Mapping[str, Sequence[str]], found: set[str], change: PrefixChange, base: BaseNames
 ) -> list[Problem]:
-    partial = f" ({change} resolves {len(found)} of {len(modules)})" if found else ""
-    problems = []
-    for module, parameters in modules.items():
-        if module not in found:
-            name = change.apply(module) or module
-            suffixes = [suffix for parameter in parameters for suffix in _suffixes(parameter)]
-            tried = ", ".join(join(name, suffix) for suffix in suffixes)
-            kinds = " or ".join(parameters[:3])
-            near = ", ".join(base.nearest(join(name, suffixes[0])))
-            problems.append(
-                Problem(
-                    f"the base has no {kinds} for this module{partial}; tried: {tried}",
-                    module or "(root module)",
-                    f"nearest in the base: {near or 'nothing'}; wrong base or wrong adapter? "
-                    "--allow-unmatched GLOB leaves keys out",
-                )
-            )
+    """One problem where nothing fits; else one for each of the first few that do not."""
+    lacking = [module for module in modules if module not in found]
+    wanted = {one: join(change.apply(one) or one, modules[one][0]) for one in lacking[:_LISTED]}
+    near = {one: ", ".join(base.nearest(name)) or "nothing" for one, name in wanted.items()}
+    if not found:
+        names = first_names([module or "(root module)" for module in lacking])
+        message = f"0 of {len(modules)} modules are in this base: {names}"
+        hint = f"nearest to the first in the base: {near[lacking[0]]}; wrong base or wrong adapter?"
+        return [Problem(message, hint=hint)]
+    partial = f" ({change} resolves {len(found)} of {len(modules)})"
+    problems = [
+        Problem(
+            f"the base has no {name}{partial}",
+            module or "(root module)",
+            f"nearest in the base: {near[module]}; wrong base or wrong adapter? {_LEAVE_OUT}",
+        )
+        for module, name in wanted.items()
+    ]
+    if left := len(lacking) - len(problems):
+        message = f"{left} more of the {len(modules)} modules are not in this base"
+        problems.append(Problem(message, hint=f"wrong base or wrong adapter? {_LEAVE_OUT}"))
     return problems
+
+
+def lacking_in(
+    modules: Mapping[str, Sequence[str]], change: PrefixChange, base: BaseNames
+) -> list[str]:
+    """The modules that are not in the base after `change`."""
+    plain = {without_wrappers(module): names for module, names in modules.items()}
+    found = _resolved(change, plain, base)
+    return [module for module in plain if module not in found]
 
 
 def replacement_names(

@@ -6,12 +6,14 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.hf_cache import repository_of
 from lora_export.dialects.loralib import factor_key
 from lora_export.errors import InputError, UsageError
 from lora_export.planning.around import plan_around
 from lora_export.planning.draft import Draft, Options
 from lora_export.planning.fit import fit_adapter
 from lora_export.planning.heads import head_dtype, plan_heads
+from lora_export.planning.misfit import other_bases
 from lora_export.planning.modules import join_shared, refuse_forgotten
 from lora_export.planning.names import BaseNames, weight_names
 from lora_export.planning.orientation import square_weights
@@ -72,6 +74,8 @@ def make_plan(
     draft.mixed = len({u.said is None for adapter in adapters for u in adapter.updates}) > 1
     _tell_wrappers(draft, adapters)
     _tell_prefixes(draft, adapters)
+    told = draft.warnings if repository_of(base.root) else draft.choices
+    told += other_bases(base, adapters)
     draft.base = base = _without_factors(draft)
     plan_replication(draft, adapters)
     draft.stop_on_problems()

@@ -18,6 +18,7 @@ from lora_export.planning.names import PrefixChange
 from lora_export.planning.plan import make_plan, refuse_adapter_as_base
 from lora_export.records import Facts
 from lora_export.report.columns import counted
+from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from lora_export.planning.heads import Classes
     from lora_export.planning.tied import Lookup
     from lora_export.records import Adapter, Checkpoint, MergePlan, ModelFacts, NameTable
+
+_DAMAGED = "it may say that an adapter is in this base already; if none is, move the manifest away"
 
 
 class AdapterOptions(TypedDict, total=False):
@@ -165,7 +168,7 @@ def plan_request(
     top, patterns = read_hparams(request.hparams) if request.hparams else (Facts(), ())
     modules = model.modules if model else {}
     facts = FactTable.joined(request.given, top, patterns, modules, recorded=recorded)
-    return make_plan(
+    plan = make_plan(
         inputs.base,
         inputs.adapters,
         facts,
@@ -175,6 +178,16 @@ def plan_request(
         runtime=runtime,
         classes=classes,
     )
+    return replace(plan, warnings=(*_merged_base(inputs.base.root), *plan.warnings))
+
+
+def _merged_base(root: Path) -> list[str]:
+    """A warning where the base is a result of this tool."""
+    recorded = read_manifest(root, hint=_DAMAGED)
+    if recorded is None or not recorded.adapters:
+        return []
+    names = first_names([adapter.name for adapter in recorded.adapters])
+    return [f"the base is itself a merge of {names}, by its manifest: the adapters add up"]
 
 
 def _read_adapters(request: Request) -> list[Adapter]:
@@ -231,8 +244,7 @@ def merged_before(root: Path) -> list[str]:
     Raises:
         InputError: the manifest is damaged, so that nobody knows what is in the base.
     """
-    hint = "it may say that an adapter is in this base already; if none is, move the manifest away"
-    recorded = read_manifest(root, hint=hint)
+    recorded = read_manifest(root, hint=_DAMAGED)
     if recorded is None:
         return []
     return [*recorded.merged_before, *(adapter.digest for adapter in recorded.adapters)]

@@ -9,8 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_export.planning.names import IDENTITY, BaseNames, PrefixChange, choose_prefix, join
+from lora_export.planning.names import (
+    IDENTITY,
+    BaseNames,
+    PrefixChange,
+    choose_prefix,
+    join,
+    lacking_in,
+)
 from lora_export.records import Problem
+from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -104,11 +112,13 @@ def find_space(
     base: Space,
     table: Callable[[], NameTable | None],
     only: PrefixChange | None = None,
+    advice: str = "",
 ) -> tuple[Space, list[str], list[Problem]]:
     """(space, what was decided in words, problems): the base's own names, then the model's.
 
     wanted: the parameters, by module, of each of which there must be one. only: the change of
-    prefix that the user named.
+    prefix that the user named. advice: what to do where the model's names are not known, if they
+    could be.
     """
     change, problems = choose_prefix(wanted, base.names, only)
     space = Space(base.names, base.stored, change)
@@ -117,7 +127,8 @@ def find_space(
         return space, [f"{change}, {count}"] if change != IDENTITY else [], []
     known = table()
     if known is None:
-        return space, [], [_with_advice(problem) for problem in problems]
+        lacking = lacking_in(wanted, change, base.names)
+        return space, [], [_unknown(lacking, len(wanted), advice)] if advice else problems
     homes = homes_of(known, base.stored)
     names = BaseNames(homes)
     for renamed in ({}, _renamed(wanted, known)):
@@ -130,9 +141,10 @@ def find_space(
     return space, [], problems
 
 
-def _with_advice(problem: Problem) -> Problem:
-    more = "names of transformers 5 are understood where it is installed (extra hf)"
-    return Problem(problem.message, problem.where, f"{problem.hint}; {more}")
+def _unknown(lacking: Sequence[str], count: int, advice: str) -> Problem:
+    """Names that may be the running model's, which nobody knows: one problem for all."""
+    message = f"{len(lacking)} of {count} modules are not in this base by its own names"
+    return Problem(f"{message}: {first_names(lacking)}", hint=advice)
 
 
 def _renamed(wanted: Wanted, table: NameTable) -> Mapping[str, str]:

@@ -195,7 +195,10 @@ def _separate(draft: Draft, tie: Tie) -> None:
     _write_all(draft, tie)
     draft.separated += [name for name in tie.names if name != tie.table]
     others = ", ".join(name for name in tie.names if name != tie.table)
-    draft.choices.append(f"{others} is untied from {tie.table} and written separately")
+    told = f"{others} is untied from {tie.table} and written separately"
+    if not draft.own & set(tie.names):
+        told += "; the library's own merge would change both, which --tied eval gives"
+    draft.choices.append(told)
     if not draft.base.config:
         draft.warnings.append(
             f"{' and '.join(tie.names)} are one parameter in your model and several tensors in "

@@ -135,7 +135,7 @@ def _changes(plan: MergePlan) -> Iterator[str]:
     counts = tensor_counts(plan)
     yield f"Of {counts['total']:,} tensors {counts['changed']:,} are changed and"
     yield f"{counts['added']:,} are new; all others are the base's, byte for byte. Recipe"
-    yield f"`{plan.recipe}`: {_RECIPES.get(plan.recipe, 'see the manifest')}."
+    yield f"`{plan.recipe}`: {_recipe(plan)}."
     yield ""
     edits = {name: told for name, told in plan.edits().items() if name != "README.md"}
     if edits:
@@ -143,6 +143,23 @@ def _changes(plan: MergePlan) -> Iterator[str]:
         yield ""
         yield from (f"- {_code(name)}: {_code('; '.join(told))}" for name, told in edits.items())
         yield ""
+
+
+def _recipe(plan: MergePlan) -> str:
+    """What the recipe gives here: not the library's bits where its merge is not followed."""
+    reasons = {
+        "tensors that were tied are written separately": bool(plan.separated),
+        "several adapters are summed exactly": len(plan.adapters) > 1,
+        "an adapter has another weight than 1": any(a.weight != 1 for a in plan.adapters),
+        "layers are written more than once": any(a.replication for a in plan.adapters),
+    }
+    told = [text for text, holds in reasons.items() if holds]
+    if plan.recipe != "auto" or not told:
+        return _RECIPES.get(plan.recipe, "see the manifest")
+    return (
+        "equal to the unmerged model; the library's own merge differs here, because "
+        f"{' and '.join(told)}"
+    )
 
 
 def _verification(checks: Sequence[Check]) -> Iterator[str]:

@@ -23,7 +23,8 @@ def report_text(report: Report, *, verbose: bool) -> str:
     """The whole summary; with `verbose` every module is listed, else the first few."""
     parts = []
     if report.plan:
-        parts.append(plan_text(report.plan, verbose=verbose))
+        folder = report.command != "onnx"
+        parts.append(plan_text(report.plan, verbose=verbose, with_edits=folder))
     if report.checks:
         parts.append(checks_text(report.checks, verbose=verbose))
     if graph := report.facts.get("graph"):
@@ -55,8 +56,11 @@ def first_names(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_NAMED])}{more}"
 
 
-def plan_text(plan: MergePlan, *, verbose: bool) -> str:
-    """What is merged into what, with the facts used for each module."""
+def plan_text(plan: MergePlan, *, verbose: bool, with_edits: bool = True) -> str:
+    """What is merged into what, with the facts used for each module.
+
+    with_edits: the files around the weights are written as well.
+    """
     counts = tensor_counts(plan)
     deltas = [delta for step in plan.steps() for delta in step.deltas]
     whole = [step for step in plan.changed() if not step.deltas]
@@ -74,7 +78,8 @@ def plan_text(plan: MergePlan, *, verbose: bool) -> str:
     table = aligned(rows if verbose else rows[:_SHOWN])
     if len(rows) > _SHOWN and not verbose:
         table.append(f"  ... and {len(rows) - _SHOWN} more (-v lists them)")
-    edits = [f"{name}: {'; '.join(told)}" for name, told in plan.edits().items()]
+    edited = plan.edits().items() if with_edits else ()
+    edits = [f"{name}: {'; '.join(told)}" for name, told in edited]
     return "\n".join([*head, *table, *(f"  {line}" for line in [*plan.choices, *edits])])
 
 

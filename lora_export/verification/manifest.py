@@ -57,6 +57,9 @@ def check_inputs(
     else:
         detail += "; no digest of the base was recorded"
     where = ", ".join(wrong[:3])
+    if wrong:
+        names = ", ".join(adapter.name for adapter in recorded.adapters)
+        detail = f"{where}: not what the manifest names; its adapters are {names}; {detail}"
     return (Check("inputs are those of the manifest", not wrong, len(wrong), 0, where, detail),)
 
 

@@ -86,7 +86,7 @@ REFUSED = {
     "no base weight": (
         FitError,
         {"adapter": renamed(ADAPTER, lambda n: n.replace("attn", "mlp"))},
-        ["h.0.mlp", "tried: h.0.mlp.weight", "h.0.attn.weight"],
+        ["h.0.mlp", "0 of 2 modules are in this base", "h.0.attn.weight"],
     ),
     "one module resolves, one does not": (
         FitError,

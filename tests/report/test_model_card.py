@@ -189,3 +189,11 @@ def test_a_base_without_a_name_and_without_transformers(case):
 def test_every_text_is_a_text_in_yaml(text):
     lines = list(_front_matter({"key": text, "list": (text, text)}))
     assert yaml.safe_load("\n".join(lines[1:-1])) == {"key": text, "list": [text, text]}
+
+
+def test_the_recipe_is_not_said_to_be_the_librarys_where_it_is_not(case):
+    page, _ = card(case)
+    assert "the bits of the merge of the library" in page.text
+    page, _ = card(case, name="half", weight=[0.5])
+    assert "the bits of the merge" not in page.text
+    assert "library's own merge differs here, because an adapter has another weight" in page.text

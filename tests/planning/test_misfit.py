@@ -1,0 +1,135 @@
+"""An adapter of another model: one problem that says so, and not one a module."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lora_export.api import merge
+from lora_export.errors import FitError
+from lora_export.planning.misfit import other_bases
+from lora_export.records import Adapter, Checkpoint
+
+SMALL = {
+    "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+    "vocab_size": 8, "max_position_embeddings": 8,
+}  # fmt: skip
+CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SMALL}
+
+
+@pytest.fixture
+def case(tmp_path):
+    (tmp_path / "base").mkdir()
+    weights = {f"m.layers.{n}.q.weight": torch.ones(6, 4) for n in range(9)}
+    save_file(weights, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path
+
+
+def problems(case, modules):
+    (case / "lora").mkdir()
+    low = {f"{module}.lora_A.weight": torch.ones(2, 4) for module in modules}
+    low |= {f"{module}.lora_B.weight": torch.ones(6, 2) for module in modules}
+    save_file(low, case / "lora" / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "org/other",
+    }  # fmt: skip
+    (case / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(FitError) as caught:
+        merge(case / "base", [case / "lora"], case / "out")
+    return caught.value.problems
+
+
+def test_no_module_fits(case):
+    [problem] = problems(case, [f"x.block{n}.key" for n in range(14)])
+    text = str(problem)
+    assert "0 of 14 modules are in this base" in text
+    assert "x.block0.key, x.block1.key, x.block10.key and 11 more" in text
+    assert "m.layers.0.q.weight" in problem.hint
+    assert "LlamaForCausalLM (model_type llama)" in problem.hint
+    assert "org/other" in problem.hint
+    assert not any(word in text for word in ("--allow-unmatched", ".conv.weight", ".w,"))
+
+
+def test_some_modules_fit(case):
+    fitting = ["m.layers.0.q", "m.layers.1.q"]
+    found = problems(case, [*fitting, *(f"m.layers.{n}.key" for n in range(9))])
+    *five, rest = found
+    assert len(five) == 5
+    assert all("the base has no m.layers." in str(problem) for problem in five)
+    assert "4 more of the 11 modules are not in this base" in rest.message
+    assert "--allow-unmatched" in rest.hint
+    assert "org/other" in rest.hint
+    assert not any(".conv.weight" in str(problem) for problem in found)
+
+
+def test_without_transformers_its_names_may_be_lacking(case, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "transformers" else real(name)
+    )
+    [problem] = problems(case, ["m.layers.0.q", *(f"m.layers.{n}.key" for n in range(9))])
+    assert "9 of 10 modules are not in this base" in problem.message
+    assert problem.hint.startswith("pip install 'lora-export[hf]'")
+    assert "org/other" in problem.hint
+
+
+CACHED = "/c/models--org--X-1B/snapshots/0123"
+
+
+@pytest.mark.parametrize(
+    ("root", "trained_on", "differ"),
+    [
+        (CACHED, "org/x-1b", False),
+        (CACHED, "/elsewhere/X-1B", False),
+        (CACHED, CACHED, False),
+        (CACHED, "unsloth/X-1B-bnb-4bit", False),
+        (CACHED, "", False),
+        (CACHED, "org/X-7B", True),
+        ("/here/base", "./there/base/", False),
+        ("/here/base", "org/X", True),
+    ],
+)
+def test_the_adapter_names_another_base(root, trained_on, differ):
+    adapter = Adapter(Path("x"), "peft", (), (), trained_on=trained_on)
+    told = other_bases(Checkpoint(Path(root), "folder", ()), [adapter, adapter])
+    assert len(told) == differ
+
+
+def loralib(case, name):
+    low = {"m.layers.0.q.lora_A": torch.randn(2, 4), "m.layers.0.q.lora_B": torch.randn(6, 2)}
+    save_file(low, case / name)
+    return case / name
+
+
+def test_a_base_that_is_a_merge_is_told(case):
+    merge(case / "base", [loralib(case, "a.safetensors")], case / "one", alpha=4, verify=False)
+    report = merge(
+        case / "one", [loralib(case, "b.safetensors")], case / "two", alpha=4, verify=False
+    )
+    told = [text for text in report.warnings if "itself a merge" in text]
+    assert len(told) == 1
+    assert "a.safetensors" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, "the folder has no config.json"),
+        ({"model_type": "nobodys", "architectures": ["NobodysModel"]}, "transformers cannot load"),
+        (
+            {"model_type": "nobodys", "architectures": ["BertModel"], **SMALL},
+            "transformers cannot load",
+        ),
+    ],
+)
+def test_why_the_proof_is_by_weights_only(case, config, words):
+    (case / "base" / "config.json").unlink()
+    if config:
+        (case / "base" / "config.json").write_text(json.dumps(config))
+    report = merge(case / "base", [loralib(case, "a.safetensors")], case / "out", alpha=4)
+    assert any(words in warning for warning in report.warnings), report.warnings
+    assert any("by weights only" in warning for warning in report.warnings)
