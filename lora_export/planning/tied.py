@@ -16,7 +16,7 @@ from lora_export.planning.vocabulary import TABLES
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from lora_export.planning.draft import Draft
     from lora_export.records import Checkpoint, Delta, ModelFacts, NameTable, TensorRef
@@ -34,8 +34,11 @@ _HEADS = {
     },
     "vocab_projector.weight": {"DistilBertForMaskedLM"},
 }  # fmt: skip
-# Their config.json says by tie_word_embeddings whether outputs are scaled, where nothing else does.
-_SCALED_BY_TIE = frozenset({"longt5", "pop2piano", "t5", "umt5"})
+# By tie_word_embeddings their config.json says whether outputs are scaled, and not that tensors are
+# tied: transformers ties them in any case, unless the checkpoint holds them with other values.
+_SCALED_BY_TIE = frozenset({
+    "longt5", "mt5", "pop2piano", "switch_transformers", "t5", "udop", "umt5",
+})  # fmt: skip
 _HEAD_PARTS = {
     "head",
     "decoder",
@@ -76,6 +79,8 @@ def find_ties(
         for group in groups
         if (tie := _in_base(group, names) or (None if model else _by_table(group, base, table())))
     ]
+    if model is None:
+        ties = [part for tie in ties for part in _alike(tie, base.tensors())]
     return tuple(_joined([*ties, *_by_storage(base)]))
 
 
@@ -103,6 +108,27 @@ def _by_table(group: Sequence[str], base: Checkpoint, table: NameTable | None) -
     if not stored:
         return None
     return Tie(tuple(stored.get(name, name) for name in group), next(iter(stored.values())))
+
+
+def _alike(tie: Tie, stored: Mapping[str, TensorRef]) -> list[Tie]:
+    """The tie without the names that the base stores with other values.
+
+    transformers 5 does not tie those, whatever config.json says.
+    """
+    groups: list[list[str]] = [[tie.table]]
+    for name in tie.names:
+        if name == tie.table or name not in stored:
+            continue
+        like = (g for g in groups if same_content(stored[g[0]], stored[name]))
+        group = next(like, None)
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    if len(groups) == 1:
+        return [tie]
+    groups[0] += [name for name in tie.names if name not in stored]
+    return [Tie(tuple(group), group[0]) for group in groups if len(group) > 1]
 
 
 def _by_storage(base: Checkpoint) -> list[Tie]:
@@ -157,14 +183,13 @@ def plan_ties(draft: Draft) -> None:
     _refuse_unknown_head(draft)
     ties = [tie for tie in draft.ties if _is_touched(draft, tie)]
     separated = [_plan_tie(draft, tie) for tie in ties]
-    if not any(separated) or not draft.base.config:
+    config = draft.base.config
+    if not any(separated) or not config or config.get("model_type") in _SCALED_BY_TIE:
         return
     for tie in draft.ties:  # the flag in config.json unties all of them
         _write_all(draft, tie)
     if not draft.edit_everywhere("tie_word_embeddings", value=False):
         draft.edit("tie_word_embeddings", value=False)
-    if draft.base.config.get("model_type") in _SCALED_BY_TIE:
-        draft.edit("scale_decoder_outputs", value=True)
 
 
 def _is_touched(draft: Draft, tie: Tie) -> bool:
