@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lora_export.planning.heads import Classes
-    from lora_export.planning.tied import Lookup
+    from lora_export.planning.ties import Lookup
     from lora_export.records import Adapter, Checkpoint, MergePlan, ModelFacts, NameTable
 
 
