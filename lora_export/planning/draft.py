@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from lora_export.planning.facts import FactTable
+    from lora_export.planning.lost import Promise
     from lora_export.planning.names import PrefixChange
-    from lora_export.planning.tied import Tie
+    from lora_export.planning.ties import Tie
     from lora_export.records import Checkpoint, Delta, ModelFacts, NameTable, TensorRef
 
 Tied = Literal["untie", "eval", "error"]
@@ -46,15 +47,15 @@ class Draft:
     """Decisions by base tensor name, and the problems, grouped by the exit status they mean.
 
     table: asks for the names of the running model, where somebody knows them. kept: the adapter's
-    full tensors that are the base's own. mixed: some adapters say alpha themselves, and the options
-    say it of the others. grown: the sizes of a vocabulary. copies: what stands in the base's place
-    from the start, under any update (a resized table). own: names whose full tensor belongs to a
-    module of the adapter's own, not to the parameter that others share. heads: names that the base
-    lacks and the adapter brings. resized: full tensors of another shape than the base's, with their
-    place for messages and whether they belong to a module that the adapter brings whole. twins,
-    reshaped: see MergePlan. in_turn: see Step. edits: of config.json; told: the same in words.
-    layers: the names under which a tensor of a layer is written, where that is not its own.
-    turned_by: who says how square weights are stored, by adapter and module.
+    full tensors that are the base's own. promised: see lost.py. mixed: some adapters say alpha
+    themselves, and the options say it of the others. grown: the sizes of a vocabulary. copies: what
+    stands in the base's place from the start, under any update (a resized table). own: names whose
+    full tensor belongs to a module of the adapter's own, not to the parameter that others share.
+    heads: names that the base lacks and the adapter brings. resized: full tensors of another shape
+    than the base's, with their place for messages and whether they belong to a module that the
+    adapter brings whole. twins, reshaped: see MergePlan. in_turn: see Step. edits: of config.json;
+    told: the same in words. layers: the names under which a tensor of a layer is written, where
+    that is not its own. turned_by: who says how square weights are stored, by adapter and module.
     """
 
     base: Checkpoint
@@ -72,6 +73,7 @@ class Draft:
     coupled: list[str] = field(default_factory=list)
     separated: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    promised: list[Promise] = field(default_factory=list)
     copies: dict[str, TensorRef] = field(default_factory=dict)
     own: set[str] = field(default_factory=set)
     heads: set[str] = field(default_factory=set)

@@ -13,13 +13,15 @@ from lora_export.planning.around import plan_around
 from lora_export.planning.draft import Draft, Options
 from lora_export.planning.fit import fit_adapter
 from lora_export.planning.heads import head_dtype, plan_heads
+from lora_export.planning.lost import refuse_lost
 from lora_export.planning.misfit import other_bases
 from lora_export.planning.modules import join_shared, refuse_forgotten
 from lora_export.planning.names import BaseNames, weight_names
 from lora_export.planning.orientation import square_weights
 from lora_export.planning.quantized import without_quantized
 from lora_export.planning.replication import plan_replication
-from lora_export.planning.tied import find_ties, plan_ties
+from lora_export.planning.tied import plan_ties
+from lora_export.planning.ties import find_ties
 from lora_export.planning.unused import refuse_unused
 from lora_export.planning.vocabulary import plan_vocabulary
 from lora_export.planning.whole import refuse_contested, refuse_other_shapes
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from lora_export.planning.facts import FactTable
     from lora_export.planning.heads import Classes
-    from lora_export.planning.tied import Lookup
+    from lora_export.planning.ties import Lookup
     from lora_export.records import (
         Adapter,
         Checkpoint,
@@ -94,11 +96,14 @@ def make_plan(
     plan_ties(draft)
     side_files, card = plan_around(draft, adapters)
     draft.stop_on_problems()
+    shards = _shards(draft)
+    refuse_lost(draft, (step for shard in shards for step in shard.steps))
+    draft.stop_on_problems()
     return MergePlan(
         base=base,
         adapters=tuple(adapters),
         recipe=options.recipe,
-        shards=_shards(draft),
+        shards=shards,
         side_files=side_files,
         card=card,
         index_name=base.index_name and safetensors_name(base.index_name),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lora_export.planning.heads import Classes
-    from lora_export.planning.tied import Lookup
+    from lora_export.planning.ties import Lookup
     from lora_export.records import Adapter, Checkpoint, MergePlan, ModelFacts, NameTable
 
 _DAMAGED = "it may say that an adapter is in this base already; if none is, move the manifest away"

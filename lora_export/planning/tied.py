@@ -6,145 +6,26 @@ as well; equality with the unmerged model needs a tensor for each name from then
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
-from lora_export.planning.names import BaseNames
-from lora_export.planning.spaces import homes_of
+from lora_export.planning.ties import HEADS, architecture_of
 from lora_export.planning.vocabulary import TABLES
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
     from lora_export.planning.draft import Draft
-    from lora_export.records import Checkpoint, Delta, ModelFacts, NameTable, TensorRef
+    from lora_export.planning.ties import Tie
+    from lora_export.records import Checkpoint, Delta, TensorRef
 
-    Groups = Sequence[Sequence[str]]
-    Lookup = Callable[[Checkpoint], Groups | None]
-
-# Heads of transformers 5 that are tied by weight alone. Whoever is not listed is asked for: a head
-# that was written under a wrong name would be drawn at random when the model is loaded.
-_HEADS = {
-    "lm_head.weight": {
-        "FalconForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM",
-        "GPT2LMHeadModel", "LlamaForCausalLM", "MistralForCausalLM", "OPTForCausalLM",
-        "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM",
-    },
-    "vocab_projector.weight": {"DistilBertForMaskedLM"},
-}  # fmt: skip
-# Their config.json says by tie_word_embeddings whether outputs are scaled, where nothing else does.
-_SCALED_BY_TIE = frozenset({"longt5", "pop2piano", "t5", "umt5"})
-_HEAD_PARTS = {
-    "head",
-    "decoder",
-    "embed_out",
-    "predictions",
-    "vocab_projector",
-    "proj_out",
-    "output",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Tie:
-    """Names of one parameter, as the base calls them; `table` is one that the base stores."""
-
-    names: tuple[str, ...]
-    table: str
-
-
-def find_ties(
-    base: Checkpoint,
-    touched: Iterable[str],
-    model: ModelFacts | None,
-    lookup: Lookup,
-    table: Callable[[], NameTable | None] = lambda: None,
-) -> tuple[Tie, ...]:
-    """Every tie of the base that can be known.
-
-    touched: the adapter's names, to ask `lookup` (which builds the model's skeleton) only where a
-    table or a head may be concerned. table: the running model's names, for a base with others.
-    """
-    names = BaseNames(base.tensors())
-    groups: Groups = model.ties if model else ()
-    if model is None and any(_may_be_tied(name) for name in touched):
-        groups = lookup(base) or _by_architecture(base)
-    ties = [
-        tie
-        for group in groups
-        if (tie := _in_base(group, names) or (None if model else _by_table(group, base, table())))
-    ]
-    return tuple(_joined([*ties, *_by_storage(base)]))
-
-
-def _may_be_tied(name: str) -> bool:
-    parts = name.lower().split(".")
-    return any("emb" in part or "head" in part or part in ("wte", "shared") for part in parts) or (
-        not _HEAD_PARTS.isdisjoint(parts)
-    )
-
-
-def _in_base(group: Sequence[str], names: BaseNames) -> Tie | None:
-    """A model's tie in the base's own names; unstored names get the prefix of the stored ones."""
-    stored = {name: found for name in group if (found := names.find(name))}
-    if not stored:
-        return None
-    plain, table = next(iter(stored.items()))
-    prefix = table.removesuffix(plain) if table.endswith(plain) else ""
-    return Tie(tuple(stored.get(name, prefix + name) for name in group), table)
-
-
-def _by_table(group: Sequence[str], base: Checkpoint, table: NameTable | None) -> Tie | None:
-    """A tie of names none of which the base uses, by the names it has instead."""
-    homes = homes_of(table, base.tensors()) if table else {}
-    stored = {name: homes[name].whole[0] for name in group if name in homes and homes[name].whole}
-    if not stored:
-        return None
-    return Tie(tuple(stored.get(name, name) for name in group), next(iter(stored.values())))
-
-
-def _by_storage(base: Checkpoint) -> list[Tie]:
-    """Tensors that a torch pickle keeps in one storage are one parameter."""
-    places: dict[object, list[str]] = {}
-    for name, ref in base.tensors().items():
-        if ref.length:
-            key = (ref.file, ref.offset, ref.length, ref.strides, ref.spec.shape, ref.spec.dtype)
-            places.setdefault(key, []).append(name)
-    return [Tie(tuple(names), names[0]) for names in places.values() if len(names) > 1]
-
-
-def _by_architecture(base: Checkpoint) -> Groups:
-    stored = base.tensors()
-    architecture = _architecture(base)
-    heads = [head for head, known in _HEADS.items() if architecture in known]
-    tables = [name for name in stored if name.endswith(TABLES)]
-    if not heads or len(tables) != 1 or not _tied_by_config(base, heads[0]):
-        return ()
-    return ((tables[0], heads[0]),)
-
-
-def _architecture(base: Checkpoint) -> str:
-    architectures = base.config.get("architectures")
-    return str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-
-
-def _tied_by_config(base: Checkpoint, head: str) -> bool:
-    """The flag, or where it is missing, the head's absence from the checkpoint."""
-    flag = base.config.get("tie_word_embeddings")
-    return bool(flag) if flag is not None else head not in base.tensors()
-
-
-def _joined(ties: Sequence[Tie]) -> list[Tie]:
-    """Ties that share a name are one."""
-    joined: list[Tie] = []
-    for tie in ties:
-        others = [other for other in joined if set(other.names) & set(tie.names)]
-        names = dict.fromkeys(name for one in [*others, tie] for name in one.names)
-        joined = [other for other in joined if other not in others]
-        joined.append(Tie(tuple(names), others[0].table if others else tie.table))
-    return joined
+# By tie_word_embeddings their config.json says whether outputs are scaled, and not that tensors are
+# tied: transformers ties them in any case, unless the checkpoint holds them with other values.
+_SCALED_BY_TIE = frozenset({
+    "longt5", "mt5", "pop2piano", "switch_transformers", "t5", "udop", "umt5",
+})  # fmt: skip
 
 
 def plan_ties(draft: Draft) -> None:
@@ -156,15 +37,18 @@ def plan_ties(draft: Draft) -> None:
     """
     _refuse_unknown_head(draft)
     ties = [tie for tie in draft.ties if _is_touched(draft, tie)]
-    separated = [_plan_tie(draft, tie) for tie in ties]
-    if not any(separated) or not draft.base.config:
-        return
-    for tie in draft.ties:  # the flag in config.json unties all of them
-        _write_all(draft, tie)
-    if not draft.edit_everywhere("tie_word_embeddings", value=False):
+    broken = [tie for tie in ties if _is_broken(draft, tie)]
+    config = draft.base.config
+    unties_all = broken and config and config.get("model_type") not in _SCALED_BY_TIE
+    for tie in draft.ties:
+        if tie in broken:
+            _separate(draft, tie)
+        elif unties_all:
+            _write_alike(draft, tie)
+        elif tie in ties and not set(draft.coupled) & set(tie.names):
+            _keep_one(draft, tie)
+    if unties_all and not draft.edit_everywhere("tie_word_embeddings", value=False):
         draft.edit("tie_word_embeddings", value=False)
-    if draft.base.config.get("model_type") in _SCALED_BY_TIE:
-        draft.edit("scale_decoder_outputs", value=True)
 
 
 def _is_touched(draft: Draft, tie: Tie) -> bool:
@@ -172,12 +56,11 @@ def _is_touched(draft: Draft, tie: Tie) -> bool:
     return any(name in table for table in tables for name in tie.names)
 
 
-def _plan_tie(draft: Draft, tie: Tie) -> bool:
-    """Whether the tie is broken."""
+def _is_broken(draft: Draft, tie: Tie) -> bool:
+    """Whether its names need a tensor each; where they may not have one, that is a problem."""
     _spread_whole(draft, tie)
     _feed_tokens(draft, tie)
     if _stays_one(draft, tie):
-        _keep_one(draft, tie)
         return False
     mode = draft.options.tied
     if mode == "error":
@@ -186,13 +69,14 @@ def _plan_tie(draft: Draft, tie: Tie) -> bool:
     elif mode == "eval" and not draft.own & set(tie.names):
         _couple(draft, tie)
     else:
-        _separate(draft, tie)
         return True
     return False
 
 
 def _separate(draft: Draft, tie: Tie) -> None:
-    _write_all(draft, tie)
+    for name in tie.names:
+        if name not in draft.stored:
+            draft.added.setdefault(name, draft.value_of(tie.table))
     draft.separated += [name for name in tie.names if name != tie.table]
     others = ", ".join(name for name in tie.names if name != tie.table)
     told = f"{others} is untied from {tie.table} and written separately"
@@ -271,10 +155,14 @@ def _keep_one(draft: Draft, tie: Tie) -> None:
             draft.twins += draft.merged.pop(name, [])
 
 
-def _write_all(draft: Draft, tie: Tie) -> None:
+def _write_alike(draft: Draft, tie: Tie) -> None:
+    """A tensor for each name, all of them the same: the flag in config.json unties every tie."""
+    value, updates = _value(draft, tie.table), draft.merged.get(tie.table)
     for name in tie.names:
         if name not in draft.stored:
-            draft.added.setdefault(name, draft.value_of(tie.table))
+            draft.added[name] = value
+            if updates:
+                draft.merged[name] = updates
 
 
 def _couple(draft: Draft, tie: Tie) -> None:
@@ -337,5 +225,5 @@ def _may_have_tied_head(base: Checkpoint) -> bool:
     """The flag does not say no, and the architecture is one with a head over the vocabulary."""
     ends = ("LM", "LMHeadModel", "ForPreTraining", "ForConditionalGeneration")
     tied = base.config.get("tie_word_embeddings", True)
-    known_untied = any(_architecture(base) in known for known in _HEADS.values())
-    return bool(tied) and _architecture(base).endswith(ends) and not known_untied
+    known_untied = any(architecture_of(base) in known for known in HEADS.values())
+    return bool(tied) and architecture_of(base).endswith(ends) and not known_untied

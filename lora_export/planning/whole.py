@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content, same_first_rows
+from lora_export.planning.lost import Promise
 from lora_export.planning.names import BaseNames, without_wrappers
 from lora_export.records import FLOAT_DTYPES, Problem
 from lora_export.report.columns import counted
@@ -82,7 +83,14 @@ def fit_whole(
         if target is None:
             _fit_new(draft, replacement, where)
         else:
+            _promise(draft, replacement, target, where)
             _fit_replacement(draft, replacement, target, where)
+
+
+def _promise(draft: Draft, replacement: Replacement, target: str, where: str) -> None:
+    tied = next((tie.names for tie in draft.ties if target in tie.names), ())
+    is_own = replacement.origin == "module"
+    draft.promised.append(Promise(where, replacement.ref, target, tied, is_own))
 
 
 def _fit_replacement(draft: Draft, replacement: Replacement, target: str, where: str) -> None:
@@ -142,10 +150,12 @@ def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
     plain = without_wrappers(name)
     in_model = draft.model is not None and draft.model.tensors.get(plain) == ref.spec.shape
     if in_model or any(fnmatchcase(name, glob) for glob in draft.options.allow_new):
+        _promise(draft, replacement, name, where)
         _put(draft, draft.added, name, ref, where)
         return
     if replacement.origin == "module" and draft.model is None:
         draft.heads.add(name)
+        _promise(draft, replacement, name, where)
         _put(draft, draft.added, name, ref, where)
         return
     near = ", ".join(BaseNames(draft.stored).nearest(name))

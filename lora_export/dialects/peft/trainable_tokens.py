@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.contents import same_content
 from lora_export.dialects.peft.config import CONFIG_NAME
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.records import Problem, Said, Update
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lora_export.dialects.peft.config import PeftConfig
     from lora_export.dialects.peft.tuner import Modules
+    from lora_export.records import TensorRef
 
 STEM = "trainable_tokens_delta"
 _TYPE = "TRAINABLE_TOKENS"
@@ -24,13 +28,17 @@ def token_updates(config: PeftConfig, modules: Modules) -> tuple[list[Update], l
     """The rows of every table: by module, with or without PEFT's `.token_adapter` at its end."""
     key = "token_indices" if config.peft_type == _TYPE else "trainable_token_indices"
     updates, problems = [], []
-    for wrapped, stems in modules.items():
-        module, ref = wrapped.removesuffix(".token_adapter"), stems[STEM]
+    rows = {name.removesuffix(".token_adapter"): stems[STEM] for name, stems in modules.items()}
+    named = {module: _indices(config, key, module) for module in rows}
+    for module, ref in rows.items():
         where = f"{config.path.parent}: {module}"
-        indices = _indices(config, key, module)
-        sizes = ref.spec.shape
+        indices, sizes = named[module] or _of_tied(module, rows, named), ref.spec.shape
         if indices is None:
-            problems.append(Problem(f"{key} names no tokens of this module", where))
+            message = f"{key} names no tokens of this module"
+            others = [other for other, found in named.items() if found is not None]
+            if others:
+                message += f", and it has other rows than {' and '.join(others)}"
+            problems.append(Problem(message, where))
         elif len(sizes) != 2 or sizes[0] != len(indices):  # noqa: PLR2004
             message = f"holds rows {list(sizes)} for the {len(indices)} tokens of {key}"
             problems.append(Problem(message, where, "configuration and tensors differ in origin"))
@@ -38,6 +46,22 @@ def token_updates(config: PeftConfig, modules: Modules) -> tuple[list[Update], l
             said = Said("trainable_tokens", 1.0, None, "1", indices=indices, source=CONFIG_NAME)
             updates.append(Update(module, {"rows": ref}, said=said))
     return updates, problems
+
+
+def _of_tied(
+    module: str, rows: Mapping[str, TensorRef], named: Mapping[str, tuple[int, ...] | None]
+) -> tuple[int, ...] | None:
+    """The numbers of the one table that has the same rows.
+
+    PEFT trains a head that is tied to a table with the table's own rows. Where embeddings are saved
+    it writes them under both names, of which the configuration has one.
+    """
+    found = {
+        indices
+        for other, indices in named.items()
+        if indices is not None and same_content(rows[other], rows[module])
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def _indices(config: PeftConfig, key: str, module: str) -> tuple[int, ...] | None:
