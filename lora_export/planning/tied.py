@@ -77,9 +77,10 @@ def _separate(draft: Draft, tie: Tie) -> None:
     for name in tie.names:
         if name not in draft.stored:
             draft.added.setdefault(name, draft.value_of(tie.table))
-    draft.separated += [name for name in tie.names if name != tie.table]
-    others = ", ".join(name for name in tie.names if name != tie.table)
-    told = f"{others} is untied from {tie.table} and written separately"
+    others = [name for name in tie.names if name != tie.table]
+    draft.separated += others
+    verb = "is" if len(others) == 1 else "are"
+    told = f"{', '.join(others)} {verb} untied from {tie.table} and written separately"
     if not draft.own & set(tie.names):
         told += "; the library's own merge would change both, which --tied eval gives"
     draft.choices.append(told)

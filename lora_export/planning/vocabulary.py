@@ -31,7 +31,7 @@ def plan_vocabulary(draft: Draft) -> None:
     if not grown:
         return
     sizes = {(draft.stored[draft.table_of(n)].spec.shape[0], ref.spec.shape[0]) for n, ref in grown}
-    names = [name for name, _ in grown]
+    names = list(dict.fromkeys(name for name, _ in grown))
     if len(sizes) > 1:
         listed = ", ".join(f"{old} to {new}" for old, new in sorted(sizes))
         draft.unfit.append(Problem(f"the vocabulary grows in several ways: {listed}", names[0]))

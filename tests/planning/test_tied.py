@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from peft import LoraConfig
-from peft_folders import bert, save
+from peft_folders import bert, llama, save
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
@@ -127,3 +127,18 @@ def test_a_plan_that_loses_a_full_tensor_is_refused(tmp_path, monkeypatch):
     saved_head(tmp_path, "BertForMaskedLM")
     with pytest.raises(FitError, match=r"would hold another .*decoder\.bias than the adapter"):
         merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out")
+
+
+def test_a_grown_table_is_named_once(tmp_path):
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    save(tmp_path, llama(tied=True), config, resize=63, save={"save_embedding_layers": True})
+    report = merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out", dry_run=True)
+    told = next(c for c in report.plan.choices if c.startswith("the vocabulary grows"))
+    assert told == "the vocabulary grows from 60 to 63 tokens: model.embed_tokens.weight"
+
+
+def test_several_names_are_untied(tmp_path):
+    save(tmp_path, seq2seq("T5"), LoraConfig(r=2, target_modules=["shared"]))
+    report = merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out", dry_run=True)
+    told = next(choice for choice in report.plan.choices if "untied" in choice)
+    assert " are untied from shared.weight and written separately" in told
