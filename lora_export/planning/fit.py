@@ -42,7 +42,11 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     replacements = _left_in(draft, adapter.replacements, [[r.name] for r in adapter.replacements])
     if not updates:
         message = "no low-rank factors are left after --allow-unmatched"
-        draft.unfit.append(Problem(message, str(adapter.path)))
+        hint = ""
+        if not adapter.updates:
+            message = f"no tensor is a low-rank factor as {adapter.dialect} writes them"
+            hint = "leave --dialect out: it is recognised"
+        draft.unfit.append(Problem(message, str(adapter.path), hint))
         return
     space, choices, problems = find_space(
         wanted_of(updates),

@@ -1,7 +1,8 @@
 """From the adapter's names to the base's tensors, deterministically; never by substring.
 
-In order: the exact name; the name without the wrappers `module.` and `_orig_mod.`; ONE change of
-prefix that resolves ALL updates. Whatever is left is an error with the nearest names.
+In order: the exact name; the name without the wrappers `module.`, `_orig_mod.` and
+`_fsdp_wrapped_module.`; ONE change of prefix that resolves ALL updates. Whatever is left is an
+error with the nearest names.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module")
+"""Parts of names that torch.compile and FSDP add, anywhere."""
 
 # Where loralib layers and older GPT-2 checkpoints keep the weight of a module.
 _WEIGHT_SUFFIXES = ("weight", "conv.weight", "w")
@@ -137,8 +141,8 @@ def weight_names(module: str) -> list[str]:
 
 
 def without_wrappers(name: str) -> str:
-    """`name` without the parts that DataParallel (`module.`) and torch.compile add."""
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    """`name` without the parts that DataParallel (`module.`), FSDP and torch.compile add."""
+    parts = [part for part in name.split(".") if part not in INNER_WRAPPERS]
     while len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]
     return ".".join(parts)

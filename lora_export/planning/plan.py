@@ -16,7 +16,7 @@ from lora_export.planning.heads import head_dtype, plan_heads
 from lora_export.planning.lost import refuse_lost
 from lora_export.planning.misfit import other_bases
 from lora_export.planning.modules import join_shared, refuse_forgotten
-from lora_export.planning.names import BaseNames, weight_names
+from lora_export.planning.names import INNER_WRAPPERS, BaseNames, weight_names
 from lora_export.planning.orientation import square_weights
 from lora_export.planning.quantized import without_quantized
 from lora_export.planning.replication import plan_replication
@@ -178,16 +178,16 @@ def _tell_prefixes(draft: Draft, adapters: Sequence[Adapter]) -> None:
     if in_base:
         told = " and ".join(f"'{prefix}'" for prefix in sorted(in_base))
         draft.warnings.append(
-            f"the base's own names carry {told}, as DataParallel and torch.compile add it; the "
-            "result keeps them, so a plain model loads it only when they are taken off"
+            f"the base's own names carry {told}, as DataParallel, FSDP and torch.compile add it; "
+            "the result keeps them, so a plain model loads it only when they are taken off"
         )
 
 
 def _wrappers(names: Iterable[str]) -> set[str]:
-    """The wrapper parts in `names`: `module.` where all begin so, `_orig_mod.` anywhere."""
+    """The wrapper parts in `names`: `module.` where all begin so, those inside anywhere."""
     parts = [name.split(".") for name in names]
-    found = {"_orig_mod."} if any("_orig_mod" in one for one in parts) else set()
-    inner = [[part for part in one if part != "_orig_mod"] for one in parts]
+    found = {f"{wrapper}." for wrapper in INNER_WRAPPERS if any(wrapper in one for one in parts)}
+    inner = [[part for part in one if part not in INNER_WRAPPERS] for one in parts]
     outer = bool(inner) and all(one[:1] == ["module"] and one[1:] for one in inner)
     return found | ({"module."} if outer else set())
 

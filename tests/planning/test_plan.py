@@ -66,6 +66,7 @@ def renamed(tensors, change):
         (lambda n: f"module.{n}", lambda n: n),
         (lambda n: f"_orig_mod.{n}", lambda n: n),
         (lambda n: f"module._orig_mod.{n}", lambda n: n),
+        (lambda n: n.replace("attn", "attn._fsdp_wrapped_module"), lambda n: n),
         (lambda n: n.replace("attn", "_orig_mod.attn"), lambda n: n),
         (lambda n: f"module.transformer.{n}", lambda n: n),
         (lambda n: n, lambda n: f"transformer.{n}"),

@@ -321,6 +321,14 @@ def test_what_the_base_lacks_is_told(base, tensors, members, words, tmp_path):
     assert [word for word in words if word not in text] == [], text
 
 
+def test_factors_of_another_dialect_than_the_named_one_are_none(tmp_path):
+    save_file({"q.weight": torch.ones(12, 8)}, tmp_path / "base.safetensors")
+    adapter = peft_folder(tmp_path / "adapter", LINEAR)
+    with pytest.raises(FitError, match="as loralib writes them") as caught:
+        merge(tmp_path / "base.safetensors", [adapter], dry_run=True, dialect="loralib", alpha=4)
+    assert "--allow-unmatched" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "text",
     ["[]", "7", "{", '{"peft_type": "LORA", "r": ' + "9" * 5000 + "}", '{"peft_type": null}', ""],
