@@ -97,7 +97,7 @@ def _several(folder: Path, nested: list[Path]) -> InputError:
     return InputError(
         f"holds {len(names)} adapters in sub-folders: {', '.join(names[:_SHOWN])}{more}",
         where=str(folder),
-        hint=f"name the one that is meant: {nested[-1]}",
+        hint=f"name the one that is meant, for example {nested[-1]}",
     )
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.files import system_errors
 from lora_export.checkpoint.interrupts import Interrupts, orderly_interrupts
 from lora_export.checkpoint.rename import exchange, rename_new
-from lora_export.checkpoint.targets import check_output, is_left_over
+from lora_export.checkpoint.targets import check_output, is_empty_folder, is_left_over
 from lora_export.errors import LoraExportError, OutputError, StorageError
 
 if TYPE_CHECKING:
@@ -277,6 +277,9 @@ def _lost_race(output: Path) -> Iterator[None]:
 
 def _move(source: Path, target: Path, *, force: bool) -> bool:
     """Put a staged file or folder in place; whether an old one now lies in the staging's place."""
+    if source.is_dir() and is_empty_folder(target):
+        source.rename(target)  # the system puts a folder over an empty one, and over no other
+        return False
     if force and os.path.lexists(target):
         exchange(source, target)
         return True

@@ -29,10 +29,11 @@ Identity: TypeAlias = "tuple[int, int]"
 def check_output(
     output: Path, kind: Kind, *, force: bool, inputs: Sequence[Path], beside: Sequence[str] = ()
 ) -> None:
-    """Raise one OutputError with every reason why `output` may not be written.
+    """Raise one OutputError with the reasons why `output` may not be written.
 
-    It exists and not `force`; with `force` it is of another kind, or no export: a folder without
-    our manifest, a file without it that is neither safetensors nor ONNX by content; it is an
+    It exists (as more than an empty folder for a folder) and not `force`; with `force` it is of
+    another kind, or no export: a folder without our manifest, a file without it that is neither
+    safetensors nor ONNX by content; it is an
     input, inside one or around one (also by hard link); its folder is missing or not writable.
     beside: names of files that will be put into the same folder; a manifest that a killed run left
     there alone is no reason.
@@ -42,14 +43,16 @@ def check_output(
         raise OutputError("not the name of a file or folder", where=where)
     problems = [Problem(text, where, hint) for text, hint in _parent_faults(output.parent)]
     if not problems:
-        problems += [Problem(text, where, hint) for text, hint in _input_faults(output, inputs)]
+        faults = list(_input_faults(output, inputs))[:1]
+        problems += [Problem(text, where, hint) for text, hint in faults]
+    if not problems:  # what is an input is not offered to be replaced
         problems += [
             Problem(text, where, hint) for text, hint in _faults(output, kind, force=force)
         ]
         for name in beside:
             path = output.parent / name
-            faults = _faults(path, "file", force=force or is_left_over(path, output))
-            problems += [Problem(text, str(path), hint) for text, hint in faults]
+            found = _faults(path, "file", force=force or is_left_over(path, output))
+            problems += [Problem(text, str(path), hint) for text, hint in found]
     if problems:
         raise OutputError.of(problems)
 
@@ -65,6 +68,14 @@ def is_left_over(beside: Path, output: Path) -> bool:
     outputs = document.get("outputs")
     listed = outputs if isinstance(outputs, list) else []
     return any(isinstance(entry, dict) and entry.get("name") == output.name for entry in listed)
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Whether a folder, and no link to one, lies there with nothing in it."""
+    try:
+        return stat.S_ISDIR(_mode(path)) and not any(path.iterdir())
+    except OSError:  # one that may not be listed
+        return False
 
 
 def _mode(path: Path) -> int:
@@ -85,11 +96,13 @@ def _parent_faults(parent: Path) -> Iterator[tuple[str, str]]:
 
 def _faults(output: Path, kind: Kind, *, force: bool) -> Iterator[tuple[str, str]]:
     """What is wrong with that which lies at the output path already."""
-    if not os.path.lexists(output):
+    if not os.path.lexists(output) or (kind == "folder" and is_empty_folder(output)):
         return
     mode = output.lstat().st_mode
     if not force:
-        yield "exists already", "choose another name, or replace it with --force"
+        is_other = kind == "folder" and not (output / MANIFEST_NAME).is_file()
+        other = "choose another name"
+        yield "exists already", other if is_other else f"{other}, or replace it with --force"
     elif kind == "file" and not stat.S_ISREG(mode):
         yield "is no regular file, so a file may not replace it", "choose another name"
     elif kind == "folder" and not stat.S_ISDIR(mode):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from lora_export.checkpoint.contents import tensors_sha256
+from lora_export.checkpoint.files import read_json_object
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.dialects import read_adapter
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
 
     from lora_export.planning.heads import Classes
     from lora_export.planning.ties import Lookup
-    from lora_export.records import Adapter, Checkpoint, MergePlan, ModelFacts, NameTable
+    from lora_export.records import (
+        Adapter,
+        AdapterFile,
+        Checkpoint,
+        MergePlan,
+        ModelFacts,
+        NameTable,
+    )
 
 _DAMAGED = "it may say that an adapter is in this base already; if none is, move the manifest away"
 
@@ -202,13 +210,34 @@ def _read_adapters(request: Request) -> list[Adapter]:
         )
     weights = request.weights or (1.0,) * len(request.adapters)
     return [
-        _read_one(path, request.dialect, weight)
+        _read_one(path, request.base, request.dialect, weight)
         for path, weight in zip(request.adapters, weights, strict=True)
     ]
 
 
-def _read_one(path: Path, dialect: str | None, weight: float) -> Adapter:
+def _refuse_model(path: Path, base: Path, file: AdapterFile) -> None:
+    """Refuse a folder of transformers without factors of any kind as an adapter.
+
+    Raises:
+        UsageError: so it is.
+    """
+    config = file.path.parent / "config.json"
+    if file.config or not path.is_dir() or not config.is_file():
+        return
+    if any("lora_" in name or "lokr_" in name or "hada_" in name for name in file.tensors):
+        return
+    listed = read_json_object(config).get("architectures")
+    kind = f" ({listed[0]})" if isinstance(listed, list) and listed else ""
+    raise UsageError(
+        f"this folder holds a full model{kind}, not an adapter",
+        where=str(path),
+        hint=f"the base comes first; did you mean: lora-export merge {path} {base}",
+    )
+
+
+def _read_one(path: Path, base: Path, dialect: str | None, weight: float) -> Adapter:
     file = read_adapter_file(path)
+    _refuse_model(path, base, file)
     adapter = read_adapter(file, dialect=dialect, weight=weight)
     trained_on = file.config.get("base_model_name_or_path")
     return replace(

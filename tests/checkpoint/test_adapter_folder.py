@@ -52,7 +52,7 @@ def test_adapters_in_sub_folders_are_listed(tmp_path):
         put(tmp_path / name)
     told = refusal(tmp_path)
     assert "holds 2 adapters in sub-folders: french, german" in told
-    assert f"name the one that is meant: {tmp_path / 'german'}" in told
+    assert f"name the one that is meant, for example {tmp_path / 'german'}" in told
     assert read_adapter_file(tmp_path / "french").path.parent.name == "french"
 
 

@@ -233,3 +233,14 @@ def test_the_lock_of_the_folder_is_waited_for(output, monkeypatch):
     os.close(descriptor)
     put_file(output, "new")
     assert listing(output.parent) == FILE
+
+
+def test_an_empty_folder_is_replaced_and_a_filled_one_is_not(output):
+    output.mkdir()
+    with staging(output, force=False, inputs=(), kind="folder") as staged:
+        (staged.path / "model.safetensors").write_text("new")
+        staged.publish()
+    assert (output / "model.safetensors").read_text() == "new"
+    assert [item.name for item in output.parent.iterdir()] == [output.name]
+    with pytest.raises(OutputError):
+        put_folder(output, "other")

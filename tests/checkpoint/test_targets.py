@@ -16,6 +16,7 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "export").mkdir()
     (tmp_path / "export" / "lora_export.json").write_text("{}")
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -106,10 +107,31 @@ def test_files_beside_are_looked_at_too_and_everything_is_told_at_once(place):
             place / "file",
             "file",
             force=False,
-            inputs=[place / "file"],
+            inputs=[],
             beside=["file.lora_export.json"],
         )
-    assert len(caught.value.problems) == 3
+    assert len(caught.value.problems) == 2
+
+
+def test_an_input_is_told_once_and_not_offered_to_be_replaced(place):
+    with pytest.raises(OutputError) as caught:
+        check_output(
+            place / "base",
+            "folder",
+            force=False,
+            inputs=[place / "base", place / "base" / "model.safetensors"],
+        )
+    [problem] = caught.value.problems
+    assert "--force" not in str(problem)
+
+
+def test_a_folder_that_is_no_export_is_not_offered_to_be_replaced(place):
+    (place / "hollow").mkdir()
+    check_output(place / "hollow", "folder", force=False, inputs=[])
+    (place / "hollow" / "notes").touch()
+    with pytest.raises(OutputError) as caught:
+        check_output(place / "hollow", "folder", force=False, inputs=[])
+    assert "--force" not in str(caught.value)
 
 
 LISTING = '{"outputs": [{"name": "new"}]}'
