@@ -57,10 +57,17 @@ def test_outputs_are_scaled_where_the_base_scales_them(family, scaled, whole, ta
     assert config_of(tmp_path / "out") == config_of(tmp_path / "base")
 
 
-@pytest.mark.parametrize("target", ["lm_head", "shared"])
+def test_a_table_that_the_model_never_calls_is_refused(tmp_path):
+    """In transformers 5 T5's encoder and decoder have tables of their own, tied to `shared`."""
+    config = LoraConfig(r=2, target_modules=["q", "shared"])
+    save(tmp_path, seq2seq("T5"), config, auto=AutoModelForSeq2SeqLM)
+    with pytest.raises(FitError, match="never calls this module"):
+        merged(tmp_path)
+
+
 @pytest.mark.parametrize("says", [True, False])
-def test_a_head_stored_with_other_values_is_tied_to_nothing(says, target, tmp_path):
-    config = LoraConfig(r=2, target_modules=["q", target])
+def test_a_head_stored_with_other_values_is_tied_to_nothing(says, tmp_path):
+    config = LoraConfig(r=2, target_modules=["q", "lm_head"])
     model = seq2seq("T5")
     model.lm_head.weight = torch.nn.Parameter(torch.randn(40, 16))
     unmerged = save(tmp_path, model, config, auto=AutoModelForSeq2SeqLM)
