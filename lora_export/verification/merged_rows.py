@@ -108,10 +108,6 @@ class Expectation:
         halves = self._dtype in ("F16", "BF16")
         self._screens = halves and all(delta.kind in SCREENED for delta in step.deltas)
         if self._screens:
-            self._narrow = [
-                {"A": factors["A"].float(), "B": factors["B"].float().mul_(scale)}
-                for factors, scale in zip(self._wide, self._scales, strict=True)
-            ]
             self._largest = self._largest_magnitude()
         self._is_changed = False
 
@@ -228,10 +224,11 @@ class Expectation:
         return along, size * self._share + self._rest
 
     def _update32(self, rows: torch.Tensor) -> torch.Tensor:
-        parts = [
-            FORMULAS[delta.kind](delta, factors, rows)
-            for delta, factors in zip(self._deltas, self._narrow, strict=True)
-        ]
+        parts = []
+        for delta, factors, scale in zip(self._deltas, self._wide, self._scales, strict=True):
+            needed, places = needed_for(delta, factors, rows)
+            narrow = {"A": needed["A"].float(), "B": needed["B"].float().mul_(scale)}
+            parts.append(FORMULAS[delta.kind](delta, narrow, places))
         total = parts[0]
         for part in parts[1:]:
             total = total + part
