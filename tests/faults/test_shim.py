@@ -64,10 +64,17 @@ def test_the_shim_sees_what_strace_sees(pool, shim, fault_root, scenario):
     )  # fmt: skip
     seen = [OURS.get(call.name, call.name) for call in read_calls(log)]
     assert sorted(seen) == sorted(changes(trace.read_text(), str(case)))
-    assert len(seen) == len(prepared.calls), "without the proof there are other calls"
+    told = [OURS.get(call.name, call.name) for call in prepared.calls]
+    assert others(seen) == others(told), "without the proof there are other calls"
     if "--no-verify" not in scenario.argv:
         assert tree(case / "out") == prepared.new
     shutil.rmtree(root)
+
+
+def others(names):
+    """Without what depends on whether torch is still to be imported: the untouched ranges are then
+    copied meanwhile, in files that are opened once more afterwards."""
+    return sorted(name for name in names if name not in {"open", "copy_file_range"})
 
 
 def changes(trace, folder):
