@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-
-# How fast examples are drawn says how busy the machine is, and nothing about the property.
-settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +16,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Here and not in tests/faults, whose conftest is read too late for options."""
     text = "how many times tests/faults kill a run at a random moment"
     parser.addoption("--kills", type=int, default=200, help=text)
+
+
+def pytest_configure() -> None:
+    """How fast examples are drawn says how busy the machine is, and nothing about the property."""
+    if find_spec("hypothesis") is None:
+        return  # the pages are checked without what the other tests need
+    from hypothesis import HealthCheck, settings
+
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("any machine", deadline=None, suppress_health_check=slow)
+    settings.load_profile("any machine")
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
