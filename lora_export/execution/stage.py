@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.writer import copy_file, write_bytes
@@ -15,10 +14,11 @@ from lora_export.execution.head_start import HeadStart, keep_freed_memory, load_
 from lora_export.execution.pipeline import Pipeline
 from lora_export.execution.segments import segments_of
 from lora_export.execution.tasks import FileTask
+from lora_export.layers.threads import torch_threads
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from lora_export.execution.segments import Watcher
@@ -68,7 +68,7 @@ def write_plan(
     digests = whole(start.hashed)
     left = [file for file in base if file not in digests] if watcher else []
     followed = follow(plan, tasks, left, start.hashed)
-    with _one_thread_each():
+    with torch_threads(1):  # of BLAS, in each of ours; the bits do not depend on it
         Pipeline(tasks, jobs, watcher, progress).run()
     if not allow_noop:
         _refuse_unchanged(tasks)
@@ -84,19 +84,6 @@ def _task(plan: MergePlan, shard: ShardPlan, root: Path) -> FileTask:
     path = root / shard.file if plan.base.layout == "folder" else root
     size = sum(step.out.nbytes for step in shard.steps)
     return FileTask(path, path.name, lambda: segments_of(plan, shard), size)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """One BLAS thread in each of ours; the bits do not depend on it."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _refuse_unchanged(tasks: Sequence[FileTask]) -> None:
