@@ -5,6 +5,7 @@ Each branch is the adapted layer's own forward, of loralib 0.1.2 or PEFT 0.21.2.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError
@@ -13,7 +14,7 @@ from lora_export.verification.expected import factors_of, scaling_of
 from lora_export.verification.parameter_branches import ParameterBranch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from typing import TypeAlias
 
     import torch
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from lora_export.records import Delta
     from lora_export.verification.branches_attention import AttentionBranch
+    from lora_export.verification.expected import Factors
 
-    Factors = Mapping[str, torch.Tensor]
     Form = Callable[[nn.Module, Any, torch.Tensor, Factors, Delta], torch.Tensor]
     Live: TypeAlias = "Branch | ParameterBranch | AttentionBranch"
 
@@ -85,6 +86,22 @@ def _adds(part: Callable[..., torch.Tensor]) -> Form:
     return form
 
 
+def _changes(part: Callable[..., torch.Tensor]) -> Form:
+    """A branch that changes the layer's output; the user's weight is of the whole change."""
+
+    def form(
+        module: nn.Module,
+        x: Any,  # noqa: ANN401
+        output: torch.Tensor,
+        factors: Factors,
+        delta: Delta,
+    ) -> torch.Tensor:
+        alone = replace(delta, weight=1.0)
+        return output + part(module, x, factors, alone) * delta.weight
+
+    return form
+
+
 def _linear(_: nn.Module, x: Any, factors: Factors, __: Delta) -> torch.Tensor:  # noqa: ANN401
     result: torch.Tensor = (x @ factors["A"].T) @ factors["B"].T
     return result
@@ -104,10 +121,7 @@ def _embedding(module: nn.Module, ids: Any, factors: Factors, delta: Delta) -> t
 
 def _conv(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
     """A second convolution beside the first: convolution is linear in its kernel."""
-    layer = module if hasattr(module, "_conv_forward") else module.conv
-    kernel = (factors["B"] @ factors["A"]).reshape(delta.shape)
-    result: torch.Tensor = layer._conv_forward(x, kernel, None)  # noqa: SLF001
-    return result
+    return branches_tuners.beside(module, x, (factors["B"] @ factors["A"]).reshape(delta.shape))
 
 
 def _merged_linear(_: nn.Module, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
@@ -130,9 +144,9 @@ FORMS: dict[str, Form] = {
     "merged_linear": _adds(_merged_linear),
     "peft_conv": _adds(branches_peft.conv_branch),
     "lora_bias": _adds(branches_peft.bias_branch),
-    "dora_linear": branches_peft.dora_linear,
-    "dora_embedding": branches_peft.dora_embedding,
-    "dora_conv": branches_peft.dora_conv,
+    "dora_linear": _changes(branches_peft.dora_linear),
+    "dora_embedding": _changes(branches_peft.dora_embedding),
+    "dora_conv": _changes(branches_peft.dora_conv),
     "adalora": _adds(branches_tuners.adalora),
     "loha": _adds(branches_tuners.loha),
     "lokr": _adds(branches_tuners.lokr),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError
@@ -51,58 +50,40 @@ def bias_branch(module: Any, _: Any, factors: Factors, __: Delta) -> torch.Tenso
     return factors["bias"].view(-1, *(1,) * (module.weight.dim() - 2))
 
 
-def dora_linear(
-    module: Any,  # noqa: ANN401
-    x: Any,  # noqa: ANN401
-    output: torch.Tensor,
-    factors: Factors,
-    delta: Delta,
-) -> torch.Tensor:
+def dora_linear(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
     """tuners.lora.dora.DoraLinearLayer.forward, on the base's own output without its bias."""
     import torch
     import torch.nn.functional as F  # noqa: N812
 
-    scaling = scaling_of(replace(delta, weight=1.0))
+    scaling = scaling_of(delta)
     weight = module.weight.T if delta.fan_in_fan_out else module.weight
     low_rank = factors["B"] @ factors["A"]
     factor = factors["M"] / torch.linalg.vector_norm(weight + scaling * low_rank, dim=1)
     branch = F.linear(F.linear(x, factors["A"]), factors["B"]) * scaling
     change: torch.Tensor = (factor - 1) * F.linear(x, weight) + factor * branch
-    return output + change * delta.weight
+    return change
 
 
-def dora_embedding(
-    module: Any,  # noqa: ANN401
-    ids: Any,  # noqa: ANN401
-    output: torch.Tensor,
-    factors: Factors,
-    delta: Delta,
-) -> torch.Tensor:
+def dora_embedding(module: Any, ids: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
     """tuners.lora.variants.DoraEmbeddingVariant.forward."""
     import torch
     import torch.nn.functional as F  # noqa: N812
 
-    scaling = scaling_of(replace(delta, weight=1.0))
+    scaling = scaling_of(delta)
     low_rank = factors["B"] @ factors["A"]
     length = torch.linalg.vector_norm(module.weight.T + scaling * low_rank, dim=1)
     factor = factors["M"] / length
     branch = F.embedding(ids, factors["A"].T) @ factors["B"].T * scaling
     change = (factor - 1) * F.embedding(ids, module.weight) + factor * branch
-    result: torch.Tensor = output + change * embed_scale(module) * delta.weight
-    return result
+    scaled: torch.Tensor = change * embed_scale(module)
+    return scaled
 
 
-def dora_conv(
-    module: Any,  # noqa: ANN401
-    x: Any,  # noqa: ANN401
-    output: torch.Tensor,
-    factors: Factors,
-    delta: Delta,
-) -> torch.Tensor:
+def dora_conv(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
     """tuners.lora.dora._DoraConvNdLayer.forward, which takes its lengths of a product B A."""
     import torch
 
-    scaling = scaling_of(replace(delta, weight=1.0))
+    scaling = scaling_of(delta)
     a, b = factors["A"], factors["B"]
     low_rank = (b.reshape(-1, len(a)) @ a.reshape(len(a), -1)).reshape(module.weight.shape)
     moved = (module.weight + scaling * low_rank).flatten(1)
@@ -113,4 +94,4 @@ def dora_conv(
     )
     branch = conv_branch(module, x, factors, delta) * scaling
     change: torch.Tensor = (factor - 1) * base + factor * branch
-    return output + change * delta.weight
+    return change

@@ -7,20 +7,17 @@ from typing import TYPE_CHECKING, Any
 from lora_export.verification.expected import scaling_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
 
     from lora_export.records import Delta
-
-    Factors = Mapping[str, torch.Tensor]
+    from lora_export.verification.expected import Factors
 
 
 def adalora(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
     """SVDLinear.forward: through A, the singular values, and B; a convolution by its kernel."""
     down = (factors["A"] * factors["E"]).T
     if len(delta.shape) > 2:  # noqa: PLR2004
-        return _beside(module, x, (down @ factors["B"].T).T.reshape(delta.shape))
+        return beside(module, x, (down @ factors["B"].T).T.reshape(delta.shape))
     result: torch.Tensor = x @ down @ factors["B"].T
     return result
 
@@ -33,7 +30,7 @@ def loha(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  
     for side in "12":
         a, b, core = factors[f"w{side}_a"], factors[f"w{side}_b"], factors.get(f"t{side}")
         sides.append(a @ b if core is None else torch.einsum("ijkl,ip,jr->prkl", core, a, b))
-    return _beside(module, x, (sides[0] * sides[1]).reshape(delta.shape))
+    return beside(module, x, (sides[0] * sides[1]).reshape(delta.shape))
 
 
 def lokr(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
@@ -49,7 +46,7 @@ def lokr(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  
         w2 = factors["w2_a"] @ factors["w2_b"]
     if w2.dim() == 4:  # noqa: PLR2004
         w1 = w1[:, :, None, None]
-    return _beside(module, x, torch.kron(w1, w2.contiguous()).reshape(delta.shape))
+    return beside(module, x, torch.kron(w1, w2.contiguous()).reshape(delta.shape))
 
 
 def vera(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
@@ -61,7 +58,7 @@ def vera(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noq
     return factors["lambda_b"] * F.linear(inner, factors["B"][:out])
 
 
-def _beside(module: Any, x: Any, weight: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+def beside(module: Any, x: Any, weight: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     """What the module gives with `weight` and no bias."""
     import torch.nn.functional as F  # noqa: N812
 

@@ -11,6 +11,7 @@ from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
 from lora_export.execution.arithmetic import BLOCK_ELEMENTS, is_exact_sum, matrix_of
+from lora_export.records import HALF_DTYPES
 from lora_export.verification.expected import (
     CHANGES,
     FORMULAS,
@@ -105,7 +106,7 @@ class Expectation:
         self._wide = [factors_of(delta, exact=exact) for delta in step.deltas]
         self._scales = [scaling_of(delta) for delta in step.deltas]
         self._share, self._rest = update_error(step.deltas, self._dtype, exact=exact)
-        halves = self._dtype in ("F16", "BF16")
+        halves = self._dtype in HALF_DTYPES
         self._screens = halves and all(delta.kind in SCREENED for delta in step.deltas)
         if self._screens:
             self._largest = self._largest_magnitude()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.layers import all_kinds
+from lora_export.records import HALF_DTYPES
 from lora_export.verification import expected_tuners
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def product_dtype(delta: Delta, stored: str, *, exact: bool) -> str:
     """The dtype in which the update is computed and scaled: the widest of weight and factors."""
     dtypes = {stored, *(ref.spec.dtype for ref in delta.factors.values())}
     widest = max(dtypes, key=lambda dtype: _WIDTH[dtype])
-    mixed_halves = {"BF16", "F16"} <= dtypes
+    mixed_halves = dtypes >= HALF_DTYPES
     in_float = exact or mixed_halves or delta.recipe != "loralib"
     return "F32" if _WIDTH[widest] == 0 and in_float else widest
 
@@ -71,5 +72,5 @@ def element_bound(exact: torch.Tensor, error: torch.Tensor, stored: str) -> torc
 
     exact: float64 values. error: the largest possible error of the update, elementwise.
     """
-    add = UNIT[stored] + (UNIT["F32"] if stored in ("F16", "BF16") else UNIT[stored])
+    add = UNIT[stored] + (UNIT["F32"] if stored in HALF_DTYPES else UNIT[stored])
     return (exact.abs() + error) * (add * 1.01) + error + _TINY[stored]

@@ -8,13 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
 
     from lora_export.records import Delta
-
-    Factors = Mapping[str, torch.Tensor]
+    from lora_export.verification.expected import Factors
 
 
 def change(
