@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_export.records import Delta
+    from lora_export.records import Delta, TensorRef
 
     Factors = Mapping[str, torch.Tensor]
     Product = Callable[[Delta, Factors, int, int], torch.Tensor]
@@ -25,6 +25,11 @@ class Shapes:
 
     factors: Mapping[str, tuple[int, ...]]
     weight: tuple[int, ...]
+
+    @classmethod
+    def of(cls, factors: Mapping[str, TensorRef], weight: tuple[int, ...]) -> Shapes:
+        """Those of stored factors."""
+        return cls({role: ref.spec.shape for role, ref in factors.items()}, weight)
 
     @property
     def a(self) -> tuple[int, ...]:

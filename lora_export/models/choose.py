@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lora_export.checkpoint.quantized import find_quantization
 from lora_export.errors import InputError, UsageError
@@ -11,18 +11,20 @@ from lora_export.models.huggingface import (
     HuggingFaceModel,
     class_named,
     is_known_type,
-    transformers_installed,
 )
 from lora_export.models.inputs import parse_inputs
+from lora_export.planning.misfit import transformers_installed
 from lora_export.records import HALF_DTYPES
 
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lora_export.models.source import ModelSource
     from lora_export.records import Checkpoint, NameTable
+
+Answer = TypeVar("Answer")
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def factory_model(model: str | None, inputs: Sequence[str]) -> FactoryModel | None:
@@ -55,20 +57,20 @@ def folder_model(base: Checkpoint, inputs: Sequence[str]) -> ModelSource:
 
 def tied_groups(base: Checkpoint) -> tuple[tuple[str, ...], ...] | None:
     """Groups of parameters that the folder's architecture ties; None where nobody knows."""
-    if not base.config.get("architectures") or not transformers_installed():
-        return None
-    try:
-        return HuggingFaceModel(base, ()).facts().ties
-    except (InputError, UsageError):
-        return None
+    return _asked(base, lambda model: model.facts().ties)
 
 
 def runtime_names(base: Checkpoint) -> NameTable | None:
     """What the folder's model calls its tensors while it runs; None where nobody knows."""
+    return _asked(base, lambda model: model.names)
+
+
+def _asked(base: Checkpoint, question: Callable[[HuggingFaceModel], Answer]) -> Answer | None:
+    """What the folder's model answers without its weights; None where there is no such model."""
     if not base.config.get("architectures") or not transformers_installed():
         return None
     try:
-        return HuggingFaceModel(base, ()).names
+        return question(HuggingFaceModel(base, ()))
     except (InputError, UsageError):
         return None
 

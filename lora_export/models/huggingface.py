@@ -5,7 +5,6 @@ transformers is used to build a model for tracing and for forward checks, never 
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from lora_export.models.loralib_modules import read_facts
 from lora_export.models.name_table import read_name_table
 from lora_export.models.quiet import quiet
 from lora_export.models.state import untie
+from lora_export.planning.misfit import transformers_installed
 from lora_export.planning.names import BaseNames
 from lora_export.records import InputSpec, Problem
 
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_export.records import Checkpoint, MergePlan, ModelFacts, NameTable, TensorRef
-
-
-def transformers_installed() -> bool:
-    """Whether the extra `hf` is there, without importing it."""
-    return importlib.util.find_spec("transformers") is not None
 
 
 _MAPPINGS = {

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
     from lora_export.records import Adapter, Checkpoint, Problem
 
 
+def transformers_installed() -> bool:
+    """Whether the extra `hf` is there, without importing it."""
+    return importlib.util.find_spec("transformers") is not None
+
+
 def lacking_extra(base: Checkpoint) -> str:
     """How to get the names that transformers knows of the base's model; empty where it can tell."""
-    if not base.config.get("model_type") or importlib.util.find_spec("transformers"):
+    if not base.config.get("model_type") or transformers_installed():
         return ""
     return (
         "pip install 'lora-export[hf]': an adapter of transformers 5 has the names of the running "
@@ -58,14 +63,12 @@ def other_bases(base: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:
     if base.layout != "folder":
         return []
     given = repository_of(base.root) or base.root.resolve().name
-    told = {}
-    for name in (adapter.trained_on for adapter in adapters):
-        known = {_last(name), _last(without_scheme(name) or name)}
-        if name and _last(given) not in known:
-            told[
-                f"adapter_config.json says it was trained on {name}; the base given is {given}"
-            ] = 1
-    return list(told)
+    names = dict.fromkeys(adapter.trained_on for adapter in adapters if adapter.trained_on)
+    return [
+        f"adapter_config.json says it was trained on {name}; the base given is {given}"
+        for name in names
+        if _last(given) not in {_last(name), _last(without_scheme(name) or name)}
+    ]
 
 
 def _last(name: str) -> str:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_export.layers import Shapes, all_kinds
 from lora_export.report.columns import counted
 
 if TYPE_CHECKING:
@@ -98,15 +99,11 @@ def _certain(base: Checkpoint, module: str, said: Said, turned: bool | None) -> 
     return Stored(stacks_in_out(base, said.version), source, is_certain=True)
 
 
-# The kinds that read a square weight in two ways.
-_TURNING = frozenset({"adalora", "dora_linear", "ia3", "ia3_feedforward", "linear", "vera"})
-
-
 def square_weights(draft: Draft, deltas: Iterable[Delta]) -> list[str]:
     """How square weights are read, and who says so, in words."""
     square: dict[str, list[Delta]] = defaultdict(list)
     for delta in deltas:
-        if delta.kind in _TURNING and len(set(delta.shape)) == 1 and len(delta.shape) == 2:  # noqa: PLR2004
+        if len(delta.shape) == 2 and not delta.enable_lora and _turns(delta):  # noqa: PLR2004
             square[draft.turned_by.get((delta.adapter, delta.module), "as given")].append(delta)
     if draft.model is not None:
         return []
@@ -116,3 +113,9 @@ def square_weights(draft: Draft, deltas: Iterable[Delta]) -> list[str]:
         read = f"read as Linear stored {' and '.join(sorted(stored))}, {source}"
         found.append(f"{counted(len(listed), 'square weight')} {read}")
     return found
+
+
+def _turns(delta: Delta) -> bool:
+    """Whether the shapes fit its kind in either orientation."""
+    readings = all_kinds()[delta.kind].readings(Shapes.of(delta.factors, delta.shape))
+    return len({reading.fan_in_fan_out for reading in readings}) > 1

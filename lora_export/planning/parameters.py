@@ -70,7 +70,7 @@ def _options(update: Update, space: Space) -> list[Found]:
 def _readings(option: Found) -> list[bool]:
     """Whether the weight is turned, by every reading of the shapes."""
     update, located = option
-    shapes = Shapes({r: ref.spec.shape for r, ref in update.factors.items()}, located.shape)
+    shapes = Shapes.of(update.factors, located.shape)
     tuner = update.said.tuner if update.said else "loralib"
     return [reading.fan_in_fan_out for reading in readings_of(tuner, shapes)]
 

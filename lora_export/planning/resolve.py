@@ -10,9 +10,7 @@ from lora_export.layers import Reading, Shapes, all_kinds
 from lora_export.records import Delta, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from lora_export.records import Adapter, Facts, TensorRef, TensorSpec, Update
+    from lora_export.records import Adapter, Facts, TensorSpec, Update
 
 
 class Unresolved(Exception):  # noqa: N818 - carries Problems to the collector, never to the user
@@ -44,7 +42,7 @@ def resolve(
     """
     where = f"{adapter.path}: {update.module or '(root module)'}"
     ask = _Ask(facts, where, model)
-    shapes = shapes_of(update.factors, base)
+    shapes = Shapes.of(update.factors, base.shape)
     try:
         reading = _only_reading(shapes, ask, base, has_bias=has_bias)
         _check_rank(reading, facts, where)
@@ -65,11 +63,6 @@ def resolve(
         fan_in_fan_out=reading.fan_in_fan_out,
         enable_lora=reading.enable_lora or (),
     )
-
-
-def shapes_of(factors: Mapping[str, TensorRef], base: TensorSpec) -> Shapes:
-    """The shapes that a layer kind reads."""
-    return Shapes({role: ref.spec.shape for role, ref in factors.items()}, base.shape)
 
 
 def readings_of(tuner: str, shapes: Shapes) -> list[Reading]:

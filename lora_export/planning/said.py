@@ -6,7 +6,8 @@ import math
 import struct
 from typing import TYPE_CHECKING
 
-from lora_export.planning.resolve import Unresolved, no_fit, readings_of, shapes_of
+from lora_export.layers import Shapes
+from lora_export.planning.resolve import Unresolved, no_fit, readings_of
 from lora_export.records import HALF_DTYPES, Delta, Problem
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def resolve_said(
     """
     where = f"{adapter.path}: {update.module or '(root module)'}"
     _refuse_other_alpha(said, given, where)
-    shapes = shapes_of(update.factors, base)
+    shapes = Shapes.of(update.factors, base.shape)
     readings = readings_of(said.tuner, shapes)
     if not readings:
         raise Unresolved(no_fit(said.tuner, shapes, base, where), missing=False)

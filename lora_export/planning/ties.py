@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
@@ -13,6 +14,7 @@ from lora_export.planning.vocabulary import TABLES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from lora_export.planning.spaces import Home
     from lora_export.records import Checkpoint, ModelFacts, NameTable, TensorRef
 
     Groups = Sequence[Sequence[str]]
@@ -59,17 +61,24 @@ def find_ties(
     touched: the adapter's names, to ask `lookup` (which builds the model's skeleton) only where a
     table or a head may be concerned. table: the running model's names, for a base with others.
     """
-    names = BaseNames(base.tensors())
+    stored = base.tensors()
+    names = BaseNames(stored)
     groups: Groups = model.ties if model else ()
     if model is None and any(_may_be_tied(name) for name in touched):
         groups = lookup(base) or _by_architecture(base)
+
+    @cache
+    def homes() -> Mapping[str, Home]:
+        known = table()
+        return homes_of(known, stored) if known else {}
+
     ties = [
         tie
         for group in groups
-        if (tie := _in_base(group, names) or (None if model else _by_table(group, base, table())))
+        if (tie := _in_base(group, names) or (None if model else _by_table(group, homes())))
     ]
     if model is None:
-        ties = [part for tie in ties for part in _alike(tie, base.tensors())]
+        ties = [part for tie in ties for part in _alike(tie, stored)]
     return tuple(_joined([*ties, *_by_storage(base)]))
 
 
@@ -90,9 +99,8 @@ def _in_base(group: Sequence[str], names: BaseNames) -> Tie | None:
     return Tie(tuple(stored.get(name, prefix + name) for name in group), table)
 
 
-def _by_table(group: Sequence[str], base: Checkpoint, table: NameTable | None) -> Tie | None:
+def _by_table(group: Sequence[str], homes: Mapping[str, Home]) -> Tie | None:
     """A tie of names none of which the base uses, by the names it has instead."""
-    homes = homes_of(table, base.tensors()) if table else {}
     stored = {name: homes[name].whole[0] for name in group if name in homes and homes[name].whole}
     if not stored:
         return None
