@@ -5,10 +5,10 @@ from pathlib import Path
 
 import loralib as lora
 import torch
-from data import Texts, published, reviews, tokenize
+from data import Texts, published, reviews
+from fitting import fit
 from model import Sentiment
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 HERE = Path(__file__).parent
 
@@ -39,33 +39,11 @@ def train_adapter(texts: Texts, epochs: int) -> dict[str, torch.Tensor]:
     assert all(".lora_" in key or "classifier." in key for key in keys.missing_keys)
     lora.mark_only_lora_as_trainable(model)
     model.classifier.requires_grad_(requires_grad=True)
-    fit(model.train(), texts, epochs)
+    fit(model, texts, epochs, lambda batch: model(*batch))
     # Still in train() mode: loralib's eval() would have added the adapter to the weights.
     head = {f"classifier.{name}": tensor for name, tensor in model.classifier.state_dict().items()}
     adapter: dict[str, torch.Tensor] = lora.lora_state_dict(model) | head
     return adapter
-
-
-def fit(model: nn.Module, texts: Texts, epochs: int) -> None:
-    """Minimise the cross-entropy over whatever is trainable in the model."""
-    batches = tokenize(texts.sentences)
-    labels = texts.labels.split(len(batches[0].input_ids))
-
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable)
-    steps = epochs * len(batches)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    for step in range(steps):
-        if step % len(batches) == 0:
-            shuffled = torch.randperm(len(batches)).tolist()
-        which = shuffled[step % len(batches)]
-        loss = nn.functional.cross_entropy(model(*batches[which]), labels[which])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 25 == 0:
-            print(f"step {step} of {steps}: loss {loss.item():.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Make the folders `lora`, `dora` and `rslora`: the same bytes on every run on one machine."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import peft
 import torch
-from data import Texts, reviews, tokenize
+from data import Texts, reviews
+from fitting import fit
 from peft_forms import FORMS, NAME, config, load, scores
-from torch import nn
 
 HERE = Path(__file__).parent
 
@@ -29,31 +30,8 @@ def main() -> None:
     for form in FORMS:
         torch.manual_seed(0)
         adapted = peft.get_peft_model(load(form), config(form))
-        fit(form, adapted, training, options.epochs)
+        fit(adapted, training, options.epochs, partial(scores, adapted), f"{form}: ")
         save(adapted, options.to / form)
-
-
-def fit(form: str, model: nn.Module, texts: Texts, epochs: int) -> None:
-    """Minimise the cross-entropy over whatever is trainable in the model."""
-    batches = tokenize(texts.sentences)
-    labels = texts.labels.split(len(batches[0].input_ids))
-
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable)
-    steps = epochs * len(batches)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    model.train()
-    for step in range(steps):
-        if step % len(batches) == 0:
-            shuffled = torch.randperm(len(batches)).tolist()
-        which = shuffled[step % len(batches)]
-        loss = nn.functional.cross_entropy(scores(model, batches[which]), labels[which])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 25 == 0:
-            print(f"{form}: step {step} of {steps}: loss {loss.item():.3f}", flush=True)
 
 
 def save(adapted: peft.PeftModel, folder: Path) -> None:
