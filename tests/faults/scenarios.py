@@ -45,7 +45,8 @@ class Scenario:
     """A command line with {inputs}, {out} and {code} in it.
 
     output: the name of the artefact, in the folder of outputs. force: an older export lies there.
-    before: commands whose artefacts are inputs of this one, or lie at its side.
+    before: commands whose artefacts are inputs of this one, or lie at its side. options: of its
+    runs, see server._answer.
     """
 
     name: str
@@ -71,6 +72,8 @@ def _forced(name: str, argv: tuple[str, ...], old: tuple[str, ...], output: str)
     return Scenario(name, (*argv, "--force"), output, force=True, old=old)
 
 
+THREADS = ("--jobs", "2")  # with one thread there is no head start
+ALL, SOME = 1000, 10  # looks at the clock: the head start ends by itself, or in the second shard
 FILE, FOLDER, ONNX = "out.safetensors", "out", "out.onnx"
 SCENARIOS = [
     Scenario("merge: file, empty target", _merge("base.safetensors", FILE), FILE),
@@ -93,6 +96,20 @@ SCENARIOS = [
         _merge("folder", FOLDER),
         _merge("folder", FOLDER, OLD_ALPHA),
         FOLDER,
+    ),
+    Scenario(
+        "merge: file, empty target, head start",
+        (*_merge("base.safetensors", FILE), *THREADS),
+        FILE,
+        options={"ahead": ALL},
+    ),
+    Scenario(
+        "merge: shards, --force, head start cut short",
+        (*_merge("folder", FOLDER), *THREADS, "--force"),
+        FOLDER,
+        force=True,
+        old=_merge("folder", FOLDER, OLD_ALPHA),
+        options={"ahead": SOME},
     ),
     Scenario("onnx: empty target", _onnx(ONNX), ONNX),
     _forced("onnx: --force", _onnx(ONNX), _onnx(ONNX, OLD_ALPHA), ONNX),
@@ -135,7 +152,7 @@ class Prepared:
 
     def run(self, case: Path, name: str, call: int = 0, mode: Mode = Mode.NONE) -> Run:
         argv = fill(self.scenario.argv, case, self.code)
-        options = graph_options(self.scenario.argv, self.code)
+        options = {**graph_options(self.scenario.argv, self.code), **self.scenario.options}
         return Run(argv, case.with_name(f"{case.name}-{name}"), case, call, mode, options)
 
     def copy(self, case: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -18,7 +19,10 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _POLL, _STOP, _TIMEOUT = 0.0005, 1.0, 120.0
 _MODULES = (
@@ -66,10 +70,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     """Run what the request says; the exit status of each run (negative: a signal), the seconds.
 
     runs: of each a list of arguments (argv), the shim's orders (watch, call, mode, log), a folder
-    for stdout and stderr (told), a memo of the captured ONNX graph (graph), a limit of the size of
-    files (fsize), a umask, a working directory (cwd), a delay before the start, and the seconds
-    after which it is killed (kill). All start together; a run that stops itself is continued when
-    the others have ended, or after a second.
+    for stdout and stderr (told), a memo of the captured ONNX graph (graph), how far the head start
+    gets (ahead), a limit of the size of files (fsize), a umask, a working directory (cwd), a delay
+    before the start, and the seconds after which it is killed (kill). All start together; a run
+    that stops itself is continued when the others have ended, or after a second.
     """
     started = time.monotonic()
     running = {_fork(run): run.get("kill", _TIMEOUT) for run in request["runs"]}
@@ -126,6 +130,7 @@ def _set_up(run: dict[str, Any]) -> None:
     if "cwd" in run:
         os.chdir(run["cwd"])
     _remember_graph(run)
+    _start_ahead(run)
     time.sleep(run.get("delay", 0))
 
 
@@ -166,6 +171,29 @@ def _remember_graph(run: dict[str, Any]) -> None:
         return onnx.ModelProto.FromString(memo.read_bytes())
 
     export.capture = remembered
+
+
+def _start_ahead(run: dict[str, Any]) -> None:
+    """Let the head start run in its thread, as in a process that has torch still to import.
+
+    torch is away until the thread has ended, and it ends when it has asked `ahead` times whether to
+    stop, or when it has done everything. Whoever else imported torch before would fail loudly.
+    """
+    if "ahead" not in run:
+        return
+    from lora_export.execution import head_start, stage
+
+    torch, left = sys.modules.pop("torch"), itertools.count(run["ahead"], -1)
+
+    class Held(head_start.HeadStart):
+        def __enter__(self) -> Self:
+            self._stopped.is_set = lambda: next(left) <= 0  # type: ignore[method-assign]
+            super().__enter__()
+            self._thread.join()
+            sys.modules["torch"] = torch
+            return self
+
+    stage.HeadStart = Held  # type: ignore[misc]
 
 
 if __name__ == "__main__":

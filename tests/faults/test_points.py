@@ -54,3 +54,18 @@ def test_a_sample_of_fault_points(pool, prepared):
     renames = [p for p in chosen if p.call.name.startswith("rename") and p.mode.is_kill]
     sample = random.Random(0).sample(chosen, SAMPLE - len(renames))  # noqa: S311
     run_points(pool, prepared, [*renames, *sample])
+
+
+@pytest.mark.parametrize(
+    "prepared",
+    [scenario for scenario in SCENARIOS if "ahead" in scenario.options],
+    indirect=True,
+    ids=lambda scenario: scenario.name,
+)
+def test_the_head_start_is_reached(prepared):
+    """Else its calls would not be among those that are broken: each has a number of its own."""
+    first = next(n for n, call in enumerate(prepared.calls) if call.name == "pwrite")
+    ahead = [(call.name, call.path) for call in prepared.calls[:first]]
+    assert any(name == "copy_file_range" for name, _ in ahead)
+    opened = [path for name, path in ahead if name == "open"]
+    assert len(set(opened)) < len(opened), "the pipeline opens what the head start has made"
