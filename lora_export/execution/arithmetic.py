@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from lora_export.layers.layer_kind import Change
     from lora_export.records import Delta, MergePlan, Step
 
-BLOCK_ELEMENTS = 1 << 18
-"""Elements of a block: 1 MB in float32, which stays in a core's cache."""
+BLOCK_ELEMENTS = 1 << 17
+"""Elements of a block: 0.5 MB in float32, so that all that takes part stays in a core's cache."""
+
+PIECE_BYTES = 1 << 21
+"""Bytes of a piece, some blocks that are read, written and hashed at once: enough to make little of
+what a piece costs beside its bytes."""
 
 LEAST_ROWS = 64
 """Below so many rows a product may come out with other bits than the whole matrix's."""
@@ -158,14 +162,26 @@ def row_blocks(step: Step) -> list[tuple[int, int]]:
     return list(pairwise(starts))
 
 
+def row_pieces(step: Step) -> list[list[tuple[int, int]]]:
+    """The blocks of `row_blocks`, as many together as make about PIECE_BYTES."""
+    row = max(step.out.nbytes // matrix_of(step)[0], 1)
+    pieces: list[list[tuple[int, int]]] = [[]]
+    for first, stop in row_blocks(step):
+        if pieces[-1] and (stop - pieces[-1][0][0]) * row > PIECE_BYTES:
+            pieces.append([])
+        pieces[-1].append((first, stop))
+    return pieces
+
+
 def memory_needed(plan: MergePlan, jobs: int) -> int:
     """Bytes that a merge in `jobs` threads takes beside the interpreter and torch, roughly.
 
-    A thread holds a block in several dtypes, and the factors of the tensor it is at: as they are
-    stored, and in float64 and float32 for the proof. A tensor that cannot be cut is held whole.
+    A thread holds a block in several dtypes, pieces that wait for their digest, and the factors
+    of the tensor it is at: as they are stored, and in float64 and float32 for the proof. A tensor
+    that cannot be cut is held whole.
     """
     largest = max((_step_memory(step) for step in plan.steps() if step.deltas), default=0)
-    return jobs * (8 * 8 * BLOCK_ELEMENTS + largest)
+    return jobs * (8 * 8 * BLOCK_ELEMENTS + 8 * PIECE_BYTES + largest)
 
 
 def _step_memory(step: Step) -> int:

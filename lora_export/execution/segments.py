@@ -13,7 +13,7 @@ from lora_export.checkpoint.files import open_for_reading, pread_exact, system_e
 from lora_export.checkpoint.header import encode_header
 from lora_export.checkpoint.tensors import read_tensor, tensor_bytes, torch_dtype
 from lora_export.errors import FitError, InputError
-from lora_export.execution.arithmetic import matrix_of, read_factors, row_blocks
+from lora_export.execution.arithmetic import PIECE_BYTES, matrix_of, read_factors, row_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     Content = bytes | bytearray | memoryview
 
-CHUNK = 1 << 21
-"""Bytes of a copied piece: enough to make little of what a piece costs beside its bytes."""
+CHUNK = PIECE_BYTES
+"""Bytes of a copied piece."""
 
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 
@@ -173,8 +173,15 @@ class Merge:
             refuse_non_finite(self.step, base)
             message = f"the merged weight overflows {self.step.out.dtype}"
             raise FitError(message, where=self.step.out.name, hint="is alpha right?")
-        self.changed = self.changed or not torch.equal(base, merged)
+        self.changed = self.changed or differ(base, merged)
         return merged
+
+
+def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether any element does; where the first rows do, the others are not looked at."""
+    import torch
+
+    return not torch.equal(one[:1], other[:1]) or not torch.equal(one, other)
 
 
 def refuse_non_finite(step: Step, base: torch.Tensor) -> None:
@@ -193,11 +200,20 @@ def refuse_non_finite(step: Step, base: torch.Tensor) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows `first` to `stop` of a merged tensor's matrix."""
+    """Adjoining blocks of rows of a merged tensor's matrix, of each its first row and its end."""
 
     merge: Merge
-    first: int
-    stop: int
+    blocks: Sequence[tuple[int, int]]
+
+    @property
+    def first(self) -> int:
+        """The first row."""
+        return self.blocks[0][0]
+
+    @property
+    def stop(self) -> int:
+        """The row after the last."""
+        return self.blocks[-1][1]
 
     @property
     def length(self) -> int:
@@ -210,10 +226,18 @@ class Rows:
 
     def write(self, descriptor: int, offset: int) -> Content:
         """Merge the rows and write them."""
-        merged = self.merge.rows(self.base(), self.first, self.stop)
-        content = tensor_bytes(merged)
+        content = tensor_bytes(self._merged(self.base()))
         pwrite_all(descriptor, content, offset)
         return content
+
+    def _merged(self, base: torch.Tensor) -> torch.Tensor:
+        if len(self.blocks) == 1:
+            return self.merge.rows(base, *self.blocks[0])
+        merged = base.new_empty(base.shape)
+        for first, stop in self.blocks:
+            part = slice(first - self.first, stop - self.first)
+            merged[part] = self.merge.rows(base[part], first, stop)
+        return merged
 
     def prove(self, written: bytearray, watcher: Watcher) -> Content:
         """Show base and merged rows to the watcher."""
@@ -312,7 +336,7 @@ def _made(plan: MergePlan, step: Step) -> Iterator[Segment]:
     if not step.deltas:
         yield Dense(step)
         return
-    blocks = row_blocks(step)
-    merge = Merge(step, plan.recipe, len(blocks))
-    for first, stop in blocks:
-        yield Rows(merge, first, stop)
+    pieces = row_pieces(step)
+    merge = Merge(step, plan.recipe, sum(map(len, pieces)))
+    for blocks in pieces:
+        yield Rows(merge, blocks)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     Factors = Mapping[str, torch.Tensor]
     Formula = Callable[[Delta, Factors, torch.Tensor], torch.Tensor]
+    Sides = Callable[[Delta, Factors], tuple[torch.Tensor, torch.Tensor]]
     ChangeFormula = Callable[
         [Delta, Factors, float, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
     ]
@@ -53,20 +54,37 @@ def _single(value: float) -> float:
     return float(torch.tensor(value, dtype=torch.float32))
 
 
-def _linear(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
-    a, b = factors["A"], factors["B"]
-    if delta.fan_in_fan_out:
-        return a[:, rows].T @ b.T
-    return b[rows] @ a
+def _linear_sides(delta: Delta, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    turned = delta.fan_in_fan_out
+    return _turned_sides(delta, factors) if turned else _stored_sides(delta, factors)
 
 
-def _embedding(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
-    return factors["A"][:, rows].T @ factors["B"].T
+def _turned_sides(_: Delta, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    return factors["A"].T, factors["B"].T
 
 
-def _conv(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
-    """Rows of the (out//groups*k, in*k) matrix, which has the kernel's elements in their order."""
-    return factors["B"][rows] @ factors["A"]
+def _stored_sides(_: Delta, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    """A convolution's matrix, (out//groups*k, in*k), has the kernel's elements in their order."""
+    return factors["B"], factors["A"]
+
+
+def _product_of(sides: Sides) -> Formula:
+    def formula(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
+        left, right = sides(delta, factors)
+        return left[rows] @ right
+
+    return formula
+
+
+SIDES: dict[str, Sides] = {
+    "linear": _linear_sides,
+    "embedding": _turned_sides,
+    "conv": _stored_sides,
+    "attention_in": _stored_sides,
+}
+"""The two matrices whose product the unscaled update is, for kinds where it is one product."""
+
+_linear, _embedding = _product_of(_linear_sides), _product_of(_turned_sides)
 
 
 def _peft_conv(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
@@ -77,10 +95,6 @@ def _peft_conv(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
 
 def _lora_bias(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
     return factors["bias"][rows].reshape(-1, 1)
-
-
-def _attention_in(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
-    return factors["B"][rows] @ factors["A"]
 
 
 def _merged_linear(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
@@ -118,13 +132,10 @@ def _blocks(
 
 
 FORMULAS: dict[str, Formula] = {
-    "linear": _linear,
-    "embedding": _embedding,
-    "conv": _conv,
+    **{kind: _product_of(sides) for kind, sides in SIDES.items()},
     "merged_linear": _merged_linear,
     "peft_conv": _peft_conv,
     "lora_bias": _lora_bias,
-    "attention_in": _attention_in,
     "experts": experts,
     "adalora": expected_tuners.adalora,
     "loha": expected_tuners.loha,
@@ -166,32 +177,45 @@ COMPLETED: dict[str, Callable[[Delta, Factors], Factors]] = {
 """For a kind that takes factors which the file leaves out: these and those of the file."""
 
 
-def needed_for(delta: Delta, factors: Factors, rows: torch.Tensor) -> tuple[Factors, torch.Tensor]:
-    """What a formula needs of the factors for these rows, and the rows' numbers in that.
+LONG = frozenset({"linear", "embedding"})
+"""Kinds of which a factor may be as long as a table, half a million rows and more."""
 
-    A table of half a million rows has a factor as long, which is not to be copied for each block.
+
+def needed_for(delta: Delta, factors: Factors, rows: torch.Tensor) -> tuple[Factors, torch.Tensor]:
+    """What a formula needs of the factors for these rows, in float64, and the rows' numbers in it.
+
+    A factor of the LONG kinds is not to be copied whole for each block.
     """
     import torch
 
-    if delta.kind not in ("linear", "embedding"):
+    if delta.kind not in LONG:
         return factors, rows
     a, b = factors["A"], factors["B"]
     if delta.kind == "linear" and not delta.fan_in_fan_out:
-        return {"A": a, "B": b[rows]}, torch.arange(len(rows))
-    return {"A": a[:, rows], "B": b}, torch.arange(len(rows))
+        b = b[rows]
+    else:
+        a = a[:, rows]
+    return {"A": a.double(), "B": b.double()}, torch.arange(len(rows))
 
 
-def factors_of(delta: Delta, *, exact: bool) -> Factors:
-    """All factors of an update in float64, rounded as the library holds them."""
+def factors_of(delta: Delta, *, exact: bool, narrow: bool = False) -> Factors:
+    """All factors of an update in float64, rounded as the library holds them.
+
+    narrow: those of the LONG kinds in float32, where that holds their values as well.
+    """
+    import torch
+
     from lora_export.checkpoint.tensors import read_tensor, torch_dtype
 
     read = {role: read_tensor(ref) for role, ref in delta.factors.items()}
     if delta.held and not delta.projection and not exact:
         read = {role: factor.to(torch_dtype(delta.held)) for role, factor in read.items()}
+    if narrow and delta.kind in LONG:
+        return {r: f.to(torch.promote_types(f.dtype, torch.float32)) for r, f in read.items()}
     wide = {role: factor.double() for role, factor in read.items()}
     complete = COMPLETED.get(delta.kind)
     return complete(delta, wide) if complete else wide
 
 
-SCREENED = frozenset({"linear", "embedding", "conv", "merged_linear", "attention_in"})
-"""Kinds whose update is a product of A and B, which half-precision weights are screened with."""
+SCREENED = frozenset({*SIDES, "merged_linear"})
+"""Kinds whose update is made of A and B, which half-precision weights are screened with."""

@@ -10,12 +10,19 @@ from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
-from lora_export.execution.arithmetic import BLOCK_ELEMENTS, is_exact_sum, matrix_of
+from lora_export.execution.arithmetic import (
+    BLOCK_ELEMENTS,
+    is_exact_sum,
+    matrix_of,
+    row_blocks,
+)
+from lora_export.execution.segments import differ
 from lora_export.records import HALF_DTYPES
 from lora_export.verification.expected import (
     CHANGES,
     FORMULAS,
     SCREENED,
+    SIDES,
     TANGENTS,
     factors_of,
     needed_for,
@@ -93,38 +100,41 @@ class Tally:
 
 
 class Expectation:
-    """What a step's merged rows must be; the factors are read once, in float64."""
+    """What a step's merged rows must be; the factors are read once."""
 
     def __init__(self, step: Step, recipe: str) -> None:
         """Read the factors of all updates of `step`."""
         self.step = step
         self.rows = matrix_of(step)[0]
+        self._is_whole = len(row_blocks(step)) == 1
         self._dtype = step.out.dtype
         exact = is_exact_sum(step, recipe)
         between = "F64" if self._dtype == "F64" else "F32"
         self._deltas = [replace(d, dtype=between) if exact else d for d in step.deltas]
-        self._wide = [factors_of(delta, exact=exact) for delta in step.deltas]
+        self._wide = [factors_of(delta, exact=exact, narrow=True) for delta in step.deltas]
         self._scales = [scaling_of(delta) for delta in step.deltas]
         self._share, self._rest = update_error(step.deltas, self._dtype, exact=exact)
         halves = self._dtype in HALF_DTYPES
         self._screens = halves and all(delta.kind in SCREENED for delta in step.deltas)
         if self._screens:
             self._largest = self._largest_magnitude()
+        is_product = self._screens and all(delta.kind in SIDES for delta in step.deltas)
+        self._product = self._one_product() if is_product else None
         self._is_changed = False
 
     def look(self, first: int, base: torch.Tensor, written: torch.Tensor) -> list[Seen]:
-        """Rows from `first` on, of the base and as they were written.
+        """Rows from `first` on, of the base and as they were written, in blocks.
 
-        A merged block has as many rows as its bits need, however long they are; here a product may
-        be looked at in smaller ones, which keeps memory flat.
+        A merged block has as many rows as its bits need, however long they are; here they may be
+        fewer, which keeps memory flat.
         """
-        if not self._screens:
-            return [self._dense(first, base, written)]
         rows = max(1, BLOCK_ELEMENTS // base.shape[1])
-        starts = range(0, len(base), rows)
+        look = self._screened
+        if not self._screens:
+            look, rows = self._dense, len(base) if self._is_whole else rows
         return [
-            self._screened(first + at, base[at : at + rows], written[at : at + rows])
-            for at in starts
+            look(first + at, base[at : at + rows], written[at : at + rows])
+            for at in range(0, len(base), rows)
         ]
 
     def _dense(self, first: int, base: torch.Tensor, written: torch.Tensor) -> Seen:
@@ -154,9 +164,8 @@ class Expectation:
         import torch
 
         rows = torch.arange(first, first + len(base))
-        update = self._update32(rows)
-        norm = _sum_of_squares(update)
-        exact = base.float().add_(update)
+        exact = base.float()
+        norm = self._add_update(exact, rows)
         typical = (_sum_of_squares(exact) / exact.numel()) ** 0.5
         error = self._largest * self._share + self._rest
         ulp = 2 * UNIT[self._dtype] * typical
@@ -169,15 +178,13 @@ class Expectation:
             along=along,
             norm=norm,
             variance=error * (error + ulp) * norm,
-            systematic=error * (norm * update.numel()) ** 0.5,
+            systematic=error * (norm * exact.numel()) ** 0.5,
             changed=self._differs(base, written),
         )
 
     def _differs(self, base: torch.Tensor, written: torch.Tensor) -> bool:
         """Whether any rows seen so far do: a tensor that is known to has not to be compared."""
-        import torch
-
-        self._is_changed = self._is_changed or not torch.equal(base, written)
+        self._is_changed = self._is_changed or differ(base, written)
         return self._is_changed
 
     def _look_closer(
@@ -224,11 +231,33 @@ class Expectation:
         along, size = formula(delta, self._wide[0], self._scales[0], base.double(), rows)
         return along, size * self._share + self._rest
 
+    def _one_product(self) -> _Product:
+        """All updates together: their lefts beside each other, their rights below each other."""
+        import torch
+
+        sides = [SIDES[d.kind](d, f) for d, f in zip(self._deltas, self._wide, strict=True)]
+        lefts, rights = ([pair[place] for pair in sides] for place in (0, 1))
+        scales = [
+            torch.full((len(right),), scale, dtype=torch.float64)
+            for right, scale in zip(rights, self._scales, strict=True)
+        ]
+        right = torch.cat(rights).double()
+        left = lefts[0] if len(lefts) == 1 else torch.cat(lefts, dim=1)
+        return _Product(left, torch.cat(scales), right.float(), right @ right.T)
+
+    def _add_update(self, exact: torch.Tensor, rows: torch.Tensor) -> float:
+        """Add the update to `exact` in float32; the sum of its squares is returned."""
+        if self._product:
+            return self._product.add_to(exact, int(rows[0]))
+        update = self._update32(rows)
+        exact.add_(update)
+        return _sum_of_squares(update)
+
     def _update32(self, rows: torch.Tensor) -> torch.Tensor:
         parts = []
         for delta, factors, scale in zip(self._deltas, self._wide, self._scales, strict=True):
             needed, places = needed_for(delta, factors, rows)
-            narrow = {"A": needed["A"].float(), "B": needed["B"].float().mul_(scale)}
+            narrow = {"A": needed["A"].float(), "B": (needed["B"] * scale).float()}
             parts.append(FORMULAS[delta.kind](delta, narrow, places))
         total = parts[0]
         for part in parts[1:]:
@@ -245,6 +274,26 @@ class Expectation:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """An update (left * scales) @ right, which is never made by itself.
+
+    left: as stored. scales: of its columns. right: in float32. gram: right @ right.T in float64,
+    for ||left @ right||^2 is the sum of (left.T @ left) * gram.
+    """
+
+    left: torch.Tensor
+    scales: torch.Tensor
+    right: torch.Tensor
+    gram: torch.Tensor
+
+    def add_to(self, exact: torch.Tensor, first: int) -> float:
+        """Add rows from `first` on in float32; the sum of their squares is returned."""
+        left = self.left[first : first + len(exact)].double() * self.scales
+        exact.addmm_(left.float(), self.right)
+        return max(0.0, float(((left.T @ left) * self.gram).sum()))
+
+
 def _sum_of_squares(matrix: torch.Tensor) -> float:
     import torch
 
@@ -258,9 +307,8 @@ def _rows_that_differ(expected: torch.Tensor, written: torch.Tensor) -> torch.Te
 
     whole = torch.int64 if expected.shape[1] % 4 == 0 else torch.int16
     one, other = (each.view(whole).numpy() for each in (expected, written))
-    unlike = torch.from_numpy(one != other)  # numpy compares whole numbers three times as fast
-    rows: torch.Tensor = unlike.any(dim=1).nonzero().flatten()
-    return rows
+    unlike = one != other  # numpy compares whole numbers three times as fast
+    return torch.from_numpy(unlike.any(axis=1).nonzero()[0])
 
 
 def _distance(written: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
