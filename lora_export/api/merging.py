@@ -150,7 +150,8 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
         checks, told = prove_further(job, merged, by_weights)
     refuse_failed(checks, str(stage.output))
-    digests = {**digests, **{a.path: file_sha256(a.path) for a in plan.adapters}}
+    left = [adapter.path for adapter in plan.adapters if adapter.path not in digests]
+    digests = {**digests, **{path: file_sha256(path) for path in left}}
     card = describe(job, stage.path, checks, digests, writing.max_shard_size)
     files = (*files, *card)
     record = build_manifest(job, "merge", files, checks, digests)

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import importlib
+import os
+import sys
+from typing import Any
 
 import click
 
 import lora_export
 from lora_export.cli._output import usage_errors_as_json
 
-# The process ends: what torch has imported needs no last look for garbage, which takes 0.2 s.
-atexit.register(gc.freeze)
-
 _COMMANDS = ("merge", "onnx", "verify", "unmerge", "inspect")
 
 
 class _Commands(click.Group):
     """Loads a command's file when it is called for, so that --help is quick."""
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:  # noqa: ANN401
+        """As a program, which gives no arguments, end the process as soon as all is done."""
+        try:
+            return super().__call__(*args, **settings)
+        except SystemExit as end:
+            if not args and not settings and "torch" in sys.modules:
+                _leave(end.code)
+            raise
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with usage_errors_as_json(ctx, args):
@@ -39,6 +47,23 @@ class _Commands(click.Group):
         module = importlib.import_module(f"lora_export.cli.{cmd_name}_command")
         command: click.Command = module.command
         return command
+
+
+def _leave(status: object) -> None:
+    """End the process without taking torch's modules apart one by one, which takes 0.3 s.
+
+    Does nothing where the status is no number, or what was said cannot be delivered: that end is
+    Python's own.
+    """
+    if not isinstance(status, int):
+        return
+    atexit._run_exitfuncs()  # noqa: SLF001 - what os._exit leaves out
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        return
+    os._exit(status)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -375,3 +375,28 @@ def test_text_of_an_empty_report():
     from lora_export.report.text import report_text
 
     assert report_text(Report("inspect"), verbose=False) == ""
+
+
+PROGRAM = """
+import atexit, sys
+from lora_export.cli import main
+
+class Module:
+    def __del__(self):
+        print("taken apart")
+
+left = Module()
+atexit.register(print, "at exit")
+sys.argv[0] = "lora-export"
+main()
+"""
+
+
+@pytest.mark.parametrize(("last", "status", "light"), [("4", 0, False), ("nan", 2, True)])
+def test_a_program_ends_at_once_when_torch_is_loaded(last, status, light, files):
+    named = [str(files / word) if "." in word else word for word in (*GOOD[:-1], last)]
+    command = [sys.executable, "-c", PROGRAM, *named]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ended.returncode == status, ended.stderr
+    assert (files / "out.safetensors").exists() is not light
+    assert ended.stdout.endswith("at exit\ntaken apart\n" if light else "at exit\n")
