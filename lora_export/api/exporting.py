@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.api.proving import (
+    Proven,
     build_manifest,
     input_paths,
     make_job,
     not_verified,
-    probes_for,
     prove_model,
     prove_weights,
 )
@@ -22,6 +23,7 @@ from lora_export.checkpoint.publish import staging
 from lora_export.checkpoint.side_files import manifest_beside
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.models.choose import folder_model
+from lora_export.records import at_level
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job, ProofOptions
+    from lora_export.api.proving import Job, ModelProof, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.models.source import ModelSource
     from lora_export.onnx_export.export import Exported
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check, Checkpoint
+    from lora_export.verification.narrowing import Artifact
+    from lora_export.verification.runtime import Opener
 
 
 def export_onnx(
@@ -106,8 +110,9 @@ def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -
     for file in exported.files[1:]:  # external data, named by its content
         stage.announce(file.path)
     if verify:
-        checks = (*checks, *prove_file(stage.path, exported, job, source, merged))
-        refuse_failed(checks, str(stage.output))
+        proven = prove_file(stage.path, exported, job, source, merged)
+        checks = (*checks, *proven.checks)
+        refuse_failed(checks, str(stage.output), proven.attribution)
     shutil.rmtree(work)
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
     record = build_manifest(job, "onnx", exported.files, checks, digests)
@@ -135,24 +140,47 @@ def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
 
 
 def prove_file(
-    path: Path, exported: Exported, job: Job, source: ModelSource, merged: Checkpoint
-) -> tuple[Check, ...]:
-    """The torch models against each other, the file's static audit, and ONNX Runtime."""
+    path: Path,
+    exported: Exported,
+    job: Job,
+    source: ModelSource,
+    merged: Checkpoint,
+    *,
+    opener: Opener | None = None,
+) -> Proven:
+    """The torch models against each other, the file's static audit, and ONNX Runtime.
+
+    opener: opens the session on the file; None takes verification.runtime.open_session.
+    """
     from lora_export.onnx_export.audit import audit
-    from lora_export.verification.runtime import run_model
+    from lora_export.verification.attribution import blame
+    from lora_export.verification.narrowing import Artifact, attribute_file
+    from lora_export.verification.runtime import open_session
 
     by_model = prove_model(job, source, merged)
-    seen, tolerance = by_model.witnesses, by_model.tolerance
     static = audit(path, expected=exported.weights, base=exported.topology, inputs=source.inputs)
-    checks = (*by_model.checks, *static)
-    readable = all(check.passed for check in static[:2])
-    if not readable:
-        return checks
-    outputs = run_model(path, probes_for(job, source))
-    checks = (*checks, tolerance.check("ONNX Runtime = merged", seen.merged, outputs))
-    if job.plan.coupled:
-        return checks
-    return (*checks, tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs))
+    checks = (*by_model.checks, *at_level("file", static))
+    artifact = Artifact(path, by_model.tolerance, opener or open_session)
+    if all(check.passed for check in static[:2]):  # the file can be read
+        checks = (*checks, *_prove_runtime(artifact, by_model, job))
+    if not all(check.passed for check in by_model.checks):
+        return Proven(checks, attribution=by_model.proven().attribution)
+    found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
+    return Proven(checks, attribution=found)
+
+
+def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:
+    """ONNX Runtime against both torch models."""
+    from lora_export.verification.runtime import try_model
+
+    seen, tolerance = by_model.witnesses, by_model.tolerance
+    outputs, refusal = try_model(artifact.path, by_model.suspects.probes, artifact.opener)
+    if refusal:
+        return at_level("runtime", [refusal])
+    checks = [tolerance.check("ONNX Runtime = merged", seen.merged, outputs)]
+    if not job.plan.coupled:
+        checks.append(tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs))
+    return at_level("runtime", checks)
 
 
 def graph_facts(exported: Exported) -> dict[str, int | str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from lora_export.models.choose import (
 )
 from lora_export.models.inputs import parse_inputs
 from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
-from lora_export.records import WrittenFile
+from lora_export.records import WrittenFile, at_level
 from lora_export.report.manifest import manifest
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
     from lora_export.models.source import ModelSource
     from lora_export.planning.request import AdapterOptions, Inputs, Request
-    from lora_export.records import Check, Checkpoint, Facts, MergePlan
+    from lora_export.records import Attribution, Check, Checkpoint, Facts, MergePlan
     from lora_export.verification.model import Witnesses
+    from lora_export.verification.narrowing import Suspects
     from lora_export.verification.tolerance import Tolerance
 
 
@@ -88,11 +90,32 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class ModelProof:
-    """The model level's outcome: checks, what was seen, and the tolerance that was derived."""
+    """The model level's outcome: checks, what was seen, and the tolerance that was derived.
+
+    suspects: what to look at again where a check failed.
+    """
 
     checks: tuple[Check, ...]
     witnesses: Witnesses
     tolerance: Tolerance
+    suspects: Suspects
+
+    def proven(self, told: str = "") -> Proven:
+        """The outcome, with the module that is to blame where there is one."""
+        from lora_export.verification.attribution import blame
+        from lora_export.verification.narrowing import attribute_model
+
+        found = blame(self.checks, partial(attribute_model, self.suspects))
+        return Proven(self.checks, (told,) if told else (), found)
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What a proof says: checks, warnings, and where a failed one comes from, if that is known."""
+
+    checks: tuple[Check, ...] = ()
+    warnings: tuple[str, ...] = ()
+    attribution: Attribution | None = None
 
 
 def make_job(
@@ -134,13 +157,13 @@ def plan_job(
     return Job(plan, source, proof, settings)
 
 
-def prove_checkpoint(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], tuple[str, ...]]:
-    """(checks, warnings) of a checkpoint that lies on disk: by weights, then as a model."""
+def prove_checkpoint(job: Job, merged: Checkpoint) -> Proven:
+    """The proof of a checkpoint that lies on disk: by weights, then as a model."""
     from lora_export.verification.side_files import check_side_files
 
     checks = prove_weights(job, merged)
     if job.plan.base.layout == merged.layout == "folder":
-        checks = (*checks, *check_side_files(job.plan, merged.root))
+        checks = (*checks, *at_level("manifest", check_side_files(job.plan, merged.root)))
     return prove_further(job, merged, checks)
 
 
@@ -154,27 +177,27 @@ def _unused(proof: ProofOptions, but: Sequence[str] = ()) -> tuple[str, ...]:
     return (f"no model was run, so {', '.join(names)} had no effect",) if names else ()
 
 
-def prove_further(
-    job: Job, merged: Checkpoint, checks: tuple[Check, ...]
-) -> tuple[tuple[Check, ...], tuple[str, ...]]:
-    """(checks, warnings): after the weights, the model where there is one.
+def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Proven:
+    """After the weights, the model where there is one.
 
     A model is only run on weights that are right.
     """
     if not all(check.passed for check in checks):
-        return checks, ()
+        return Proven(checks)
     if job.source:
-        return (*checks, *prove_model(job, job.source, merged).checks), ()
-    more, why_none = _prove_folder(job, merged)
-    told = (why_none, *(() if more else _unused(job.proof))) if why_none else ()
-    return (*checks, *more), told
+        more = prove_model(job, job.source, merged).proven()
+    else:
+        more = _prove_folder(job, merged)
+    unused = _unused(job.proof) if more.warnings and not more.checks else ()
+    return Proven((*checks, *more.checks), (*more.warnings, *unused), more.attribution)
 
 
 def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:
     """Level "weights"; see verification.weights.check_weights."""
     from lora_export.verification.weights import check_weights
 
-    return check_weights(job.plan, written.tensors(), allow_noop=job.allow_noop)
+    checks = check_weights(job.plan, written.tensors(), allow_noop=job.allow_noop)
+    return at_level("weights", checks)
 
 
 def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof:
@@ -184,13 +207,15 @@ def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof
         FitError, UsageError, InputError: the model cannot be built or run.
     """
     from lora_export.verification.model import call_witnesses
+    from lora_export.verification.narrowing import Suspects
 
     probes = probes_for(job, source)
     witnesses = call_witnesses(source, job.plan, merged, probes, source.inputs)
     tolerance = witnesses.tolerance(atol=job.proof.atol, rtol=job.proof.rtol)
     equal = not job.plan.coupled
     checks = witnesses.checks(tolerance, equal=equal, allow_noop=job.allow_noop)
-    return ModelProof(checks, witnesses, tolerance)
+    suspects = Suspects(source, job.plan, merged, probes, job.proof.seed)
+    return ModelProof(at_level("model", checks), witnesses, tolerance, suspects)
 
 
 def probes_for(job: Job, source: ModelSource) -> list[dict[str, NDArray[Any]]]:
@@ -204,8 +229,8 @@ def probes_for(job: Job, source: ModelSource) -> list[dict[str, NDArray[Any]]]:
     return make_probes(source.inputs, job.proof.seed, list(tokens))
 
 
-def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]:
-    """Level "model" where the base folder itself gives a model: (checks, why there are none).
+def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
+    """Level "model" where the base folder itself gives a model, else the warning why it does not.
 
     Nobody asked for this level, so it is told, and not refused, that the base gives no model or
     that its inputs are not known. A base that gives one is a witness like any other.
@@ -213,22 +238,23 @@ def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]
     base = merged if job.plan.reshaped else job.plan.base
     why = why_no_model(base) or _too_large(base)
     if why:
-        return (), why
+        return Proven(warnings=(why,))
     try:
         source = folder_model(base, job.proof.input)
         if not job.plan.reshaped:
             source.load(base, full=job.plan.new_tensors(), untied=())
     except UsageError as error:
-        return (), f"the proof is by weights only: {error.problems[0]}"
+        return Proven(warnings=(f"the proof is by weights only: {error.problems[0]}",))
     except InputError as error:
-        return (), f"{_unloadable(error.problems[0])}; the proof is by weights only"
+        told = f"{_unloadable(error.problems[0])}; the proof is by weights only"
+        return Proven(warnings=(told,))
     try:
         why = why_unloadable(base)
-        return prove_model(job, source, merged).checks, _unloadable(why) if why else ""
+        return prove_model(job, source, merged).proven(_unloadable(why) if why else "")
     except UsageError as error:
         if job.proof != ProofOptions(seed=job.proof.seed):
             raise  # what the user asked for is not left out in silence
-        return (), f"the proof is by weights only: {error.problems[0]}"
+        return Proven(warnings=(f"the proof is by weights only: {error.problems[0]}",))
 
 
 def _unloadable(reason: object) -> str:

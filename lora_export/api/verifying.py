@@ -13,6 +13,7 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
 from lora_export.planning.request import make_request, read_inputs
+from lora_export.records import at_level
 from lora_export.report.result import Report
 from lora_export.verification.manifest import check_inputs, check_outputs
 from lora_export.verification.proof import refuse_failed
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job
+    from lora_export.api.proving import Job, Proven
     from lora_export.checkpoint.recorded import Recorded
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check
@@ -66,7 +67,7 @@ def verify(
                 where=str(path),
                 hint="name what it was made of: --base BASE --adapter ADAPTER",
             )
-        checks = check_outputs(path, recorded)
+        checks = at_level("manifest", check_outputs(path, recorded))
         refuse_failed(checks, str(path))
         warnings = (*_unproven(recorded), *_unused(model, opset, proof, settings))
         return Report("verify", str(path), checks=checks, warnings=warnings)
@@ -74,13 +75,13 @@ def verify(
         path, recorded, base, adapters, model=model, proof=proof, settings=settings
     )
     try:
-        more, warnings = _again(path, job, opset)
+        proven = _again(path, job, opset)
     except InputError:
         refuse_failed(before, str(path))  # the damage that the manifest shows says more
         raise
-    checks = (*before, *more)
-    refuse_failed(checks, str(path))
-    warnings = (*told, *job.plan.warnings, *warnings)
+    checks = (*before, *proven.checks)
+    refuse_failed(checks, str(path), proven.attribution)
+    warnings = (*told, *job.plan.warnings, *proven.warnings)
     return Report("verify", str(path), job.plan, checks, warnings=warnings)
 
 
@@ -130,7 +131,7 @@ def _job(
     request = make_request(base, adapters, settings)
     inputs = read_inputs(request)
     held = check_inputs(inputs.base, inputs.adapters, recorded)
-    checks = (*check_outputs(path, recorded), *held)
+    checks = at_level("manifest", [*check_outputs(path, recorded), *held])
     if not all(check.passed for check in held):
         refuse_failed(checks, str(path))
     if not settings.get("weight"):
@@ -151,7 +152,7 @@ def _job(
     return job, checks, (words,) if told else ()
 
 
-def _again(path: Path, job: Job, opset: int | None) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+def _again(path: Path, job: Job, opset: int | None) -> Proven:
     if path.suffix != ".onnx":
         return prove_checkpoint(job, read_checkpoint(path))
     from lora_export.onnx_export.export import export
@@ -161,4 +162,5 @@ def _again(path: Path, job: Job, opset: int | None) -> tuple[tuple[Check, ...], 
         source = traced_model(job, merged)
         by_weights = prove_weights(job, merged)
         exported = export(source, job.plan, merged, Path(folder) / "fresh.onnx", opset=opset)
-        return (*by_weights, *prove_file(path, exported, job, source, merged)), ()
+        proven = prove_file(path, exported, job, source, merged)
+        return replace(proven, checks=(*by_weights, *proven.checks))

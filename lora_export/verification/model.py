@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.models.calling import call_model
-from lora_export.records import Check, Problem
+from lora_export.records import Attribution, Check, Problem
 from lora_export.verification.branches import branch_of
 from lora_export.verification.compare import distance, join_batches
 from lora_export.verification.probes import split_batch
@@ -95,39 +95,39 @@ def call_witnesses(
             never called, so that its live branch proves nothing.
         UsageError: the model cannot be run, or gives other outputs when it is run again.
     """
-    model = _load_unmerged(source, plan, merged)
-    branches = _attach(source, model, plan)
-    unmerged = _run(model, probes)
+    model = load_unmerged(source, plan, merged)
+    branches = attach(source, model, plan)
+    unmerged = run(model, probes)
     _refuse_silent(branches, _unfed(model, probes[0]))
     _refuse_random(model, probes[0], unmerged[0])
     split = [_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
-    exact = _run(model.double(), probes)
+    exact = run(model.double(), probes)
     nudge(model.float(), source, plan)
-    nudged = _run(model, probes)
+    nudged = run(model, probes)
     del model, branches
-    merged_outputs = _run(_load_merged(source, plan, merged), probes)
+    merged_outputs = run(load_merged(source, plan, merged), probes)
     if plan.reshaped:  # the base's own model has other outputs
-        bare = _load_unmerged(source, plan, merged)
+        bare = load_unmerged(source, plan, merged)
     else:
         bare = source.load(plan.base, full=plan.new_tensors(), untied=())
-    base = _run(bare, probes)
+    base = run(bare, probes)
     live = None if plan.reshaped else source.load_live(plan)
-    own = _run(live, probes) if live is not None else []
+    own = run(live, probes) if live is not None else []
     return Witnesses(unmerged, exact, nudged, split, merged_outputs, base, own)
 
 
-def _load_unmerged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:
+def load_unmerged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:
     """The base with every full tensor of the adapters, and without their updates.
 
     Where these change the model's shape, only the result's own configuration builds it; then every
     tensor that the merge has changed is set to what it was made of.
     """
     if plan.reshaped:
-        return _load_merged(source, plan, merged, full=plan.sources())
+        return load_merged(source, plan, merged, full=plan.sources())
     return source.load(plan.base, full=plan.full_tensors(), untied=plan.separated)
 
 
-def _load_merged(
+def load_merged(
     source: ModelSource,
     plan: MergePlan,
     merged: Checkpoint,
@@ -137,10 +137,13 @@ def _load_merged(
     try:
         return source.load(merged, full=full or {}, untied=plan.separated)
     except (FitError, InputError) as error:
-        raise VerificationError.of(error.problems) from error
+        refusal = VerificationError.of(error.problems)
+        refusal.attribution = Attribution("merge", detail="the model does not take its result")
+        raise refusal from error
 
 
-def _attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[Live]:
+def attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[Live]:
+    """The live branches of all updates, put on the model's modules."""
     seen = set()
     branches: list[Live] = []
     for delta in (*(d for step in plan.steps() for d in step.deltas), *plan.twins):
@@ -186,7 +189,7 @@ def _refuse_random(model: nn.Module, probe: Probe, before: Outputs) -> None:
     import torch
 
     state = torch.get_rng_state()
-    [again] = _run(model, [probe])
+    [again] = run(model, [probe])
     far = distance(before, again)
     same = all(before[name].tobytes() == again[name].tobytes() for name in before if name in again)
     if not torch.equal(state, torch.get_rng_state()):
@@ -199,7 +202,8 @@ def _refuse_random(model: nn.Module, probe: Probe, before: Outputs) -> None:
     raise UsageError(f"{problem}, so nothing can be proven", hint=hint)
 
 
-def _run(model: nn.Module, probes: Sequence[Probe]) -> list[Outputs]:
+def run(model: nn.Module, probes: Sequence[Probe]) -> list[Outputs]:
+    """The model's outputs for every probe, whose floats are given in the model's own dtype."""
     import torch
 
     wide = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -226,7 +230,7 @@ def _array(name: str, tensor: torch.Tensor) -> NDArray[Any]:
 
 def _split(model: nn.Module, probe: Probe, whole: Outputs, specs: Sequence[InputSpec]) -> Outputs:
     samples = split_batch(specs, probe)
-    return join_batches(_run(model, samples), whole) if len(samples) > 1 else {}
+    return join_batches(run(model, samples), whole) if len(samples) > 1 else {}
 
 
 def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:

@@ -51,6 +51,24 @@ def make_probes(specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = (
     return probes
 
 
+def probe_of_sizes(specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int) -> Probe:
+    """One seeded probe as `make_probes` fills them, with these sizes of the named dimensions."""
+    import numpy as np
+
+    return _probe(specs, sizes, np.random.default_rng(seed))
+
+
+def other_sizes(specs: Sequence[InputSpec]) -> list[dict[str, int]]:
+    """The traced sizes with one dimension changed at a time, to each of two untraced sizes."""
+    traced = example_sizes(specs)
+    batch = _batch_name(specs)
+    return [
+        {**traced, name: size}
+        for name in traced
+        for size in (BATCHES if name == batch else LENGTHS[:2])
+    ]
+
+
 def _ids(specs: Sequence[InputSpec], largest: int) -> str | None:
     """The input of the widest domain, if it holds the largest token."""
     domains = {spec.name: spec.high or 0 for spec in specs if not _is_mask(spec)}
