@@ -6,8 +6,9 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lora_export.api.overhead import saved
 from lora_export.api.proving import (
     Proven,
     build_manifest,
@@ -27,7 +28,7 @@ from lora_export.records import at_level
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import Unpack
 
@@ -75,7 +76,8 @@ def export_onnx(
         check_opset(opset)
     job = make_job(base, adapters, model=model, proof=proof, settings=settings)
     if not job.plan.reshaped:
-        traced_model(job, job.plan.base)  # what cannot be built is refused before anything is done
+        with job.clock("plan"):
+            traced_model(job, job.plan.base)  # what cannot be built is refused before all else
     target = Path(output)
     beside = (manifest_beside(target),)
     inputs = input_paths(job.plan)
@@ -101,31 +103,31 @@ def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -
     work = stage.folder / "merged"
     merged = merged_checkpoint(job, work)
     source = traced_model(job, merged)
-    checks: tuple[Check, ...] = ()
-    told = not_verified(job, but=["--input"])
+    proven = Proven(warnings=not_verified(job, but=["--input"]))
     if verify:
-        checks, told = prove_weights(job, merged), ()
-        refuse_failed(checks, str(stage.output))
-    exported = export(source, job.plan, merged, stage.path, opset=opset)
+        proven = Proven(prove_weights(job, merged))
+        refuse_failed(proven.checks, str(stage.output))
+    exported = export(source, job.plan, merged, stage.path, opset=opset, clock=job.clock)
     for file in exported.files[1:]:  # external data, named by its content
         stage.announce(file.path)
     if verify:
+        by_weights = proven.checks
         proven = prove_file(stage.path, exported, job, source, merged)
-        checks = (*checks, *proven.checks)
-        refuse_failed(checks, str(stage.output), proven.attribution)
+        proven = replace(proven, checks=(*by_weights, *proven.checks))
+        refuse_failed(proven.checks, str(stage.output), proven.attribution)
     shutil.rmtree(work)
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
-    record = build_manifest(job, "onnx", exported.files, checks, digests)
+    record = build_manifest(job, "onnx", exported.files, proven.checks, digests)
     written = write_bytes(stage.beside(manifest_beside(stage.output)), record)
     stage.publish()
     return Report(
         "onnx",
         str(stage.output),
         job.plan,
-        checks,
+        proven.checks,
         (*exported.files, written),
-        (*job.plan.warnings, *told),
-        {"graph": graph_facts(exported), **space.facts()},
+        (*job.plan.warnings, *proven.warnings),
+        {"graph": graph_facts(exported, proven.saved), **space.facts(), **job.clock.facts()},
     )
 
 
@@ -135,7 +137,8 @@ def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
 
     work.mkdir()
     place = work / "merged.safetensors" if job.plan.base.layout == "file" else work
-    write_plan(job.plan, place, allow_noop=job.allow_noop)
+    with job.clock("merge"):
+        write_plan(job.plan, place, allow_noop=job.allow_noop)
     return read_checkpoint(place)
 
 
@@ -158,7 +161,9 @@ def prove_file(
     from lora_export.verification.runtime import open_session
 
     by_model = prove_model(job, source, merged)
-    static = audit(path, expected=exported.weights, base=exported.topology, inputs=source.inputs)
+    weights, topology = exported.weights, exported.topology
+    with job.clock("static audit"):
+        static = audit(path, expected=weights, base=topology, inputs=source.inputs)
     checks = (*by_model.checks, *at_level("file", static))
     artifact = Artifact(path, by_model.tolerance, opener or open_session)
     if all(check.passed for check in static[:2]):  # the file can be read
@@ -166,7 +171,9 @@ def prove_file(
     if not all(check.passed for check in by_model.checks):
         return Proven(checks, attribution=by_model.proven().attribution)
     found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
-    return Proven(checks, attribution=found)
+    with job.clock("overhead"):
+        extra = None if found else saved(job.plan, by_model.witnesses.sites)
+    return Proven(checks, attribution=found, saved=extra)
 
 
 def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:
@@ -174,7 +181,8 @@ def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[
     from lora_export.verification.runtime import try_model
 
     seen, tolerance = by_model.witnesses, by_model.tolerance
-    outputs, refusal = try_model(artifact.path, by_model.suspects.probes, artifact.opener)
+    with job.clock("runtime"):
+        outputs, refusal = try_model(artifact.path, by_model.suspects.probes, artifact.opener)
     if refusal:
         return at_level("runtime", [refusal])
     checks = [tolerance.check("ONNX Runtime = merged", seen.merged, outputs)]
@@ -183,11 +191,12 @@ def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[
     return at_level("runtime", checks)
 
 
-def graph_facts(exported: Exported) -> dict[str, int | str]:
-    """The size and hash of the graph, which are the base's own: no overhead."""
+def graph_facts(exported: Exported, saved: Mapping[str, int] | None) -> dict[str, Any]:
+    """The size and hash of the graph, which are the base's own, and what that saves."""
     topology = exported.topology
     return {
         "nodes": topology.nodes,
         "initializers": topology.initializers,
         "hash": topology.hash,
+        "saved": saved,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from lora_export.models.inputs import parse_inputs
 from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
 from lora_export.records import WrittenFile, at_level
 from lora_export.report.manifest import manifest
+from lora_export.report.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,13 +75,14 @@ class ProofOptions:
 class Job:
     """A plan with what is needed to carry it out and to prove it.
 
-    source: the user's factory, or None where none is named.
+    source: the user's factory, or None where none is named. clock: of the stages of the command.
     """
 
     plan: MergePlan
     source: ModelSource | None
     proof: ProofOptions
     settings: AdapterOptions
+    clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @property
     def allow_noop(self) -> bool:
@@ -111,11 +113,15 @@ class ModelProof:
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a proof says: checks, warnings, and where a failed one comes from, if that is known."""
+    """What a proof says: checks, warnings, and where a failed one comes from, if that is known.
+
+    saved: nodes and parameters that an export with the LoRA in the graph would have beside.
+    """
 
     checks: tuple[Check, ...] = ()
     warnings: tuple[str, ...] = ()
     attribution: Attribution | None = None
+    saved: Mapping[str, int] | None = None
 
 
 def make_job(
@@ -127,8 +133,12 @@ def make_job(
     settings: AdapterOptions,
 ) -> Job:
     """Read everything and plan; see planning.request.plan_request for what it raises."""
-    request = make_request(base, adapters, settings)
-    return plan_job(request, read_inputs(request), model=model, proof=proof, settings=settings)
+    clock = Stopwatch()
+    with clock("plan"):
+        request = make_request(base, adapters, settings)
+        inputs = read_inputs(request)
+        job = plan_job(request, inputs, model=model, proof=proof, settings=settings)
+    return replace(job, clock=clock)
 
 
 def plan_job(
@@ -196,7 +206,8 @@ def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:
     """Level "weights"; see verification.weights.check_weights."""
     from lora_export.verification.weights import check_weights
 
-    checks = check_weights(job.plan, written.tensors(), allow_noop=job.allow_noop)
+    with job.clock("proof by weights"):
+        checks = check_weights(job.plan, written.tensors(), allow_noop=job.allow_noop)
     return at_level("weights", checks)
 
 
@@ -210,7 +221,8 @@ def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof
     from lora_export.verification.narrowing import Suspects
 
     probes = probes_for(job, source)
-    witnesses = call_witnesses(source, job.plan, merged, probes, source.inputs)
+    with job.clock("proof as a model"):
+        witnesses = call_witnesses(source, job.plan, merged, probes, source.inputs)
     tolerance = witnesses.tolerance(atol=job.proof.atol, rtol=job.proof.rtol)
     equal = not job.plan.coupled
     checks = witnesses.checks(tolerance, equal=equal, allow_noop=job.allow_noop)

@@ -11,11 +11,13 @@ from lora_export.onnx_export.save import save_model
 from lora_export.onnx_export.topology import Topology, describe
 from lora_export.onnx_export.trace import capture
 from lora_export.records import Problem
+from lora_export.report.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import onnx
     from torch import Tensor, nn
 
     from lora_export.models.source import ModelSource
@@ -32,7 +34,13 @@ class Exported:
 
 
 def export(
-    source: ModelSource, plan: MergePlan, merged: Checkpoint, path: Path, *, opset: int | None
+    source: ModelSource,
+    plan: MergePlan,
+    merged: Checkpoint,
+    path: Path,
+    *,
+    opset: int | None,
+    clock: Stopwatch | None = None,
 ) -> Exported:
     """Write the merged model to `path`.
 
@@ -43,19 +51,27 @@ def export(
         InputError, UsageError: see trace.capture.
         FitError: a merged weight has no place in the graph.
     """
+    clock = clock or Stopwatch()
+    with clock("capture"):
+        graph = _capture_base(source, plan, merged, opset)
+        topology = describe(graph)
+    with clock("fill and save"):
+        model = source.load(merged, full={}, untied=plan.separated)
+        unused = set(read_bindings(graph).unused)
+        _refuse_unused(source, model, plan, unused)
+        weights = {name: value for name, value in model.state_dict().items() if name not in unused}
+        apply_weights(graph, weights)
+        return Exported(save_model(graph, path), topology, weights)
+
+
+def _capture_base(
+    source: ModelSource, plan: MergePlan, merged: Checkpoint, opset: int | None
+) -> onnx.ModelProto:
     if plan.reshaped:  # the base's own model has another graph
         base = source.load(merged, full=plan.sources(), untied=plan.separated)
     else:
         base = source.load(plan.base, full=plan.new_tensors(), untied=plan.separated)
-    graph = capture(base, source.inputs, opset=opset)
-    topology = describe(graph)
-    del base
-    model = source.load(merged, full={}, untied=plan.separated)
-    unused = set(read_bindings(graph).unused)
-    _refuse_unused(source, model, plan, unused)
-    weights = {name: value for name, value in model.state_dict().items() if name not in unused}
-    apply_weights(graph, weights)
-    return Exported(save_model(graph, path), topology, weights)
+    return capture(base, source.inputs, opset=opset)
 
 
 def _refuse_unused(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.models.calling import call_model
 from lora_export.records import Attribution, Check, Problem
-from lora_export.verification.branches import branch_of
+from lora_export.verification.branches import branch_of, distinct_sites
 from lora_export.verification.compare import distance, join_batches
 from lora_export.verification.probes import split_batch
 from lora_export.verification.tolerance import Tolerance, derive
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from lora_export.models.source import ModelSource
     from lora_export.records import Checkpoint, Delta, InputSpec, MergePlan, TensorRef
-    from lora_export.verification.branches import Live
+    from lora_export.verification.branches import Live, Site
 
     Outputs = dict[str, NDArray[Any]]
     Probe = Mapping[str, NDArray[Any]]
@@ -41,7 +41,8 @@ class Witnesses:
 
     unmerged: base with live branches. exact: the same in float64. nudged: the same with every
     adapted weight moved by one unit in the last place of its stored dtype. split: the same, one
-    sample at a time. live: the user's own loralib modules, unmerged; empty without them.
+    sample at a time. live: the user's own loralib modules, unmerged; empty without them. sites:
+    one adapted layer of every form, which the graph's overhead is counted on.
     """
 
     unmerged: list[Outputs]
@@ -51,6 +52,7 @@ class Witnesses:
     merged: list[Outputs]
     base: list[Outputs]
     live: list[Outputs] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
 
     def tolerance(self, *, atol: float | None, rtol: float | None) -> Tolerance:
         """The tolerance that the noise of this very model allows (or atol and rtol)."""
@@ -90,12 +92,17 @@ def call_witnesses(
 ) -> Witnesses:
     """Run every witness on every probe; one model is in memory at a time.
 
+    The base is the unmerged model before its branches are attached, where no full tensor of an
+    adapter takes the place of one of the base's.
+
     Raises:
         FitError: model and checkpoints do not hold the same tensors, or an adapted module is
             never called, so that its live branch proves nothing.
         UsageError: the model cannot be run, or gives other outputs when it is run again.
     """
     model = load_unmerged(source, plan, merged)
+    is_base = plan.reshaped or plan.full_tensors() == plan.new_tensors()
+    base = run(model, probes) if is_base else []
     branches = attach(source, model, plan)
     unmerged = run(model, probes)
     _refuse_silent(branches, _unfed(model, probes[0]))
@@ -104,16 +111,14 @@ def call_witnesses(
     exact = run(model.double(), probes)
     nudge(model.float(), source, plan)
     nudged = run(model, probes)
+    sites = distinct_sites(branches)
     del model, branches
     merged_outputs = run(load_merged(source, plan, merged), probes)
-    if plan.reshaped:  # the base's own model has other outputs
-        bare = load_unmerged(source, plan, merged)
-    else:
-        bare = source.load(plan.base, full=plan.new_tensors(), untied=())
-    base = run(bare, probes)
+    if not is_base:
+        base = run(source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
     live = None if plan.reshaped else source.load_live(plan)
     own = run(live, probes) if live is not None else []
-    return Witnesses(unmerged, exact, nudged, split, merged_outputs, base, own)
+    return Witnesses(unmerged, exact, nudged, split, merged_outputs, base, own, sites)
 
 
 def load_unmerged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:

@@ -99,7 +99,9 @@ MAKERS = {
 }
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(
+    scope="module", params=["factory", "bert", pytest.param("llama", marks=pytest.mark.slow)]
+)
 def case(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     make, adapted, tensor = MAKERS[request.param]
