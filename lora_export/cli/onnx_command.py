@@ -15,6 +15,7 @@ from lora_export.cli.options import (
     option,
     output_options,
     proof_options,
+    task_option,
 )
 
 
@@ -26,6 +27,7 @@ from lora_export.cli.options import (
 )
 @adapter_options
 @model_options
+@task_option
 @option("--opset", type=int, help="ONNX operator set (default: the exporter's own).")
 @option(
     "--verify/--no-verify",

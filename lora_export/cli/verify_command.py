@@ -17,6 +17,7 @@ from lora_export.cli.options import (
     option,
     output_options,
     proof_options,
+    task_option,
 )
 
 
@@ -29,6 +30,7 @@ from lora_export.cli.options import (
 )  # fmt: skip
 @adapter_options
 @model_options
+@task_option
 @option("--opset", type=int, help="The operator set an .onnx was written in.")
 @output_options
 @click.pass_context

@@ -34,10 +34,12 @@ from lora_export.records.proof import (
     Check,
     InputSpec,
     Level,
+    Span,
     Stage,
     WrittenFile,
     at_level,
     example_sizes,
+    spans_of,
 )
 from lora_export.records.runtime import NameTable, Place
 
@@ -68,6 +70,7 @@ __all__ = [
     "Shard",
     "ShardPlan",
     "SideFile",
+    "Span",
     "Stage",
     "Step",
     "StepAction",
@@ -77,4 +80,5 @@ __all__ = [
     "WrittenFile",
     "at_level",
     "example_sizes",
+    "spans_of",
 ]
