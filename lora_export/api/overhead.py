@@ -23,26 +23,25 @@ def saved(plan: MergePlan, sites: Sequence[Site]) -> dict[str, int] | None:
     one cannot be captured alone: then nothing is told.
     """
     from lora_export.onnx_export.overhead import count_extra_nodes
-    from lora_export.verification.live_layer import LIVE, PLAIN, LiveLayer
+    from lora_export.verification.live_layer import LiveLayers
 
     if not sites:
         return None
-    nodes = 0
+    inputs = [_input(at, site.branch) for at, site in enumerate(sites)]
     try:
-        for site in sites:
-            inputs = _inputs(site.branch)
-            layer = LiveLayer(site).eval()
-            nodes += site.times * count_extra_nodes(layer, inputs, plain=PLAIN, live=LIVE)
+        extra = count_extra_nodes(LiveLayers(sites).eval(), inputs)
     except (InputError, UsageError):
         return None
+    nodes = sum(site.times * more for site, more in zip(sites, extra, strict=True))
     return {"nodes": nodes, "parameters": _parameters(plan)}
 
 
-def _inputs(branch: Branch) -> tuple[InputSpec, ...]:
+def _input(place: int, branch: Branch) -> InputSpec:
     """What the layer was seen to take: the axes that the probes varied are dynamic."""
     dtype, shape = branch.taken
-    dims = tuple(f"size_{axis}" if size is None else size for axis, size in enumerate(shape))
-    return (InputSpec("x", dtype, dims, None if dtype == "float32" else 2),)
+    sizes = enumerate(shape)
+    dims = tuple(f"x{place}_{axis}" if size is None else size for axis, size in sizes)
+    return InputSpec(f"x{place}", dtype, dims, None if dtype == "float32" else 2)
 
 
 def _parameters(plan: MergePlan) -> int:

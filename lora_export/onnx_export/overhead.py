@@ -1,4 +1,4 @@
-"""How many nodes of a captured layer belong to its live branch: what merging saves."""
+"""How many nodes of captured layers belong to their live branches: what merging saves."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ if TYPE_CHECKING:
     from lora_export.records import InputSpec
 
 
-def count_extra_nodes(
-    layer: nn.Module, inputs: Sequence[InputSpec], *, plain: str, live: str
-) -> int:
-    """Capture a layer with both outputs; nodes that `live` needs more than `plain`.
+def count_extra_nodes(layers: nn.Module, inputs: Sequence[InputSpec]) -> list[int]:
+    """Capture verification.live_layer.LiveLayers: how many nodes more each needs to be live.
+
+    inputs: one a layer.
 
     Raises:
         InputError, UsageError: see trace.capture.
     """
-    graph = capture(layer, inputs).graph
-    return len(_behind(graph, live)) - len(_behind(graph, plain))
-
-
-def _behind(graph: onnx.GraphProto, output: str) -> set[int]:
-    """The places of the nodes that an output depends on."""
+    graph = capture(layers, inputs).graph
     made = {name: at for at, node in enumerate(graph.node) for name in node.output}
+    return [
+        len(_behind(graph, made, f"live_{at}")) - len(_behind(graph, made, f"plain_{at}"))
+        for at in range(len(inputs))
+    ]
+
+
+def _behind(graph: onnx.GraphProto, made: dict[str, int], output: str) -> set[int]:
+    """The places of the nodes that an output depends on."""
     found: set[int] = set()
     waiting = [output]
     while waiting:
