@@ -22,6 +22,7 @@ from lora_export.checkpoint.publish import staging
 from lora_export.checkpoint.side_files import manifest_beside
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.models.choose import folder_model
+from lora_export.onnx_export.captures import open_captures
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lora_export.api.proving import Job, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.models.source import ModelSource
+    from lora_export.onnx_export.captures import Captures
     from lora_export.onnx_export.export import Exported
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check, Checkpoint
@@ -47,6 +49,8 @@ def export_onnx(
     opset: int | None = None,
     verify: bool = True,
     force: bool = False,
+    capture_cache: str | Path | None = None,
+    no_capture_cache: bool = False,
     proof: ProofOptions | None = None,
     **settings: Unpack[AdapterOptions],
 ) -> Report:
@@ -62,6 +66,9 @@ def export_onnx(
         opset: ONNX operator set; None takes the exporter's own.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         force: replace an earlier export at `output`.
+        capture_cache: the folder in which captured graphs of Hugging Face folders are kept; None
+            takes the usual one, see onnx_export.captures.
+        no_capture_cache: capture anew, and keep nothing.
         proof: how the models are run to be proven.
         settings: see planning.request.AdapterOptions.
 
@@ -75,11 +82,12 @@ def export_onnx(
     job = make_job(base, adapters, model=model, task=task, proof=proof, settings=settings)
     if not job.plan.reshaped:
         traced_model(job, job.plan.base)  # what cannot be built is refused before anything is done
+    captures = open_captures(capture_cache, off=no_capture_cache)
     target = Path(output)
     beside = (manifest_beside(target),)
     inputs = input_paths(job.plan)
     with staging(target, force=force, inputs=inputs, kind="file", beside=beside) as stage:
-        report = _export_into(stage, job, opset=opset, verify=verify)
+        report = _export_into(stage, job, opset=opset, verify=verify, captures=captures)
     return replace(report, output=str(target))
 
 
@@ -90,7 +98,9 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
     return folder_model(merged if job.plan.reshaped else job.plan.base, job.proof.input, job.task)
 
 
-def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -> Report:
+def _export_into(
+    stage: Staging, job: Job, *, opset: int | None, verify: bool, captures: Captures | None
+) -> Report:
     from lora_export.execution.digests import hash_files
     from lora_export.onnx_export.export import export
     from lora_export.verification.proof import refuse_failed
@@ -105,7 +115,7 @@ def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -
     if verify:
         checks, told = prove_weights(job, merged), ()
         refuse_failed(checks, str(stage.output))
-    exported = export(source, job.plan, merged, stage.path, opset=opset)
+    exported = export(source, job.plan, merged, stage.path, opset=opset, captures=captures)
     for file in exported.files[1:]:  # external data, named by its content
         stage.announce(file.path)
     if verify:
@@ -122,7 +132,7 @@ def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -
         job.plan,
         checks,
         (*exported.files, written),
-        (*job.plan.warnings, *told),
+        (*job.plan.warnings, *told, *exported.warnings),
         {"graph": graph_facts(exported), **space.facts()},
     )
 
@@ -144,9 +154,10 @@ def prove_file(
     from lora_export.onnx_export.audit import audit
     from lora_export.verification.runtime import run_model
 
+    # Each of the three frees its weights before the next one takes its own.
     by_model = prove_model(job, source, merged)
     seen, tolerance = by_model.witnesses, by_model.tolerance
-    static = audit(path, expected=exported.weights, base=exported.topology, inputs=source.inputs)
+    static = audit(path, expected=exported.weights, base=exported.topology, inputs=exported.inputs)
     checks = (*by_model.checks, *static)
     readable = all(check.passed for check in static[:2])
     if not readable:
@@ -159,10 +170,15 @@ def prove_file(
 
 
 def graph_facts(exported: Exported) -> dict[str, int | str]:
-    """The size and hash of the graph, which are the base's own: no overhead."""
+    """The size and hash of the graph, which are the base's own: no overhead.
+
+    capture: whether it was captured now ("new") or by an earlier run ("cached").
+    """
     topology = exported.topology
     return {
         "nodes": topology.nodes,
         "initializers": topology.initializers,
         "hash": topology.hash,
+        "opset": exported.opset,
+        "capture": exported.captured,
     }
