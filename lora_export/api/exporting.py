@@ -24,6 +24,7 @@ from lora_export.checkpoint.publish import staging
 from lora_export.checkpoint.side_files import manifest_beside
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.models.choose import folder_model
+from lora_export.onnx_export.captures import open_captures
 from lora_export.records import at_level
 from lora_export.report.result import Report
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from lora_export.api.proving import Job, ModelProof, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.models.source import ModelSource
+    from lora_export.onnx_export.captures import Captures
     from lora_export.onnx_export.export import Exported
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check, Checkpoint
@@ -52,6 +54,8 @@ def export_onnx(
     opset: int | None = None,
     verify: bool = True,
     force: bool = False,
+    capture_cache: str | Path | None = None,
+    no_capture_cache: bool = False,
     proof: ProofOptions | None = None,
     **settings: Unpack[AdapterOptions],
 ) -> Report:
@@ -67,6 +71,9 @@ def export_onnx(
         opset: ONNX operator set; None takes the exporter's own.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         force: replace an earlier export at `output`.
+        capture_cache: the folder in which captured graphs of Hugging Face folders are kept; None
+            takes the usual one, see onnx_export.captures.
+        no_capture_cache: capture anew, and keep nothing.
         proof: how the models are run to be proven.
         settings: see planning.request.AdapterOptions.
 
@@ -81,11 +88,12 @@ def export_onnx(
     if not job.plan.reshaped:
         with job.clock("plan"):
             traced_model(job, job.plan.base)  # what cannot be built is refused before all else
+    captures = open_captures(capture_cache, off=no_capture_cache)
     target = Path(output)
     beside = (manifest_beside(target),)
     inputs = input_paths(job.plan)
     with staging(target, force=force, inputs=inputs, kind="file", beside=beside) as stage:
-        report = _export_into(stage, job, opset=opset, verify=verify)
+        report = _export_into(stage, job, opset=opset, verify=verify, captures=captures)
     return replace(report, output=str(target))
 
 
@@ -96,7 +104,9 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
     return folder_model(merged if job.plan.reshaped else job.plan.base, job.proof.input, job.task)
 
 
-def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -> Report:
+def _export_into(
+    stage: Staging, job: Job, *, opset: int | None, verify: bool, captures: Captures | None
+) -> Report:
     from lora_export.execution.digests import hash_files
     from lora_export.onnx_export.export import export
     from lora_export.verification.proof import refuse_failed
@@ -110,7 +120,9 @@ def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -
     if verify:
         proven = Proven(prove_weights(job, merged))
         refuse_failed(proven.checks, str(stage.output))
-    exported = export(source, job.plan, merged, stage.path, opset=opset, clock=job.clock)
+    exported = export(
+        source, job.plan, merged, stage.path, opset=opset, captures=captures, clock=job.clock
+    )
     for file in exported.files[1:]:  # external data, named by its content
         stage.announce(file.path)
     if verify:
@@ -129,7 +141,7 @@ def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -
         job.plan,
         proven.checks,
         (*exported.files, written),
-        (*job.plan.warnings, *proven.warnings),
+        (*job.plan.warnings, *proven.warnings, *exported.warnings),
         {"graph": graph_facts(exported, proven.saved), **space.facts(), **job.clock.facts()},
     )
 
@@ -163,10 +175,11 @@ def prove_file(
     from lora_export.verification.narrowing import Artifact, attribute_file
     from lora_export.verification.runtime import open_session
 
+    # Each of the three frees its weights before the next one takes its own.
     by_model = prove_model(job, source, merged)
     weights, topology = exported.weights, exported.topology
     with job.clock("static audit"):
-        static = audit(path, expected=weights, base=topology, inputs=source.inputs)
+        static = audit(path, expected=weights, base=topology, inputs=exported.inputs)
     checks = (*by_model.checks, *at_level("file", static))
     artifact = Artifact(path, by_model.tolerance, opener or open_session)
     if all(check.passed for check in static[:2]):  # the file can be read
@@ -195,11 +208,16 @@ def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[
 
 
 def graph_facts(exported: Exported, saved: Mapping[str, int] | None) -> dict[str, Any]:
-    """The size and hash of the graph, which are the base's own, and what that saves."""
+    """The size and hash of the graph, which are the base's own, and what that saves.
+
+    capture: whether it was captured now ("new") or by an earlier run ("cached").
+    """
     topology = exported.topology
     return {
         "nodes": topology.nodes,
         "initializers": topology.initializers,
         "hash": topology.hash,
+        "opset": exported.opset,
+        "capture": exported.captured,
         "saved": saved,
     }

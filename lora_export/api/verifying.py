@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_export.api.exporting import merged_checkpoint, prove_file, traced_model
+from lora_export.api.exporting import graph_facts, merged_checkpoint, prove_file, traced_model
 from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
+from lora_export.onnx_export.captures import open_captures
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.records import at_level
 from lora_export.report.result import Report
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from lora_export.api.proving import Job, Proven
     from lora_export.checkpoint.recorded import Recorded
+    from lora_export.onnx_export.captures import Captures
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check
 
@@ -39,6 +41,8 @@ def verify(
     model: str | None = None,
     task: str | None = None,
     opset: int | None = None,
+    capture_cache: str | Path | None = None,
+    no_capture_cache: bool = False,
     proof: ProofOptions | None = None,
     **settings: Unpack[AdapterOptions],
 ) -> Report:
@@ -47,6 +51,7 @@ def verify(
     Without `base` and `adapters` the files are held against the digests of the manifest. With
     them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
     weight, recipe, rename) are taken from the manifest, and told; what allows more is not.
+    capture_cache, no_capture_cache: see export_onnx.
 
     Raises:
         VerificationError: a check failed.
@@ -76,14 +81,15 @@ def verify(
         path, recorded, base, adapters, model=model, task=task, proof=proof, settings=settings
     )
     try:
-        proven = _again(path, job, opset)
+        captures = open_captures(capture_cache, off=no_capture_cache)
+        proven, facts = _again(path, job, opset, captures)
     except InputError:
         refuse_failed(before, str(path))  # the damage that the manifest shows says more
         raise
     checks = (*before, *proven.checks)
     refuse_failed(checks, str(path), proven.attribution)
     warnings = (*told, *job.plan.warnings, *proven.warnings)
-    return Report("verify", str(path), job.plan, checks, warnings=warnings)
+    return Report("verify", str(path), job.plan, checks, warnings=warnings, facts=facts)
 
 
 def _unproven(recorded: Recorded) -> tuple[str, ...]:
@@ -168,15 +174,21 @@ def _job(
     return job, checks, (words,) if told else ()
 
 
-def _again(path: Path, job: Job, opset: int | None) -> Proven:
+def _again(
+    path: Path, job: Job, opset: int | None, captures: Captures | None
+) -> tuple[Proven, dict[str, Any]]:
+    """The outcome and the facts of everything computed again."""
     if path.suffix != ".onnx":
-        return prove_checkpoint(job, read_checkpoint(path))
-    from lora_export.onnx_export.export import export
+        return prove_checkpoint(job, read_checkpoint(path)), {}
+    from lora_export.onnx_export.export import expect
 
     with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
         merged = merged_checkpoint(job, Path(folder) / "merged")
         source = traced_model(job, merged)
         by_weights = prove_weights(job, merged)
-        exported = export(source, job.plan, merged, Path(folder) / "fresh.onnx", opset=opset)
+        with job.clock("capture"):
+            exported = expect(source, job.plan, merged, opset=opset, captures=captures)
         proven = prove_file(path, exported, job, source, merged)
-        return replace(proven, checks=(*by_weights, *proven.checks))
+        facts = {"graph": graph_facts(exported, proven.saved), **job.clock.facts()}
+        checks = (*by_weights, *proven.checks)
+        return replace(proven, checks=checks, warnings=exported.warnings), facts

@@ -11,6 +11,7 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
+    capture_options,
     model_options,
     option,
     output_options,
@@ -29,6 +30,7 @@ from lora_export.cli.options import (
 @model_options
 @task_option
 @option("--opset", type=int, help="ONNX operator set (default: the exporter's own).")
+@capture_options
 @option(
     "--verify/--no-verify",
     default=True,

@@ -12,6 +12,7 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
+    capture_options,
     given_only,
     model_options,
     option,
@@ -32,6 +33,7 @@ from lora_export.cli.options import (
 @model_options
 @task_option
 @option("--opset", type=int, help="The operator set an .onnx was written in.")
+@capture_options
 @output_options
 @click.pass_context
 def command(context: click.Context, /, **values: Any) -> None:  # noqa: ANN401

@@ -28,6 +28,9 @@ _COMPARED: dict[Level, str] = {
 """What is compared at each level."""
 
 
+_KEPT = "\n  captured by an earlier run (--no-capture-cache captures it anew)"
+
+
 def report_text(report: Report, *, verbose: bool) -> str:
     """The whole summary; with `verbose` every module is listed, else the first few."""
     parts = []
@@ -53,9 +56,11 @@ def report_text(report: Report, *, verbose: bool) -> str:
 def _graph_text(graph: Mapping[str, Any], *, proven: bool) -> str:
     """The zero overhead: what it is held against, and what it saves."""
     size = f"{graph['nodes']} nodes, {graph['initializers']} initializers"
+    kept = _KEPT if graph["capture"] == "cached" else ""
     if not proven:
-        return f"graph: {size}, hash {graph['hash'][:12]}; not compared with the base's"
-    lines = [f"zero overhead: topology equal to the base: {size}, hash {graph['hash'][:12]}"]
+        text = f"graph: {size}, hash {graph['hash'][:12]}; not compared with the base's"
+        return f"{text}{kept}"
+    lines = [f"zero overhead: topology equal to the base: {size}, hash {graph['hash'][:12]}{kept}"]
     if saved := graph["saved"]:
         nodes, parameters = saved["nodes"], saved["parameters"]
         lines.append(
