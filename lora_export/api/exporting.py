@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from lora_export.api.overhead import saved
 from lora_export.api.proving import (
     Proven,
-    build_manifest,
-    input_paths,
     make_job,
     not_verified,
     prove_model,
     prove_weights,
 )
+from lora_export.api.recording import build_manifest, input_paths
 from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import staging

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from lora_export.api.describing import describe
 from lora_export.api.proving import (
     Proven,
-    build_manifest,
-    input_paths,
     make_job,
     not_verified,
     prove_further,
 )
+from lora_export.api.recording import build_manifest, input_paths
 from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.index import read_checkpoint

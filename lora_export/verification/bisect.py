@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 HIGHEST = 1e30
 """What a ratio is cut to, so that a NaN can be ranked beside a number."""
 
+SURE = 1e4
+"""A ratio that no noise has: to look for a larger one first would pass over where it began."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gap:
@@ -61,7 +64,7 @@ def first_diverging(gaps: Sequence[Gap]) -> Gap | None:
     limit starts well above noise, where a fault stands out, and falls down to where noise may be.
     """
     worst = max((gap.output_ratio for gap in gaps), default=0.0)
-    limit = sqrt(FACTOR * worst)
+    limit = min(sqrt(FACTOR * worst), SURE)
     while worst > FACTOR:
         for gap in gaps:
             if gap.output_ratio > limit and gap.input_ratio <= max(FACTOR, limit / FACTOR):
