@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_export.api.exporting import merged_checkpoint, prove_file, traced_model
+from lora_export.api.exporting import graph_facts, merged_checkpoint, prove_file, traced_model
 from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
+from lora_export.onnx_export.captures import open_captures
 from lora_export.planning.request import make_request, read_inputs
+from lora_export.records import at_level
 from lora_export.report.result import Report
 from lora_export.verification.manifest import check_inputs, check_outputs
 from lora_export.verification.proof import refuse_failed
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job
+    from lora_export.api.proving import Job, Proven
     from lora_export.checkpoint.recorded import Recorded
+    from lora_export.onnx_export.captures import Captures
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check
 
@@ -36,7 +39,10 @@ def verify(
     base: str | Path | None = None,
     adapters: Sequence[str | Path] = (),
     model: str | None = None,
+    task: str | None = None,
     opset: int | None = None,
+    capture_cache: str | Path | None = None,
+    no_capture_cache: bool = False,
     proof: ProofOptions | None = None,
     **settings: Unpack[AdapterOptions],
 ) -> Report:
@@ -45,6 +51,7 @@ def verify(
     Without `base` and `adapters` the files are held against the digests of the manifest. With
     them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
     weight, recipe, rename) are taken from the manifest, and told; what allows more is not.
+    capture_cache, no_capture_cache: see export_onnx.
 
     Raises:
         VerificationError: a check failed.
@@ -66,22 +73,23 @@ def verify(
                 where=str(path),
                 hint="name what it was made of: --base BASE --adapter ADAPTER",
             )
-        checks = check_outputs(path, recorded)
+        checks = at_level("manifest", check_outputs(path, recorded))
         refuse_failed(checks, str(path))
-        warnings = (*_unproven(recorded), *_unused(model, opset, proof, settings))
+        warnings = (*_unproven(recorded), *_unused(model, task, opset, proof, settings))
         return Report("verify", str(path), checks=checks, warnings=warnings)
     job, before, told = _job(
-        path, recorded, base, adapters, model=model, proof=proof, settings=settings
+        path, recorded, base, adapters, model=model, task=task, proof=proof, settings=settings
     )
     try:
-        more, warnings = _again(path, job, opset)
+        captures = open_captures(capture_cache, off=no_capture_cache)
+        proven, facts = _again(path, job, opset, captures)
     except InputError:
         refuse_failed(before, str(path))  # the damage that the manifest shows says more
         raise
-    checks = (*before, *more)
-    refuse_failed(checks, str(path))
-    warnings = (*told, *job.plan.warnings, *warnings)
-    return Report("verify", str(path), job.plan, checks, warnings=warnings)
+    checks = (*before, *proven.checks)
+    refuse_failed(checks, str(path), proven.attribution)
+    warnings = (*told, *job.plan.warnings, *proven.warnings)
+    return Report("verify", str(path), job.plan, checks, warnings=warnings, facts=facts)
 
 
 def _unproven(recorded: Recorded) -> tuple[str, ...]:
@@ -93,10 +101,14 @@ def _unproven(recorded: Recorded) -> tuple[str, ...]:
 
 
 def _unused(
-    model: str | None, opset: int | None, proof: ProofOptions, settings: AdapterOptions
+    model: str | None,
+    task: str | None,
+    opset: int | None,
+    proof: ProofOptions,
+    settings: AdapterOptions,
 ) -> tuple[str, ...]:
     """A warning for options that only count when everything is computed again."""
-    given = {**settings, "model": model, "opset": opset}
+    given = {**settings, "model": model, "task": task, "opset": opset}
     names = [f"--{k.replace('_', '-')}" for k, v in given.items() if v not in (None, (), [])]
     names += proof.given()
     if not names:
@@ -111,6 +123,7 @@ def _job(
     adapters: Sequence[str | Path],
     *,
     model: str | None,
+    task: str | None,
     proof: ProofOptions | None,
     settings: AdapterOptions,
 ) -> tuple[Job, tuple[Check, ...], tuple[str, ...]]:
@@ -122,15 +135,16 @@ def _job(
     if recorded is None:
         request = make_request(base, adapters, settings)
         inputs = read_inputs(request)
-        job = plan_job(request, inputs, model=model, proof=proof, settings=settings)
+        job = plan_job(request, inputs, model=model, task=task, proof=proof, settings=settings)
         return job, (), ()
     said: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
+    inherited = None if task or model else recorded.task
     taken = {key: value for key, value in said.items() if settings.get(key) is None}
     settings = cast("AdapterOptions", {**settings, **taken})
     request = make_request(base, adapters, settings)
     inputs = read_inputs(request)
     held = check_inputs(inputs.base, inputs.adapters, recorded)
-    checks = (*check_outputs(path, recorded), *held)
+    checks = at_level("manifest", [*check_outputs(path, recorded), *held])
     if not all(check.passed for check in held):
         refuse_failed(checks, str(path))
     if not settings.get("weight"):
@@ -144,21 +158,37 @@ def _job(
         for (at, module), found in recorded.facts.items()
         if at == place
     }
-    job = plan_job(request, inputs, model=model, proof=proof, settings=settings, recorded=facts)
+    job = plan_job(
+        request,
+        inputs,
+        model=model,
+        task=task or inherited,
+        proof=proof,
+        settings=settings,
+        recorded=facts,
+    )
+    taken["task"] = inherited
     usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
     told = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
     words = f"{', '.join(told)}: taken from the manifest of what is verified"
     return job, checks, (words,) if told else ()
 
 
-def _again(path: Path, job: Job, opset: int | None) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+def _again(
+    path: Path, job: Job, opset: int | None, captures: Captures | None
+) -> tuple[Proven, dict[str, Any]]:
+    """The outcome and the facts of everything computed again."""
     if path.suffix != ".onnx":
-        return prove_checkpoint(job, read_checkpoint(path))
-    from lora_export.onnx_export.export import export
+        return prove_checkpoint(job, read_checkpoint(path)), {}
+    from lora_export.onnx_export.export import expect
 
     with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
         merged = merged_checkpoint(job, Path(folder) / "merged")
         source = traced_model(job, merged)
         by_weights = prove_weights(job, merged)
-        exported = export(source, job.plan, merged, Path(folder) / "fresh.onnx", opset=opset)
-        return (*by_weights, *prove_file(path, exported, job, source, merged)), ()
+        with job.clock("capture"):
+            exported = expect(source, job.plan, merged, opset=opset, captures=captures)
+        proven = prove_file(path, exported, job, source, merged)
+        facts = {"graph": graph_facts(exported, proven.saved), **job.clock.facts()}
+        checks = (*by_weights, *proven.checks)
+        return replace(proven, checks=checks, warnings=exported.warnings), facts

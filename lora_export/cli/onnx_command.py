@@ -11,10 +11,12 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
+    capture_options,
     model_options,
     option,
     output_options,
     proof_options,
+    task_option,
 )
 
 
@@ -26,7 +28,9 @@ from lora_export.cli.options import (
 )
 @adapter_options
 @model_options
+@task_option
 @option("--opset", type=int, help="ONNX operator set (default: the exporter's own).")
+@capture_options
 @option(
     "--verify/--no-verify",
     default=True,

@@ -12,11 +12,13 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
+    capture_options,
     given_only,
     model_options,
     option,
     output_options,
     proof_options,
+    task_option,
 )
 
 
@@ -29,7 +31,9 @@ from lora_export.cli.options import (
 )  # fmt: skip
 @adapter_options
 @model_options
+@task_option
 @option("--opset", type=int, help="The operator set an .onnx was written in.")
+@capture_options
 @output_options
 @click.pass_context
 def command(context: click.Context, /, **values: Any) -> None:  # noqa: ANN401
