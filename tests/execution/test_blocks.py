@@ -53,10 +53,16 @@ def case(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 4])
-@pytest.mark.parametrize("elements", [1, 5000, arithmetic.BLOCK_ELEMENTS])
-def test_blocks_and_threads_leave_the_bits_alone(case, elements, jobs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("elements", "piece"),
+    [(1, 1), (5000, 60_000), (arithmetic.BLOCK_ELEMENTS, arithmetic.PIECE_BYTES)],
+)
+def test_blocks_and_threads_leave_the_bits_alone(
+    case, elements, piece, jobs, tmp_path, monkeypatch
+):
     plan, expected = case
     monkeypatch.setattr(arithmetic, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(arithmetic, "PIECE_BYTES", piece)
     monkeypatch.setattr(segments, "CHUNK", 1000)
     proof = WeightProof(plan)
     path = tmp_path / "out.safetensors"
@@ -75,6 +81,18 @@ def test_blocks_and_threads_leave_the_bits_alone(case, elements, jobs, tmp_path,
     assert written.sha256 == sha256(path.read_bytes()).hexdigest()
     base = plan.base.shards[0].file
     assert digests == {base: sha256(base.read_bytes()).hexdigest()}
+
+
+def test_pieces_are_all_blocks_in_their_order(case, monkeypatch):
+    monkeypatch.setattr(arithmetic, "BLOCK_ELEMENTS", 5000)
+    monkeypatch.setattr(arithmetic, "PIECE_BYTES", 60_000)
+    found = [
+        (arithmetic.row_pieces(step), arithmetic.row_blocks(step))
+        for step in case[0].steps()
+        if step.deltas
+    ]
+    assert all([block for piece in pieces for block in piece] == blocks for pieces, blocks in found)
+    assert any(len(pieces) > 1 and len(pieces[0]) > 1 for pieces, _ in found)
 
 
 def test_an_error_in_a_thread_stops_all_and_is_told(case, tmp_path, monkeypatch):
