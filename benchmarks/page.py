@@ -38,9 +38,8 @@ mapped files, which are in the high-water mark beside it. Verification is the pr
 
 Measured on one core of the machine below, for a byte or an element of a bf16 weight: SHA-256
 0.72 ns a byte; reading 0.14 and writing 0.27 ns a byte of tmpfs, copying in the kernel 0.36; the
-merge 1.2 ns an element, of which the product is 0.2, the rest conversions and the cache; the proof
-about as much. `import torch` takes a second of one core, and 0.3 s more when Python ends, which the
-program leaves out.
+merge 1.3 ns an element, of which the product is 0.2, the rest conversions and the cache; the proof
+2.3 ns. `import torch` takes a second of one core, and 0.3 s more when Python ends.
 
 So the output's digest alone costs twice what `cp -r` takes, and a verified merge hashes the base
 as well: twice more. The untouched ranges are copied, and input files hashed, while torch is
