@@ -7,6 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_export.api.lowering import (
+    Form,
+    Full,
+    full_proof,
+    lossy_warnings,
+    lower_into,
+    recorded_graph,
+)
 from lora_export.api.proving import (
     build_manifest,
     input_paths,
@@ -44,6 +52,8 @@ def export_onnx(
     *,
     model: str | None = None,
     opset: int | None = None,
+    precision: str = "fp32",
+    allow_lossy: bool = False,
     verify: bool = True,
     force: bool = False,
     proof: ProofOptions | None = None,
@@ -57,6 +67,9 @@ def export_onnx(
         output: the .onnx file; must not exist unless `force`.
         model: the user's factory; without it `base` must be a Hugging Face folder (extra hf).
         opset: ONNX operator set; None takes the exporter's own.
+        precision: fp32, fp16, int8, int8-weights or int4; the lower ones are made from the float32
+            file, which is proven first and not published.
+        allow_lossy: accept a lower precision whose rounding outweighs the adapter.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         force: replace an earlier export at `output`.
         proof: how the models are run to be proven.
@@ -65,10 +78,13 @@ def export_onnx(
     Raises:
         LoraExportError: as for merge.
     """
+    from lora_export.onnx_export.precision import find_precision
     from lora_export.onnx_export.trace import check_opset
 
-    if opset is not None:
-        check_opset(opset)
+    form = Form(find_precision(precision), opset, allow_lossy=allow_lossy)
+    check_opset(opset)
+    if proof:
+        proof.check()
     job = make_job(base, adapters, model=model, proof=proof, settings=settings)
     if not job.plan.reshaped:
         traced_model(job, job.plan.base)  # what cannot be built is refused before anything is done
@@ -76,7 +92,7 @@ def export_onnx(
     beside = (manifest_beside(target),)
     inputs = input_paths(job.plan)
     with staging(target, force=force, inputs=inputs, kind="file", beside=beside) as stage:
-        report = _export_into(stage, job, opset=opset, verify=verify)
+        report = _export_into(stage, job, form, verify=verify)
     return replace(report, output=str(target))
 
 
@@ -87,30 +103,39 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
     return folder_model(merged if job.plan.reshaped else job.plan.base, job.proof.input)
 
 
-def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -> Report:
+def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Report:
     from lora_export.execution.digests import hash_files
     from lora_export.onnx_export.export import export
     from lora_export.verification.proof import refuse_failed
 
     space = space_for(job.plan, stage.output)
     refuse_too_little(space, stage.output)
-    work = stage.folder / "merged"
-    merged = merged_checkpoint(job, work)
+    work = stage.folder / "work"
+    work.mkdir()
+    merged = merged_checkpoint(job, work / "merged")
     source = traced_model(job, merged)
     checks: tuple[Check, ...] = ()
     told = not_verified(job, but=["--input"])
     if verify:
         checks, told = prove_weights(job, merged), ()
         refuse_failed(checks, str(stage.output))
-    exported = export(source, job.plan, merged, stage.path, opset=opset)
-    for file in exported.files[1:]:  # external data, named by its content
-        stage.announce(file.path)
+    place = (work if form.is_lowered else stage.folder) / stage.path.name
+    exported = export(source, job.plan, merged, place, opset=form.opset)
     if verify:
-        checks = (*checks, *prove_file(stage.path, exported, job, source, merged))
+        checks = (*checks, *prove_file(place, exported, full_proof(job, form), source, merged))
         refuse_failed(checks, str(stage.output))
+    files, facts = exported.files, {"graph": graph_facts(exported)}
+    if form.is_lowered:
+        full = Full(job, source, merged, exported, place)
+        files, more, facts = lower_into(stage.path, full, form, verify=verify)
+        checks = (*checks, *more)
+        refuse_failed(checks, str(stage.output))
+    for file in files[1:]:  # external data, named by its content
+        stage.announce(file.path)
     shutil.rmtree(work)
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
-    record = build_manifest(job, "onnx", exported.files, checks, digests)
+    graph = recorded_graph(stage.path, job, form, facts, verify=verify)
+    record = build_manifest(job, "onnx", files, checks, digests, graph=graph)
     written = write_bytes(stage.beside(manifest_beside(stage.output)), record)
     stage.publish()
     return Report(
@@ -118,9 +143,9 @@ def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -
         str(stage.output),
         job.plan,
         checks,
-        (*exported.files, written),
-        (*job.plan.warnings, *told),
-        {"graph": graph_facts(exported), **space.facts()},
+        (*files, written),
+        (*job.plan.warnings, *told, *lossy_warnings(facts, form)),
+        {**facts, "onnx": graph, **space.facts()},
     )
 
 
@@ -139,7 +164,7 @@ def prove_file(
 ) -> tuple[Check, ...]:
     """The torch models against each other, the file's static audit, and ONNX Runtime."""
     from lora_export.onnx_export.audit import audit
-    from lora_export.verification.runtime import run_model
+    from lora_export.verification.runtime import find_providers, run_model
 
     by_model = prove_model(job, source, merged)
     seen, tolerance = by_model.witnesses, by_model.tolerance
@@ -148,7 +173,8 @@ def prove_file(
     readable = all(check.passed for check in static[:2])
     if not readable:
         return checks
-    outputs = run_model(path, probes_for(job, source))
+    providers = find_providers(job.proof.provider)
+    outputs = run_model(path, probes_for(job, source), providers=providers)
     checks = (*checks, tolerance.check("ONNX Runtime = merged", seen.merged, outputs))
     if job.plan.coupled:
         return checks

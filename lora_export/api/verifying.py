@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lora_export.api.exporting import merged_checkpoint, prove_file, traced_model
+from lora_export.api.lowering import Form, Full, full_proof, lossy_warnings, prove_again
 from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
@@ -18,7 +19,7 @@ from lora_export.verification.manifest import check_inputs, check_outputs
 from lora_export.verification.proof import refuse_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import Unpack
 
@@ -37,6 +38,8 @@ def verify(
     adapters: Sequence[str | Path] = (),
     model: str | None = None,
     opset: int | None = None,
+    precision: str | None = None,
+    allow_lossy: bool = False,
     proof: ProofOptions | None = None,
     **settings: Unpack[AdapterOptions],
 ) -> Report:
@@ -44,7 +47,8 @@ def verify(
 
     Without `base` and `adapters` the files are held against the digests of the manifest. With
     them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
-    weight, recipe, rename) are taken from the manifest, and told; what allows more is not.
+    weight, recipe, rename, precision) are taken from the manifest, and told; what allows more is
+    not.
 
     Raises:
         VerificationError: a check failed.
@@ -54,6 +58,8 @@ def verify(
     path = Path(artifact)
     proof = proof or ProofOptions()
     proof.check()
+    given = {**settings, "model": model, "opset": opset, "precision": precision,
+             "allow_lossy": allow_lossy or None}  # fmt: skip
     if not path.exists():
         raise InputError("no such file or folder", where=str(path))
     if (base is None) != (not adapters):
@@ -68,20 +74,21 @@ def verify(
             )
         checks = check_outputs(path, recorded)
         refuse_failed(checks, str(path))
-        warnings = (*_unproven(recorded), *_unused(model, opset, proof, settings))
+        warnings = (*_unproven(recorded), *_unused(proof, given))
         return Report("verify", str(path), checks=checks, warnings=warnings)
+    form, by_manifest = _form(recorded, precision, opset, allow_lossy=allow_lossy)
     job, before, told = _job(
         path, recorded, base, adapters, model=model, proof=proof, settings=settings
     )
     try:
-        more, warnings = _again(path, job, opset)
+        more, warnings, facts = _again(path, job, form)
     except InputError:
         refuse_failed(before, str(path))  # the damage that the manifest shows says more
         raise
     checks = (*before, *more)
     refuse_failed(checks, str(path))
-    warnings = (*told, *job.plan.warnings, *warnings)
-    return Report("verify", str(path), job.plan, checks, warnings=warnings)
+    warnings = (*told, *by_manifest, *job.plan.warnings, *warnings)
+    return Report("verify", str(path), job.plan, checks, warnings=warnings, facts=facts)
 
 
 def _unproven(recorded: Recorded) -> tuple[str, ...]:
@@ -92,11 +99,8 @@ def _unproven(recorded: Recorded) -> tuple[str, ...]:
     return (f"{told}; --base and --adapter prove it now",)
 
 
-def _unused(
-    model: str | None, opset: int | None, proof: ProofOptions, settings: AdapterOptions
-) -> tuple[str, ...]:
+def _unused(proof: ProofOptions, given: Mapping[str, object]) -> tuple[str, ...]:
     """A warning for options that only count when everything is computed again."""
-    given = {**settings, "model": model, "opset": opset}
     names = [f"--{k.replace('_', '-')}" for k, v in given.items() if v not in (None, (), [])]
     names += proof.given()
     if not names:
@@ -151,14 +155,36 @@ def _job(
     return job, checks, (words,) if told else ()
 
 
-def _again(path: Path, job: Job, opset: int | None) -> tuple[tuple[Check, ...], tuple[str, ...]]:
+def _form(
+    recorded: Recorded | None, precision: str | None, opset: int | None, *, allow_lossy: bool
+) -> tuple[Form, tuple[str, ...]]:
+    """The form the file is held against, and what was taken from the manifest for it."""
+    from lora_export.onnx_export.precision import find_precision
+
+    said = recorded.precision if recorded else "fp32"
+    found = find_precision(precision or said)
+    told = f"precision {said}: taken from the manifest of what is verified"
+    taken = precision is None and said != "fp32"
+    return Form(found, opset, allow_lossy=allow_lossy), (told,) if taken else ()
+
+
+def _again(
+    path: Path, job: Job, form: Form
+) -> tuple[tuple[Check, ...], tuple[str, ...], dict[str, Any]]:
     if path.suffix != ".onnx":
-        return prove_checkpoint(job, read_checkpoint(path))
+        return *prove_checkpoint(job, read_checkpoint(path)), {}
     from lora_export.onnx_export.export import export
 
     with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
         merged = merged_checkpoint(job, Path(folder) / "merged")
         source = traced_model(job, merged)
-        by_weights = prove_weights(job, merged)
-        exported = export(source, job.plan, merged, Path(folder) / "fresh.onnx", opset=opset)
-        return (*by_weights, *prove_file(path, exported, job, source, merged)), ()
+        checks = prove_weights(job, merged)
+        fresh = Path(folder) / "fresh.onnx"
+        exported = export(source, job.plan, merged, fresh, opset=form.opset)
+        if not form.is_lowered:
+            return (*checks, *prove_file(path, exported, job, source, merged)), (), {}
+        checks = (*checks, *prove_file(fresh, exported, full_proof(job, form), source, merged))
+        refuse_failed(checks, str(path))  # it is no yardstick then
+        full = Full(job, source, merged, exported, fresh)
+        more, facts = prove_again(path, full, form)
+        return (*checks, *more), lossy_warnings(facts, form), facts

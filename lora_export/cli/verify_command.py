@@ -13,10 +13,12 @@ from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
     given_only,
+    lossy_option,
     model_options,
     option,
     output_options,
     proof_options,
+    provider_option,
 )
 
 
@@ -30,6 +32,9 @@ from lora_export.cli.options import (
 @adapter_options
 @model_options
 @option("--opset", type=int, help="The operator set an .onnx was written in.")
+@option("--precision", metavar="NAME", help="That of an .onnx (default: by its manifest, or fp32).")
+@lossy_option
+@provider_option
 @output_options
 @click.pass_context
 def command(context: click.Context, /, **values: Any) -> None:  # noqa: ANN401

@@ -47,6 +47,12 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
+def total_size(path: Path) -> int:
+    """Bytes of the file and of those in its folder that hold its external data."""
+    names = {_range(tensor).location for tensor in _external(_parse(path))}
+    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in names)))
+
+
 def count_check(name: str, faults: Sequence[str]) -> Check:
     """A check that counts faults, each `place: what is wrong`, and shows the first three."""
     return Check(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import aligned, counted
 from lora_export.report.found import found_text
+from lora_export.report.lowered import lowered_text
 from lora_export.report.result import tensor_counts
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def report_text(report: Report, *, verbose: bool) -> str:
             f"zero overhead: the graph is the base's own, {graph['nodes']} nodes, "
             f"{graph['initializers']} initializers, hash {graph['hash'][:12]}"
         )
+    if lowered := report.facts.get("lowered"):
+        parts.append(lowered_text(lowered, verbose=verbose))
     if found := report.facts.get("found"):
         parts.append(found_text(found, verbose=verbose))
     if report.files:

@@ -105,15 +105,27 @@ def call_witnesses(
     nudge(model.float(), source, plan)
     nudged = _run(model, probes)
     del model, branches
-    merged_outputs = _run(_load_merged(source, plan, merged), probes)
-    if plan.reshaped:  # the base's own model has other outputs
-        bare = _load_unmerged(source, plan, merged)
-    else:
-        bare = source.load(plan.base, full=plan.new_tensors(), untied=())
-    base = _run(bare, probes)
+    merged_outputs = run_merged(source, plan, merged, probes)
+    base = run_base(source, plan, merged, probes)
     live = None if plan.reshaped else source.load_live(plan)
     own = _run(live, probes) if live is not None else []
     return Witnesses(unmerged, exact, nudged, split, merged_outputs, base, own)
+
+
+def run_base(
+    source: ModelSource, plan: MergePlan, merged: Checkpoint, probes: Sequence[Probe]
+) -> list[Outputs]:
+    """Outputs of the base without adapter, for every probe."""
+    if plan.reshaped:  # the base's own model has other outputs
+        return _run(_load_unmerged(source, plan, merged), probes)
+    return _run(source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
+
+
+def run_merged(
+    source: ModelSource, plan: MergePlan, merged: Checkpoint, probes: Sequence[Probe]
+) -> list[Outputs]:
+    """Outputs of the merged model in torch, for every probe, in the dtype it is loaded in."""
+    return _run(_load_merged(source, plan, merged), probes)
 
 
 def _load_unmerged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:

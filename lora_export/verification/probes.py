@@ -29,13 +29,16 @@ BATCHES = (1, 3)
 LENGTHS = (7, 19, 13, 9, 21, 15)
 
 
-def make_probes(specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = ()) -> list[Probe]:
+def make_probes(
+    specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = (), rounds: int = 1
+) -> list[Probe]:
     """Seeded probes: batches of 1 and 3, odd lengths, none of which was used in tracing.
 
     Integers lie in [0, high), or in [0, 2) where no high is declared; floats are standard normal;
     bools are random. An input with `mask` in its name is a mask of real right padding: the first
     row is full, and no row is empty. Every second id is one of `tokens`, if any: those whose rows
-    an adapter has trained, which hardly ever come up by chance.
+    an adapter has trained, which hardly ever come up by chance. rounds: how many times the rows, or
+    where no dimension counts samples, how many times the probes.
 
     Returns:
         one dict a probe: input name -> array of the declared dtype.
@@ -43,7 +46,7 @@ def make_probes(specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = (
     import numpy as np
 
     random = np.random.default_rng(seed)
-    probes = [_probe(specs, sizes, random) for sizes in _size_tables(specs)]
+    probes = [_probe(specs, sizes, random) for sizes in _size_tables(specs, rounds)]
     if tokens and (ids := _ids(specs, max(tokens))):
         for probe in probes:
             places = probe[ids].reshape(-1)[::2]  # a view: arrays are made dense
@@ -58,17 +61,17 @@ def _ids(specs: Sequence[InputSpec], largest: int) -> str | None:
     return name if name is not None and domains[name] > largest else None
 
 
-def _size_tables(specs: Sequence[InputSpec]) -> list[dict[str, int]]:
+def _size_tables(specs: Sequence[InputSpec], rounds: int) -> list[dict[str, int]]:
     names = list(example_sizes(specs))
     batch = _batch_name(specs)
     lengths = [name for name in names if name != batch]
     tables = []
     for turn, size in enumerate(BATCHES):
-        table = {} if batch is None else {batch: size}
+        table = {} if batch is None else {batch: size * rounds}
         for place, name in enumerate(lengths):
             table[name] = LENGTHS[(place + turn) % len(LENGTHS)]
         tables.append(table)
-    return tables
+    return tables * rounds if batch is None else tables
 
 
 def _batch_name(specs: Sequence[InputSpec]) -> str | None:

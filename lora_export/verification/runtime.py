@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CPU = ("CPUExecutionProvider",)
 MAX_THREADS = 4
 FATAL_ONLY = 4
+_SUFFIX = "executionprovider"
 
 _NODE = re.compile(r"\bnode\.? ?(?:with name|Name:|\()\s*'?([^'\s,)]+)", re.IGNORECASE)
 
@@ -42,7 +43,8 @@ def run_model(
         threads: threads inside an operator; 0 takes the machine's, at most MAX_THREADS.
 
     Raises:
-        VerificationError: the runtime refuses the file or a probe; names the node when it says.
+        VerificationError: the runtime refuses the file or a probe; names the node when it says. A
+            session that fell back to another provider is refused as well.
         UsageError: a provider is not available here.
     """
     session = open_session(path, providers=providers, optimize=optimize, threads=threads)
@@ -55,6 +57,33 @@ def run_model(
             raise _refusal(path, error, "does not run in ONNX Runtime") from error
         results.append(dict(zip(names, arrays, strict=True)))
     return results
+
+
+def find_providers(names: Sequence[str]) -> tuple[str, ...]:
+    """ONNX Runtime's names of the providers called so (`cuda` or `CUDAExecutionProvider`).
+
+    Returns:
+        in the order given, each once; CPU where none is named.
+
+    Raises:
+        UsageError: one is not available here; all such names are told.
+    """
+    if not names:
+        return CPU
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    known = {name.lower(): name for name in available}
+    short = {key.removesuffix(_SUFFIX): name for key, name in known.items()}
+    found = [known.get(name.lower(), short.get(name.lower())) for name in names]
+    missing = [name for name, one in zip(names, found, strict=True) if one is None]
+    if missing:
+        raise UsageError(
+            f"execution providers not available here: {', '.join(missing)}",
+            where="--provider",
+            hint=f"available: {', '.join(available)}",
+        )
+    return tuple(dict.fromkeys(one for one in found if one is not None))
 
 
 def open_session(
@@ -81,9 +110,18 @@ def open_session(
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except _failures() as error:
         raise _refusal(path, error, "does not load in ONNX Runtime") from error
+    lost = [name for name in providers if name not in session.get_providers()]
+    if lost:  # as without a driver or a device: it would run on the CPU, and prove nothing of them
+        raise VerificationError(
+            f"ONNX Runtime could not start {', '.join(lost)} and fell back to "
+            f"{', '.join(session.get_providers())}",
+            where=path.name,
+            hint="see that its driver and libraries are installed, or leave --provider out",
+        )
+    return session
 
 
 def check_loads(path: Path, *, providers: Sequence[str] = CPU) -> Check:
