@@ -30,6 +30,7 @@ from lora_export.checkpoint.publish import staging
 from lora_export.checkpoint.side_files import manifest_beside
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.models.choose import folder_model
+from lora_export.onnx_export.captures import open_captures
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
@@ -51,11 +52,14 @@ def export_onnx(
     output: str | Path,
     *,
     model: str | None = None,
+    task: str | None = None,
     opset: int | None = None,
     precision: str = "fp32",
     allow_lossy: bool = False,
     verify: bool = True,
     force: bool = False,
+    capture_cache: str | Path | None = None,
+    no_capture_cache: bool = False,
     proof: ProofOptions | None = None,
     **settings: Unpack[AdapterOptions],
 ) -> Report:
@@ -66,12 +70,17 @@ def export_onnx(
         adapters: loralib files; several are summed from the unmerged base.
         output: the .onnx file; must not exist unless `force`.
         model: the user's factory; without it `base` must be a Hugging Face folder (extra hf).
+        task: the folder's model is of transformers' class for it ("text-classification", ...), and
+            not of the class that config.json names.
         opset: ONNX operator set; None takes the exporter's own.
         precision: fp32, fp16, int8, int8-weights or int4; the lower ones are made from the float32
             file, which is proven first and not published.
         allow_lossy: accept a lower precision whose rounding outweighs the adapter.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         force: replace an earlier export at `output`.
+        capture_cache: the folder in which captured graphs of Hugging Face folders are kept; None
+            takes the usual one, see onnx_export.captures.
+        no_capture_cache: capture anew, and keep nothing.
         proof: how the models are run to be proven.
         settings: see planning.request.AdapterOptions.
 
@@ -81,13 +90,15 @@ def export_onnx(
     from lora_export.onnx_export.precision import find_precision
     from lora_export.onnx_export.trace import check_opset
 
-    form = Form(find_precision(precision), opset, allow_lossy=allow_lossy)
+    lower = find_precision(precision)
     check_opset(opset)
     if proof:
         proof.check()
-    job = make_job(base, adapters, model=model, proof=proof, settings=settings)
+    job = make_job(base, adapters, model=model, task=task, proof=proof, settings=settings)
     if not job.plan.reshaped:
         traced_model(job, job.plan.base)  # what cannot be built is refused before anything is done
+    captures = open_captures(capture_cache, off=no_capture_cache)
+    form = Form(lower, opset, captures, allow_lossy=allow_lossy)
     target = Path(output)
     beside = (manifest_beside(target),)
     inputs = input_paths(job.plan)
@@ -100,7 +111,7 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
     """The user's model, or the folder's: the result's own where the adapter changes its shape."""
     if job.source:
         return job.source
-    return folder_model(merged if job.plan.reshaped else job.plan.base, job.proof.input)
+    return folder_model(merged if job.plan.reshaped else job.plan.base, job.proof.input, job.task)
 
 
 def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Report:
@@ -120,7 +131,7 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
         checks, told = prove_weights(job, merged), ()
         refuse_failed(checks, str(stage.output))
     place = (work if form.is_lowered else stage.folder) / stage.path.name
-    exported = export(source, job.plan, merged, place, opset=form.opset)
+    exported = export(source, job.plan, merged, place, opset=form.opset, captures=form.captures)
     if verify:
         checks = (*checks, *prove_file(place, exported, full_proof(job, form), source, merged))
         refuse_failed(checks, str(stage.output))
@@ -144,7 +155,7 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
         job.plan,
         checks,
         (*files, written),
-        (*job.plan.warnings, *told, *lossy_warnings(facts, form)),
+        (*job.plan.warnings, *told, *exported.warnings, *lossy_warnings(facts, form)),
         {**facts, "onnx": graph, **space.facts()},
     )
 
@@ -166,9 +177,10 @@ def prove_file(
     from lora_export.onnx_export.audit import audit
     from lora_export.verification.runtime import find_providers, run_model
 
+    # Each of the three frees its weights before the next one takes its own.
     by_model = prove_model(job, source, merged)
     seen, tolerance = by_model.witnesses, by_model.tolerance
-    static = audit(path, expected=exported.weights, base=exported.topology, inputs=source.inputs)
+    static = audit(path, expected=exported.weights, base=exported.topology, inputs=exported.inputs)
     checks = (*by_model.checks, *static)
     readable = all(check.passed for check in static[:2])
     if not readable:
@@ -182,10 +194,15 @@ def prove_file(
 
 
 def graph_facts(exported: Exported) -> dict[str, int | str]:
-    """The size and hash of the graph, which are the base's own: no overhead."""
+    """The size and hash of the graph, which are the base's own: no overhead.
+
+    capture: whether it was captured now ("new") or by an earlier run ("cached").
+    """
     topology = exported.topology
     return {
         "nodes": topology.nodes,
         "initializers": topology.initializers,
         "hash": topology.hash,
+        "opset": exported.opset,
+        "capture": exported.captured,
     }

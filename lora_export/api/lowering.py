@@ -9,18 +9,18 @@ from lora_export.api.proving import probes_for
 from lora_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from lora_export.api.proving import Job
     from lora_export.models.source import ModelSource
+    from lora_export.onnx_export.captures import Captures
     from lora_export.onnx_export.export import Exported
-    from lora_export.onnx_export.half import HalfSource
     from lora_export.onnx_export.lowered_audit import Weights
     from lora_export.onnx_export.precision import Precision
-    from lora_export.records import Check, Checkpoint, WrittenFile
+    from lora_export.records import Check, Checkpoint, MergePlan, WrittenFile
     from lora_export.verification.loss import Loss
 
     Probe = dict[str, NDArray[Any]]
@@ -30,10 +30,14 @@ MOST_ROUNDS = 64
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """In what form the file is written. opset: None takes the exporter's own."""
+    """In what form the file is written. opset: None takes the exporter's own.
+
+    captures: where graphs of earlier runs are.
+    """
 
     precision: Precision
     opset: int | None
+    captures: Captures | None
     allow_lossy: bool
 
     @property
@@ -87,10 +91,11 @@ def lower_into(
 def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], dict[str, Any]]:
     """(checks, facts for the report) of a lowered file that was made before."""
     from lora_export.onnx_export import external
+    from lora_export.onnx_export.export import expect
 
     half = None
     if form.precision.name == "fp16":
-        half = _export_half(full, full.path.with_name("half.onnx"), form)
+        half = _half(full, form, lambda **settings: expect(*_made_of(full), **settings))
     checks, facts = prove_lowered(full, path, form, half)
     intact = checks[0].passed  # else what lies beside it is not to be touched
     now = external.total_size(path) if intact else path.stat().st_size
@@ -118,19 +123,25 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
     from lora_export.onnx_export.save import save_model
 
     if form.precision.name == "fp16":
-        half = _export_half(full, path, form)
+        from lora_export.onnx_export.export import export
+
+        half = _half(full, form, lambda **settings: export(*_made_of(full), path, **settings))
         return Lowered(half.files, half)
     model = external.load(full.path)
     lower(model, form.precision)
-    return Lowered(save_model(model, path))
+    return Lowered(save_model(model, path, {}))
 
 
-def _export_half(full: Full, path: Path, form: Form) -> Exported:
-    from lora_export.onnx_export.export import export
+def _half(full: Full, form: Form, make: Callable[..., Exported]) -> Exported:
+    """The export in float16.
 
-    source = _half(full.source)
+    Raises: as for `lower_file`.
+    """
+    from lora_export.onnx_export.half import refuse_too_large
+
+    refuse_too_large(full.exported.weights())
     try:
-        return export(source, full.job.plan, full.merged, path, opset=form.opset)
+        return make(opset=form.opset, captures=form.captures, dtype="float16")
     except (InputError, UsageError) as error:
         problem = error.problems[0]
         raise InputError(
@@ -141,10 +152,8 @@ def _export_half(full: Full, path: Path, form: Form) -> Exported:
         ) from error
 
 
-def _half(source: ModelSource) -> HalfSource:
-    from lora_export.onnx_export.half import HalfSource
-
-    return HalfSource(source)
+def _made_of(full: Full) -> tuple[ModelSource, MergePlan, Checkpoint]:
+    return full.source, full.job.plan, full.merged
 
 
 def prove_lowered(
@@ -178,9 +187,11 @@ def _audit(
     if half is None:
         model = external.load(full.path)
         return audit_lowered(path, full=model, precision=precision, inputs=full.source.inputs)
-    expected = rounded_once(full.exported.weights)
-    inputs = _half(full.source).inputs
-    return audit(path, expected=expected, base=half.topology, inputs=inputs), None
+
+    def expected() -> Mapping[str, NDArray[Any]]:
+        return rounded_once(full.exported.weights(), half.weights())
+
+    return audit(path, expected=expected, base=half.topology, inputs=half.inputs), None
 
 
 def _weight_facts(weights: Weights | None) -> dict[str, Any]:
@@ -216,7 +227,7 @@ def _run(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...], tuple[Ch
     limits = Limits(job.proof.atol, job.proof.rtol, form.allow_lossy)
     checks = loss_checks(losses, form.precision.name, limits)
     if form.precision.name == "fp16":
-        half = run_merged(_half(full.source), job.plan, full.merged, lowered_probes)
+        half = run_merged(*_made_of(full), lowered_probes, dtype="float16")
         more = measure(expected, half, base)
         checks = (*checks, *loss_checks(more, "fp16 in torch", limits))
     return losses, checks

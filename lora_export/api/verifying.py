@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_export.api.exporting import merged_checkpoint, prove_file, traced_model
+from lora_export.api.exporting import graph_facts, merged_checkpoint, prove_file, traced_model
 from lora_export.api.lowering import Form, Full, full_proof, lossy_warnings, prove_again
 from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
+from lora_export.onnx_export.captures import open_captures
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.report.result import Report
 from lora_export.verification.manifest import check_inputs, check_outputs
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
     from lora_export.api.proving import Job
     from lora_export.checkpoint.recorded import Recorded
+    from lora_export.models.source import ModelSource
+    from lora_export.onnx_export.precision import Precision
     from lora_export.planning.request import AdapterOptions
-    from lora_export.records import Check
+    from lora_export.records import Check, Checkpoint
 
 _WITHOUT = "made again, or with the manifest moved away: --base BASE --adapter ADAPTER prove it"
 
@@ -37,9 +40,12 @@ def verify(
     base: str | Path | None = None,
     adapters: Sequence[str | Path] = (),
     model: str | None = None,
+    task: str | None = None,
     opset: int | None = None,
     precision: str | None = None,
     allow_lossy: bool = False,
+    capture_cache: str | Path | None = None,
+    no_capture_cache: bool = False,
     proof: ProofOptions | None = None,
     **settings: Unpack[AdapterOptions],
 ) -> Report:
@@ -49,6 +55,7 @@ def verify(
     them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
     weight, recipe, rename, precision) are taken from the manifest, and told; what allows more is
     not.
+    capture_cache, no_capture_cache: see export_onnx.
 
     Raises:
         VerificationError: a check failed.
@@ -58,8 +65,6 @@ def verify(
     path = Path(artifact)
     proof = proof or ProofOptions()
     proof.check()
-    given = {**settings, "model": model, "opset": opset, "precision": precision,
-             "allow_lossy": allow_lossy or None}  # fmt: skip
     if not path.exists():
         raise InputError("no such file or folder", where=str(path))
     if (base is None) != (not adapters):
@@ -74,13 +79,17 @@ def verify(
             )
         checks = check_outputs(path, recorded)
         refuse_failed(checks, str(path))
+        given = {**settings, "model": model, "task": task, "opset": opset,
+                 "precision": precision, "allow_lossy": allow_lossy or None}  # fmt: skip
         warnings = (*_unproven(recorded), *_unused(proof, given))
         return Report("verify", str(path), checks=checks, warnings=warnings)
-    form, by_manifest = _form(recorded, precision, opset, allow_lossy=allow_lossy)
+    lower, by_manifest = _precision(recorded, precision)
     job, before, told = _job(
-        path, recorded, base, adapters, model=model, proof=proof, settings=settings
+        path, recorded, base, adapters, model=model, task=task, proof=proof, settings=settings
     )
     try:
+        captures = open_captures(capture_cache, off=no_capture_cache)
+        form = Form(lower, opset, captures, allow_lossy=allow_lossy)
         more, warnings, facts = _again(path, job, form)
     except InputError:
         refuse_failed(before, str(path))  # the damage that the manifest shows says more
@@ -115,6 +124,7 @@ def _job(
     adapters: Sequence[str | Path],
     *,
     model: str | None,
+    task: str | None,
     proof: ProofOptions | None,
     settings: AdapterOptions,
 ) -> tuple[Job, tuple[Check, ...], tuple[str, ...]]:
@@ -126,9 +136,10 @@ def _job(
     if recorded is None:
         request = make_request(base, adapters, settings)
         inputs = read_inputs(request)
-        job = plan_job(request, inputs, model=model, proof=proof, settings=settings)
+        job = plan_job(request, inputs, model=model, task=task, proof=proof, settings=settings)
         return job, (), ()
     said: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
+    inherited = None if task or model else recorded.task
     taken = {key: value for key, value in said.items() if settings.get(key) is None}
     settings = cast("AdapterOptions", {**settings, **taken})
     request = make_request(base, adapters, settings)
@@ -148,43 +159,66 @@ def _job(
         for (at, module), found in recorded.facts.items()
         if at == place
     }
-    job = plan_job(request, inputs, model=model, proof=proof, settings=settings, recorded=facts)
+    job = plan_job(
+        request,
+        inputs,
+        model=model,
+        task=task or inherited,
+        proof=proof,
+        settings=settings,
+        recorded=facts,
+    )
+    taken["task"] = inherited
     usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
     told = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
     words = f"{', '.join(told)}: taken from the manifest of what is verified"
     return job, checks, (words,) if told else ()
 
 
-def _form(
-    recorded: Recorded | None, precision: str | None, opset: int | None, *, allow_lossy: bool
-) -> tuple[Form, tuple[str, ...]]:
-    """The form the file is held against, and what was taken from the manifest for it."""
+def _precision(
+    recorded: Recorded | None, precision: str | None
+) -> tuple[Precision, tuple[str, ...]]:
+    """The precision the file is held against, and a word where the manifest says it."""
     from lora_export.onnx_export.precision import find_precision
 
     said = recorded.precision if recorded else "fp32"
-    found = find_precision(precision or said)
     told = f"precision {said}: taken from the manifest of what is verified"
     taken = precision is None and said != "fp32"
-    return Form(found, opset, allow_lossy=allow_lossy), (told,) if taken else ()
+    return find_precision(precision or said), (told,) if taken else ()
 
 
 def _again(
     path: Path, job: Job, form: Form
 ) -> tuple[tuple[Check, ...], tuple[str, ...], dict[str, Any]]:
+    """(checks, warnings, facts) of everything computed again."""
     if path.suffix != ".onnx":
-        return *prove_checkpoint(job, read_checkpoint(path)), {}
-    from lora_export.onnx_export.export import export
+        return (*prove_checkpoint(job, read_checkpoint(path)), {})
+    from lora_export.onnx_export.export import expect
 
     with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
         merged = merged_checkpoint(job, Path(folder) / "merged")
         source = traced_model(job, merged)
-        checks = prove_weights(job, merged)
-        fresh = Path(folder) / "fresh.onnx"
-        exported = export(source, job.plan, merged, fresh, opset=form.opset)
-        if not form.is_lowered:
-            return (*checks, *prove_file(path, exported, job, source, merged)), (), {}
-        checks = (*checks, *prove_file(fresh, exported, full_proof(job, form), source, merged))
-        refuse_failed(checks, str(path))  # it is no yardstick then
-        full = Full(job, source, merged, exported, fresh)
-        more, facts = prove_again(path, full, form)
-        return (*checks, *more), lossy_warnings(facts, form), facts
+        by_weights = prove_weights(job, merged)
+        if form.is_lowered:
+            refuse_failed(by_weights, str(path))
+            checks, warnings, facts = _lowered_again(path, job, form, source, merged)
+            return (*by_weights, *checks), warnings, facts
+        exported = expect(source, job.plan, merged, opset=form.opset, captures=form.captures)
+        checks = (*by_weights, *prove_file(path, exported, job, source, merged))
+        return checks, exported.warnings, {"graph": graph_facts(exported)}
+
+
+def _lowered_again(
+    path: Path, job: Job, form: Form, source: ModelSource, merged: Checkpoint
+) -> tuple[tuple[Check, ...], tuple[str, ...], dict[str, Any]]:
+    """The float32 file made and proven again, beside `merged`, and the lowered one held to it."""
+    from lora_export.onnx_export.export import export
+
+    root = merged.root if merged.root.is_dir() else merged.root.parent
+    fresh = root.parent / "fresh.onnx"
+    exported = export(source, job.plan, merged, fresh, opset=form.opset, captures=form.captures)
+    checks = prove_file(fresh, exported, full_proof(job, form), source, merged)
+    refuse_failed(checks, str(path))  # it is no yardstick then
+    full = Full(job, source, merged, exported, fresh)
+    more, facts = prove_again(path, full, form)
+    return (*checks, *more), (*exported.warnings, *lossy_warnings(facts, form)), facts

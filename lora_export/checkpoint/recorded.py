@@ -53,6 +53,7 @@ class Recorded:
     facts: Mapping[tuple[int, str], Facts]
     recipe: str
     options: Mapping[str, str]
+    task: str | None
     verified: bool | None
     precision: str = "fp32"
 
@@ -107,6 +108,7 @@ def _read(path: Path) -> Recorded:
         recipe=top.get("recipe", str),
         options={key: options.get(key, str) for key in _OPTIONS if key in options},
         precision=top.table("onnx").get("precision", str) if "onnx" in top else "fp32",
+        task=options.get("task", str) if "task" in options else None,
         verified=None if verification is None else top.table("verification").get("passed", bool),
     )
 

@@ -11,12 +11,14 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
+    capture_options,
     lossy_option,
     model_options,
     option,
     output_options,
     proof_options,
     provider_option,
+    task_option,
 )
 
 
@@ -28,7 +30,9 @@ from lora_export.cli.options import (
 )
 @adapter_options
 @model_options
+@task_option
 @option("--opset", type=int, help="ONNX operator set (default: the exporter's own).")
+@capture_options
 @option(
     "--precision",
     metavar="[fp32|fp16|int8|int8-weights|int4]",

@@ -97,7 +97,7 @@ model_options = together(
     option(
         "--inputs",
         type=click.Path(path_type=Path),
-        help="Your own probe inputs, as an .npz file.",
+        help="Your own probe inputs, as an .npz file; with --model they may declare the inputs.",
     ),
     option("--atol", type=float, help="Absolute tolerance instead of the derived one."),
     option("--rtol", type=float, help="Tolerance relative to the largest output."),
@@ -113,6 +113,21 @@ provider_option = option(
     multiple=True,
     metavar="NAME",
     help="ONNX Runtime's execution provider to verify with, e.g. cuda (default: cpu).",
+)
+
+task_option = option(
+    "--task",
+    metavar="NAME",
+    help="What the model does, e.g. text-classification, where config.json is not to decide.",
+)
+
+capture_options = together(
+    option(
+        "--capture-cache",
+        type=click.Path(path_type=Path),
+        help="Where captured graphs of Hugging Face folders are kept (default: the user's cache).",
+    ),
+    option("--no-capture-cache", is_flag=True, help="Capture the graph anew, and keep it nowhere."),
 )
 
 jobs_option = option(

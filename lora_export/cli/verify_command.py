@@ -12,6 +12,7 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
+    capture_options,
     given_only,
     lossy_option,
     model_options,
@@ -19,6 +20,7 @@ from lora_export.cli.options import (
     output_options,
     proof_options,
     provider_option,
+    task_option,
 )
 
 
@@ -31,10 +33,12 @@ from lora_export.cli.options import (
 )  # fmt: skip
 @adapter_options
 @model_options
+@task_option
 @option("--opset", type=int, help="The operator set an .onnx was written in.")
 @option("--precision", metavar="NAME", help="That of an .onnx (default: by its manifest, or fp32).")
 @lossy_option
 @provider_option
+@capture_options
 @output_options
 @click.pass_context
 def command(context: click.Context, /, **values: Any) -> None:  # noqa: ANN401

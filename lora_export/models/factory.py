@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from lora_export.errors import FitError, UsageError
+from lora_export.models.arrays import declared_by_arrays, told_of
 from lora_export.models.calling import user_code
 from lora_export.models.inputs import GRAMMAR, parse_inputs
 from lora_export.models.loralib_modules import is_live, keep_unmerged, read_facts, remove_factors
@@ -34,25 +35,39 @@ if TYPE_CHECKING:
 class FactoryModel:
     """A model source backed by the user's factory; see source.ModelSource."""
 
-    def __init__(self, target: str, inputs: tuple[InputSpec, ...]) -> None:
-        """`target` as given to --model; `inputs` from --input, empty to use the module's INPUTS."""
+    def __init__(
+        self, target: str, inputs: tuple[InputSpec, ...], arrays: Path | None = None
+    ) -> None:
+        """`target` as given to --model; `inputs` from --input, empty to use the module's INPUTS.
+
+        arrays: an .npz file that declares the inputs where neither does.
+        """
         self.target = target
         self._module, self._factory = _load(target)
         self._given = inputs
+        self._arrays = arrays
         self._built: WeakSet[nn.Module] = WeakSet()
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
-        """--input, or the INPUTS that the module of the factory declares."""
+        """--input, or the INPUTS that the module of the factory declares, or --inputs' arrays."""
         inputs = self._given or parse_inputs(self._declared())
+        if not inputs and self._arrays:
+            return declared_by_arrays(self._arrays)
         if not inputs:
             raise UsageError(
                 "the model's inputs are not declared",
                 where=self.target,
                 hint="--input 'input_ids=int64[batch,sequence]<30522' for each input, or a tuple "
-                "INPUTS of such texts beside the factory",
+                "INPUTS of such texts beside the factory, or --inputs FILE.npz",
             )
         return inputs
+
+    def told(self) -> tuple[str, ...]:
+        """A warning where only arrays declare the inputs."""
+        if not self._arrays or self._given or self._declared():
+            return ()
+        return (told_of(self.inputs, self._arrays),)
 
     def _declared(self) -> tuple[str, ...]:
         declared = getattr(self._module, "INPUTS", ())
@@ -67,15 +82,39 @@ class FactoryModel:
         return read_facts(self._build(), self.target)
 
     def load(
-        self, checkpoint: Checkpoint, *, full: Mapping[str, TensorRef], untied: Sequence[str]
+        self,
+        checkpoint: Checkpoint,
+        *,
+        full: Mapping[str, TensorRef],
+        untied: Sequence[str],
+        dtype: str = "float32",
     ) -> nn.Module:
         """See source.ModelSource.load."""
+        model = self.blank(checkpoint, untied=untied, dtype=dtype)
+        load_strictly(model, {**checkpoint.tensors(), **full}, self.target)
+        return model
+
+    def blank(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002 - the factory alone decides
+        *,
+        untied: Sequence[str],
+        dtype: str = "float32",
+    ) -> nn.Module:
+        """See source.ModelSource.blank: as the factory built it, with the weights it drew.
+
+        They are not replaced by cheaper ones: an alias that the user's code has of a weight would
+        then be lost, and no longer be known for what it is.
+        """
+        import torch
+
         model = self._build()
         remove_factors(model)
         untie(model, untied)
-        model.float().eval().requires_grad_(requires_grad=False)
-        load_strictly(model, {**checkpoint.tensors(), **full}, self.target)
-        return model
+        return model.to(getattr(torch, dtype)).eval().requires_grad_(requires_grad=False)
+
+    def identity(self, checkpoint: Checkpoint) -> None:
+        """See source.ModelSource.identity: the user's code may read whatever it likes."""
 
     def load_live(self, plan: MergePlan) -> nn.Module | None:
         """See source.ModelSource.load_live; None unless every update has its own module."""

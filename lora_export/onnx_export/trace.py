@@ -12,6 +12,7 @@ from lora_export.models.calling import FAILURES, bind_call, call_model, name_out
 from lora_export.models.quiet import quiet
 from lora_export.onnx_export import dimensions, parameters, passes
 from lora_export.onnx_export.bindings import write_bindings
+from lora_export.onnx_export.save import opset_of
 from lora_export.records import example_sizes
 
 if TYPE_CHECKING:
@@ -35,13 +36,15 @@ def capture(
     output_names: Sequence[str] | None = None,
     opset: int | None = None,
 ) -> onnx.ModelProto:
-    """Trace the model into an ONNX graph with its weights and the table of their bindings.
+    """Trace the model into an ONNX graph without its weights, with the table of their bindings.
 
+    What is bound has dtype and shape in the graph, and no data: `save.save_model` puts it in.
     transformers' own exporter is used for its models where it is installed and able, else
     torch.onnx.export(dynamo=True). The graph is the same for any values of the weights.
 
     Args:
-        model: in eval mode, on CPU. It is not changed.
+        model: in eval mode, on CPU, in any floating dtype. It is not changed. Its weights are never
+            read, but by one call of the model.
         inputs: names, dtypes and dimensions; named dimensions are dynamic in the graph, under
             their names, and equal names must mean equal sizes.
         output_names: names for the outputs in order; default: the names `calling.name_outputs`
@@ -89,13 +92,18 @@ def _examples(inputs: Sequence[InputSpec]) -> dict[str, Tensor]:
     import torch
 
     sizes = example_sizes(inputs)
-    return {
+    examples = {
         spec.name: torch.ones(
             [sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims],
             dtype=getattr(torch, spec.dtype),
         ).mul_(spec.high != 1)
         for spec in inputs
     }
+    for spec in inputs:
+        if spec.leading:
+            value, count = spec.leading
+            examples[spec.name][..., :count] = value
+    return examples
 
 
 def _try_model(model: nn.Module, examples: dict[str, Tensor]) -> list[str]:
@@ -121,7 +129,7 @@ def _trace(
     examples: dict[str, Tensor],
     opset: int | None,
 ) -> onnx_ir.Model:
-    with quiet(), without_cache(model), _flat_forward(model, inputs):
+    with quiet(), without_cache(model), _flat_forward(model, inputs), _grouped_experts(model):
         if _is_transformers_model(model):
             # Torch's exporter, below, may still know how; if not, its reason is the plainer one.
             with suppress(*FAILURES):
@@ -191,6 +199,22 @@ def _by_torch(
 
 
 @contextmanager
+def _grouped_experts(model: nn.Module) -> Iterator[None]:
+    """Let a mixture of experts run as one grouped product: its loop asks which experts are hit."""
+    own = getattr(model, "get_experts_implementation", lambda: None)()
+    choose = getattr(model, "set_experts_implementation", None)
+    if choose is None or own is None:
+        yield
+        return
+    with suppress(ValueError):  # a model without experts
+        choose("grouped_mm")
+    try:
+        yield
+    finally:
+        choose(own)
+
+
+@contextmanager
 def _flat_forward(model: nn.Module, inputs: Sequence[InputSpec]) -> Iterator[None]:
     """Give the model a forward whose parameters are the inputs and whose result is a flat dict.
 
@@ -256,10 +280,11 @@ def _to_proto(
 
     bindings = parameters.bind(model, traced)
     passes.strip_traces_of_the_run(traced)
+    parameters.empty(traced, bindings)
     proto = onnx_ir.serde.serialize_model(traced)
     write_bindings(proto, bindings)
     dimensions.check(proto, inputs)
-    written = next(entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"})
+    written = opset_of(proto)
     if opset is not None and written != opset:
         wanted = f"{written} or newer" if opset < written else f"{written}"
         raise UsageError(

@@ -20,6 +20,9 @@ _SHOWN = 8
 _NAMED = 3
 
 
+_KEPT = "\n  captured by an earlier run (--no-capture-cache captures it anew)"
+
+
 def report_text(report: Report, *, verbose: bool) -> str:
     """The whole summary; with `verbose` every module is listed, else the first few."""
     parts = []
@@ -32,6 +35,7 @@ def report_text(report: Report, *, verbose: bool) -> str:
         parts.append(
             f"zero overhead: the graph is the base's own, {graph['nodes']} nodes, "
             f"{graph['initializers']} initializers, hash {graph['hash'][:12]}"
+            f"{_KEPT if graph.get('capture') == 'cached' else ''}"
         )
     if lowered := report.facts.get("lowered"):
         parts.append(lowered_text(lowered, verbose=verbose))

@@ -122,10 +122,14 @@ def run_base(
 
 
 def run_merged(
-    source: ModelSource, plan: MergePlan, merged: Checkpoint, probes: Sequence[Probe]
+    source: ModelSource,
+    plan: MergePlan,
+    merged: Checkpoint,
+    probes: Sequence[Probe],
+    dtype: str = "float32",
 ) -> list[Outputs]:
-    """Outputs of the merged model in torch, for every probe, in the dtype it is loaded in."""
-    return _run(_load_merged(source, plan, merged), probes)
+    """Outputs of the merged model in torch, for every probe, loaded in `dtype`."""
+    return _run(_load_merged(source, plan, merged, dtype=dtype), probes)
 
 
 def _load_unmerged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:
@@ -144,10 +148,11 @@ def _load_merged(
     plan: MergePlan,
     merged: Checkpoint,
     full: Mapping[str, TensorRef] | None = None,
+    dtype: str = "float32",
 ) -> nn.Module:
     """The merged model; a result that the base's own model does not take is a failed proof."""
     try:
-        return source.load(merged, full=full or {}, untied=plan.separated)
+        return source.load(merged, full=full or {}, untied=plan.separated, dtype=dtype)
     except (FitError, InputError) as error:
         raise VerificationError.of(error.problems) from error
 

@@ -178,7 +178,7 @@ def test_float_inputs_of_a_half_model_are_half(tmp_path):
     np.savez(tmp_path / "own.npz", x=np.ones((70, 64), np.float32))
     proof = ProofOptions(inputs=tmp_path / "own.npz")
     again = case.verify(tmp_path / "x.onnx", proof=proof)
-    assert again.facts["lowered"]["loss"][0]["places"] == 70
+    assert again.facts["lowered"]["loss"][0]["places"] >= 70
 
 
 def test_a_weight_too_large_for_float16_is_named(tmp_path):

@@ -25,7 +25,7 @@ def lowered(captured, name):
 
 
 def audited(captured, model, name, path):
-    save_model(model, path)
+    save_model(model, path, {})
     found, weights = audit_lowered(
         path, full=captured.proto(), precision=PRECISIONS[name], inputs=captured.specs
     )
@@ -51,7 +51,7 @@ def test_every_form_of_product_is_rounded_and_proven(zoo, case, precision, tmp_p
     before = sum(size for size, _ in weights.rounded.values())
     assert sum(size for _, size in weights.rounded.values()) < 0.5 * before
 
-    (tmp_path / "full.onnx").write_bytes(captured.data)
+    save_model(captured.proto(), tmp_path / "full.onnx", {})
     probes = captured.probes()
     pairs = zip(run_model(tmp_path / "full.onnx", probes), run_model(path, probes), strict=True)
     for full, found in pairs:
