@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.api.proving import probes_for
 from lora_export.errors import InputError, UsageError
+from lora_export.records import at_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -167,6 +168,14 @@ def prove_lowered(
         form: that it is said to have.
         half: the export in float16 that an fp16 file is held against.
     """
+    with full.job.clock("precision"):
+        checks, facts = _prove(full, path, form, half)
+    return at_level("precision", checks), facts
+
+
+def _prove(
+    full: Full, path: Path, form: Form, half: Exported | None
+) -> tuple[tuple[Check, ...], dict[str, Any]]:
     checks, weights = _audit(full, path, form.precision, half)
     facts: dict[str, Any] = _weight_facts(weights)
     if not all(check.passed for check in checks):

@@ -15,6 +15,7 @@ from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
 from lora_export.onnx_export.captures import open_captures
 from lora_export.planning.request import make_request, read_inputs
+from lora_export.records import at_level
 from lora_export.report.result import Report
 from lora_export.verification.manifest import check_inputs, check_outputs
 from lora_export.verification.proof import refuse_failed
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job
+    from lora_export.api.proving import Job, Proven
     from lora_export.checkpoint.recorded import Recorded
     from lora_export.models.source import ModelSource
     from lora_export.onnx_export.precision import Precision
@@ -77,7 +78,7 @@ def verify(
                 where=str(path),
                 hint="name what it was made of: --base BASE --adapter ADAPTER",
             )
-        checks = check_outputs(path, recorded)
+        checks = at_level("manifest", check_outputs(path, recorded))
         refuse_failed(checks, str(path))
         given = {**settings, "model": model, "task": task, "opset": opset,
                  "precision": precision, "allow_lossy": allow_lossy or None}  # fmt: skip
@@ -90,13 +91,13 @@ def verify(
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
         form = Form(lower, opset, captures, allow_lossy=allow_lossy)
-        more, warnings, facts = _again(path, job, form)
+        proven, facts = _again(path, job, form)
     except InputError:
         refuse_failed(before, str(path))  # the damage that the manifest shows says more
         raise
-    checks = (*before, *more)
-    refuse_failed(checks, str(path))
-    warnings = (*told, *by_manifest, *job.plan.warnings, *warnings)
+    checks = (*before, *proven.checks)
+    refuse_failed(checks, str(path), proven.attribution)
+    warnings = (*told, *by_manifest, *job.plan.warnings, *proven.warnings)
     return Report("verify", str(path), job.plan, checks, warnings=warnings, facts=facts)
 
 
@@ -145,7 +146,7 @@ def _job(
     request = make_request(base, adapters, settings)
     inputs = read_inputs(request)
     held = check_inputs(inputs.base, inputs.adapters, recorded)
-    checks = (*check_outputs(path, recorded), *held)
+    checks = at_level("manifest", [*check_outputs(path, recorded), *held])
     if not all(check.passed for check in held):
         refuse_failed(checks, str(path))
     if not settings.get("weight"):
@@ -187,12 +188,10 @@ def _precision(
     return find_precision(precision or said), (told,) if taken else ()
 
 
-def _again(
-    path: Path, job: Job, form: Form
-) -> tuple[tuple[Check, ...], tuple[str, ...], dict[str, Any]]:
-    """(checks, warnings, facts) of everything computed again."""
+def _again(path: Path, job: Job, form: Form) -> tuple[Proven, dict[str, Any]]:
+    """The outcome and the facts of everything computed again."""
     if path.suffix != ".onnx":
-        return (*prove_checkpoint(job, read_checkpoint(path)), {})
+        return prove_checkpoint(job, read_checkpoint(path)), {}
     from lora_export.onnx_export.export import expect
 
     with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
@@ -201,24 +200,29 @@ def _again(
         by_weights = prove_weights(job, merged)
         if form.is_lowered:
             refuse_failed(by_weights, str(path))
-            checks, warnings, facts = _lowered_again(path, job, form, source, merged)
-            return (*by_weights, *checks), warnings, facts
-        exported = expect(source, job.plan, merged, opset=form.opset, captures=form.captures)
-        checks = (*by_weights, *prove_file(path, exported, job, source, merged))
-        return checks, exported.warnings, {"graph": graph_facts(exported)}
+            fresh = Path(folder) / "fresh.onnx"
+            proven, facts = _lowered_again(path, job, form, source, merged, fresh=fresh)
+            return replace(proven, checks=(*by_weights, *proven.checks)), facts
+        with job.clock("capture"):
+            exported = expect(source, job.plan, merged, opset=form.opset, captures=form.captures)
+        proven = prove_file(path, exported, job, source, merged)
+        facts = {"graph": graph_facts(exported, proven.saved), **job.clock.facts()}
+        checks = (*by_weights, *proven.checks)
+        return replace(proven, checks=checks, warnings=exported.warnings), facts
 
 
 def _lowered_again(
-    path: Path, job: Job, form: Form, source: ModelSource, merged: Checkpoint
-) -> tuple[tuple[Check, ...], tuple[str, ...], dict[str, Any]]:
-    """The float32 file made and proven again, beside `merged`, and the lowered one held to it."""
+    path: Path, job: Job, form: Form, source: ModelSource, merged: Checkpoint, *, fresh: Path
+) -> tuple[Proven, dict[str, Any]]:
+    """The float32 file made at `fresh` and proven again, and the lowered one held to it."""
     from lora_export.onnx_export.export import export
 
-    root = merged.root if merged.root.is_dir() else merged.root.parent
-    fresh = root.parent / "fresh.onnx"
-    exported = export(source, job.plan, merged, fresh, opset=form.opset, captures=form.captures)
-    checks = prove_file(fresh, exported, full_proof(job, form), source, merged)
-    refuse_failed(checks, str(path))  # it is no yardstick then
-    full = Full(job, source, merged, exported, fresh)
-    more, facts = prove_again(path, full, form)
-    return (*checks, *more), (*exported.warnings, *lossy_warnings(facts, form)), facts
+    exported = export(
+        source, job.plan, merged, fresh, opset=form.opset, captures=form.captures, clock=job.clock
+    )
+    proven = prove_file(fresh, exported, full_proof(job, form), source, merged)
+    refuse_failed(proven.checks, str(path), proven.attribution)  # it is no yardstick then
+    more, facts = prove_again(path, Full(job, source, merged, exported, fresh), form)
+    told = (*exported.warnings, *lossy_warnings(facts, form))
+    outcome = replace(proven, checks=(*proven.checks, *more), warnings=told)
+    return outcome, {**facts, **job.clock.facts()}
