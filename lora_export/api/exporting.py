@@ -45,6 +45,7 @@ def export_onnx(
     output: str | Path,
     *,
     model: str | None = None,
+    task: str | None = None,
     opset: int | None = None,
     verify: bool = True,
     force: bool = False,
@@ -60,6 +61,8 @@ def export_onnx(
         adapters: loralib files; several are summed from the unmerged base.
         output: the .onnx file; must not exist unless `force`.
         model: the user's factory; without it `base` must be a Hugging Face folder (extra hf).
+        task: the folder's model is of transformers' class for it ("text-classification", ...), and
+            not of the class that config.json names.
         opset: ONNX operator set; None takes the exporter's own.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         force: replace an earlier export at `output`.
@@ -76,7 +79,7 @@ def export_onnx(
 
     if opset is not None:
         check_opset(opset)
-    job = make_job(base, adapters, model=model, proof=proof, settings=settings)
+    job = make_job(base, adapters, model=model, task=task, proof=proof, settings=settings)
     if not job.plan.reshaped:
         traced_model(job, job.plan.base)  # what cannot be built is refused before anything is done
     captures = open_captures(capture_cache, off=no_capture_cache)
@@ -92,7 +95,7 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
     """The user's model, or the folder's: the result's own where the adapter changes its shape."""
     if job.source:
         return job.source
-    return folder_model(merged if job.plan.reshaped else job.plan.base, job.proof.input)
+    return folder_model(merged if job.plan.reshaped else job.plan.base, job.proof.input, job.task)
 
 
 def _export_into(

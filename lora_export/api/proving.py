@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from lora_export.models.choose import (
     why_unloadable,
 )
 from lora_export.models.inputs import parse_inputs
+from lora_export.models.tasks import check_task
 from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
 from lora_export.records import WrittenFile
 from lora_export.report.manifest import manifest
@@ -72,13 +74,16 @@ class ProofOptions:
 class Job:
     """A plan with what is needed to carry it out and to prove it.
 
-    source: the user's factory, or None where none is named.
+    source: the user's factory, or None where none is named. task: decides a folder's class, where
+    config.json is not to. kv_cache: the graph takes and gives the keys and values of what was said.
     """
 
     plan: MergePlan
     source: ModelSource | None
     proof: ProofOptions
     settings: AdapterOptions
+    task: str | None = None
+    kv_cache: bool = False
 
     @property
     def allow_noop(self) -> bool:
@@ -102,10 +107,12 @@ def make_job(
     model: str | None,
     proof: ProofOptions | None,
     settings: AdapterOptions,
+    task: str | None = None,
 ) -> Job:
     """Read everything and plan; see planning.request.plan_request for what it raises."""
     request = make_request(base, adapters, settings)
-    return plan_job(request, read_inputs(request), model=model, proof=proof, settings=settings)
+    inputs = read_inputs(request)
+    return plan_job(request, inputs, model=model, task=task, proof=proof, settings=settings)
 
 
 def plan_job(
@@ -115,23 +122,34 @@ def plan_job(
     model: str | None,
     proof: ProofOptions | None,
     settings: AdapterOptions,
+    task: str | None = None,
     recorded: Mapping[tuple[str, str], Facts] | None = None,
 ) -> Job:
-    """Plan what was read; recorded: facts of an earlier manifest, by adapter's path and module."""
+    """Plan what was read; recorded: facts of an earlier manifest, by adapter's path and module.
+
+    Raises:
+        UsageError: the task is unknown, or names a class beside the user's factory.
+    """
     proof = proof or ProofOptions()
     proof.check()
-    source = factory_model(model, proof.input)
+    check_task(task)
+    if task and model:
+        hint = "the factory says itself which class it builds: leave --task out"
+        raise UsageError("is for Hugging Face folders", where="--task", hint=hint)
+    source = factory_model(model, proof.input, proof.inputs)
     facts = source.facts() if source else None
     plan = plan_request(
         request,
         facts,
         inputs=inputs,
         recorded=recorded,
-        lookup=tied_groups,
-        runtime=runtime_names,
+        lookup=partial(tied_groups, task=task),
+        runtime=partial(runtime_names, task=task),
         classes=class_for_task,
     )
-    return Job(plan, source, proof, settings)
+    if source:
+        plan = replace(plan, warnings=(*plan.warnings, *source.told()))
+    return Job(plan, source, proof, settings, task)
 
 
 def prove_checkpoint(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], tuple[str, ...]]:
@@ -211,11 +229,11 @@ def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]
     that its inputs are not known. A base that gives one is a witness like any other.
     """
     base = merged if job.plan.reshaped else job.plan.base
-    why = why_no_model(base) or _too_large(base)
+    why = why_no_model(base, job.task) or _too_large(base)
     if why:
         return (), why
     try:
-        source = folder_model(base, job.proof.input)
+        source = folder_model(base, job.proof.input, job.task)
         if not job.plan.reshaped:
             source.load(base, full=job.plan.new_tensors(), untied=())
     except UsageError as error:
@@ -275,8 +293,10 @@ def build_manifest(
 
 
 def given_options(job: Job) -> dict[str, Any]:
-    """The settings that hold something, less the path of a file of facts."""
-    return {k: v for k, v in job.settings.items() if k != "hparams" and v not in (None, (), [])}
+    """The settings that hold something, less the path of a file of facts; what graph was made."""
+    graph = {"task": job.task, "kv_cache": job.kv_cache or None}
+    given = {**job.settings, **graph}
+    return {k: v for k, v in given.items() if k != "hparams" and v not in (None, (), [])}
 
 
 def input_files(

@@ -38,6 +38,7 @@ def verify(
     base: str | Path | None = None,
     adapters: Sequence[str | Path] = (),
     model: str | None = None,
+    task: str | None = None,
     opset: int | None = None,
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
@@ -73,10 +74,10 @@ def verify(
             )
         checks = check_outputs(path, recorded)
         refuse_failed(checks, str(path))
-        warnings = (*_unproven(recorded), *_unused(model, opset, proof, settings))
+        warnings = (*_unproven(recorded), *_unused(model, task, opset, proof, settings))
         return Report("verify", str(path), checks=checks, warnings=warnings)
     job, before, told = _job(
-        path, recorded, base, adapters, model=model, proof=proof, settings=settings
+        path, recorded, base, adapters, model=model, task=task, proof=proof, settings=settings
     )
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
@@ -99,10 +100,14 @@ def _unproven(recorded: Recorded) -> tuple[str, ...]:
 
 
 def _unused(
-    model: str | None, opset: int | None, proof: ProofOptions, settings: AdapterOptions
+    model: str | None,
+    task: str | None,
+    opset: int | None,
+    proof: ProofOptions,
+    settings: AdapterOptions,
 ) -> tuple[str, ...]:
     """A warning for options that only count when everything is computed again."""
-    given = {**settings, "model": model, "opset": opset}
+    given = {**settings, "model": model, "task": task, "opset": opset}
     names = [f"--{k.replace('_', '-')}" for k, v in given.items() if v not in (None, (), [])]
     names += proof.given()
     if not names:
@@ -117,6 +122,7 @@ def _job(
     adapters: Sequence[str | Path],
     *,
     model: str | None,
+    task: str | None,
     proof: ProofOptions | None,
     settings: AdapterOptions,
 ) -> tuple[Job, tuple[Check, ...], tuple[str, ...]]:
@@ -128,9 +134,10 @@ def _job(
     if recorded is None:
         request = make_request(base, adapters, settings)
         inputs = read_inputs(request)
-        job = plan_job(request, inputs, model=model, proof=proof, settings=settings)
+        job = plan_job(request, inputs, model=model, task=task, proof=proof, settings=settings)
         return job, (), ()
     said: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
+    inherited = None if task or model else recorded.task
     taken = {key: value for key, value in said.items() if settings.get(key) is None}
     settings = cast("AdapterOptions", {**settings, **taken})
     request = make_request(base, adapters, settings)
@@ -150,7 +157,16 @@ def _job(
         for (at, module), found in recorded.facts.items()
         if at == place
     }
-    job = plan_job(request, inputs, model=model, proof=proof, settings=settings, recorded=facts)
+    job = plan_job(
+        request,
+        inputs,
+        model=model,
+        task=task or inherited,
+        proof=proof,
+        settings=settings,
+        recorded=facts,
+    )
+    taken["task"] = inherited
     usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
     told = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
     words = f"{', '.join(told)}: taken from the manifest of what is verified"

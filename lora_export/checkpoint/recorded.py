@@ -53,6 +53,7 @@ class Recorded:
     facts: Mapping[tuple[int, str], Facts]
     recipe: str
     options: Mapping[str, str]
+    task: str | None
     verified: bool | None
 
     def weighted(self, adapter: Adapter) -> Adapter:
@@ -105,6 +106,7 @@ def _read(path: Path) -> Recorded:
         facts=_facts(top, len(adapters)),
         recipe=top.get("recipe", str),
         options={key: options.get(key, str) for key in _OPTIONS if key in options},
+        task=options.get("task", str) if "task" in options else None,
         verified=None if verification is None else top.table("verification").get("passed", bool),
     )
 

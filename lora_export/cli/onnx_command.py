@@ -16,6 +16,7 @@ from lora_export.cli.options import (
     option,
     output_options,
     proof_options,
+    task_option,
 )
 
 
@@ -27,6 +28,7 @@ from lora_export.cli.options import (
 )
 @adapter_options
 @model_options
+@task_option
 @option("--opset", type=int, help="ONNX operator set (default: the exporter's own).")
 @capture_options
 @option(

@@ -97,11 +97,17 @@ model_options = together(
     option(
         "--inputs",
         type=click.Path(path_type=Path),
-        help="Your own probe inputs, as an .npz file.",
+        help="Your own probe inputs, as an .npz file; with --model they may declare the inputs.",
     ),
     option("--atol", type=float, help="Absolute tolerance instead of the derived one."),
     option("--rtol", type=float, help="Tolerance relative to the largest output."),
     option("--seed", type=int, default=0, show_default=True, help="Seed of the probes."),
+)
+
+task_option = option(
+    "--task",
+    metavar="NAME",
+    help="What the model does, e.g. text-classification, where config.json is not to decide.",
 )
 
 capture_options = together(

@@ -18,6 +18,7 @@ from lora_export.cli.options import (
     option,
     output_options,
     proof_options,
+    task_option,
 )
 
 
@@ -30,6 +31,7 @@ from lora_export.cli.options import (
 )  # fmt: skip
 @adapter_options
 @model_options
+@task_option
 @option("--opset", type=int, help="The operator set an .onnx was written in.")
 @capture_options
 @output_options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_export.checkpoint.quantized import find_quantization
@@ -9,10 +10,10 @@ from lora_export.errors import InputError, UsageError
 from lora_export.models.factory import FactoryModel
 from lora_export.models.huggingface import (
     HuggingFaceModel,
-    class_named,
     is_known_type,
 )
 from lora_export.models.inputs import parse_inputs
+from lora_export.models.tasks import class_named
 from lora_export.planning.misfit import transformers_installed
 from lora_export.records import HALF_DTYPES
 
@@ -27,24 +28,33 @@ Answer = TypeVar("Answer")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
-def factory_model(model: str | None, inputs: Sequence[str]) -> FactoryModel | None:
-    """The user's factory, or None when none is named."""
-    return FactoryModel(model, parse_inputs(inputs)) if model else None
+def factory_model(
+    model: str | None, inputs: Sequence[str], arrays: str | Path | None = None
+) -> FactoryModel | None:
+    """The user's factory, or None when none is named.
+
+    arrays: an .npz file, which declares the inputs where nothing else does.
+    """
+    if not model:
+        return None
+    return FactoryModel(model, parse_inputs(inputs), Path(arrays) if arrays else None)
 
 
-def folder_model(base: Checkpoint, inputs: Sequence[str]) -> ModelSource:
-    """The model of a Hugging Face folder.
+def folder_model(base: Checkpoint, inputs: Sequence[str], task: str | None = None) -> ModelSource:
+    """The model of a Hugging Face folder; `task` decides its class, else config.json does.
 
     Raises:
         UsageError: the base is no such folder, so nobody knows the model's code.
         InputError: its weights are quantised.
         MissingExtraError: transformers is not installed.
     """
-    if not base.config.get("architectures"):
+    if not _names_class(base, task):
+        names = "--model path/to/model.py:build"
+        task_helps = base.config.get("model_type") and not task
         raise UsageError(
             "the model's code is not known: the base has no config.json with architectures",
             where=str(base.root),
-            hint="--model package.module:build or --model path/to/model.py:build",
+            hint=f"--task text-classification (or another), or {names}" if task_helps else names,
         )
     if found := find_quantization(base):
         raise InputError(
@@ -52,25 +62,32 @@ def folder_model(base: Checkpoint, inputs: Sequence[str]) -> ModelSource:
             where=str(base.root),
             hint="name the 16-bit base; what is made of it can be quantised",
         )
-    return HuggingFaceModel(base, parse_inputs(inputs))
+    return HuggingFaceModel(base, parse_inputs(inputs), task)
 
 
-def tied_groups(base: Checkpoint) -> tuple[tuple[str, ...], ...] | None:
+def _names_class(base: Checkpoint, task: str | None) -> bool:
+    """Whether config.json says which class the model is of, if need be by the task."""
+    return bool(base.config.get("architectures") or (task and base.config.get("model_type")))
+
+
+def tied_groups(base: Checkpoint, task: str | None = None) -> tuple[tuple[str, ...], ...] | None:
     """Groups of parameters that the folder's architecture ties; None where nobody knows."""
-    return _asked(base, lambda model: model.facts().ties)
+    return _asked(base, task, lambda model: model.facts().ties)
 
 
-def runtime_names(base: Checkpoint) -> NameTable | None:
+def runtime_names(base: Checkpoint, task: str | None = None) -> NameTable | None:
     """What the folder's model calls its tensors while it runs; None where nobody knows."""
-    return _asked(base, lambda model: model.names)
+    return _asked(base, task, lambda model: model.names)
 
 
-def _asked(base: Checkpoint, question: Callable[[HuggingFaceModel], Answer]) -> Answer | None:
+def _asked(
+    base: Checkpoint, task: str | None, question: Callable[[HuggingFaceModel], Answer]
+) -> Answer | None:
     """What the folder's model answers without its weights; None where there is no such model."""
-    if not base.config.get("architectures") or not transformers_installed():
+    if not _names_class(base, task) or not transformers_installed():
         return None
     try:
-        return question(HuggingFaceModel(base, ()))
+        return question(HuggingFaceModel(base, (), task))
     except (InputError, UsageError):
         return None
 
@@ -80,11 +97,11 @@ def class_for_task(base: Checkpoint, suffix: str) -> str | None:
     return class_named(str(base.config.get("model_type", "")), suffix)
 
 
-def why_no_model(base: Checkpoint) -> str:
+def why_no_model(base: Checkpoint, task: str | None = None) -> str:
     """Why no model can be built for a merge without --model; empty when one can."""
     if base.layout == "folder" and not base.config:
         return "the folder has no config.json, which names its model: the proof is by weights only"
-    if not base.config.get("architectures"):
+    if not _names_class(base, task):
         return "no --model was named, so the proof is by weights only"
     if not transformers_installed():
         return "transformers is not installed (extra hf), so the proof is by weights only"

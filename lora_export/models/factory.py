@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from lora_export.errors import FitError, UsageError
+from lora_export.models.arrays import declared_by_arrays, told_of
 from lora_export.models.calling import user_code
 from lora_export.models.inputs import GRAMMAR, parse_inputs
 from lora_export.models.loralib_modules import is_live, keep_unmerged, read_facts, remove_factors
@@ -34,25 +35,39 @@ if TYPE_CHECKING:
 class FactoryModel:
     """A model source backed by the user's factory; see source.ModelSource."""
 
-    def __init__(self, target: str, inputs: tuple[InputSpec, ...]) -> None:
-        """`target` as given to --model; `inputs` from --input, empty to use the module's INPUTS."""
+    def __init__(
+        self, target: str, inputs: tuple[InputSpec, ...], arrays: Path | None = None
+    ) -> None:
+        """`target` as given to --model; `inputs` from --input, empty to use the module's INPUTS.
+
+        arrays: an .npz file that declares the inputs where neither does.
+        """
         self.target = target
         self._module, self._factory = _load(target)
         self._given = inputs
+        self._arrays = arrays
         self._built: WeakSet[nn.Module] = WeakSet()
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
-        """--input, or the INPUTS that the module of the factory declares."""
+        """--input, or the INPUTS that the module of the factory declares, or --inputs' arrays."""
         inputs = self._given or parse_inputs(self._declared())
+        if not inputs and self._arrays:
+            return declared_by_arrays(self._arrays)
         if not inputs:
             raise UsageError(
                 "the model's inputs are not declared",
                 where=self.target,
                 hint="--input 'input_ids=int64[batch,sequence]<30522' for each input, or a tuple "
-                "INPUTS of such texts beside the factory",
+                "INPUTS of such texts beside the factory, or --inputs FILE.npz",
             )
         return inputs
+
+    def told(self) -> tuple[str, ...]:
+        """A warning where only arrays declare the inputs."""
+        if not self._arrays or self._given or self._declared():
+            return ()
+        return (told_of(self.inputs, self._arrays),)
 
     def _declared(self) -> tuple[str, ...]:
         declared = getattr(self._module, "INPUTS", ())

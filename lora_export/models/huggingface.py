@@ -5,7 +5,6 @@ transformers is used to build a model for tracing and for forward checks, never 
 
 from __future__ import annotations
 
-import inspect
 from copy import deepcopy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,11 @@ from lora_export.models.loralib_modules import read_facts
 from lora_export.models.name_table import read_name_table
 from lora_export.models.quiet import quiet
 from lora_export.models.state import same_values, untie
+from lora_export.models.tasks import class_for
+from lora_export.models.usual_inputs import usual_inputs
 from lora_export.planning.misfit import transformers_installed
 from lora_export.planning.names import BaseNames
-from lora_export.records import InputSpec, Problem
+from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,28 +28,14 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from lora_export.records import Checkpoint, MergePlan, ModelFacts, NameTable, TensorRef
-
-
-_MAPPINGS = {
-    "ForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-    "ForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
-    "ForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
-    "ForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-    "ForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-    "ForAudioClassification": "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
-}
-
-
-def class_named(model_type: str, suffix: str) -> str | None:
-    """The class that transformers' Auto class of a task takes for a model type, if known."""
-    if not transformers_installed():
-        return None
-    with quiet():
-        from transformers.models.auto import modeling_auto
-
-    found = getattr(modeling_auto, _MAPPINGS[suffix], {}).get(model_type)
-    return found if isinstance(found, str) else None
+    from lora_export.records import (
+        Checkpoint,
+        InputSpec,
+        MergePlan,
+        ModelFacts,
+        NameTable,
+        TensorRef,
+    )
 
 
 def is_known_type(model_type: str) -> bool:
@@ -62,12 +49,17 @@ def is_known_type(model_type: str) -> bool:
 class HuggingFaceModel:
     """A model source backed by transformers' from_pretrained; see source.ModelSource."""
 
-    def __init__(self, base: Checkpoint, inputs: tuple[InputSpec, ...]) -> None:
+    def __init__(
+        self, base: Checkpoint, inputs: tuple[InputSpec, ...], task: str | None = None
+    ) -> None:
         """`base` is a folder with config.json; `inputs` from --input, empty for the usual ones.
+
+        task: decides the class, as tasks.class_for; None leaves it to config.json.
 
         Raises:
             MissingExtraError: transformers is not installed.
             InputError: config.json names no architecture of transformers.
+            UsageError: there is no class for the task.
         """
         if not transformers_installed():
             raise MissingExtraError(
@@ -76,7 +68,7 @@ class HuggingFaceModel:
                 hint="pip install 'lora-export[hf]', or name a factory with --model",
             )
         self._label = str(base.root)
-        self._class = _model_class(base)
+        self._class = _model_class(base, task)
         with quiet():
             self._config = self._class.config_class.from_dict(dict(base.config))
         self._given = inputs
@@ -84,7 +76,7 @@ class HuggingFaceModel:
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """--input, or what the architecture takes: token ids and masks, or pixel values."""
-        return self._given or _usual_inputs(self._class, self._config, self._label)
+        return self._given or usual_inputs(self._class, self._config, self._label)
 
     def facts(self) -> ModelFacts:
         """Facts from the model built without weights."""
@@ -259,11 +251,13 @@ class HuggingFaceModel:
         return f"is {self._class.__name__} the architecture of this checkpoint?"
 
 
-def _model_class(base: Checkpoint) -> Any:  # noqa: ANN401 - transformers is untyped here
+def _model_class(base: Checkpoint, task: str | None) -> Any:  # noqa: ANN401 - transformers' own
     import transformers
 
     architectures = base.config.get("architectures")
     names = architectures if isinstance(architectures, list) else []
+    if task is not None:
+        names = [class_for(base.config, task)]
     found = next((getattr(transformers, str(name), None) for name in names), None)
     if found is not None:
         return found
@@ -273,52 +267,3 @@ def _model_class(base: Checkpoint) -> Any:  # noqa: ANN401 - transformers is unt
         where=str(base.root),
         hint="name a factory with --model",
     )
-
-
-def _usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, ...]:  # noqa: ANN401
-    parameters = inspect.signature(model_class.forward).parameters
-    answers = "decoder_input_ids" in parameters and getattr(config, "is_encoder_decoder", False)
-    if "input_ids" in parameters:
-        inputs = _text_inputs(config, set(parameters))
-        if {"pixel_values", "return_loss"} <= parameters.keys():  # CLIP compares both
-            return (*inputs, _image(config.vision_config))
-        return (*inputs, _answer(config)) if answers else inputs
-    if answers and "input_features" in parameters and _hears(config):
-        frames = 2 * config.max_source_positions  # Whisper takes all of them, padded
-        sound = InputSpec("input_features", "float32", ("batch", config.num_mel_bins, frames))
-        return (sound, _answer(config))
-    if "pixel_values" in parameters and "input_ids" not in parameters:
-        return (_image(config),)
-    raise UsageError(
-        f"the inputs of {model_class.__name__} are not known",
-        where=label,
-        hint="--input 'name=dtype[dim,dim]<high' for each of them",
-    )
-
-
-def _image(config: Any) -> InputSpec:  # noqa: ANN401
-    size = getattr(config, "image_size", 224)
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    channels = getattr(config, "num_channels", 3)
-    return InputSpec("pixel_values", "float32", ("batch", channels, height, width))
-
-
-def _answer(config: Any) -> InputSpec:  # noqa: ANN401
-    """What a decoder beside an encoder has said so far."""
-    vocabulary = config.get_text_config(decoder=True).vocab_size
-    return InputSpec("decoder_input_ids", "int64", ("batch", "answer"), vocabulary)
-
-
-def _hears(config: Any) -> bool:  # noqa: ANN401
-    return hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions")
-
-
-def _text_inputs(config: Any, parameters: set[str]) -> tuple[InputSpec, ...]:  # noqa: ANN401
-    dims = ("batch", "sequence")
-    inputs = [InputSpec("input_ids", "int64", dims, config.get_text_config().vocab_size)]
-    if "attention_mask" in parameters:
-        inputs.append(InputSpec("attention_mask", "int64", dims, 2))
-    types = getattr(config, "type_vocab_size", 0)
-    if "token_type_ids" in parameters and types > 1:
-        inputs.append(InputSpec("token_type_ids", "int64", dims, types))
-    return tuple(inputs)

@@ -92,13 +92,18 @@ def _examples(inputs: Sequence[InputSpec]) -> dict[str, Tensor]:
     import torch
 
     sizes = example_sizes(inputs)
-    return {
+    examples = {
         spec.name: torch.ones(
             [sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims],
             dtype=getattr(torch, spec.dtype),
         ).mul_(spec.high != 1)
         for spec in inputs
     }
+    for spec in inputs:
+        if spec.leading:
+            value, count = spec.leading
+            examples[spec.name][..., :count] = value
+    return examples
 
 
 def _try_model(model: nn.Module, examples: dict[str, Tensor]) -> list[str]:
@@ -124,7 +129,7 @@ def _trace(
     examples: dict[str, Tensor],
     opset: int | None,
 ) -> onnx_ir.Model:
-    with quiet(), without_cache(model), _flat_forward(model, inputs):
+    with quiet(), without_cache(model), _flat_forward(model, inputs), _grouped_experts(model):
         if _is_transformers_model(model):
             # Torch's exporter, below, may still know how; if not, its reason is the plainer one.
             with suppress(*FAILURES):
@@ -191,6 +196,22 @@ def _by_torch(
     if program is None:
         raise InputError("torch.onnx.export gave no program", where=type(model).__name__)
     return program.model
+
+
+@contextmanager
+def _grouped_experts(model: nn.Module) -> Iterator[None]:
+    """Let a mixture of experts run as one grouped product: its loop asks which experts are hit."""
+    own = getattr(model, "get_experts_implementation", lambda: None)()
+    choose = getattr(model, "set_experts_implementation", None)
+    if choose is None or own is None:
+        yield
+        return
+    with suppress(ValueError):  # a model without experts
+        choose("grouped_mm")
+    try:
+        yield
+    finally:
+        choose(own)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from lora_export.records.files import (
     TensorSpec,
 )
 from lora_export.records.plan import MergePlan, ShardPlan, Step, StepAction
-from lora_export.records.proof import Check, InputSpec, WrittenFile, example_sizes
+from lora_export.records.proof import Check, InputSpec, Span, WrittenFile, example_sizes, spans_of
 from lora_export.records.runtime import NameTable, Place
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "Shard",
     "ShardPlan",
     "SideFile",
+    "Span",
     "Step",
     "StepAction",
     "TensorRef",
@@ -64,4 +65,5 @@ __all__ = [
     "Update",
     "WrittenFile",
     "example_sizes",
+    "spans_of",
 ]

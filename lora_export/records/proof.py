@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The sizes that a dynamic dimension may have: offset + unit * n for n from 1 on, up to `most`.
+
+    A sound must be longer than what one step of its convolutions sees, a text that describes an
+    image longer than the image's places, and a table of positions ends.
+    """
+
+    offset: int = 0
+    unit: int = 1
+    most: int | None = None
+
+    def size(self, number: int) -> int:
+        """The size of that number."""
+        return self.offset + self.unit * number
+
+    def holds(self, number: int) -> bool:
+        """Whether the model takes the size of that number."""
+        return self.most is None or self.size(number) <= self.most
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,23 +35,41 @@ class InputSpec:
     """A model input: `name=dtype[dim,dim]<high`.
 
     dims: a positive int is fixed, a str names a dynamic dimension. high: exclusive upper bound of
-    an integer input (vocabulary size). dtype: torch's name (float32, int64, bool).
+    an integer input (vocabulary size). dtype: torch's name (float32, int64, bool). spans: of those
+    dynamic dimensions that cannot have any size. leading: (value, count) where every row begins
+    with `count` times `value`, which stands nowhere else: the places of an image in a text.
     """
 
     name: str
     dtype: str
     dims: tuple[int | str, ...]
     high: int | None = None
+    spans: Mapping[str, Span] = field(default_factory=dict, hash=False)
+    leading: tuple[int, int] | None = None
+
+
+def spans_of(specs: Sequence[InputSpec]) -> dict[str, Span]:
+    """The span of every dynamic dimension, in the order in which they are first mentioned."""
+    names = dict.fromkeys(dim for spec in specs for dim in spec.dims if isinstance(dim, str))
+    told = {dim: span for spec in reversed(specs) for dim, span in spec.spans.items()}
+    return {name: told.get(name, Span()) for name in names}
 
 
 def example_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
     """The size of every dynamic dimension while a model is traced: 2, 5, 8, ... by first mention.
 
     Distinct, so that the tracer cannot take two of them for one, and never 1, which it would fix.
-    Here, below tracer and probes, because a proof needs sizes that the tracer has not seen.
+    Where a dimension has a span, the sizes of these numbers. Here, below tracer and probes, because
+    a proof needs sizes that the tracer has not seen.
     """
-    names = dict.fromkeys(dim for spec in specs for dim in spec.dims if isinstance(dim, str))
-    return {name: 2 + 3 * place for place, name in enumerate(names)}
+    spans = spans_of(specs)
+    numbers = [2 + 3 * place for place in range(2 * len(spans))]
+    sizes: dict[str, int] = {}
+    for place, (name, span) in enumerate(spans.items()):
+        wanted = [*numbers[place:], *numbers[:place]]
+        free = (n for n in wanted if span.holds(n) and span.size(n) not in sizes.values())
+        sizes[name] = span.size(next(free, numbers[place]))
+    return sizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,12 @@ A proof on the traced sizes says little: a dimension that was baked into the gra
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError
+from lora_export.models.arrays import read_arrays
 from lora_export.models.inputs import FLOATS
-from lora_export.records import example_sizes
+from lora_export.records import Span, example_sizes, spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 BATCHES = (1, 3)
 # None is 2 modulo 3, as every traced size is: an untraced size by construction.
 LENGTHS = (7, 19, 13, 9, 21, 15)
+# Where a model takes none of these.
+SHORT = (3, 1)
 
 
 def make_probes(specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = ()) -> list[Probe]:
@@ -45,9 +46,10 @@ def make_probes(specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = (
     random = np.random.default_rng(seed)
     probes = [_probe(specs, sizes, random) for sizes in _size_tables(specs)]
     if tokens and (ids := _ids(specs, max(tokens))):
+        leading = next(spec.leading[1] if spec.leading else 0 for spec in specs if spec.name == ids)
         for probe in probes:
-            places = probe[ids].reshape(-1)[::2]  # a view: arrays are made dense
-            places[:] = np.resize(np.asarray(tokens), places.shape)
+            places = probe[ids][..., leading::2]  # a view
+            places[...] = np.resize(np.asarray(tokens), places.shape)
     return probes
 
 
@@ -59,14 +61,14 @@ def _ids(specs: Sequence[InputSpec], largest: int) -> str | None:
 
 
 def _size_tables(specs: Sequence[InputSpec]) -> list[dict[str, int]]:
-    names = list(example_sizes(specs))
-    batch = _batch_name(specs)
-    lengths = [name for name in names if name != batch]
+    spans, batch = spans_of(specs), _batch_name(specs)
+    lengths = [name for name in spans if name != batch]
     tables = []
     for turn, size in enumerate(BATCHES):
         table = {} if batch is None else {batch: size}
         for place, name in enumerate(lengths):
-            table[name] = LENGTHS[(place + turn) % len(LENGTHS)]
+            usable = [n for n in LENGTHS if spans[name].holds(n)] or [*SHORT]
+            table[name] = spans[name].size(usable[(place + turn) % len(usable)])
         tables.append(table)
     return tables
 
@@ -89,19 +91,20 @@ def _probe(
         shape = _shape(spec, sizes)
         if _is_mask(spec) and len(shape) >= 2:  # noqa: PLR2004 - rows and columns
             if shape not in lengths:
-                lengths[shape] = _padding(shape, random)
+                span = spec.spans.get(str(spec.dims[-1]), Span())
+                lengths[shape] = _padding(shape, random, span.size(1))
             probe[spec.name] = lengths[shape].astype(spec.dtype)
         else:
             probe[spec.name] = _fill(spec, shape, random)
     return probe
 
 
-def _padding(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
-    """True up to a row's length, False behind it; the first row is full, none is empty."""
+def _padding(shape: tuple[int, ...], random: np.random.Generator, least: int) -> NDArray[Any]:
+    """True up to a row's length, `least` or more, then False; the first row is full."""
     import numpy as np
 
     width = shape[-1]
-    lengths = random.integers(1, max(2, width), size=shape[0])
+    lengths = random.integers(least, max(least + 1, width), size=shape[0])
     lengths[0] = width
     rows = np.arange(width) < lengths.reshape(-1, *([1] * (len(shape) - 1)))
     return np.broadcast_to(rows, shape)
@@ -115,7 +118,12 @@ def _fill(spec: InputSpec, shape: tuple[int, ...], random: np.random.Generator) 
     if _is_mask(spec):
         return np.ones(shape, dtype=spec.dtype)
     high = 2 if spec.high is None else spec.high
-    return np.asarray(random.integers(0, high, size=shape)).astype(spec.dtype)
+    values = np.asarray(random.integers(0, high, size=shape)).astype(spec.dtype)
+    if spec.leading:
+        value, count = spec.leading
+        values[values == value] = (value + 1) % high
+        values[..., :count] = value
+    return values
 
 
 def _is_mask(spec: InputSpec) -> bool:
@@ -147,31 +155,23 @@ def split_batch(specs: Sequence[InputSpec], probe: Mapping[str, NDArray[Any]]) -
 
 
 def load_probes(path: Path, specs: Sequence[InputSpec]) -> list[Probe]:
-    """The user's own inputs from an `.npz` file: one probe, one array an input.
+    """The user's own inputs from an `.npz` file, one array an input, as a probe.
+
+    Where they are several samples, the first of them alone is a second probe: one size of batch
+    would agree with a graph that has it baked in.
 
     Raises:
         InputError: the file is no `.npz` archive, or an array is missing, unknown, of another
             dtype, of another shape, or out of the declared domain.
     """
-    import numpy as np
-
-    try:
-        # Numpy leaves the file open when an archive is damaged, and reads single arrays as well.
-        with path.open("rb") as file, zipfile.ZipFile(file):
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"cannot be read as an .npz archive: {error}",
-            where=str(path),
-            hint="write it with numpy.savez(path, **inputs)",
-        ) from error
+    arrays = read_arrays(path)
     _check_names(path, arrays, specs)
     sizes: dict[str, int] = {}
     for spec in specs:
         _check_array(path, spec, arrays[spec.name], sizes)
-    return [{spec.name: arrays[spec.name] for spec in specs}]
+    whole = {spec.name: arrays[spec.name] for spec in specs}
+    samples = split_batch(specs, whole)
+    return [whole, *samples[:1]] if len(samples) > 1 else [whole]
 
 
 def _check_names(path: Path, arrays: Mapping[str, object], specs: Sequence[InputSpec]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lora_export.errors import InputError
 from lora_export.models.inputs import parse_inputs
-from lora_export.records import example_sizes
+from lora_export.records import InputSpec, Span, example_sizes
 from lora_export.verification.probes import (
     load_probes,
     make_probes,
@@ -104,6 +104,41 @@ def test_the_users_own_inputs(tmp_path):
     [probe] = load_probes(write(tmp_path / "in.npz", ids=ids, x=x), specs)
     assert list(probe) == ["ids", "x"]
     assert np.array_equal(probe["ids"], ids)
+
+
+def test_the_first_of_the_users_samples_is_a_probe_too(tmp_path):
+    specs = parse_inputs(["ids=int64[batch,n]<9"])
+    ids = np.array([[1, 2], [3, 4]])
+    whole, alone = load_probes(write(tmp_path / "in.npz", ids=ids), specs)
+    assert np.array_equal(whole["ids"], ids)
+    assert np.array_equal(alone["ids"], ids[:1])
+
+
+def test_sizes_keep_to_what_a_model_takes():
+    spans = {"c": Span(most=6), "a": Span(most=14), "b": Span(offset=10, unit=7)}
+    specs = [InputSpec("x", "float32", ("batch", *spans), spans=spans)]
+    sizes = [dict(zip(("batch", *spans), p["x"].shape, strict=True)) for p in make_probes(specs, 0)]
+    traced = example_sizes(specs)
+    assert len(set(traced.values())) == len(traced)
+    for table in (*sizes, traced):
+        assert table["a"] <= 14
+        assert table["c"] <= 6
+        assert (table["b"] - 10) % 7 == 0
+    assert all(table[name] != traced[name] for table in sizes for name in table)
+
+
+def test_the_places_of_an_image_lead_every_row():
+    specs = [InputSpec("ids", "int64", ("batch", "n"), 9, {"n": Span(offset=4)}, (8, 4))]
+    for probe in make_probes(specs, seed=0, tokens=[7]):
+        assert (probe["ids"][:, :4] == 8).all()
+        assert (probe["ids"][:, 4:] != 8).all()
+        assert (probe["ids"][:, 4::2] == 7).all()
+
+
+def test_no_row_of_a_sound_is_shorter_than_one_step():
+    spans = {"n": Span(unit=50)}
+    specs = [InputSpec("mask", "int64", ("batch", "n"), 2, spans)]
+    assert all((p["mask"].sum(axis=1) >= 50).all() for p in make_probes(specs, seed=0))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""The user's own inputs, as arrays of an .npz file; where nothing else does, they declare them."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import InputError
+from lora_export.models.inputs import DTYPES
+from lora_export.records import InputSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays of an `.npz` file by name, none of which may hold Python objects.
+
+    Raises:
+        InputError: the file is no such archive.
+    """
+    import numpy as np
+
+    try:
+        # Numpy leaves the file open when an archive is damaged, and reads single arrays as well.
+        with path.open("rb") as file, zipfile.ZipFile(file):
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"cannot be read as an .npz archive: {error}",
+            where=str(path),
+            hint="write it with numpy.savez(path, **inputs)",
+        ) from error
+
+
+def declared_by_arrays(path: Path) -> tuple[InputSpec, ...]:
+    """Inputs named, typed and shaped as the arrays are.
+
+    Where all arrays begin with the same size, that is the dynamic dimension `batch`. All else is
+    fixed: what else a network allows, arrays of one size cannot tell.
+
+    Raises:
+        InputError: the file is no `.npz` archive, is empty, or holds a type that no graph takes.
+    """
+    arrays = read_arrays(path)
+    _refuse_unusable(path, arrays)
+    counts = {array.shape[0] if array.ndim else None for array in arrays.values()}
+    batch = ("batch",) if len(counts) == 1 and None not in counts else ()
+    return tuple(
+        InputSpec(name, array.dtype.name, (*batch, *array.shape[len(batch) :]))
+        for name, array in arrays.items()
+    )
+
+
+def _refuse_unusable(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    if not arrays:
+        raise InputError("holds no array", where=str(path), hint="one array for each input")
+    for name, array in arrays.items():
+        where = f"{path}: {name}"
+        if array.dtype.name not in DTYPES:
+            raise InputError(f"has dtype {array.dtype}, which no graph takes", where=where)
+        if not name.isidentifier():
+            raise InputError("is no name that an input can have", where=where)
+        if not array.size:
+            raise InputError("holds no element", where=where)
+
+
+def told_of(specs: tuple[InputSpec, ...], path: Path) -> str:
+    """What was taken from the arrays, in words."""
+    texts = ", ".join(f"{s.name}={s.dtype}[{','.join(map(str, s.dims))}]" for s in specs)
+    free = "the batch is dynamic" if any("batch" in s.dims for s in specs) else "no size is dynamic"
+    return (
+        f"the inputs are declared by the arrays of {path.name} alone: {texts}; {free}, all other "
+        "sizes are fixed (--input declares them otherwise)"
+    )
