@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lora_export.api.overhead import saved
 from lora_export.api.proving import (
-    build_manifest,
-    input_paths,
+    Proven,
     make_job,
     not_verified,
-    probes_for,
     prove_model,
     prove_weights,
 )
+from lora_export.api.recording import build_manifest, input_paths
 from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import staging
@@ -23,20 +24,23 @@ from lora_export.checkpoint.side_files import manifest_beside
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.models.choose import folder_model
 from lora_export.onnx_export.captures import open_captures
+from lora_export.records import at_level
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job, ProofOptions
+    from lora_export.api.proving import Job, ModelProof, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.models.source import ModelSource
     from lora_export.onnx_export.captures import Captures
     from lora_export.onnx_export.export import Exported
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check, Checkpoint
+    from lora_export.verification.narrowing import Artifact
+    from lora_export.verification.runtime import Opener
 
 
 def export_onnx(
@@ -81,7 +85,8 @@ def export_onnx(
         check_opset(opset)
     job = make_job(base, adapters, model=model, task=task, proof=proof, settings=settings)
     if not job.plan.reshaped:
-        traced_model(job, job.plan.base)  # what cannot be built is refused before anything is done
+        with job.clock("plan"):
+            traced_model(job, job.plan.base)  # what cannot be built is refused before all else
     captures = open_captures(capture_cache, off=no_capture_cache)
     target = Path(output)
     beside = (manifest_beside(target),)
@@ -110,30 +115,33 @@ def _export_into(
     work = stage.folder / "merged"
     merged = merged_checkpoint(job, work)
     source = traced_model(job, merged)
-    checks: tuple[Check, ...] = ()
-    told = not_verified(job, but=["--input"])
+    proven = Proven(warnings=not_verified(job, but=["--input"]))
     if verify:
-        checks, told = prove_weights(job, merged), ()
-        refuse_failed(checks, str(stage.output))
-    exported = export(source, job.plan, merged, stage.path, opset=opset, captures=captures)
+        proven = Proven(prove_weights(job, merged))
+        refuse_failed(proven.checks, str(stage.output))
+    exported = export(
+        source, job.plan, merged, stage.path, opset=opset, captures=captures, clock=job.clock
+    )
     for file in exported.files[1:]:  # external data, named by its content
         stage.announce(file.path)
     if verify:
-        checks = (*checks, *prove_file(stage.path, exported, job, source, merged))
-        refuse_failed(checks, str(stage.output))
+        by_weights = proven.checks
+        proven = prove_file(stage.path, exported, job, source, merged)
+        proven = replace(proven, checks=(*by_weights, *proven.checks))
+        refuse_failed(proven.checks, str(stage.output), proven.attribution)
     shutil.rmtree(work)
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
-    record = build_manifest(job, "onnx", exported.files, checks, digests)
+    record = build_manifest(job, "onnx", exported.files, proven.checks, digests)
     written = write_bytes(stage.beside(manifest_beside(stage.output)), record)
     stage.publish()
     return Report(
         "onnx",
         str(stage.output),
         job.plan,
-        checks,
+        proven.checks,
         (*exported.files, written),
-        (*job.plan.warnings, *told, *exported.warnings),
-        {"graph": graph_facts(exported), **space.facts()},
+        (*job.plan.warnings, *proven.warnings, *exported.warnings),
+        {"graph": graph_facts(exported, proven.saved), **space.facts(), **job.clock.facts()},
     )
 
 
@@ -143,34 +151,63 @@ def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
 
     work.mkdir()
     place = work / "merged.safetensors" if job.plan.base.layout == "file" else work
-    write_plan(job.plan, place, allow_noop=job.allow_noop)
+    with job.clock("merge"):
+        write_plan(job.plan, place, allow_noop=job.allow_noop)
     return read_checkpoint(place)
 
 
 def prove_file(
-    path: Path, exported: Exported, job: Job, source: ModelSource, merged: Checkpoint
-) -> tuple[Check, ...]:
-    """The torch models against each other, the file's static audit, and ONNX Runtime."""
+    path: Path,
+    exported: Exported,
+    job: Job,
+    source: ModelSource,
+    merged: Checkpoint,
+    *,
+    opener: Opener | None = None,
+) -> Proven:
+    """The torch models against each other, the file's static audit, and ONNX Runtime.
+
+    opener: opens the session on the file; None takes verification.runtime.open_session.
+    """
     from lora_export.onnx_export.audit import audit
-    from lora_export.verification.runtime import run_model
+    from lora_export.verification.attribution import blame
+    from lora_export.verification.narrowing import Artifact, attribute_file
+    from lora_export.verification.runtime import open_session
 
     # Each of the three frees its weights before the next one takes its own.
     by_model = prove_model(job, source, merged)
+    weights, topology = exported.weights, exported.topology
+    with job.clock("static audit"):
+        static = audit(path, expected=weights, base=topology, inputs=exported.inputs)
+    checks = (*by_model.checks, *at_level("file", static))
+    artifact = Artifact(path, by_model.tolerance, opener or open_session)
+    if all(check.passed for check in static[:2]):  # the file can be read
+        checks = (*checks, *_prove_runtime(artifact, by_model, job))
+    if not all(check.passed for check in by_model.checks):
+        return Proven(checks, attribution=by_model.proven().attribution)
+    found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
+    with job.clock("overhead"):
+        extra = None if found else saved(job.plan, by_model.witnesses.sites)
+    return Proven(checks, attribution=found, saved=extra)
+
+
+def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:
+    """ONNX Runtime against both torch models."""
+    from lora_export.verification.runtime import try_model
+
     seen, tolerance = by_model.witnesses, by_model.tolerance
-    static = audit(path, expected=exported.weights, base=exported.topology, inputs=exported.inputs)
-    checks = (*by_model.checks, *static)
-    readable = all(check.passed for check in static[:2])
-    if not readable:
-        return checks
-    outputs = run_model(path, probes_for(job, source))
-    checks = (*checks, tolerance.check("ONNX Runtime = merged", seen.merged, outputs))
-    if job.plan.coupled:
-        return checks
-    return (*checks, tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs))
+    with job.clock("runtime"):
+        outputs, refusal = try_model(artifact.path, by_model.suspects.probes, artifact.opener)
+    if refusal:
+        return at_level("runtime", [refusal])
+    checks = [tolerance.check("ONNX Runtime = merged", seen.merged, outputs)]
+    if not job.plan.coupled:
+        checks.append(tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs))
+    return at_level("runtime", checks)
 
 
-def graph_facts(exported: Exported) -> dict[str, int | str]:
-    """The size and hash of the graph, which are the base's own: no overhead.
+def graph_facts(exported: Exported, saved: Mapping[str, int] | None) -> dict[str, Any]:
+    """The size and hash of the graph, which are the base's own, and what that saves.
 
     capture: whether it was captured now ("new") or by an earlier run ("cached").
     """
@@ -181,4 +218,5 @@ def graph_facts(exported: Exported) -> dict[str, int | str]:
         "hash": topology.hash,
         "opset": exported.opset,
         "capture": exported.captured,
+        "saved": saved,
     }

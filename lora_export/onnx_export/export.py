@@ -12,6 +12,7 @@ from lora_export.onnx_export.save import opset_of, save_model, written_opset
 from lora_export.onnx_export.topology import Topology, describe
 from lora_export.onnx_export.trace import capture
 from lora_export.records import Problem
+from lora_export.report.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,6 +53,7 @@ def export(
     opset: int | None,
     dtype: str = "float32",
     captures: Captures | None = None,
+    clock: Stopwatch | None = None,
 ) -> Exported:
     """Write the merged model to `path`, in `dtype`.
 
@@ -63,8 +65,11 @@ def export(
         FitError: a merged weight has no place in the graph.
         VerificationError: the file has another opset than the graph.
     """
-    graph, planned = _prepare(source, plan, merged, opset=opset, dtype=dtype, captures=captures)
-    files = save_model(graph, path, planned.weights())
+    clock = clock or Stopwatch()
+    with clock("capture"):
+        graph, planned = _prepare(source, plan, merged, opset=opset, dtype=dtype, captures=captures)
+    with clock("fill and save"):
+        files = save_model(graph, path, planned.weights())
     _check_opset(path, planned.opset)
     return replace(planned, files=files)
 

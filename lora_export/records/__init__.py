@@ -29,7 +29,18 @@ from lora_export.records.files import (
     TensorSpec,
 )
 from lora_export.records.plan import MergePlan, ShardPlan, Step, StepAction
-from lora_export.records.proof import Check, InputSpec, Span, WrittenFile, example_sizes, spans_of
+from lora_export.records.proof import (
+    Attribution,
+    Check,
+    InputSpec,
+    Level,
+    Span,
+    Stage,
+    WrittenFile,
+    at_level,
+    example_sizes,
+    spans_of,
+)
 from lora_export.records.runtime import NameTable, Place
 
 __all__ = [
@@ -38,12 +49,14 @@ __all__ = [
     "HALF_DTYPES",
     "Adapter",
     "AdapterFile",
+    "Attribution",
     "Card",
     "Check",
     "Checkpoint",
     "Delta",
     "Facts",
     "InputSpec",
+    "Level",
     "MergePlan",
     "MergeRecipe",
     "ModelFacts",
@@ -58,12 +71,14 @@ __all__ = [
     "ShardPlan",
     "SideFile",
     "Span",
+    "Stage",
     "Step",
     "StepAction",
     "TensorRef",
     "TensorSpec",
     "Update",
     "WrittenFile",
+    "at_level",
     "example_sizes",
     "spans_of",
 ]

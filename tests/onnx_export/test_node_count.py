@@ -1,7 +1,7 @@
 """A capture is no larger than what torch's own optimiser makes of the same model.
 
-It may be larger by the guard that transformers' exporter puts around attention to rows that are masked
-throughout, in whose place torch's own has another.
+It may be larger by the guard that transformers' exporter puts around attention to rows that are
+masked throughout, in whose place torch's own has another.
 """
 
 from __future__ import annotations
