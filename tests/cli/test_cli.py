@@ -405,3 +405,9 @@ def test_a_program_ends_at_once_when_torch_is_loaded(last, status, light, files)
     assert ended.returncode == status, ended.stderr
     assert (files / "out.safetensors").exists() is not light
     assert ended.stdout.endswith("at exit\ntaken apart\n" if light else "at exit\n")
+
+
+def test_it_runs_as_a_module():
+    command = [sys.executable, "-m", "lora_export", "--version"]
+    ended = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert ended.stdout.startswith("lora-export, version ")
