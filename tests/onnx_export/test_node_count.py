@@ -1,7 +1,9 @@
-"""A capture is no larger than what torch's own optimiser makes of the same model.
+"""A capture is no larger than what torch's own optimiser makes of the same traced model.
 
-It may be larger by the guard that transformers' exporter puts around attention to rows that are
-masked throughout, in whose place torch's own has another.
+The same exporter traces for both: transformers' puts guards around attention to rows masked
+throughout, which torch's alone does in fewer nodes. One difference is meant and counted apart:
+where an embedding is the output head as well, torch's optimiser makes a second, transposed copy of
+it to save one node; we keep the node.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from lora_export.models.calling import FAILURES, without_cache
 from lora_export.models.huggingface import HuggingFaceModel
 from lora_export.models.quiet import quiet
 from lora_export.onnx_export import dimensions
+from lora_export.onnx_export.bindings import read_bindings
 from lora_export.onnx_export.trace import _examples, _flat_forward, capture
 
 BY_DEFAULT = {"bert"}
-GUARD = 3
 
 
 def by_torch(model, specs):
@@ -48,6 +50,13 @@ def size(way, model, specs):
             return None
 
 
+def meant_size(proto):
+    """The nodes, without the transpositions of weights that have another use."""
+    bound = {binding.initializer for binding in read_bindings(proto).parameters.values()}
+    nodes = proto.graph.node
+    return len(nodes) - sum(n.op_type == "Transpose" and n.input[0] in bound for n in nodes)
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=() if n in BY_DEFAULT else pytest.mark.slow) for n in ARCHITECTURES],
@@ -62,9 +71,7 @@ def test_our_graph_is_no_larger_than_torchs_optimised_one(name, tmp_path):
         specs = source.inputs
     except UsageError:
         pytest.skip("its inputs have no usual names")
-    torchs, optimised = (size(way, model, specs) for way in (by_torch, by_transformers))
-    if torchs is None and optimised is None:
-        pytest.skip("without our passes nobody can export it")
-    ours = len(capture(model, specs).graph.node)
-    assert optimised is None or ours <= optimised, (ours, optimised)
-    assert torchs is None or ours <= torchs + GUARD, (ours, torchs)
+    optimised = size(by_transformers, model, specs) or size(by_torch, model, specs)
+    if optimised is None:
+        pytest.skip("its loop over experts or images can be traced by our way only, or by none")
+    assert meant_size(capture(model, specs)) <= optimised
