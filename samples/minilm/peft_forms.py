@@ -6,6 +6,7 @@ whole (`modules_to_save`).
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ logging.set_verbosity_error()  # the head is new, as it should be
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 ANCHORS = ["This film is terrible.", "This film is wonderful."]
 SHARPNESS = 10.0  # of the difference between two cosines
+Network = Callable[..., Any]
+"""A model, or what answers as one: inputs by name in, outputs by name out."""
+
 _TARGETS = r".*\.(query|value)"
 FORMS: dict[str, dict[str, Any]] = {
     "lora": {"task_type": "FEATURE_EXTRACTION", "r": 8, "lora_alpha": 16},
@@ -53,22 +57,22 @@ def load(form: str, folder: Path | None = None) -> Any:  # noqa: ANN401 - transf
     return auto.from_pretrained(folder or published("config.json").parent)
 
 
-def unmerged(form: str, adapter: Path) -> nn.Module:
+def unmerged(form: str, adapter: Path) -> Network:
     """Return PEFT's own network with its branches live."""
     torch.manual_seed(0)  # the head that the adapter replaces
     network: nn.Module = PeftModel.from_pretrained(load(form), adapter)
-    return network
+    return network.eval()
 
 
-def scores(model: nn.Module, batch: Batch) -> torch.Tensor:
+def scores(model: Network, batch: Batch) -> torch.Tensor:
     """Score a text as negative and as positive."""
     answer = model(**batch._asdict())
     if "logits" in answer:
-        logits: torch.Tensor = answer.logits
+        logits: torch.Tensor = answer["logits"]
         return logits
     [anchors] = tokenize(ANCHORS)
-    poles = _pooled(model(**anchors._asdict()).last_hidden_state, anchors)
-    return SHARPNESS * _pooled(answer.last_hidden_state, batch) @ poles.T
+    poles = _pooled(model(**anchors._asdict())["last_hidden_state"], anchors)
+    return SHARPNESS * _pooled(answer["last_hidden_state"], batch) @ poles.T
 
 
 def _pooled(words: torch.Tensor, batch: Batch) -> torch.Tensor:
