@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_export.api.network import Network
 from lora_export.api.proving import (
     build_manifest,
     input_paths,
@@ -22,6 +23,7 @@ from lora_export.checkpoint.publish import staging
 from lora_export.checkpoint.side_files import manifest_beside
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.models.choose import folder_model
+from lora_export.models.decoding import CachedDecoder
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def export_onnx(
     *,
     model: str | None = None,
     task: str | None = None,
+    kv_cache: bool = False,
     opset: int | None = None,
     verify: bool = True,
     force: bool = False,
@@ -59,6 +62,8 @@ def export_onnx(
         model: the user's factory; without it `base` must be a Hugging Face folder (extra hf).
         task: the folder's model is of transformers' class for it ("text-classification", ...), and
             not of the class that config.json names.
+        kv_cache: the graph of a decoder takes the keys and values of what was said so far, and
+            gives them with its own added: past_key_values.0.key, present.0.key, ...
         opset: ONNX operator set; None takes the exporter's own.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         force: replace an earlier export at `output`.
@@ -72,7 +77,8 @@ def export_onnx(
 
     if opset is not None:
         check_opset(opset)
-    job = make_job(base, adapters, model=model, task=task, proof=proof, settings=settings)
+    network = Network(model, task, kv_cache)
+    job = make_job(base, adapters, network=network, proof=proof, settings=settings)
     if not job.plan.reshaped:
         traced_model(job, job.plan.base)  # what cannot be built is refused before anything is done
     target = Path(output)
@@ -87,7 +93,9 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
     """The user's model, or the folder's: the result's own where the adapter changes its shape."""
     if job.source:
         return job.source
-    return folder_model(merged if job.plan.reshaped else job.plan.base, job.proof.input, job.task)
+    base = merged if job.plan.reshaped else job.plan.base
+    plain = folder_model(base, job.proof.input, job.network.task)
+    return CachedDecoder(plain) if job.network.kv_cache else plain
 
 
 def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -> Report:
@@ -142,6 +150,7 @@ def prove_file(
 ) -> tuple[Check, ...]:
     """The torch models against each other, the file's static audit, and ONNX Runtime."""
     from lora_export.onnx_export.audit import audit
+    from lora_export.verification.generation import check_generation
     from lora_export.verification.runtime import run_model
 
     by_model = prove_model(job, source, merged)
@@ -153,9 +162,13 @@ def prove_file(
         return checks
     outputs = run_model(path, probes_for(job, source))
     checks = (*checks, tolerance.check("ONNX Runtime = merged", seen.merged, outputs))
-    if job.plan.coupled:
+    if not job.plan.coupled:
+        unmerged = tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs)
+        checks = (*checks, unmerged)
+    if not isinstance(source, CachedDecoder):
         return checks
-    return (*checks, tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs))
+    model = source.plain.load(merged, full={}, untied=job.plan.separated)
+    return (*checks, *check_generation(path, source, model, tolerance, job.proof.seed))
 
 
 def graph_facts(exported: Exported) -> dict[str, int | str]:

@@ -20,8 +20,8 @@ from lora_export.models.choose import (
     why_no_model,
     why_unloadable,
 )
+from lora_export.models.decoding import CachedDecoder
 from lora_export.models.inputs import parse_inputs
-from lora_export.models.tasks import check_task
 from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
 from lora_export.records import WrittenFile
 from lora_export.report.manifest import manifest
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from lora_export.api.network import Network
     from lora_export.models.source import ModelSource
     from lora_export.planning.request import AdapterOptions, Inputs, Request
     from lora_export.records import Check, Checkpoint, Facts, MergePlan
@@ -74,16 +75,14 @@ class ProofOptions:
 class Job:
     """A plan with what is needed to carry it out and to prove it.
 
-    source: the user's factory, or None where none is named. task: decides a folder's class, where
-    config.json is not to. kv_cache: the graph takes and gives the keys and values of what was said.
+    source: the user's factory, or None where none is named.
     """
 
     plan: MergePlan
     source: ModelSource | None
     proof: ProofOptions
     settings: AdapterOptions
-    task: str | None = None
-    kv_cache: bool = False
+    network: Network
 
     @property
     def allow_noop(self) -> bool:
@@ -104,39 +103,35 @@ def make_job(
     base: str | Path,
     adapters: Sequence[str | Path],
     *,
-    model: str | None,
+    network: Network,
     proof: ProofOptions | None,
     settings: AdapterOptions,
-    task: str | None = None,
 ) -> Job:
     """Read everything and plan; see planning.request.plan_request for what it raises."""
     request = make_request(base, adapters, settings)
     inputs = read_inputs(request)
-    return plan_job(request, inputs, model=model, task=task, proof=proof, settings=settings)
+    return plan_job(request, inputs, network=network, proof=proof, settings=settings)
 
 
 def plan_job(
     request: Request,
     inputs: Inputs,
     *,
-    model: str | None,
+    network: Network,
     proof: ProofOptions | None,
     settings: AdapterOptions,
-    task: str | None = None,
     recorded: Mapping[tuple[str, str], Facts] | None = None,
 ) -> Job:
     """Plan what was read; recorded: facts of an earlier manifest, by adapter's path and module.
 
     Raises:
-        UsageError: the task is unknown, or names a class beside the user's factory.
+        UsageError: see Network.check.
     """
     proof = proof or ProofOptions()
     proof.check()
-    check_task(task)
-    if task and model:
-        hint = "the factory says itself which class it builds: leave --task out"
-        raise UsageError("is for Hugging Face folders", where="--task", hint=hint)
-    source = factory_model(model, proof.input, proof.inputs)
+    network.check(proof.input)
+    task = network.task
+    source = factory_model(network.model, proof.input, proof.inputs)
     facts = source.facts() if source else None
     plan = plan_request(
         request,
@@ -149,7 +144,7 @@ def plan_job(
     )
     if source:
         plan = replace(plan, warnings=(*plan.warnings, *source.told()))
-    return Job(plan, source, proof, settings, task)
+    return Job(plan, source, proof, settings, network)
 
 
 def prove_checkpoint(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], tuple[str, ...]]:
@@ -213,12 +208,15 @@ def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof
 
 def probes_for(job: Job, source: ModelSource) -> list[dict[str, NDArray[Any]]]:
     """The user's own inputs from an .npz file, or seeded ones in the declared domain."""
+    from lora_export.verification.decoding_probes import decoding_probes
     from lora_export.verification.probes import load_probes, make_probes
 
     if job.proof.inputs:
         return load_probes(Path(job.proof.inputs), source.inputs)
     deltas = [delta for step in job.plan.steps() for delta in step.deltas]
     tokens = dict.fromkeys(token for delta in deltas for token in delta.indices)
+    if isinstance(source, CachedDecoder):
+        return decoding_probes(source, job.proof.seed, list(tokens))
     return make_probes(source.inputs, job.proof.seed, list(tokens))
 
 
@@ -229,11 +227,11 @@ def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]
     that its inputs are not known. A base that gives one is a witness like any other.
     """
     base = merged if job.plan.reshaped else job.plan.base
-    why = why_no_model(base, job.task) or _too_large(base)
+    why = why_no_model(base, job.network.task) or _too_large(base)
     if why:
         return (), why
     try:
-        source = folder_model(base, job.proof.input, job.task)
+        source = folder_model(base, job.proof.input, job.network.task)
         if not job.plan.reshaped:
             source.load(base, full=job.plan.new_tensors(), untied=())
     except UsageError as error:
@@ -294,7 +292,7 @@ def build_manifest(
 
 def given_options(job: Job) -> dict[str, Any]:
     """The settings that hold something, less the path of a file of facts; what graph was made."""
-    graph = {"task": job.task, "kv_cache": job.kv_cache or None}
+    graph = {k: v for k, v in job.network.given().items() if k != "model"}
     given = {**job.settings, **graph}
     return {k: v for k, v in given.items() if k != "hparams" and v not in (None, (), [])}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lora_export.api.exporting import merged_checkpoint, prove_file, traced_model
+from lora_export.api.network import Network
 from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
@@ -37,6 +38,7 @@ def verify(
     adapters: Sequence[str | Path] = (),
     model: str | None = None,
     task: str | None = None,
+    kv_cache: bool = False,
     opset: int | None = None,
     proof: ProofOptions | None = None,
     **settings: Unpack[AdapterOptions],
@@ -59,6 +61,7 @@ def verify(
         raise InputError("no such file or folder", where=str(path))
     if (base is None) != (not adapters):
         raise UsageError("--base and --adapter belong together: name both, or neither")
+    network = Network(model, task, kv_cache)
     recorded = read_manifest(path, hint=_WITHOUT)
     if base is None:
         if recorded is None:
@@ -69,10 +72,10 @@ def verify(
             )
         checks = check_outputs(path, recorded)
         refuse_failed(checks, str(path))
-        warnings = (*_unproven(recorded), *_unused(model, task, opset, proof, settings))
+        warnings = (*_unproven(recorded), *_unused(network, opset, proof, settings))
         return Report("verify", str(path), checks=checks, warnings=warnings)
     job, before, told = _job(
-        path, recorded, base, adapters, model=model, task=task, proof=proof, settings=settings
+        path, recorded, base, adapters, network=network, proof=proof, settings=settings
     )
     try:
         more, warnings = _again(path, job, opset)
@@ -94,14 +97,10 @@ def _unproven(recorded: Recorded) -> tuple[str, ...]:
 
 
 def _unused(
-    model: str | None,
-    task: str | None,
-    opset: int | None,
-    proof: ProofOptions,
-    settings: AdapterOptions,
+    network: Network, opset: int | None, proof: ProofOptions, settings: AdapterOptions
 ) -> tuple[str, ...]:
     """A warning for options that only count when everything is computed again."""
-    given = {**settings, "model": model, "task": task, "opset": opset}
+    given = {**settings, **network.given(), "opset": opset}
     names = [f"--{k.replace('_', '-')}" for k, v in given.items() if v not in (None, (), [])]
     names += proof.given()
     if not names:
@@ -115,8 +114,7 @@ def _job(
     base: str | Path,
     adapters: Sequence[str | Path],
     *,
-    model: str | None,
-    task: str | None,
+    network: Network,
     proof: ProofOptions | None,
     settings: AdapterOptions,
 ) -> tuple[Job, tuple[Check, ...], tuple[str, ...]]:
@@ -128,10 +126,10 @@ def _job(
     if recorded is None:
         request = make_request(base, adapters, settings)
         inputs = read_inputs(request)
-        job = plan_job(request, inputs, model=model, task=task, proof=proof, settings=settings)
+        job = plan_job(request, inputs, network=network, proof=proof, settings=settings)
         return job, (), ()
     said: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
-    inherited = None if task or model else recorded.task
+    network, inherited = _as_recorded(network, recorded)
     taken = {key: value for key, value in said.items() if settings.get(key) is None}
     settings = cast("AdapterOptions", {**settings, **taken})
     request = make_request(base, adapters, settings)
@@ -151,20 +149,24 @@ def _job(
         for (at, module), found in recorded.facts.items()
         if at == place
     }
-    job = plan_job(
-        request,
-        inputs,
-        model=model,
-        task=task or inherited,
-        proof=proof,
-        settings=settings,
-        recorded=facts,
-    )
-    taken["task"] = inherited
+    job = plan_job(request, inputs, network=network, proof=proof, settings=settings, recorded=facts)
+    taken.update(inherited)
     usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
     told = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
     words = f"{', '.join(told)}: taken from the manifest of what is verified"
     return job, checks, (words,) if told else ()
+
+
+def _as_recorded(network: Network, recorded: Recorded) -> tuple[Network, dict[str, Any]]:
+    """The network with what was recorded of its graph, and that part alone."""
+    if network.model:
+        return network, {}
+    inherited: dict[str, Any] = {}
+    if recorded.task and not network.task:
+        inherited["task"] = recorded.task
+    if recorded.kv_cache and not network.kv_cache:
+        inherited["kv_cache"] = True
+    return replace(network, **inherited), inherited
 
 
 def _again(path: Path, job: Job, opset: int | None) -> tuple[tuple[Check, ...], tuple[str, ...]]:

@@ -54,6 +54,7 @@ class Recorded:
     recipe: str
     options: Mapping[str, str]
     task: str | None
+    kv_cache: bool
     verified: bool | None
 
     def weighted(self, adapter: Adapter) -> Adapter:
@@ -107,6 +108,7 @@ def _read(path: Path) -> Recorded:
         recipe=top.get("recipe", str),
         options={key: options.get(key, str) for key in _OPTIONS if key in options},
         task=options.get("task", str) if "task" in options else None,
+        kv_cache=options.get("kv_cache", bool, default=False),
         verified=None if verification is None else top.table("verification").get("passed", bool),
     )
 

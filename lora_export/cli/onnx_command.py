@@ -11,11 +11,11 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
+    graph_options,
     model_options,
     option,
     output_options,
     proof_options,
-    task_option,
 )
 
 
@@ -27,7 +27,7 @@ from lora_export.cli.options import (
 )
 @adapter_options
 @model_options
-@task_option
+@graph_options
 @option("--opset", type=int, help="ONNX operator set (default: the exporter's own).")
 @option(
     "--verify/--no-verify",

@@ -104,10 +104,17 @@ model_options = together(
     option("--seed", type=int, default=0, show_default=True, help="Seed of the probes."),
 )
 
-task_option = option(
-    "--task",
-    metavar="NAME",
-    help="What the model does, e.g. text-classification, where config.json is not to decide.",
+graph_options = together(
+    option(
+        "--task",
+        metavar="NAME",
+        help="What the model does, e.g. text-classification, where config.json is not to decide.",
+    ),
+    option(
+        "--kv-cache",
+        is_flag=True,
+        help="A graph that generates text step by step: it takes and gives keys and values.",
+    ),
 )
 
 jobs_option = option(

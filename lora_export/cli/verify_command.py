@@ -13,11 +13,11 @@ from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
     given_only,
+    graph_options,
     model_options,
     option,
     output_options,
     proof_options,
-    task_option,
 )
 
 
@@ -30,7 +30,7 @@ from lora_export.cli.options import (
 )  # fmt: skip
 @adapter_options
 @model_options
-@task_option
+@graph_options
 @option("--opset", type=int, help="The operator set an .onnx was written in.")
 @output_options
 @click.pass_context

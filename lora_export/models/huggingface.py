@@ -65,37 +65,37 @@ class HuggingFaceModel:
                 hint="pip install 'lora-export[hf]', or name a factory with --model",
             )
         self._label = str(base.root)
-        self._class = _model_class(base, task)
+        self.model_class = _class_of(base, task)
         with quiet():
-            self._config = self._class.config_class.from_dict(dict(base.config))
+            self.config = self.model_class.config_class.from_dict(dict(base.config))
         self._given = inputs
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """--input, or what the architecture takes: token ids and masks, or pixel values."""
-        return self._given or usual_inputs(self._class, self._config, self._label)
+        return self._given or usual_inputs(self.model_class, self.config, self._label)
 
     def facts(self) -> ModelFacts:
         """Facts from the model built without weights."""
-        return read_facts(self._skeleton(), self._label)
+        return read_facts(self.skeleton(), self._label)
 
     @cached_property
     def names(self) -> NameTable | None:
         """Where the model has what a checkpoint calls otherwise; None before transformers 5."""
         with quiet():
-            return read_name_table(self._skeleton())
+            return read_name_table(self.skeleton())
 
-    def _skeleton(self) -> nn.Module:
+    def skeleton(self) -> nn.Module:
         """The model without weights."""
         import torch
 
         try:
             with quiet(), torch.device("meta"):
-                skeleton: nn.Module = self._class(self._config)
+                skeleton: nn.Module = self.model_class(self.config)
                 return skeleton
         except FAILURES as error:
             reason = " ".join(str(error).split())[:300]
-            message = f"transformers cannot build {self._class.__name__}: {reason}"
+            message = f"transformers cannot build {self.model_class.__name__}: {reason}"
             raise InputError(message, where=self._label) from error
 
     def load(
@@ -108,7 +108,7 @@ class HuggingFaceModel:
 
         try:
             with quiet():
-                model, info = self._class.from_pretrained(
+                model, info = self.model_class.from_pretrained(
                     checkpoint.root,
                     dtype=torch.float32,
                     local_files_only=True,
@@ -116,7 +116,7 @@ class HuggingFaceModel:
                 )
         except (*FAILURES, OSError) as error:
             reason = " ".join(str(error).split())[:300]
-            message = f"transformers cannot build {self._class.__name__}: {reason}"
+            message = f"transformers cannot build {self.model_class.__name__}: {reason}"
             raise InputError(message, where=str(checkpoint.root)) from error
         if hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("eager")  # the others have no kernels for float64
@@ -150,7 +150,7 @@ class HuggingFaceModel:
 
     def _spellings(self, name: str) -> list[str]:
         """The names under which from_pretrained places what a checkpoint calls `name`."""
-        prefix = f"{self._class.base_model_prefix}."
+        prefix = f"{self.model_class.base_model_prefix}."
         return [name, prefix + name, name.removeprefix(prefix)]
 
     def _runtime_name(self, name: str) -> str:
@@ -194,10 +194,10 @@ class HuggingFaceModel:
             raise InputError.of(problems)
 
     def _hint(self) -> str:
-        return f"is {self._class.__name__} the architecture of this checkpoint?"
+        return f"is {self.model_class.__name__} the architecture of this checkpoint?"
 
 
-def _model_class(base: Checkpoint, task: str | None) -> Any:  # noqa: ANN401 - transformers' own
+def _class_of(base: Checkpoint, task: str | None) -> Any:  # noqa: ANN401 - transformers' own
     import transformers
 
     architectures = base.config.get("architectures")

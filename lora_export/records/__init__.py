@@ -29,13 +29,23 @@ from lora_export.records.files import (
     TensorSpec,
 )
 from lora_export.records.plan import MergePlan, ShardPlan, Step, StepAction
-from lora_export.records.proof import Check, InputSpec, Span, WrittenFile, example_sizes, spans_of
+from lora_export.records.proof import (
+    SUM,
+    Check,
+    InputSpec,
+    Span,
+    WrittenFile,
+    example_sizes,
+    size_of,
+    spans_of,
+)
 from lora_export.records.runtime import NameTable, Place
 
 __all__ = [
     "DTYPE_BITS",
     "FLOAT_DTYPES",
     "HALF_DTYPES",
+    "SUM",
     "Adapter",
     "AdapterFile",
     "Card",
@@ -65,5 +75,6 @@ __all__ = [
     "Update",
     "WrittenFile",
     "example_sizes",
+    "size_of",
     "spans_of",
 ]

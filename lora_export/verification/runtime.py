@@ -46,15 +46,19 @@ def run_model(
         UsageError: a provider is not available here.
     """
     session = open_session(path, providers=providers, optimize=optimize, threads=threads)
+    return [run_session(session, path, probe) for probe in probes]
+
+
+def run_session(
+    session: onnxruntime.InferenceSession, path: Path, probe: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """One run of a session on the file `path`; arguments and errors as for `run_model`."""
     names = [output.name for output in session.get_outputs()]
-    results = []
-    for probe in probes:
-        try:
-            arrays = session.run(names, dict(probe))
-        except _failures() as error:
-            raise _refusal(path, error, "does not run in ONNX Runtime") from error
-        results.append(dict(zip(names, arrays, strict=True)))
-    return results
+    try:
+        arrays = session.run(names, dict(probe))
+    except _failures() as error:
+        raise _refusal(path, error, "does not run in ONNX Runtime") from error
+    return dict(zip(names, arrays, strict=True))
 
 
 def open_session(
