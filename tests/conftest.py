@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections import Counter
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+CAPTURES = "LORA_EXPORT_CAPTURE_CACHE"
+_numbers = count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,7 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """How fast examples are drawn says how busy the machine is, and nothing about the property."""
+    """How fast examples are drawn says how busy the machine is, and nothing about the property.
+
+    Nothing is kept in the user's own cache, whoever exports: fixtures and other processes too.
+    """
+    os.environ[CAPTURES] = tempfile.mkdtemp(prefix="lora-export-captures-")
     if find_spec("hypothesis") is None:
         return  # the pages are checked without what the other tests need
     from hypothesis import HealthCheck, settings
@@ -27,6 +36,18 @@ def pytest_configure() -> None:
     slow = [HealthCheck.too_slow]
     settings.register_profile("any machine", deadline=None, suppress_health_check=slow)
     settings.load_profile("any machine")
+
+
+def pytest_unconfigure() -> None:
+    """The captures of the run are of no further use."""
+    shutil.rmtree(os.environ.pop(CAPTURES, ""), ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_captures(monkeypatch) -> None:
+    """No test is given the graph of another, which may have planted a fault in it."""
+    folder = Path(os.environ[CAPTURES]) / f"test-{next(_numbers)}"
+    monkeypatch.setenv(CAPTURES, str(folder))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

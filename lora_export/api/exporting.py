@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lora_export.api.exporting_pair import (
+    export_pair,
+    graph_facts,
+    is_pair,
+    pair_facts,
+    prove_pair,
+    stored_twice,
+)
 from lora_export.api.network import Network
 from lora_export.api.proving import (
     build_manifest,
@@ -20,23 +28,27 @@ from lora_export.api.proving import (
 from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import staging
-from lora_export.checkpoint.side_files import manifest_beside
+from lora_export.checkpoint.side_files import MANIFEST_NAME, manifest_beside
 from lora_export.checkpoint.writer import write_bytes
+from lora_export.errors import UsageError
+from lora_export.models.answering import CachedPair
 from lora_export.models.choose import folder_model
 from lora_export.models.decoding import CachedDecoder
+from lora_export.onnx_export.captures import open_captures
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from typing_extensions import Unpack
 
     from lora_export.api.proving import Job, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.models.source import ModelSource
+    from lora_export.onnx_export.captures import Captures
     from lora_export.onnx_export.export import Exported
     from lora_export.planning.request import AdapterOptions
-    from lora_export.records import Check, Checkpoint
+    from lora_export.records import Check, Checkpoint, WrittenFile
 
 
 def export_onnx(
@@ -50,6 +62,8 @@ def export_onnx(
     opset: int | None = None,
     verify: bool = True,
     force: bool = False,
+    capture_cache: str | Path | None = None,
+    no_capture_cache: bool = False,
     proof: ProofOptions | None = None,
     **settings: Unpack[AdapterOptions],
 ) -> Report:
@@ -58,15 +72,20 @@ def export_onnx(
     Args:
         base: a folder, a weight file, or a shard index.
         adapters: loralib files; several are summed from the unmerged base.
-        output: the .onnx file; must not exist unless `force`.
+        output: the .onnx file, or with `kv_cache` of an encoder-decoder the folder of two; must
+            not exist unless `force`.
         model: the user's factory; without it `base` must be a Hugging Face folder (extra hf).
         task: the folder's model is of transformers' class for it ("text-classification", ...), and
             not of the class that config.json names.
         kv_cache: the graph of a decoder takes the keys and values of what was said so far, and
-            gives them with its own added: past_key_values.0.key, present.0.key, ...
+            gives them with its own added: past_key_values.0.key, present.0.key, ... Of an
+            encoder-decoder two graphs are made.
         opset: ONNX operator set; None takes the exporter's own.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         force: replace an earlier export at `output`.
+        capture_cache: the folder in which captured graphs of Hugging Face folders are kept; None
+            takes the usual one, see onnx_export.captures.
+        no_capture_cache: capture anew, and keep nothing.
         proof: how the models are run to be proven.
         settings: see planning.request.AdapterOptions.
 
@@ -81,11 +100,20 @@ def export_onnx(
     job = make_job(base, adapters, network=network, proof=proof, settings=settings)
     if not job.plan.reshaped:
         traced_model(job, job.plan.base)  # what cannot be built is refused before anything is done
+    captures = open_captures(capture_cache, off=no_capture_cache)
     target = Path(output)
-    beside = (manifest_beside(target),)
-    inputs = input_paths(job.plan)
-    with staging(target, force=force, inputs=inputs, kind="file", beside=beside) as stage:
-        report = _export_into(stage, job, opset=opset, verify=verify)
+    pair = is_pair(job)
+    if pair and target.suffix == ".onnx":
+        message = "--kv-cache of an encoder-decoder writes a folder of two files"
+        raise UsageError(message, where=str(target), hint=f"-o {target.with_suffix('')}")
+    with staging(
+        target,
+        force=force,
+        inputs=input_paths(job.plan),
+        kind="folder" if pair else "file",
+        beside=() if pair else (manifest_beside(target),),
+    ) as stage:
+        report = _export_into(stage, job, opset=opset, verify=verify, captures=captures)
     return replace(report, output=str(target))
 
 
@@ -95,12 +123,17 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
         return job.source
     base = merged if job.plan.reshaped else job.plan.base
     plain = folder_model(base, job.proof.input, job.network.task)
-    return CachedDecoder(plain) if job.network.kv_cache else plain
+    if job.network.task:
+        plain.refuse_headless([*base.tensors(), *job.plan.full_tensors()])
+    if not job.network.kv_cache:
+        return plain
+    return CachedPair(plain) if is_pair(job) else CachedDecoder(plain)
 
 
-def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -> Report:
+def _export_into(
+    stage: Staging, job: Job, *, opset: int | None, verify: bool, captures: Captures | None
+) -> Report:
     from lora_export.execution.digests import hash_files
-    from lora_export.onnx_export.export import export
     from lora_export.verification.proof import refuse_failed
 
     space = space_for(job.plan, stage.output)
@@ -113,25 +146,70 @@ def _export_into(stage: Staging, job: Job, *, opset: int | None, verify: bool) -
     if verify:
         checks, told = prove_weights(job, merged), ()
         refuse_failed(checks, str(stage.output))
-    exported = export(source, job.plan, merged, stage.path, opset=opset)
-    for file in exported.files[1:]:  # external data, named by its content
-        stage.announce(file.path)
+    made = _make(stage, job, source, merged, opset=opset, captures=captures)
     if verify:
-        checks = (*checks, *prove_file(stage.path, exported, job, source, merged))
+        checks = (*checks, *made.prove())
         refuse_failed(checks, str(stage.output))
     shutil.rmtree(work)
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
-    record = build_manifest(job, "onnx", exported.files, checks, digests)
-    written = write_bytes(stage.beside(manifest_beside(stage.output)), record)
+    record = build_manifest(job, "onnx", made.files, checks, digests)
+    written = write_bytes(_manifest_place(stage), record)
     stage.publish()
     return Report(
         "onnx",
         str(stage.output),
         job.plan,
         checks,
-        (*exported.files, written),
-        (*job.plan.warnings, *told),
-        {"graph": graph_facts(exported), **space.facts()},
+        (*made.files, written),
+        (*job.plan.warnings, *told, *made.warnings),
+        {**made.facts, **space.facts()},
+    )
+
+
+def _manifest_place(stage: Staging) -> Path:
+    if stage.kind == "folder":
+        return stage.path / MANIFEST_NAME
+    return stage.beside(manifest_beside(stage.output))
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was written, with what is to be told of it, and the proof of it."""
+
+    files: tuple[WrittenFile, ...]
+    warnings: tuple[str, ...]
+    facts: Mapping[str, Any]
+    prove: Callable[[], tuple[Check, ...]]
+
+
+def _make(
+    stage: Staging,
+    job: Job,
+    source: ModelSource,
+    merged: Checkpoint,
+    *,
+    opset: int | None,
+    captures: Captures | None,
+) -> _Made:
+    from lora_export.onnx_export.export import export
+
+    if isinstance(source, CachedPair):
+        parts, twice = export_pair(source, job, merged, stage.path, opset=opset, captures=captures)
+        told = [line for part in parts.values() for line in part.warnings]
+        return _Made(
+            tuple(file for part in parts.values() for file in part.files),
+            (*dict.fromkeys(told), *stored_twice(twice)),
+            {"graphs": pair_facts(parts), "stored_twice": twice},
+            lambda: prove_pair(stage.path, parts, job, source, merged),
+        )
+    exported = export(source, job.plan, merged, stage.path, opset=opset, captures=captures)
+    for file in exported.files[1:]:  # external data, named by its content
+        stage.announce(file.path)
+    return _Made(
+        exported.files,
+        exported.warnings,
+        {"graph": graph_facts(exported)},
+        lambda: prove_file(stage.path, exported, job, source, merged),
     )
 
 
@@ -153,9 +231,10 @@ def prove_file(
     from lora_export.verification.generation import check_generation
     from lora_export.verification.runtime import run_model
 
+    # Each of the three frees its weights before the next one takes its own.
     by_model = prove_model(job, source, merged)
     seen, tolerance = by_model.witnesses, by_model.tolerance
-    static = audit(path, expected=exported.weights, base=exported.topology, inputs=source.inputs)
+    static = audit(path, expected=exported.weights, base=exported.topology, inputs=exported.inputs)
     checks = (*by_model.checks, *static)
     readable = all(check.passed for check in static[:2])
     if not readable:
@@ -169,13 +248,3 @@ def prove_file(
         return checks
     model = source.plain.load(merged, full={}, untied=job.plan.separated)
     return (*checks, *check_generation(path, source, model, tolerance, job.proof.seed))
-
-
-def graph_facts(exported: Exported) -> dict[str, int | str]:
-    """The size and hash of the graph, which are the base's own: no overhead."""
-    topology = exported.topology
-    return {
-        "nodes": topology.nodes,
-        "initializers": topology.initializers,
-        "hash": topology.hash,
-    }

@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lora_export.api.exporting import merged_checkpoint, prove_file, traced_model
+from lora_export.api.exporting_pair import (
+    expect_pair,
+    graph_facts,
+    is_pair,
+    pair_facts,
+    prove_pair,
+)
 from lora_export.api.network import Network
 from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
+from lora_export.models.answering import CachedPair
+from lora_export.onnx_export.captures import open_captures
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.report.result import Report
 from lora_export.verification.manifest import check_inputs, check_outputs
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
 
     from lora_export.api.proving import Job
     from lora_export.checkpoint.recorded import Recorded
+    from lora_export.onnx_export.captures import Captures
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check
 
@@ -40,6 +50,8 @@ def verify(
     task: str | None = None,
     kv_cache: bool = False,
     opset: int | None = None,
+    capture_cache: str | Path | None = None,
+    no_capture_cache: bool = False,
     proof: ProofOptions | None = None,
     **settings: Unpack[AdapterOptions],
 ) -> Report:
@@ -48,6 +60,7 @@ def verify(
     Without `base` and `adapters` the files are held against the digests of the manifest. With
     them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
     weight, recipe, rename) are taken from the manifest, and told; what allows more is not.
+    capture_cache, no_capture_cache: see export_onnx.
 
     Raises:
         VerificationError: a check failed.
@@ -78,14 +91,15 @@ def verify(
         path, recorded, base, adapters, network=network, proof=proof, settings=settings
     )
     try:
-        more, warnings = _again(path, job, opset)
+        captures = open_captures(capture_cache, off=no_capture_cache)
+        more, warnings, facts = _again(path, job, opset, captures)
     except InputError:
         refuse_failed(before, str(path))  # the damage that the manifest shows says more
         raise
     checks = (*before, *more)
     refuse_failed(checks, str(path))
     warnings = (*told, *job.plan.warnings, *warnings)
-    return Report("verify", str(path), job.plan, checks, warnings=warnings)
+    return Report("verify", str(path), job.plan, checks, warnings=warnings, facts=facts)
 
 
 def _unproven(recorded: Recorded) -> tuple[str, ...]:
@@ -169,14 +183,22 @@ def _as_recorded(network: Network, recorded: Recorded) -> tuple[Network, dict[st
     return replace(network, **inherited), inherited
 
 
-def _again(path: Path, job: Job, opset: int | None) -> tuple[tuple[Check, ...], tuple[str, ...]]:
-    if path.suffix != ".onnx":
-        return prove_checkpoint(job, read_checkpoint(path))
-    from lora_export.onnx_export.export import export
+def _again(
+    path: Path, job: Job, opset: int | None, captures: Captures | None
+) -> tuple[tuple[Check, ...], tuple[str, ...], dict[str, Any]]:
+    """(checks, warnings, facts) of everything computed again."""
+    if path.suffix != ".onnx" and not is_pair(job):
+        return (*prove_checkpoint(job, read_checkpoint(path)), {})
+    from lora_export.onnx_export.export import expect
 
     with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
         merged = merged_checkpoint(job, Path(folder) / "merged")
         source = traced_model(job, merged)
         by_weights = prove_weights(job, merged)
-        exported = export(source, job.plan, merged, Path(folder) / "fresh.onnx", opset=opset)
-        return (*by_weights, *prove_file(path, exported, job, source, merged)), ()
+        if isinstance(source, CachedPair):
+            parts = expect_pair(source, job, merged, opset=opset, captures=captures)
+            checks = (*by_weights, *prove_pair(path, parts, job, source, merged))
+            return checks, (), {"graphs": pair_facts(parts)}
+        exported = expect(source, job.plan, merged, opset=opset, captures=captures)
+        checks = (*by_weights, *prove_file(path, exported, job, source, merged))
+        return checks, exported.warnings, {"graph": graph_facts(exported)}

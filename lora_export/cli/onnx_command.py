@@ -11,6 +11,7 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
+    capture_options,
     graph_options,
     model_options,
     option,
@@ -23,12 +24,17 @@ from lora_export.cli.options import (
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The .onnx to write."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The .onnx to write (a folder, where it is two).",
 )
 @adapter_options
 @model_options
 @graph_options
 @option("--opset", type=int, help="ONNX operator set (default: the exporter's own).")
+@capture_options
 @option(
     "--verify/--no-verify",
     default=True,

@@ -117,6 +117,15 @@ graph_options = together(
     ),
 )
 
+capture_options = together(
+    option(
+        "--capture-cache",
+        type=click.Path(path_type=Path),
+        help="Where captured graphs of Hugging Face folders are kept (default: the user's cache).",
+    ),
+    option("--no-capture-cache", is_flag=True, help="Capture the graph anew, and keep it nowhere."),
+)
+
 jobs_option = option(
     "--jobs", type=click.IntRange(min=1), help="Threads (default: one a processor)."
 )

@@ -12,6 +12,7 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
+    capture_options,
     given_only,
     graph_options,
     model_options,
@@ -32,6 +33,7 @@ from lora_export.cli.options import (
 @model_options
 @graph_options
 @option("--opset", type=int, help="The operator set an .onnx was written in.")
+@capture_options
 @output_options
 @click.pass_context
 def command(context: click.Context, /, **values: Any) -> None:  # noqa: ANN401

@@ -82,15 +82,39 @@ class FactoryModel:
         return read_facts(self._build(), self.target)
 
     def load(
-        self, checkpoint: Checkpoint, *, full: Mapping[str, TensorRef], untied: Sequence[str]
+        self,
+        checkpoint: Checkpoint,
+        *,
+        full: Mapping[str, TensorRef],
+        untied: Sequence[str],
+        dtype: str = "float32",
     ) -> nn.Module:
         """See source.ModelSource.load."""
+        model = self.blank(checkpoint, untied=untied, dtype=dtype)
+        load_strictly(model, {**checkpoint.tensors(), **full}, self.target)
+        return model
+
+    def blank(
+        self,
+        checkpoint: Checkpoint,  # noqa: ARG002 - the factory alone decides
+        *,
+        untied: Sequence[str],
+        dtype: str = "float32",
+    ) -> nn.Module:
+        """See source.ModelSource.blank: as the factory built it, with the weights it drew.
+
+        They are not replaced by cheaper ones: an alias that the user's code has of a weight would
+        then be lost, and no longer be known for what it is.
+        """
+        import torch
+
         model = self._build()
         remove_factors(model)
         untie(model, untied)
-        model.float().eval().requires_grad_(requires_grad=False)
-        load_strictly(model, {**checkpoint.tensors(), **full}, self.target)
-        return model
+        return model.to(getattr(torch, dtype)).eval().requires_grad_(requires_grad=False)
+
+    def identity(self, checkpoint: Checkpoint) -> None:
+        """See source.ModelSource.identity: the user's code may read whatever it likes."""
 
     def load_live(self, plan: MergePlan) -> nn.Module | None:
         """See source.ModelSource.load_live; None unless every update has its own module."""

@@ -5,15 +5,18 @@ transformers is used to build a model for tracing and for forward checks, never 
 
 from __future__ import annotations
 
+import re
+from copy import deepcopy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, MissingExtraError, UsageError
+from lora_export.models.blank import blank_state, without_notes
 from lora_export.models.calling import FAILURES
 from lora_export.models.loralib_modules import read_facts
 from lora_export.models.name_table import read_name_table
 from lora_export.models.quiet import quiet
-from lora_export.models.state import untie
+from lora_export.models.state import same_values, untie
 from lora_export.models.tasks import class_for
 from lora_export.models.usual_inputs import usual_inputs
 from lora_export.planning.misfit import transformers_installed
@@ -22,6 +25,7 @@ from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import nn
 
@@ -99,30 +103,18 @@ class HuggingFaceModel:
             raise InputError(message, where=self._label) from error
 
     def load(
-        self, checkpoint: Checkpoint, *, full: Mapping[str, TensorRef], untied: Sequence[str]
+        self,
+        checkpoint: Checkpoint,
+        *,
+        full: Mapping[str, TensorRef],
+        untied: Sequence[str],
+        dtype: str = "float32",
     ) -> nn.Module:
         """See source.ModelSource.load."""
-        import torch
-
         from lora_export.checkpoint.tensors import read_tensor
 
-        try:
-            with quiet():
-                model, info = self.model_class.from_pretrained(
-                    checkpoint.root,
-                    dtype=torch.float32,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        except (*FAILURES, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
-            message = f"transformers cannot build {self.model_class.__name__}: {reason}"
-            raise InputError(message, where=str(checkpoint.root)) from error
-        if hasattr(model, "set_experts_implementation"):
-            model.set_experts_implementation("eager")  # the others have no kernels for float64
-        own = [self._own_name(model, name) for name in untied]
-        untie(model, [name for name in own if self._is_tied(model, name)])
-        model.eval().requires_grad_(requires_grad=False)
+        model, info = self._from_pretrained(checkpoint, checkpoint.root, dtype)
+        self._make_ready(model, untied)
         names = BaseNames(model.state_dict())
         targets = {name: self._state_name(names, name) for name in full}
         self._refuse_homeless(targets)
@@ -130,8 +122,94 @@ class HuggingFaceModel:
         state = model.state_dict()
         for name, ref in full.items():
             state[targets[name] or name].copy_(read_tensor(ref))
-        loaded: nn.Module = model
-        return loaded
+        return model
+
+    def blank(
+        self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"
+    ) -> nn.Module:
+        """See source.ModelSource.blank: built as `load` does, of weights that cost no memory."""
+        skeleton = self.skeleton()
+        state = blank_state(skeleton, dtype, but_for=self._apart(checkpoint, skeleton))
+        settings = {"config": deepcopy(self.config), "state_dict": state}
+        model, _ = self._from_pretrained(checkpoint, None, dtype, **settings)
+        self._make_ready(model, untied)
+        return model
+
+    def identity(self, checkpoint: Checkpoint) -> dict[str, object]:
+        """See source.ModelSource.identity: class, configuration, and which ties are none."""
+        return {
+            "class": f"{self.model_class.__module__}.{self.model_class.__qualname__}",
+            "config": without_notes(checkpoint.config),
+            "apart": sorted(self._apart(checkpoint, self.skeleton())),
+        }
+
+    def refuse_headless(self, stored: Sequence[str]) -> None:
+        """Refuse a class that has weights of which none of the tensors `stored` is one.
+
+        `load` does so as well; this needs no weights, and no traced graph.
+
+        Raises:
+            InputError: with every such weight.
+        """
+        skeleton = self.skeleton()
+        names = BaseNames(skeleton.state_dict())
+        homes = {names.tensor(spelling) for name in stored for spelling in self._spellings(name)}
+        if self.names and not homes.issuperset(skeleton.state_dict()):
+            homes |= {place.name for place in self.names.places(stored).values()}
+        for group in read_facts(skeleton, self._label).ties:
+            homes.update(group if homes.intersection(group) else ())
+        ignored = getattr(skeleton, "_keys_to_ignore_on_load_missing", None) or ()
+        lacking = [
+            n
+            for n in sorted(skeleton.state_dict().keys() - homes)
+            if not any(re.search(pattern, n) for pattern in ignored)
+        ]
+        self._refuse_incomplete({"missing_keys": lacking, "mismatched_keys": ()}, {})
+
+    def _apart(self, checkpoint: Checkpoint, skeleton: nn.Module) -> set[str]:
+        """Tied parameters for which the checkpoint has values of their own: there is no tie."""
+        state = skeleton.state_dict()
+        names, groups = BaseNames(state), read_facts(skeleton, self._label).ties
+        shapes = {tuple(state[name].shape) for group in groups for name in group}
+        stored = {
+            self._state_name(names, name): ref
+            for name, ref in checkpoint.tensors().items()
+            if groups and ref.spec.shape in shapes
+        }
+        found = [[name for name in group if name in stored] for group in groups]
+        return {
+            other
+            for first, *others in filter(None, found)
+            for other in others
+            if not same_values(stored[first], stored[other])
+        }
+
+    def _from_pretrained(
+        self, checkpoint: Checkpoint, root: Path | None, dtype: str, **settings: object
+    ) -> tuple[nn.Module, Mapping[str, Any]]:
+        import torch
+
+        try:
+            with quiet():
+                model, info = self.model_class.from_pretrained(
+                    root,
+                    dtype=getattr(torch, dtype),
+                    local_files_only=True,
+                    output_loading_info=True,
+                    **settings,
+                )
+        except (*FAILURES, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            message = f"transformers cannot build {self.model_class.__name__}: {reason}"
+            raise InputError(message, where=str(checkpoint.root)) from error
+        return model, info
+
+    def _make_ready(self, model: Any, untied: Sequence[str]) -> None:  # noqa: ANN401
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")  # the others have no kernels for float64
+        own = [self._own_name(model, name) for name in untied]
+        untie(model, [name for name in own if self._is_tied(model, name)])
+        model.eval().requires_grad_(requires_grad=False)
 
     def load_live(self, plan: MergePlan) -> nn.Module | None:  # noqa: ARG002
         """None: transformers' models hold no loralib modules."""

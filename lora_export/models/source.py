@@ -27,9 +27,14 @@ class ModelSource(Protocol):
         """What the model tells about a loralib checkpoint."""
 
     def load(
-        self, checkpoint: Checkpoint, *, full: Mapping[str, TensorRef], untied: Sequence[str]
+        self,
+        checkpoint: Checkpoint,
+        *,
+        full: Mapping[str, TensorRef],
+        untied: Sequence[str],
+        dtype: str = "float32",
     ) -> nn.Module:
-        """A float32 model in eval mode, without low-rank modules, with the checkpoint's weights.
+        """A model in eval mode, without low-rank modules, with the checkpoint's weights in `dtype`.
 
         full: tensors (by base name) that go over the checkpoint's. untied: parameters to separate
         from the tensor they share first.
@@ -37,6 +42,23 @@ class ModelSource(Protocol):
         Raises:
             FitError: checkpoint and model do not hold the same tensors, or `full` has no place.
             InputError: no model can be built of the checkpoint.
+        """
+
+    def blank(
+        self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"
+    ) -> nn.Module:
+        """The model that `load` gives, with any weights in place of the checkpoint's: to trace it.
+
+        What is no weight (buffers that follow from the configuration) has its true values.
+
+        Raises:
+            InputError: no model can be built of the checkpoint.
+        """
+
+    def identity(self, checkpoint: Checkpoint) -> Mapping[str, object] | None:
+        """All that decides the graph of `blank` beside library versions, as JSON can hold it.
+
+        None where nobody can know.
         """
 
     def load_live(self, plan: MergePlan) -> nn.Module | None:

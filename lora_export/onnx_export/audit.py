@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ PARAMETER_SIZE = 1024
 def audit(
     path: Path,
     *,
-    expected: Mapping[str, Tensor | NDArray[Any]],
+    expected: Callable[[], Mapping[str, Tensor | NDArray[Any]]],
     base: Topology,
     inputs: Sequence[InputSpec],
 ) -> tuple[Check, ...]:
@@ -39,8 +38,9 @@ def audit(
 
     Args:
         path: the `.onnx` file, external data beside it.
-        expected: for EVERY bound parameter and buffer its value, bit for bit: merged where the
-            adapter changes it, the base's elsewhere. Dtypes as stored in the file.
+        expected: gives for EVERY bound parameter and buffer its value, bit for bit: merged where
+            the adapter changes it, the base's elsewhere. Dtypes as stored in the file. Called when
+            the values are needed; the file's own are read one tensor at a time.
         base: `describe` of the captured base.
         inputs: as declared; named dimensions must be symbolic in the file, under these names.
 
@@ -52,16 +52,17 @@ def audit(
     checks = [external_check, _well_formed(path)] if external_check.passed else [external_check]
     if not all(check.passed for check in checks):
         return tuple(checks)
-    model = external.load(path)
+    model = external.parse(path)
     try:
         bindings = read_bindings(model)
     except InputError as error:
         return (*checks, external.count_check("bindings", [error.problems[0].message]))
+    external.bring_in(model, path, but={one.initializer for one in bindings.parameters.values()})
+    wanted = expected()
     return (
         *checks,
-        external.count_check("bindings", _unbound(model, bindings, expected)),
-        _bit_equal(model, bindings, expected),
-        external.count_check("no NaN or infinity", _not_finite(model, bindings)),
+        external.count_check("bindings", _unbound(model, bindings, wanted)),
+        *_values(path, model, bindings, wanted),
         external.count_check("no unexplained weights", _unexplained(model, bindings)),
         external.count_check("same graph as the base", _graph_differences(model, base)),
         external.count_check("dynamic dimensions", _dimension_differences(model, inputs)),
@@ -97,23 +98,42 @@ def _unbound(
     ]
 
 
-def _bit_equal(
+def _values(
+    path: Path,
     model: onnx.ModelProto,
     bindings: Bindings,
     expected: Mapping[str, Tensor | NDArray[Any]],
-) -> Check:
-    """Compare every bound initializer; `worst` is the number of elements whose bits differ."""
-    arrays = _arrays(model)
-    total, first = 0.0, ""
+) -> tuple[Check, Check]:
+    """Read every bound initializer: are its bits the expected ones, and is it finite.
+
+    `worst` of the first is the number of elements whose bits differ. Buffers may hold infinities,
+    as masks do.
+    """
+    slots = {tensor.name: tensor for tensor in model.graph.initializer}
+    total, first, faults = 0.0, "", []
     for name, binding in bindings.parameters.items():
-        if name not in expected or binding.initializer not in arrays:
+        if binding.initializer not in slots:
             continue
-        count = _different(binding.apply, as_array(expected[name]), arrays[binding.initializer]())
+        stored = external.read_array(path, slots[binding.initializer])
+        if binding.kind == "parameter" and not _is_finite(stored):
+            faults.append(f"{name}: holds a NaN or an infinity")
+        if name not in expected:
+            continue
+        count = _different(binding.apply, as_array(expected[name]), stored)
         total += count
         if count and not first:
             first = f"{name}: {count:.0f} elements of {binding.initializer!r} differ"
-    return Check("every weight bit-equal", passed=not total, worst=total, tolerance=0.0,
-                 where=first.partition(":")[0], detail=first)  # fmt: skip
+    equal = Check("every weight bit-equal", passed=not total, worst=total, tolerance=0.0,
+                  where=first.partition(":")[0], detail=first)  # fmt: skip
+    return equal, external.count_check("no NaN or infinity", faults)
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    import numpy as np
+
+    if array.dtype.kind not in "fV":
+        return True
+    return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
 
 
 def _different(
@@ -130,36 +150,13 @@ def _different(
         return inf
     if value.shape != stored.shape or value.dtype != stored.dtype:
         return inf
-    if value.tobytes() == stored.tobytes():
-        return 0.0
     width = value.dtype.itemsize
-    left = np.frombuffer(value.tobytes(), np.uint8).reshape(-1, width)
-    right = np.frombuffer(stored.tobytes(), np.uint8).reshape(-1, width)
-    return float(np.count_nonzero((left != right).any(axis=1)))
-
-
-def _arrays(model: onnx.ModelProto) -> dict[str, Callable[[], NDArray[Any]]]:
-    """Readers of the initializers by name: one array at a time is in memory twice, not all."""
-    from onnx import numpy_helper
-
-    return {
-        tensor.name: partial(numpy_helper.to_array, tensor) for tensor in model.graph.initializer
-    }
-
-
-def _not_finite(model: onnx.ModelProto, bindings: Bindings) -> list[str]:
-    """Parameters that hold a NaN or an infinity; buffers may, as masks do."""
-    import numpy as np
-
-    arrays = _arrays(model)
-    faults = []
-    for name, binding in bindings.parameters.items():
-        if binding.kind != "parameter" or binding.initializer not in arrays:
-            continue
-        array = arrays[binding.initializer]()
-        if array.dtype.kind in "fV" and not np.isfinite(array.astype(np.float32)).all():
-            faults.append(f"{name}: holds a NaN or an infinity")
-    return faults
+    left = value.reshape(-1).view(np.uint8)
+    right = np.asarray(stored, order="C").reshape(-1).view(np.uint8)
+    if np.array_equal(left, right):
+        return 0.0
+    differing = left.reshape(-1, width) != right.reshape(-1, width)
+    return float(np.count_nonzero(differing.any(axis=1)))
 
 
 def _unexplained(model: onnx.ModelProto, bindings: Bindings) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_export.errors import FitError, InputError
@@ -123,35 +124,93 @@ def _binding(entry: Mapping[str, Any]) -> Binding:
     return Binding(str(entry["initializer"]), perm, entry["kind"])
 
 
-def apply_weights(model: onnx.ModelProto, tensors: Mapping[str, Tensor | NDArray[Any]]) -> None:
-    """Put new values into the graph, in place; initializers not named keep theirs.
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An initializer and the tensor that goes into it, or None where it has its data already.
+
+    size: bytes of the data. The data is made when it is asked for, for one tensor at a time.
+    """
+
+    slot: onnx.TensorProto
+    binding: Binding
+    tensor: Tensor | NDArray[Any] | None
+    size: int
+
+    def data(self) -> NDArray[np.uint8]:
+        """The initializer's bytes."""
+        import numpy as np
+
+        if self.tensor is None:
+            return np.frombuffer(_own_data(self.slot), np.uint8)
+        return self.binding.apply(as_array(self.tensor)).reshape(-1).view(np.uint8)
+
+
+def place_weights(
+    graph: onnx.ModelProto, tensors: Mapping[str, Tensor | NDArray[Any]]
+) -> dict[str, Placed]:
+    """Find the tensor of every initializer, by initializer, in the graph's order.
 
     Args:
-        model: a captured model with its initializers in memory.
+        graph: a captured graph, in which what is bound may hold no data.
         tensors: parameter or buffer name -> value, of the parameter's own shape and of the
-            initializer's dtype. Names in `read_bindings(model).unused` have no place in the graph.
+            initializer's dtype. Names in `read_bindings(graph).unused` have no place in the graph.
 
     Raises:
-        FitError: a name has no binding, a shape or dtype differs, or two names that share one
-            initializer (tied) are given different values. All faults are told at once, and then
-            nothing has been changed.
-        InputError: the model has no usable bindings.
+        FitError: a name has no binding, a shape or dtype differs, two names that share one
+            initializer (tied) are given different values, or an initializer is left without data.
+            All faults are told at once.
+        InputError: the graph has tensors, and no usable bindings for them.
     """
-    bindings = read_bindings(model)
-    slots = {tensor.name: tensor for tensor in model.graph.initializer}
-    ready: dict[str, bytes] = {}
+    bindings = read_bindings(graph) if tensors or _hollow(graph) else Bindings({})
+    slots = {slot.name: slot for slot in graph.graph.initializer}
+    placed: dict[str, Placed] = {}
     problems = []
     for name, tensor in tensors.items():
         found = _prepare(bindings, slots, name, tensor)
         if isinstance(found, Problem):
             problems.append(found)
-        elif ready.setdefault(found[0], found[1]) != found[1]:
+        elif not _same_bits(placed.setdefault(found.slot.name, found), found):
             hint = "untie the model before it is captured"
             problems.append(Problem("differs from the tensor it is tied to", name, hint))
+    owners = {binding.initializer: name for name, binding in bindings.parameters.items()}
+    problems += [
+        Problem("is held by the graph, and no value is given for it", owners.get(name, name))
+        for name in _hollow(graph)
+        if name not in placed and owners.get(name) not in tensors
+    ]
     if problems:
         raise FitError.of(problems)
-    for initializer, data in ready.items():
-        _store(slots[initializer], data)
+    return {
+        name: placed.get(name) or Placed(slot, Binding(name), None, len(_own_data(slot)))
+        for name, slot in slots.items()
+    }
+
+
+def _hollow(graph: onnx.ModelProto) -> list[str]:
+    """The initializers of which the graph holds dtype and shape, and no data."""
+    described = {"name", "dims", "data_type", "doc_string", "metadata_props"}
+    return [
+        slot.name
+        for slot in graph.graph.initializer
+        if prod(slot.dims) and described.issuperset(field.name for field, _ in slot.ListFields())
+    ]
+
+
+def _own_data(slot: onnx.TensorProto) -> bytes:
+    """The bytes of a tensor that lies in the graph itself."""
+    from onnx import numpy_helper
+
+    return slot.raw_data or numpy_helper.to_array(slot).tobytes()
+
+
+def _same_bits(left: Placed, right: Placed) -> bool:
+    import numpy as np
+
+    if left is right:
+        return True
+    first, second = left.data(), right.data()
+    same_memory = first.ctypes.data == second.ctypes.data  # two names of one tensor
+    return first.size == second.size and (same_memory or np.array_equal(first, second))
 
 
 def _prepare(
@@ -159,8 +218,8 @@ def _prepare(
     slots: Mapping[str, onnx.TensorProto],
     name: str,
     tensor: Tensor | NDArray[Any],
-) -> tuple[str, bytes] | Problem:
-    """The initializer of a parameter and its new bytes, or why there are none."""
+) -> Placed | Problem:
+    """The initializer of a parameter with what goes into it, or why there is none."""
     binding = bindings.parameters.get(name)
     if name in bindings.unused:
         return Problem(
@@ -170,22 +229,24 @@ def _prepare(
         )
     if binding is None or binding.initializer not in slots:
         return Problem("is bound to no initializer of the graph", name)
-    array, slot = as_array(tensor), slots[binding.initializer]
-    value = binding.apply(array) if len(binding.perm) in {0, array.ndim} else array
-    if value.shape != tuple(slot.dims) or value.dtype != element_dtype(slot):
+    slot, dtype, shape = slots[binding.initializer], _dtype(tensor), tuple(tensor.shape)
+    placed = shape
+    if len(binding.perm) == len(shape):
+        placed = tuple(shape[axis] for axis in binding.perm)
+    if placed != tuple(slot.dims) or dtype != element_dtype(slot):
         return Problem(
-            f"is {array.dtype}{list(array.shape)}, the graph holds {element_dtype(slot)}"
+            f"is {dtype}{list(shape)}, the graph holds {element_dtype(slot)}"
             f"{list(slot.dims)} in {binding.initializer!r}",
             name,
         )
-    return binding.initializer, value.tobytes()
+    return Placed(slot, binding, tensor, prod(shape) * dtype.itemsize)
 
 
-def _store(slot: onnx.TensorProto, data: bytes) -> None:
-    name, kind, dims = slot.name, slot.data_type, list(slot.dims)
-    slot.Clear()
-    slot.name, slot.data_type, slot.raw_data = name, kind, data
-    slot.dims.extend(dims)
+def _dtype(tensor: Tensor | NDArray[Any]) -> np.dtype[Any]:
+    """The dtype that `as_array` gives, without a look at the values."""
+    import numpy as np
+
+    return tensor.dtype if isinstance(tensor, np.ndarray) else as_array(tensor.new_empty(0)).dtype
 
 
 def element_dtype(tensor: onnx.TensorProto) -> np.dtype[Any]:

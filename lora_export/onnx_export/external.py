@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError
 from lora_export.onnx_export.bindings import element_dtype
 from lora_export.records import Check
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
     from pathlib import Path
 
     import onnx
+    from numpy.typing import NDArray
 
 NAME = "external data"
 
@@ -30,21 +31,30 @@ class Range:
     length: int
 
 
-def load(path: Path) -> onnx.ModelProto:
-    """The model with all its tensors in memory.
+def bring_in(model: onnx.ModelProto, path: Path, *, but: Container[str]) -> None:
+    """Read the external tensors of the checked file `path` into its model, but those in `but`."""
+    for tensor in _external(model):
+        if tensor.name not in but:
+            data = read_array(path, tensor).tobytes()
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = data
 
-    Raises:
-        InputError: the file or its external data cannot be trusted; nothing outside the file's
-            folder is opened.
-    """
-    from onnx import external_data_helper
 
-    result = check(path)
-    if not result.passed:
-        raise InputError(result.detail, where=str(path))
-    model = _parse(path)
-    external_data_helper.load_external_data_for_model(model, str(path.parent))
-    return model
+def read_array(path: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
+    """The values of one tensor of the checked file `path`, wherever they lie."""
+    from onnx import TensorProto, numpy_helper
+
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    import numpy as np
+
+    one = _range(tensor)
+    file = path.parent / one.location
+    data = np.fromfile(file, np.uint8, one.length, offset=one.offset)
+    if data.size != one.length:  # it was checked a moment ago
+        raise InputError(f"is {one.length - data.size} bytes too short by now", where=str(file))
+    return data.view(element_dtype(tensor)).reshape(tuple(tensor.dims))
 
 
 def count_check(name: str, faults: Sequence[str]) -> Check:
@@ -65,7 +75,7 @@ def check(path: Path) -> Check:
     `worst` counts faults, of which the detail shows the first three.
     """
     try:
-        model = _parse(path)
+        model = parse(path)
         ranges = [_range(tensor) for tensor in _external(model)]
     except InputError as error:
         problem = error.problems[0]
@@ -75,7 +85,12 @@ def check(path: Path) -> Check:
     return count_check(NAME, faults)
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def parse(path: Path) -> onnx.ModelProto:
+    """The model as its file has it, external data left where it is.
+
+    Raises:
+        InputError: the file is no ONNX model.
+    """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.errors import InputError
-from lora_export.onnx_export.bindings import Binding, Bindings, as_array
+from lora_export.onnx_export.bindings import Binding, Bindings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,17 +117,35 @@ def rename(value: onnx_ir.Value, name: str) -> None:
 
 
 def transposed(value: onnx_ir.Value, perm: tuple[int, ...], name: str) -> onnx_ir.Value:
-    """A new initializer holding `value`'s tensor with permuted axes, and saying so."""
+    """A new initializer for `value`'s tensor with permuted axes, saying so, without data."""
     import onnx_ir
 
     held = value.const_value
     if held is None:
         raise InputError("has no value in the traced graph", where=str(value.name))
-    tensor = _torch_tensor(held)
-    array = as_array(held.numpy() if tensor is None else tensor)
-    result = onnx_ir.Tensor(Binding(name, perm).apply(array), name=name)
-    new = onnx_ir.Value(name=name, type=value.type, shape=onnx_ir.Shape(result.shape.dims),
-                        const_value=result)  # fmt: skip
+    shape = tuple(held.shape.numpy()[axis] for axis in perm)
+    new = onnx_ir.Value(name=name, type=value.type, shape=onnx_ir.Shape(shape),
+                        const_value=_hollow(name, held.dtype, shape))  # fmt: skip
     new.metadata_props[SOURCE_KEY] = str(value.name)
     new.metadata_props[PERM_KEY] = ",".join(map(str, perm))
     return new
+
+
+def empty(traced: onnx_ir.Model, bindings: Bindings) -> None:
+    """Take the data out of every bound initializer; dtype and shape stay. In place."""
+    bound = {binding.initializer for binding in bindings.parameters.values()}
+    for name, value in traced.graph.initializers.items():
+        held = value.const_value
+        if name in bound and held is not None:
+            value.const_value = _hollow(name, held.dtype, tuple(held.shape.numpy()))
+
+
+def _hollow(
+    name: str, dtype: onnx_ir.DataType, shape: tuple[int, ...]
+) -> onnx_ir.TensorProtoTensor:
+    import onnx
+    import onnx_ir
+
+    return onnx_ir.serde.TensorProtoTensor(
+        onnx.TensorProto(name=name, data_type=int(dtype), dims=shape)
+    )

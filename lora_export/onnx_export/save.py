@@ -1,4 +1,8 @@
-"""Writes an ONNX model so that the same model gives the same bytes, whatever its size."""
+"""Writes a graph and its weights so that the same model gives the same bytes, whatever its size.
+
+The weights go from where they are into the file one at a time; there is never a second copy of them
+all.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,20 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from lora_export.errors import OutputError, StorageError
+from lora_export.onnx_export import wire
+from lora_export.onnx_export.bindings import place_weights
 from lora_export.records import WrittenFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
     from pathlib import Path
+    from typing import Any, BinaryIO
 
     import onnx
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from lora_export.onnx_export.bindings import Placed
 
 GIBIBYTE = 1 << 30
 # protobuf refuses messages from 2 GiB on; the graph itself needs room too.
@@ -23,97 +34,153 @@ MINIMUM = 1024
 
 
 def save_model(
-    model: onnx.ModelProto, path: Path, *, external_threshold: int = GIBIBYTE
+    graph: onnx.ModelProto,
+    path: Path,
+    weights: Mapping[str, Tensor | NDArray[Any]],
+    *,
+    external_threshold: int = GIBIBYTE,
 ) -> tuple[WrittenFile, ...]:
-    """Write the model to `path`, which must not exist yet; the model is not changed.
+    """Write the graph with its weights to `path`, which must not exist yet.
 
     Args:
-        model: with all weights in memory.
+        graph: as captured: what is bound holds no data. It is not changed.
         path: the `.onnx` file, in a staging folder.
-        external_threshold: bytes of weights from which they go into a file of their own beside
+        weights: parameter or buffer name -> value, of the parameter's own shape and of the
+            initializer's dtype; every bound name. Tied names may all be given.
+        external_threshold: bytes of tensors from which they go into a file of their own beside
             it, called `<stem>-<8 hex digits of its SHA-256>.onnx.data`.
 
     Returns:
         the files written, paths relative to `path`'s folder, the model first.
 
     Raises:
+        FitError: the weights do not fit the graph, see bindings.place_weights; nothing is written.
+        InputError: the graph has no usable bindings.
         OutputError: a file of that name exists.
         StorageError: the system refused to write.
     """
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    placed = place_weights(graph, weights)
+    size = sum(one.size for one in placed.values())
     try:
         if size < min(external_threshold, MESSAGE_LIMIT):
-            return (_write(path, model),)
-        light, data = _write_data(model, path)
-        return (_write(path, light), data)
+            return (_write(path, graph, placed, {}),)
+        places, data = _write_data(path, placed)
+        return (_write(path, graph, placed, places), data)
     except FileExistsError as error:
         raise OutputError("exists already", where=str(error.filename)) from error
     except OSError as error:
         raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
 
 
-def _write(path: Path, model: onnx.ModelProto) -> WrittenFile:
-    data = model.SerializeToString(deterministic=True)
+class _Sink:
+    """A new file, whose digest and size are taken while it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def send(self, data: bytes | memoryview) -> None:
+        self.file.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+
+    def written(self, name: str) -> WrittenFile:
+        return WrittenFile(name, self.digest.hexdigest(), self.size)
+
+
+def _write(
+    path: Path,
+    model: onnx.ModelProto,
+    placed: Mapping[str, Placed],
+    places: Mapping[str, onnx.TensorProto],
+) -> WrittenFile:
+    """Write the model: the tensors in `places` as these references, the others with their data.
+
+    The bytes are those of protobuf's own deterministic serialiser.
+    """
+    graph_head, graph_tail = wire.around(model.graph, "initializer")
+    head, tail = wire.around(model, "graph")
+    tensors = [_Tensor(places.get(name), one) for name, one in placed.items()]
+    length = len(graph_head) + sum(one.size for one in tensors) + len(graph_tail)
     with path.open("xb") as file:
-        file.write(data)
-    return WrittenFile(path.name, hashlib.sha256(data).hexdigest(), len(data))
+        sink = _Sink(file)
+        sink.send(head + wire.field_head(wire.number(type(model), "graph"), length) + graph_head)
+        for tensor in tensors:
+            tensor.send(sink)
+        sink.send(graph_tail + tail)
+    return sink.written(path.name)
 
 
-def _write_data(model: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, WrittenFile]:
-    """Write the weights' file and return the model without them, pointing there."""
+class _Tensor:
+    """An initializer as a field of the graph, the data of a weight not yet read."""
+
+    def __init__(self, reference: onnx.TensorProto | None, placed: Placed) -> None:
+        import onnx
+
+        self.weight = placed if reference is None and placed.tensor is not None else None
+        if self.weight is None:
+            head = (reference or placed.slot).SerializeToString(deterministic=True)
+        else:
+            raw = wire.number(onnx.TensorProto, "raw_data")
+            head = _bare(placed.slot).SerializeToString(deterministic=True)
+            head += wire.field_head(raw, placed.size)
+        inner = len(head) + (placed.size if self.weight else 0)
+        self.head = wire.field_head(wire.number(onnx.GraphProto, "initializer"), inner) + head
+        self.size = len(self.head) - len(head) + inner
+
+    def send(self, sink: _Sink) -> None:
+        sink.send(self.head)
+        if self.weight is not None:
+            sink.send(self.weight.data().data)
+
+
+def _write_data(
+    path: Path, placed: Mapping[str, Placed]
+) -> tuple[dict[str, onnx.TensorProto], WrittenFile]:
+    """Write the weights' file; (references by initializer, the file)."""
     temporary = path.with_name(f"{path.stem}.onnx.data.part")
-    digest, position = hashlib.sha256(), 0
-    places: dict[str, tuple[int, int]] = {}
+    offsets: dict[str, int] = {}
     with temporary.open("xb") as file:
-        for tensor in _large(model):
-            data = tensor.raw_data
-            gap = b"\0" * (-position % ALIGNMENT)
-            for piece in (gap, data):
-                file.write(piece)
-                digest.update(piece)
-            places[tensor.name] = (position + len(gap), len(data))
-            position += len(gap) + len(data)
-    name = f"{path.stem}-{digest.hexdigest()[:8]}.onnx.data"
-    temporary.rename(path.with_name(name))
-    return _pointing(model, name, places), WrittenFile(name, digest.hexdigest(), position)
+        sink = _Sink(file)
+        for name, one in placed.items():
+            if one.size >= MINIMUM:
+                sink.send(b"\0" * (-sink.size % ALIGNMENT))
+                offsets[name] = sink.size
+                sink.send(one.data().data)
+    location = f"{path.stem}-{sink.digest.hexdigest()[:8]}.onnx.data"
+    temporary.rename(path.with_name(location))
+    references = {n: _reference(placed[n], location, offset) for n, offset in offsets.items()}
+    return references, sink.written(location)
 
 
-def _large(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    return (tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= MINIMUM)
+def _reference(placed: Placed, location: str, offset: int) -> onnx.TensorProto:
+    new = _bare(placed.slot)
+    new.data_location = new.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", placed.size)):
+        new.external_data.add(key=key, value=str(value))
+    return new
 
 
-def _pointing(
-    model: onnx.ModelProto, location: str, places: dict[str, tuple[int, int]]
-) -> onnx.ModelProto:
-    """A copy of the model whose tensors in `places` lie in the file `location`.
+def _bare(slot: onnx.TensorProto) -> onnx.TensorProto:
+    """Name, dtype and shape."""
+    import onnx
 
-    Built field by field: a plain copy would hold all weights a second time.
+    return onnx.TensorProto(name=slot.name, data_type=slot.data_type, dims=slot.dims)
+
+
+def written_opset(path: Path) -> int:
+    """The operator set that a written file declares, read back from its disk.
+
+    Raises:
+        ValueError, google.protobuf.message.DecodeError: the file is no ONNX model.
     """
     import onnx
 
-    light = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            _copy_field(light, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            _copy_field(light.graph, field.name, value)
-    for tensor in model.graph.initializer:
-        new = light.graph.initializer.add()
-        if tensor.name not in places:
-            new.CopyFrom(tensor)
-            continue
-        new.name, new.data_type = tensor.name, tensor.data_type
-        new.dims.extend(tensor.dims)
-        new.data_location = onnx.TensorProto.EXTERNAL
-        offset, length = places[tensor.name]
-        for key, value in (("location", location), ("offset", offset), ("length", length)):
-            new.external_data.add(key=key, value=str(value))
-    return light
+    with path.open("rb") as file:
+        return opset_of(wire.without(file, onnx.ModelProto, "graph"))
 
 
-def _copy_field(target: onnx.ModelProto | onnx.GraphProto, name: str, value: object) -> None:
-    if isinstance(value, (int, float, str, bytes)):
-        setattr(target, name, value)
-    else:
-        getattr(target, name).MergeFrom(value)
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operator set that a model declares; 0 where it has none."""
+    from lora_export.onnx_export.topology import ONNX_DOMAINS
+
+    return next((one.version for one in model.opset_import if one.domain in ONNX_DOMAINS), 0)

@@ -13,6 +13,7 @@ from lora_export.models.calling import FAILURES, bind_call, call_model, name_out
 from lora_export.models.quiet import quiet
 from lora_export.onnx_export import dimensions, parameters, passes
 from lora_export.onnx_export.bindings import write_bindings
+from lora_export.onnx_export.save import opset_of
 from lora_export.records import example_sizes, size_of
 
 if TYPE_CHECKING:
@@ -36,13 +37,15 @@ def capture(
     output_names: Sequence[str] | None = None,
     opset: int | None = None,
 ) -> onnx.ModelProto:
-    """Trace the model into an ONNX graph with its weights and the table of their bindings.
+    """Trace the model into an ONNX graph without its weights, with the table of their bindings.
 
+    What is bound has dtype and shape in the graph, and no data: `save.save_model` puts it in.
     transformers' own exporter is used for its models where it is installed and able, else
     torch.onnx.export(dynamo=True). The graph is the same for any values of the weights.
 
     Args:
-        model: in eval mode, on CPU. It is not changed.
+        model: in eval mode, on CPU, in any floating dtype. It is not changed. Its weights are never
+            read, but by one call of the model.
         inputs: names, dtypes and dimensions; named dimensions are dynamic in the graph, under
             their names, and equal names must mean equal sizes.
         output_names: names for the outputs in order; default: the names `calling.name_outputs`
@@ -289,10 +292,11 @@ def _to_proto(
 
     bindings = parameters.bind(model, traced)
     passes.strip_traces_of_the_run(traced)
+    parameters.empty(traced, bindings)
     proto = onnx_ir.serde.serialize_model(traced)
     write_bindings(proto, bindings)
     dimensions.check(proto, inputs)
-    written = next(entry.version for entry in proto.opset_import if entry.domain in {"", "ai.onnx"})
+    written = opset_of(proto)
     if opset is not None and written != opset:
         wanted = f"{written} or newer" if opset < written else f"{written}"
         raise UsageError(

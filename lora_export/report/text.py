@@ -19,6 +19,9 @@ _SHOWN = 8
 _NAMED = 3
 
 
+_KEPT = "\n  captured by an earlier run (--no-capture-cache captures it anew)"
+
+
 def report_text(report: Report, *, verbose: bool) -> str:
     """The whole summary; with `verbose` every module is listed, else the first few."""
     parts = []
@@ -27,10 +30,12 @@ def report_text(report: Report, *, verbose: bool) -> str:
         parts.append(plan_text(report.plan, verbose=verbose, with_edits=folder))
     if report.checks:
         parts.append(checks_text(report.checks, verbose=verbose))
-    if graph := report.facts.get("graph"):
+    single = {"the graph": report.facts["graph"]} if report.facts.get("graph") else {}
+    for name, graph in (single or report.facts.get("graphs") or {}).items():
         parts.append(
-            f"zero overhead: the graph is the base's own, {graph['nodes']} nodes, "
+            f"zero overhead: {name} is the base's own, {graph['nodes']} nodes, "
             f"{graph['initializers']} initializers, hash {graph['hash'][:12]}"
+            f"{_KEPT if graph.get('capture') == 'cached' else ''}"
         )
     if found := report.facts.get("found"):
         parts.append(found_text(found, verbose=verbose))

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_export.models.caches import PAST, PRESENT
 from lora_export.models.calling import call_model, user_code
-from lora_export.models.decoding import PAST, PRESENT
 from lora_export.models.quiet import quiet
 from lora_export.records import Check
 from lora_export.verification.decoding_probes import positions_of
 from lora_export.verification.runtime import open_session, run_session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -91,14 +91,15 @@ def check_generation(
     decoder, count = Decoder(path, source), new_tokens(source)
     texts = [_text(decoder, model, prompt, count) for prompt in make_prompts(source, seed)]
     return (
-        _near("prompt = plain model", tolerance, [text.prompt_logits for text in texts]),
-        _near("each step with a past = plain model", tolerance, [t.step_logits for t in texts]),
-        _same_tokens(texts, next(o.allowed for o in tolerance.outputs if o.output == LOGITS)),
+        near("prompt = plain model", tolerance, [text.prompt_logits for text in texts]),
+        near("each step with a past = plain model", tolerance, [t.step_logits for t in texts]),
+        same_tokens([(t.step_logits[1], t.tokens) for t in texts], allowed_logits(tolerance)),
     )
 
 
 def _text(decoder: Decoder, model: nn.Module, prompt: Prompt, count: int) -> Text:
-    tokens = _generated(model, prompt, count)
+    feed = {"input_ids": prompt.ids, "attention_mask": prompt.mask}
+    tokens = generated(model, feed, count)[:, prompt.width :]
     first, steps = _follow(decoder, prompt, tokens)
     whole = prompt.longer(tokens.shape[1], tokens)
     plain = _logits(model, whole.ids, whole.mask, positioned=decoder.positioned)
@@ -107,14 +108,20 @@ def _text(decoder: Decoder, model: nn.Module, prompt: Prompt, count: int) -> Tex
     return Text((plain[:, : prompt.width][real], first[real]), (plain[:, before:-1], steps), tokens)
 
 
-def _near(name: str, tolerance: Tolerance, pairs: Sequence[tuple[Array, Array]]) -> Check:
+def allowed_logits(tolerance: Tolerance) -> float:
+    """How far two logits may be apart."""
+    return next(one.allowed for one in tolerance.outputs if one.output == LOGITS)
+
+
+def near(name: str, tolerance: Tolerance, pairs: Sequence[tuple[Array, Array]]) -> Check:
+    """Hold logits against each other, given in pairs of (expected, actual)."""
     expected, actual = zip(*pairs, strict=True)
     runs = [[{LOGITS: array} for array in side] for side in (expected, actual)]
     return tolerance.check(name, *runs)
 
 
-def _same_tokens(texts: Sequence[Text], allowed: float) -> Check:
-    """Whether the graph chooses what `generate` did.
+def same_tokens(texts: Sequence[tuple[Array, Array]], allowed: float) -> Check:
+    """Whether the graph chooses what `generate` did: texts of (its logits, generate's tokens).
 
     A choice between two that lie closer than the tolerance is chance in either; it is told.
     """
@@ -122,15 +129,14 @@ def _same_tokens(texts: Sequence[Text], allowed: float) -> Check:
 
     wrong: list[str] = []
     close: list[str] = []
-    for number, text in enumerate(texts):
-        logits = text.step_logits[1]
+    for number, (logits, tokens) in enumerate(texts):
         chosen = logits.argmax(axis=-1)
-        for row, place in zip(*np.nonzero(chosen != text.tokens), strict=True):
-            mine, theirs = chosen[row, place], text.tokens[row, place]
+        for row, place in zip(*np.nonzero(chosen != tokens), strict=True):
+            mine, theirs = chosen[row, place], tokens[row, place]
             gap = float(logits[row, place, mine] - logits[row, place, theirs])
             what = f"text {number}, row {row}, token {place}: {mine} instead of {theirs}"
             (close if gap <= allowed else wrong).append(what)
-    total = sum(text.tokens.size for text in texts)
+    total = sum(tokens.size for _, tokens in texts)
     chance = f"; {len(close)} of them a choice between equals within the tolerance" if close else ""
     return Check(
         "generates as model.generate",
@@ -194,24 +200,33 @@ class Decoder:
         return outputs["logits"]
 
 
-def _generated(model: Any, prompt: Prompt, count: int) -> Array:  # noqa: ANN401 - transformers'
-    """What `generate` adds to the prompt: the likeliest token each time, and no end."""
+def generated(model: Any, feed: Mapping[str, Array], count: int, start: int = 0) -> Array:  # noqa: ANN401
+    """What transformers' `generate` makes of inputs: the likeliest token each time, and no end.
+
+    start: the first token of a decoder beside an encoder. Returns all tokens, as `generate` does.
+
+    Raises:
+        UsageError: the model does not generate.
+    """
     import torch
     import transformers
 
     settings: Any = transformers.GenerationConfig
+    # Of the mixin: Whisper's own splits a sound into pieces, and forces tokens.
+    generate: Any = transformers.GenerationMixin.generate
     own = model.generation_config
     model.generation_config = settings(
-        do_sample=False, num_beams=1, max_new_tokens=count, pad_token_id=0, use_cache=True
-    )
-    ids, mask = torch.from_numpy(prompt.ids), torch.from_numpy(prompt.mask)
+        do_sample=False, num_beams=1, max_new_tokens=count, pad_token_id=0, use_cache=True,
+        decoder_start_token_id=start,
+    )  # fmt: skip
+    tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
     try:
         with quiet(), user_code("the merged model does not generate:"):
-            tokens = model.generate(ids, attention_mask=mask)
+            tokens = generate(model, **tensors)
     finally:
         model.generation_config = own
-    added: Array = tokens[:, prompt.width :].numpy()
-    return added
+    found: Array = tokens.numpy()
+    return found
 
 
 def _logits(model: nn.Module, ids: Array, mask: Array, *, positioned: bool) -> Array:

@@ -125,5 +125,9 @@ def plant_in_file(monkeypatch, case, fault):
 
     base, merged = load_file(case / "base.safetensors"), load_file(case / "good.safetensors")
     wrong = FAULTS[fault](base, merged)
-    right = export.apply_weights
-    monkeypatch.setattr(export, "apply_weights", lambda graph, w: right(graph, {**w, **wrong}))
+    right = export.save_model
+
+    def faulty(graph, path, weights):
+        return right(graph, path, {**weights, **wrong})
+
+    monkeypatch.setattr(export, "save_model", faulty)

@@ -13,7 +13,8 @@ from torch import nn
 
 from lora_export.models.calling import call_model
 from lora_export.models.inputs import parse_inputs
-from lora_export.onnx_export.bindings import read_bindings
+from lora_export.onnx_export.bindings import place_weights, read_bindings
+from lora_export.onnx_export.save import save_model
 from lora_export.onnx_export.trace import capture
 from lora_export.verification.probes import make_probes
 
@@ -122,7 +123,7 @@ def build(name: str, seed: int = 0) -> nn.Module:
 
 @dataclass
 class Captured:
-    """A model with its graph; `proto()` is a fresh copy."""
+    """A model with its graph; `graph()` and `proto()` are fresh copies."""
 
     name: str
     model: nn.Module
@@ -130,10 +131,15 @@ class Captured:
     data: bytes
     printed: str = ""
 
-    def proto(self) -> Any:
+    def graph(self) -> Any:
+        """The graph as captured, without weights."""
         import onnx
 
         return onnx.ModelProto.FromString(self.data)
+
+    def proto(self, model: nn.Module | None = None) -> Any:
+        """The graph with the weights of `model` (default: the captured one) in memory."""
+        return fill(self.graph(), self.weights(model))
 
     @property
     def output_names(self):
@@ -142,13 +148,26 @@ class Captured:
     def weights(self, model: nn.Module | None = None) -> dict[str, np.ndarray]:
         """The bound weights of `model` (default: the captured one) by name."""
         state = (model or self.model).state_dict()
-        return {name: state[name].numpy() for name in read_bindings(self.proto()).parameters}
+        return {name: state[name].numpy() for name in read_bindings(self.graph()).parameters}
 
     def probes(self):
         return make_probes(self.specs, seed=1)
 
     def expected(self, model: nn.Module | None = None):
         return [run_torch(model or self.model, probe) for probe in self.probes()]
+
+
+def weights_of(model: nn.Module, graph: Any) -> dict[str, torch.Tensor]:
+    """The weights of a model that its graph has a place for."""
+    unused = read_bindings(graph).unused
+    return {name: value for name, value in model.state_dict().items() if name not in unused}
+
+
+def fill(graph: Any, weights: Any) -> Any:
+    """Put weights into a graph in memory, as `save_model` puts them into a file; in place."""
+    for placed in place_weights(graph, weights).values():
+        placed.slot.raw_data = placed.data().tobytes()
+    return graph
 
 
 def run_torch(model, probe):
@@ -166,6 +185,15 @@ class Zoo:
 
     build = staticmethod(build)
     run_torch = staticmethod(run_torch)
+    weights_of = staticmethod(weights_of)
+    fill = staticmethod(fill)
+
+    @staticmethod
+    def save(model, specs, path, **settings):
+        """Capture a model and write it with its own weights; the graph is returned."""
+        graph = capture(model, specs, **settings)
+        save_model(graph, path, weights_of(model, graph))
+        return graph
 
     @staticmethod
     def specs(name):

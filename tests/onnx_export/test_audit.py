@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from lora_export.onnx_export import external
 from lora_export.onnx_export.audit import audit
-from lora_export.onnx_export.bindings import KEY, apply_weights, read_bindings
+from lora_export.onnx_export.bindings import KEY, read_bindings
 from lora_export.onnx_export.save import save_model
 from lora_export.onnx_export.topology import describe
 from lora_export.verification.runtime import run_model
@@ -21,9 +21,7 @@ from lora_export.verification.tolerance import derive
 def merged(zoo):
     """The captured net with the weights of another model in place of its own."""
     case, model = zoo.captured("net"), zoo.build("net", seed=11)
-    proto = case.proto()
-    apply_weights(proto, case.weights(model))
-    return case, model, proto
+    return case, model, case.proto(model)
 
 
 def copy(proto):
@@ -33,7 +31,7 @@ def copy(proto):
 def failed(path, case, model):
     checks = audit(
         path,
-        expected=case.weights(model),
+        expected=lambda: case.weights(model),
         base=describe(case.proto()),
         inputs=case.specs,
     )
@@ -45,9 +43,8 @@ def failed(path, case, model):
 @pytest.mark.parametrize("name", ["net", "gpt", "bert", "roberta", "llama", "gpt2"])
 def test_a_right_file_passes(zoo, tmp_path, name, threshold):
     case, model = zoo.captured(name), zoo.build(name, seed=11)
-    proto = case.proto()
-    apply_weights(proto, case.weights(model))
-    save_model(proto, tmp_path / "model.onnx", external_threshold=threshold)
+    path, weights = tmp_path / "model.onnx", case.weights(model)
+    save_model(case.graph(), path, weights, external_threshold=threshold)
     assert failed(tmp_path / "model.onnx", case, model) == set()
 
 
@@ -241,7 +238,7 @@ def linked_data(folder, data):
 )
 def test_faults_of_external_data_are_found(merged, tmp_path, fault, names):
     case, model, proto = merged
-    _, data = save_model(proto, tmp_path / "model.onnx", external_threshold=1000)
+    _, data = save_model(proto, tmp_path / "model.onnx", {}, external_threshold=1000)
     fault(tmp_path, tmp_path / data.path)
     assert failed(tmp_path / "model.onnx", case, model) == names
 
@@ -263,7 +260,7 @@ def test_faults_of_external_data_are_found(merged, tmp_path, fault, names):
 def test_references_that_cannot_be_trusted_are_refused(merged, tmp_path, key, value, match):
     _, _, proto = merged
     path = tmp_path / "model.onnx"
-    save_model(proto, path, external_threshold=1000)
+    save_model(proto, path, {}, external_threshold=1000)
     light = onnx.load(str(path), load_external_data=False)
     slot = [one for one in light.graph.initializer if one.external_data][1]
     next(entry for entry in slot.external_data if entry.key == key).value = value
@@ -271,8 +268,6 @@ def test_references_that_cannot_be_trusted_are_refused(merged, tmp_path, key, va
     check = external.check(path)
     assert not check.passed
     assert match in check.detail
-    with pytest.raises(external.InputError, match=match):
-        external.load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xff\xff", b"PK\x03\x04 zip"])
@@ -285,10 +280,10 @@ def test_a_file_that_is_no_onnx_fails_the_audit(merged, tmp_path, content):
 
 def test_every_bound_weight_must_be_expected(merged, tmp_path):
     case, model, proto = merged
-    save_model(proto, tmp_path / "model.onnx")
+    save_model(proto, tmp_path / "model.onnx", {})
     expected = case.weights(model)
     last = expected.pop("last.weight")
-    checks = audit(tmp_path / "model.onnx", expected={**expected, "more": last},
+    checks = audit(tmp_path / "model.onnx", expected=lambda: {**expected, "more": last},
                    base=describe(case.proto()), inputs=case.specs)  # fmt: skip
     [check] = [check for check in checks if not check.passed]
     assert (check.name, check.worst) == ("bindings", 2.0)
@@ -297,13 +292,13 @@ def test_every_bound_weight_must_be_expected(merged, tmp_path):
 
 def test_torch_tensors_and_bfloat16_are_compared_by_bits(merged, tmp_path):
     case, model, proto = merged
-    save_model(proto, tmp_path / "model.onnx")
+    save_model(proto, tmp_path / "model.onnx", {})
     state = {name: torch.from_numpy(value) for name, value in case.weights(model).items()}
     base = describe(case.proto())
-    assert all(one.passed for one in audit(tmp_path / "model.onnx", expected=state, base=base,
-                                           inputs=case.specs))  # fmt: skip
+    checks = audit(tmp_path / "model.onnx", expected=lambda: state, base=base, inputs=case.specs)
+    assert all(one.passed for one in checks)
     state["last.bias"] = state["last.bias"].bfloat16()
-    checks = audit(tmp_path / "model.onnx", expected=state, base=base, inputs=case.specs)
+    checks = audit(tmp_path / "model.onnx", expected=lambda: state, base=base, inputs=case.specs)
     [check] = [check for check in checks if not check.passed]
     assert (check.worst, check.where) == (float("inf"), "last.bias")
 
@@ -312,8 +307,8 @@ def test_the_number_of_differing_elements_is_told(merged, tmp_path):
     case, model, proto = merged
     faulty = copy(proto)
     row_zeroed(faulty)
-    save_model(faulty, tmp_path / "model.onnx")
-    checks = audit(tmp_path / "model.onnx", expected=case.weights(model),
+    save_model(faulty, tmp_path / "model.onnx", {})
+    checks = audit(tmp_path / "model.onnx", expected=lambda: case.weights(model),
                    base=describe(case.proto()), inputs=case.specs)  # fmt: skip
     [check] = [check for check in checks if not check.passed]
     assert (check.worst, check.where) == (40.0, "last.weight")
@@ -322,7 +317,7 @@ def test_the_number_of_differing_elements_is_told(merged, tmp_path):
 def test_a_copied_folder_still_passes(merged, tmp_path):
     case, model, proto = merged
     (tmp_path / "one").mkdir()
-    save_model(proto, tmp_path / "one" / "model.onnx", external_threshold=1000)
+    save_model(proto, tmp_path / "one" / "model.onnx", {}, external_threshold=1000)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     assert failed(tmp_path / "two" / "model.onnx", case, model) == set()
-    assert read_bindings(external.load(tmp_path / "two" / "model.onnx")).unused
+    assert read_bindings(onnx.load(tmp_path / "two" / "model.onnx")).unused

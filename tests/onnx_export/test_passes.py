@@ -8,7 +8,7 @@ import torch
 
 from lora_export.models.quiet import quiet
 from lora_export.onnx_export import passes
-from lora_export.onnx_export.bindings import apply_weights, read_bindings
+from lora_export.onnx_export.bindings import read_bindings
 from lora_export.onnx_export.save import save_model
 from lora_export.onnx_export.topology import describe
 from lora_export.onnx_export.trace import capture
@@ -101,11 +101,10 @@ def test_without_onnxscripts_private_passes_the_plain_graph_serves(
     monkeypatch.delattr("onnxscript.optimizer._constant_folding")
     assert passes._passes() is None
     case = zoo.captured(name)
-    proto = capture(case.model, case.specs)
-    assert len(proto.graph.node) > len(case.proto().graph.node)
+    graph = capture(case.model, case.specs)
+    assert len(graph.graph.node) > len(case.proto().graph.node)
     other = zoo.build(name, seed=3)
-    apply_weights(proto, case.weights(other))
-    save_model(proto, tmp_path / "model.onnx")
+    save_model(graph, tmp_path / "model.onnx", zoo.weights_of(other, graph))
     actual = run_model(tmp_path / "model.onnx", case.probes())
     for left, right in zip(case.expected(other), actual, strict=True):
         assert distance(left, right).worst < 5e-6

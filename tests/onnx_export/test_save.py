@@ -8,18 +8,19 @@ import sys
 import onnx
 import pytest
 import torch
+from google.protobuf.message import DecodeError
 
 from lora_export.errors import OutputError, StorageError
 from lora_export.models.inputs import parse_inputs
 from lora_export.onnx_export import external
-from lora_export.onnx_export.save import save_model
+from lora_export.onnx_export.save import opset_of, save_model, written_opset
 from lora_export.onnx_export.trace import capture
 from lora_export.verification.compare import distance
 from lora_export.verification.runtime import run_model
 
 
 def test_a_small_model_is_one_file(zoo, tmp_path):
-    [written] = save_model(zoo.captured("net").proto(), tmp_path / "model.onnx")
+    [written] = save_model(zoo.captured("net").proto(), tmp_path / "model.onnx", {})
     data = (tmp_path / "model.onnx").read_bytes()
     assert (written.path, written.size) == ("model.onnx", len(data))
     assert written.sha256 == hashlib.sha256(data).hexdigest()
@@ -28,9 +29,10 @@ def test_a_small_model_is_one_file(zoo, tmp_path):
 
 def test_large_weights_go_beside_the_model_under_a_name_made_of_their_content(zoo, tmp_path):
     case = zoo.captured("gpt")
-    proto = case.proto()
-    model, data = save_model(proto, tmp_path / "model.onnx", external_threshold=1000)
-    assert proto.SerializeToString() == case.data
+    proto, graph = case.proto(), case.graph()
+    path, weights = tmp_path / "model.onnx", zoo.weights_of(case.model, graph)
+    model, data = save_model(graph, path, weights, external_threshold=1000)
+    assert graph.SerializeToString() == case.data
     assert data.path == f"model-{data.sha256[:8]}.onnx.data"
     for written in (model, data):
         content = (tmp_path / written.path).read_bytes()
@@ -42,7 +44,7 @@ def test_large_weights_go_beside_the_model_under_a_name_made_of_their_content(zo
     actual = run_model(tmp_path / "model.onnx", case.probes())
     for left, right in zip(case.expected(), actual, strict=True):
         assert distance(left, right).worst < 5e-6
-    loaded = external.load(tmp_path / "model.onnx")
+    loaded = onnx.load(tmp_path / "model.onnx")
     stored = {one.name: one.raw_data for one in loaded.graph.initializer}
     assert stored == {one.name: one.raw_data for one in proto.graph.initializer}
 
@@ -52,11 +54,29 @@ def test_the_same_model_gives_the_same_bytes(zoo, tmp_path, threshold):
     written = []
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
-        proto = zoo.captured("bert").proto()
-        written.append(
-            save_model(proto, tmp_path / place / "model.onnx", external_threshold=threshold)
-        )
+        case, path = zoo.captured("bert"), tmp_path / place / "model.onnx"
+        weights = case.weights()
+        written.append(save_model(case.graph(), path, weights, external_threshold=threshold))
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("name", ["net", "gpt", "bert"])
+def test_a_streamed_file_has_the_bytes_of_protobufs_own_serialiser(zoo, tmp_path, name):
+    case = zoo.captured(name)
+    save_model(case.graph(), tmp_path / "model.onnx", case.weights())
+    expected = case.proto().SerializeToString(deterministic=True)
+    assert (tmp_path / "model.onnx").read_bytes() == expected
+
+
+def test_the_opset_is_read_back_without_the_graph(zoo, tmp_path):
+    case, path = zoo.captured("net"), tmp_path / "model.onnx"
+    save_model(case.graph(), path, case.weights())
+    assert written_opset(path) == opset_of(case.graph()) == 20
+    content = path.read_bytes()
+    for damage in (content[:-1], content[:40], b"\x0f" + content, b"\xff" * 12):
+        path.write_bytes(damage)
+        with pytest.raises((ValueError, DecodeError)):
+            written_opset(path)
 
 
 def digest():
@@ -86,11 +106,11 @@ def test_an_existing_file_is_not_overwritten(zoo, tmp_path, threshold):
     (tmp_path / "model.onnx").write_text("mine")
     with pytest.raises(OutputError, match="exists already"):
         save_model(
-            zoo.captured("net").proto(), tmp_path / "model.onnx", external_threshold=threshold
+            zoo.captured("net").proto(), tmp_path / "model.onnx", {}, external_threshold=threshold
         )
     assert (tmp_path / "model.onnx").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_written_is_told(zoo, tmp_path):
     with pytest.raises(StorageError, match="cannot be written"):
-        save_model(zoo.captured("net").proto(), tmp_path / "missing" / "model.onnx")
+        save_model(zoo.captured("net").proto(), tmp_path / "missing" / "model.onnx", {})

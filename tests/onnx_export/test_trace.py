@@ -24,7 +24,7 @@ MODELS = ("net", "gpt", "bert", "roberta", "llama", "gpt2")
 @pytest.mark.parametrize("name", MODELS)
 def test_the_graph_computes_what_the_model_does_on_sizes_not_traced(zoo, tmp_path, name):
     case = zoo.captured(name)
-    save_model(case.proto(), tmp_path / "model.onnx")
+    save_model(case.proto(), tmp_path / "model.onnx", {})
     outputs = run_model(tmp_path / "model.onnx", case.probes())
     assert [tuple(one) for one in outputs] == [case.output_names] * 2
     for expected, actual in zip(case.expected(), outputs, strict=True):
@@ -73,7 +73,7 @@ def test_capturing_does_not_change_the_model(zoo, name):
 def test_without_transformers_exporter_torchs_own_is_used(zoo, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers.exporters.exporter_onnx", None)
     model, specs = zoo.build("gpt2"), zoo.specs("gpt2")
-    save_model(capture(model, specs), tmp_path / "model.onnx")
+    zoo.save(model, specs, tmp_path / "model.onnx")
     for probe in make_probes(specs, 3):
         [actual] = run_model(tmp_path / "model.onnx", [probe])
         assert distance(zoo.run_torch(model, probe), actual).worst < 5e-6
@@ -106,9 +106,8 @@ class Returns(nn.Module):
 )
 def test_outputs_are_named_after_what_the_model_returns(zoo, tmp_path, make, names):
     model, specs = Returns(make).eval(), parse_inputs(["x=float32[batch,4]"])
-    proto = capture(model, specs)
+    proto = zoo.save(model, specs, tmp_path / "model.onnx")
     assert [value.name for value in proto.graph.output] == names
-    save_model(proto, tmp_path / "model.onnx")
     [probe, _] = make_probes(specs, 0)
     [actual] = run_model(tmp_path / "model.onnx", [probe])
     assert distance(zoo.run_torch(model, probe), actual).worst < 1e-6

@@ -1,0 +1,172 @@
+"""Captures kept on disk, by what decides them: the graph of a base serves every adapter of it.
+
+Only models whose making is known from end to end are kept: those of a Hugging Face folder. A user's
+factory may read the environment, files or a clock, and no key could say so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_export.errors import InputError
+from lora_export.onnx_export.bindings import read_bindings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx
+
+    from lora_export.records import InputSpec
+
+VARIABLE = "LORA_EXPORT_CAPTURE_CACHE"
+MAGIC = b"lora-export capture 1\n"
+SUFFIX = ".capture"
+ENTRIES = 64
+ABANDONED = 3600.0
+"""Seconds after which an unfinished entry is nobody's any more."""
+
+# Whatever takes part in making a graph.
+LIBRARIES = ("lora-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
+
+
+def capture_key(
+    identity: Mapping[str, object],
+    inputs: Sequence[InputSpec],
+    *,
+    opset: int | None,
+    dtype: str,
+    untied: Sequence[str],
+) -> str:
+    """SHA-256 (64 hex digits) of everything that decides a captured graph.
+
+    identity: see models.source.ModelSource.identity.
+    """
+    facts = {
+        "model": identity,
+        "inputs": [asdict(spec) for spec in inputs],
+        "opset": opset,
+        "dtype": dtype,
+        "untied": sorted(untied),
+        "versions": {name: _version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "code": _own_code(),
+    }
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _own_code() -> str:
+    """The digest of this package's code that makes graphs: a version may be worked on."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for room in ("models", "onnx_export"):
+        for file in sorted((package / room).glob("*.py")):
+            digest.update(f"{room}/{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def default_folder() -> Path | None:
+    """$LORA_EXPORT_CAPTURE_CACHE, else lora-export/captures among the user's caches, if any."""
+    if named := os.environ.get(VARIABLE):
+        return Path(named)
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    with suppress(RuntimeError):  # a user without a home
+        return caches.expanduser() / "lora-export" / "captures"
+    return None
+
+
+def open_captures(folder: str | Path | None, *, off: bool) -> Captures | None:
+    """The cache in `folder`, or in the usual one; None where there is to be none."""
+    found = None if off else Path(folder) if folder else default_folder()
+    return Captures(found) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Captures:
+    """A folder of captures, one file each, named by its key."""
+
+    folder: Path
+
+    def take(self, key: str) -> onnx.ModelProto | None:
+        """The graph kept under `key`; None where there is none, or what there is is damaged."""
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+        path = self._path(key)
+        try:
+            head, payload = _split(path.read_bytes())
+        except OSError:
+            return None
+        if head != _head(key, payload):
+            return None
+        graph = onnx.ModelProto()
+        try:
+            graph.ParseFromString(payload)
+            read_bindings(graph)
+        except (DecodeError, InputError):
+            return None
+        with suppress(OSError):
+            path.touch()  # the last to be used is the last to go
+        return graph
+
+    def keep(self, key: str, graph: onnx.ModelProto) -> str:
+        """Keep a graph, whole or not at all; why it could not be, or nothing."""
+        payload = graph.SerializeToString(deterministic=True)
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(suffix=".part", dir=self.folder)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(_head(key, payload) + payload)
+                Path(part).replace(self._path(key))
+            finally:
+                Path(part).unlink(missing_ok=True)
+            self._prune()
+        except OSError as error:
+            return f"the captured graph could not be kept in {self.folder}: {error.strerror}"
+        return ""
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{SUFFIX}"
+
+    def _prune(self) -> None:
+        """Remove the entries that were not used for longest, and what killed runs left."""
+        ages = []
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # another run prunes as well
+                ages.append((path.stat().st_mtime, path))
+        entries = [path for _, path in sorted(ages) if path.suffix == SUFFIX]
+        old = entries[: max(len(entries) - ENTRIES, 0)]
+        past = time.time() - ABANDONED
+        old += [path for age, path in ages if path.suffix == ".part" and age < past]
+        for path in old:
+            path.unlink(missing_ok=True)
+
+
+def _head(key: str, payload: bytes) -> bytes:
+    """What an entry begins with: its key, and the digest of key and graph."""
+    digest = hashlib.sha256(key.encode() + payload).hexdigest()
+    return MAGIC + f"{key}\n{digest}\n".encode()
+
+
+def _split(content: bytes) -> tuple[bytes, bytes]:
+    size = len(_head("0" * 64, b""))
+    return content[:size], content[size:]

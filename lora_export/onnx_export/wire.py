@@ -1,0 +1,112 @@
+"""The little of protobuf's wire format by which a model is written around its weights.
+
+protobuf's own serialiser wants the whole message in memory, and makes a second copy of it. A
+message is but a row of fields, each with a tag and, for what has a length, the length: so the
+weights can be sent into the file one after another, between the bytes that protobuf makes of
+everything else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    import onnx
+    from google.protobuf.message import Message  # type: ignore[import-untyped]
+
+    Known = TypeVar("Known", onnx.ModelProto, onnx.GraphProto, onnx.TensorProto)
+
+_LENGTH_DELIMITED = 2
+_FIXED = {1: 8, 5: 4}
+_MORE = 0x80  # the bit of a number's byte that says that another one follows
+
+
+def number(kind: type[Message], field: str) -> int:
+    """The number of a field by its name."""
+    return int(kind.DESCRIPTOR.fields_by_name[field].number)
+
+
+def field_head(field: int, length: int) -> bytes:
+    """Tag and length of a field that holds `length` bytes."""
+    return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
+
+
+def around(message: Known, field: str) -> tuple[bytes, bytes]:
+    """The bytes of the message's fields before `field` and after it, as protobuf orders them."""
+    at = number(type(message), field)
+    before, after = type(message)(), type(message)()
+    for descriptor, value in message.ListFields():
+        if descriptor.number != at:
+            part = before if descriptor.number < at else after
+            _copy_field(part, descriptor.name, value)
+    return before.SerializeToString(deterministic=True), after.SerializeToString(deterministic=True)
+
+
+def _copy_field(target: Message, name: str, value: object) -> None:
+    if isinstance(value, (int, float, str, bytes)):
+        setattr(target, name, value)
+    else:
+        getattr(target, name).MergeFrom(value)
+
+
+def without(file: BinaryIO, kind: type[Known], field: str) -> Known:
+    """The message in `file`, less what it has in `field`, which is passed over without being read.
+
+    Raises:
+        ValueError: the file ends inside a field, or holds what protobuf does not write.
+        google.protobuf.message.DecodeError: the rest is no such message.
+    """
+    skipped, kept = number(kind, field), bytearray()
+    end = file.seek(0, 2)
+    file.seek(0)
+    while (start := file.tell()) < end:
+        tag = _read_varint(file)
+        size = _size(file, tag & 7)
+        if file.tell() + size > end:
+            raise ValueError(f"the field at byte {start} ends behind the end of the file")
+        after = file.tell() + size
+        if tag >> 3 != skipped:
+            file.seek(start)
+            kept += file.read(after - start)
+        file.seek(after)
+    message = kind()
+    message.ParseFromString(bytes(kept))
+    return message
+
+
+def _size(file: BinaryIO, wire_type: int) -> int:
+    """The bytes from here to the end of a field whose tag was just read."""
+    if wire_type == _LENGTH_DELIMITED:
+        return _read_varint(file)
+    if wire_type in _FIXED:
+        return _FIXED[wire_type]
+    if wire_type == 0:
+        start = file.tell()
+        _read_varint(file)
+        size = file.tell() - start
+        file.seek(start)
+        return size
+    raise ValueError(f"wire type {wire_type}")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= _MORE:
+        out.append(value % _MORE | _MORE)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(file: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            break
+        value |= byte[0] % _MORE << shift
+        if byte[0] < _MORE:
+            return value
+    raise ValueError("a number without an end")
