@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from lora_export.records import Check
+    from lora_export.records import Attribution, Check
 
 
 class LoraExportError(Exception):
@@ -76,11 +76,15 @@ class FitError(LoraExportError):
 
 
 class VerificationError(LoraExportError):
-    """The result is not what it must be; nothing was published. `checks`: all that were made."""
+    """The result is not what it must be; nothing was published.
+
+    checks: all that were made. attribution: the stage and the place that are to blame, if known.
+    """
 
     status = 5
     code = "verification"
     checks: tuple[Check, ...] = ()
+    attribution: Attribution | None = None
 
 
 class OutputError(LoraExportError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.api.proving import given_options, input_files
+from lora_export.api.recording import given_options, input_files
 from lora_export.checkpoint.writer import write_bytes
 from lora_export.report.model_card import model_card
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,15 @@ from lora_export.api.exporting_pair import (
     stored_twice,
 )
 from lora_export.api.network import Network
+from lora_export.api.overhead import saved
 from lora_export.api.proving import (
-    build_manifest,
-    input_paths,
+    Proven,
     make_job,
     not_verified,
-    probes_for,
     prove_model,
     prove_weights,
 )
+from lora_export.api.recording import build_manifest, input_paths
 from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import staging
@@ -35,6 +36,7 @@ from lora_export.models.answering import CachedPair
 from lora_export.models.choose import folder_model
 from lora_export.models.decoding import CachedDecoder
 from lora_export.onnx_export.captures import open_captures
+from lora_export.records import at_level
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
@@ -42,13 +44,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job, ProofOptions
+    from lora_export.api.proving import Job, ModelProof, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.models.source import ModelSource
     from lora_export.onnx_export.captures import Captures
     from lora_export.onnx_export.export import Exported
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check, Checkpoint, WrittenFile
+    from lora_export.verification.narrowing import Artifact
+    from lora_export.verification.runtime import Opener
 
 
 def export_onnx(
@@ -99,7 +103,8 @@ def export_onnx(
     network = Network(model, task, kv_cache)
     job = make_job(base, adapters, network=network, proof=proof, settings=settings)
     if not job.plan.reshaped:
-        traced_model(job, job.plan.base)  # what cannot be built is refused before anything is done
+        with job.clock("plan"):
+            traced_model(job, job.plan.base)  # what cannot be built is refused before all else
     captures = open_captures(capture_cache, off=no_capture_cache)
     target = Path(output)
     pair = is_pair(job)
@@ -141,28 +146,29 @@ def _export_into(
     work = stage.folder / "merged"
     merged = merged_checkpoint(job, work)
     source = traced_model(job, merged)
-    checks: tuple[Check, ...] = ()
-    told = not_verified(job, but=["--input"])
+    proven = Proven(warnings=not_verified(job, but=["--input"]))
     if verify:
-        checks, told = prove_weights(job, merged), ()
-        refuse_failed(checks, str(stage.output))
+        proven = Proven(prove_weights(job, merged))
+        refuse_failed(proven.checks, str(stage.output))
     made = _make(stage, job, source, merged, opset=opset, captures=captures)
     if verify:
-        checks = (*checks, *made.prove())
-        refuse_failed(checks, str(stage.output))
+        by_weights = proven.checks
+        proven = made.prove()
+        proven = replace(proven, checks=(*by_weights, *proven.checks))
+        refuse_failed(proven.checks, str(stage.output), proven.attribution)
     shutil.rmtree(work)
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
-    record = build_manifest(job, "onnx", made.files, checks, digests)
+    record = build_manifest(job, "onnx", made.files, proven.checks, digests)
     written = write_bytes(_manifest_place(stage), record)
     stage.publish()
     return Report(
         "onnx",
         str(stage.output),
         job.plan,
-        checks,
+        proven.checks,
         (*made.files, written),
-        (*job.plan.warnings, *told, *made.warnings),
-        {**made.facts, **space.facts()},
+        (*job.plan.warnings, *proven.warnings, *made.warnings),
+        {**made.facts(proven.saved), **space.facts(), **job.clock.facts()},
     )
 
 
@@ -174,12 +180,12 @@ def _manifest_place(stage: Staging) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What was written, with what is to be told of it, and the proof of it."""
+    """What was written, its proof, and the facts of it where it saves so much."""
 
     files: tuple[WrittenFile, ...]
     warnings: tuple[str, ...]
-    facts: Mapping[str, Any]
-    prove: Callable[[], tuple[Check, ...]]
+    facts: Callable[[Mapping[str, int] | None], Mapping[str, Any]]
+    prove: Callable[[], Proven]
 
 
 def _make(
@@ -199,16 +205,18 @@ def _make(
         return _Made(
             tuple(file for part in parts.values() for file in part.files),
             (*dict.fromkeys(told), *stored_twice(twice)),
-            {"graphs": pair_facts(parts), "stored_twice": twice},
+            lambda saved: {"graphs": pair_facts(parts, saved), "stored_twice": twice},
             lambda: prove_pair(stage.path, parts, job, source, merged),
         )
-    exported = export(source, job.plan, merged, stage.path, opset=opset, captures=captures)
+    exported = export(
+        source, job.plan, merged, stage.path, opset=opset, captures=captures, clock=job.clock
+    )
     for file in exported.files[1:]:  # external data, named by its content
         stage.announce(file.path)
     return _Made(
         exported.files,
         exported.warnings,
-        {"graph": graph_facts(exported)},
+        lambda saved: {"graph": graph_facts(exported, saved)},
         lambda: prove_file(stage.path, exported, job, source, merged),
     )
 
@@ -219,32 +227,65 @@ def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
 
     work.mkdir()
     place = work / "merged.safetensors" if job.plan.base.layout == "file" else work
-    write_plan(job.plan, place, allow_noop=job.allow_noop)
+    with job.clock("merge"):
+        write_plan(job.plan, place, allow_noop=job.allow_noop)
     return read_checkpoint(place)
 
 
 def prove_file(
-    path: Path, exported: Exported, job: Job, source: ModelSource, merged: Checkpoint
-) -> tuple[Check, ...]:
-    """The torch models against each other, the file's static audit, and ONNX Runtime."""
+    path: Path,
+    exported: Exported,
+    job: Job,
+    source: ModelSource,
+    merged: Checkpoint,
+    *,
+    opener: Opener | None = None,
+) -> Proven:
+    """The torch models against each other, the file's static audit, and ONNX Runtime.
+
+    opener: opens the session on the file; None takes verification.runtime.open_session.
+    """
     from lora_export.onnx_export.audit import audit
-    from lora_export.verification.generation import check_generation
-    from lora_export.verification.runtime import run_model
+    from lora_export.verification.attribution import blame
+    from lora_export.verification.narrowing import Artifact, attribute_file
+    from lora_export.verification.runtime import open_session
 
     # Each of the three frees its weights before the next one takes its own.
     by_model = prove_model(job, source, merged)
+    weights, topology = exported.weights, exported.topology
+    with job.clock("static audit"):
+        static = audit(path, expected=weights, base=topology, inputs=exported.inputs)
+    checks = (*by_model.checks, *at_level("file", static))
+    artifact = Artifact(path, by_model.tolerance, opener or open_session)
+    if all(check.passed for check in static[:2]):  # the file can be read
+        checks = (*checks, *_prove_runtime(artifact, by_model, job))
+    if not all(check.passed for check in by_model.checks):
+        return Proven(checks, attribution=by_model.proven().attribution)
+    found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
+    with job.clock("overhead"):
+        extra = None if found else saved(job.plan, by_model.witnesses.sites)
+    return Proven(checks, attribution=found, saved=extra)
+
+
+def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:
+    """ONNX Runtime against both torch models; where it keeps a past, by what it generates."""
+    from lora_export.verification.generation import check_generation
+    from lora_export.verification.runtime import try_model
+
     seen, tolerance = by_model.witnesses, by_model.tolerance
-    static = audit(path, expected=exported.weights, base=exported.topology, inputs=exported.inputs)
-    checks = (*by_model.checks, *static)
-    readable = all(check.passed for check in static[:2])
-    if not readable:
-        return checks
-    outputs = run_model(path, probes_for(job, source))
-    checks = (*checks, tolerance.check("ONNX Runtime = merged", seen.merged, outputs))
+    with job.clock("runtime"):
+        outputs, refusal = try_model(artifact.path, by_model.suspects.probes, artifact.opener)
+    if refusal:
+        return at_level("runtime", [refusal])
+    checks = [tolerance.check("ONNX Runtime = merged", seen.merged, outputs)]
     if not job.plan.coupled:
-        unmerged = tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs)
-        checks = (*checks, unmerged)
-    if not isinstance(source, CachedDecoder):
-        return checks
-    model = source.plain.load(merged, full={}, untied=job.plan.separated)
-    return (*checks, *check_generation(path, source, model, tolerance, job.proof.seed))
+        checks.append(tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs))
+    suspects = by_model.suspects
+    if isinstance(suspects.source, CachedDecoder):
+        with job.clock("generation"):
+            plain = suspects.source.plain
+            model = plain.load(suspects.merged, full={}, untied=job.plan.separated)
+            checks += check_generation(
+                artifact.path, suspects.source, model, tolerance, job.proof.seed
+            )
+    return at_level("runtime", checks)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.proving import probes_for, prove_model
+from lora_export.api.proving import Proven, prove_model
+from lora_export.records import at_level
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from lora_export.api.proving import Job
+    from lora_export.api.proving import Job, ModelProof
     from lora_export.models.answering import CachedPair
     from lora_export.onnx_export.captures import Captures
     from lora_export.onnx_export.export import Exported
@@ -45,7 +47,7 @@ def export_pair(
     written = {
         name: export(
             part, job.plan, merged, folder / f"{name}.onnx",
-            opset=opset, captures=captures, whole=False,
+            opset=opset, captures=captures, clock=job.clock, whole=False,
         )
         for name, part in pair.parts().items()
     }  # fmt: skip
@@ -96,39 +98,58 @@ def stored_twice(count: int) -> tuple[str, ...]:
 
 def prove_pair(
     folder: Path, parts: Parts, job: Job, pair: CachedPair, merged: Checkpoint
-) -> tuple[Check, ...]:
+) -> Proven:
     """The torch models against each other, both files' static audits, and both in ONNX Runtime."""
     from lora_export.onnx_export.audit import audit
-    from lora_export.verification.answering import check_answers, run_pair
+    from lora_export.verification.attribution import blame, by_checks
+    from lora_export.verification.narrowing import attribute_model
 
     by_model = prove_model(job, pair, merged)
-    seen, tolerance = by_model.witnesses, by_model.tolerance
     checks, readable = by_model.checks, True
     for name, part in parts.items():
         path = folder / f"{name}.onnx"
-        static = audit(path, expected=part.weights, base=part.topology, inputs=part.inputs)
-        checks = (*checks, *(replace(check, name=f"{name}: {check.name}") for check in static))
+        with job.clock("static audit"):
+            static = audit(path, expected=part.weights, base=part.topology, inputs=part.inputs)
+        named = [replace(check, name=f"{name}: {check.name}") for check in static]
+        checks = (*checks, *at_level("file", named))
         readable = readable and all(check.passed for check in static[:2])
-    if not readable:
-        return checks
-    probes = probes_for(job, pair)
-    outputs = run_pair(folder, pair, probes)
+    if readable:
+        checks = (*checks, *_prove_runtime(folder, job, pair, by_model))
+    if not all(check.passed for check in by_model.checks):
+        return Proven(
+            checks, attribution=blame(checks, partial(attribute_model, by_model.suspects))
+        )
+    return Proven(checks, attribution=blame(checks, by_checks))
+
+
+def _prove_runtime(
+    folder: Path, job: Job, pair: CachedPair, by_model: ModelProof
+) -> tuple[Check, ...]:
+    from lora_export.verification.answering import check_answers, run_pair
+
+    seen, tolerance = by_model.witnesses, by_model.tolerance
+    probes = by_model.suspects.probes
+    with job.clock("runtime"):
+        outputs = run_pair(folder, pair, probes)
     sides = {"merged": seen.merged, "unmerged": () if job.plan.coupled else seen.unmerged}
+    checks = []
     for side, runs in sides.items():
         said = [{name: run[name] for name in outputs[0]} for run in runs]
         if said:
-            checks = (*checks, tolerance.check(f"ONNX Runtime = {side}", said, outputs))
-    model = pair.plain.load(merged, full={}, untied=job.plan.separated)
-    return (*checks, *check_answers(folder, pair, model, tolerance, probes))
+            checks.append(tolerance.check(f"ONNX Runtime = {side}", said, outputs))
+    with job.clock("generation"):
+        model = pair.plain.load(by_model.suspects.merged, full={}, untied=job.plan.separated)
+        checks += check_answers(folder, pair, model, tolerance, probes)
+    return at_level("runtime", checks)
 
 
-def pair_facts(parts: Parts) -> dict[str, Any]:
+def pair_facts(parts: Parts, saved: Mapping[str, int] | None) -> dict[str, Any]:
     """The size and hash of each graph, by the files' names."""
-    return {name: graph_facts(part) for name, part in parts.items()}
+    return {name: graph_facts(part, saved) for name, part in parts.items()}
 
 
-def graph_facts(exported: Exported) -> dict[str, int | str]:
-    """The size and hash of a graph, which are the base's own: no overhead.
+def graph_facts(exported: Exported, saved: Mapping[str, int] | None) -> dict[str, Any]:
+    """The size and hash of the graph, which are the base's own, and what that saves.
 
     capture: whether it was captured now ("new") or by an earlier run ("cached").
     """
@@ -139,4 +160,5 @@ def graph_facts(exported: Exported) -> dict[str, int | str]:
         "hash": topology.hash,
         "opset": exported.opset,
         "capture": exported.captured,
+        "saved": saved,
     }

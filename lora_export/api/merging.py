@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from lora_export.api.describing import describe
 from lora_export.api.network import Network
 from lora_export.api.proving import (
-    build_manifest,
-    input_paths,
+    Proven,
     make_job,
     not_verified,
     prove_further,
 )
+from lora_export.api.recording import build_manifest, input_paths
 from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.index import read_checkpoint
@@ -26,6 +26,7 @@ from lora_export.checkpoint.writer import write_bytes
 from lora_export.errors import OutputError, UsageError
 from lora_export.execution.undo import check_undoable, is_undo_of, write_undo
 from lora_export.planning.shards import parse_size, resharded
+from lora_export.records import at_level
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from lora_export.api.proving import Job, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.planning.request import AdapterOptions
-    from lora_export.records import Check, MergePlan, WrittenFile
+    from lora_export.records import MergePlan, WrittenFile
 
     Progress = Callable[[int, int], None]
 
@@ -144,13 +145,13 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         progress=writing.progress,
         digest_base=writing.verify or undo is not None,
     )
-    checks: tuple[Check, ...] = ()
-    told = not_verified(job)
+    proven = Proven(warnings=not_verified(job))
     if proof:
         merged = read_checkpoint(stage.path)
         by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
-        checks, told = prove_further(job, merged, by_weights)
-    refuse_failed(checks, str(stage.output))
+        proven = prove_further(job, merged, at_level("weights", by_weights))
+    checks = proven.checks
+    refuse_failed(checks, str(stage.output), proven.attribution)
     digests = {**digests, **{a.path: file_sha256(a.path) for a in plan.adapters}}
     card = describe(job, stage.path, checks, digests, writing.max_shard_size)
     files = (*files, *card)
@@ -168,7 +169,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         if undo and undo.is_published:
             undo.output.unlink()  # it would describe a result that is not there
         raise
-    warnings = (*plan.warnings, *told)
+    warnings = (*plan.warnings, *proven.warnings)
     return Report("merge", str(stage.output), plan, checks, files, warnings, space.facts())
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_export.checkpoint.contents import file_sha256
 from lora_export.errors import InputError, UsageError
 from lora_export.models.choose import (
     class_for_task,
@@ -22,9 +21,9 @@ from lora_export.models.choose import (
 )
 from lora_export.models.decoding import CachedDecoder
 from lora_export.models.inputs import parse_inputs
-from lora_export.planning.request import make_request, merged_before, plan_request, read_inputs
-from lora_export.records import WrittenFile
-from lora_export.report.manifest import manifest
+from lora_export.planning.request import make_request, plan_request, read_inputs
+from lora_export.records import at_level
+from lora_export.report.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,8 +33,9 @@ if TYPE_CHECKING:
     from lora_export.api.network import Network
     from lora_export.models.source import ModelSource
     from lora_export.planning.request import AdapterOptions, Inputs, Request
-    from lora_export.records import Check, Checkpoint, Facts, MergePlan
+    from lora_export.records import Attribution, Check, Checkpoint, Facts, MergePlan
     from lora_export.verification.model import Witnesses
+    from lora_export.verification.narrowing import Suspects
     from lora_export.verification.tolerance import Tolerance
 
 
@@ -75,7 +75,7 @@ class ProofOptions:
 class Job:
     """A plan with what is needed to carry it out and to prove it.
 
-    source: the user's factory, or None where none is named.
+    source: the user's factory, or None where none is named. clock: of the stages of the command.
     """
 
     plan: MergePlan
@@ -83,6 +83,7 @@ class Job:
     proof: ProofOptions
     settings: AdapterOptions
     network: Network
+    clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @property
     def allow_noop(self) -> bool:
@@ -92,11 +93,36 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class ModelProof:
-    """The model level's outcome: checks, what was seen, and the tolerance that was derived."""
+    """The model level's outcome: checks, what was seen, and the tolerance that was derived.
+
+    suspects: what to look at again where a check failed.
+    """
 
     checks: tuple[Check, ...]
     witnesses: Witnesses
     tolerance: Tolerance
+    suspects: Suspects
+
+    def proven(self, told: str = "") -> Proven:
+        """The outcome, with the module that is to blame where there is one."""
+        from lora_export.verification.attribution import blame
+        from lora_export.verification.narrowing import attribute_model
+
+        found = blame(self.checks, partial(attribute_model, self.suspects))
+        return Proven(self.checks, (told,) if told else (), found)
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What a proof says: checks, warnings, and where a failed one comes from, if that is known.
+
+    saved: nodes and parameters that an export with the LoRA in the graph would have beside.
+    """
+
+    checks: tuple[Check, ...] = ()
+    warnings: tuple[str, ...] = ()
+    attribution: Attribution | None = None
+    saved: Mapping[str, int] | None = None
 
 
 def make_job(
@@ -108,9 +134,12 @@ def make_job(
     settings: AdapterOptions,
 ) -> Job:
     """Read everything and plan; see planning.request.plan_request for what it raises."""
-    request = make_request(base, adapters, settings)
-    inputs = read_inputs(request)
-    return plan_job(request, inputs, network=network, proof=proof, settings=settings)
+    clock = Stopwatch()
+    with clock("plan"):
+        request = make_request(base, adapters, settings)
+        inputs = read_inputs(request)
+        job = plan_job(request, inputs, network=network, proof=proof, settings=settings)
+    return replace(job, clock=clock)
 
 
 def plan_job(
@@ -147,13 +176,13 @@ def plan_job(
     return Job(plan, source, proof, settings, network)
 
 
-def prove_checkpoint(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], tuple[str, ...]]:
-    """(checks, warnings) of a checkpoint that lies on disk: by weights, then as a model."""
+def prove_checkpoint(job: Job, merged: Checkpoint) -> Proven:
+    """The proof of a checkpoint that lies on disk: by weights, then as a model."""
     from lora_export.verification.side_files import check_side_files
 
     checks = prove_weights(job, merged)
     if job.plan.base.layout == merged.layout == "folder":
-        checks = (*checks, *check_side_files(job.plan, merged.root))
+        checks = (*checks, *at_level("manifest", check_side_files(job.plan, merged.root)))
     return prove_further(job, merged, checks)
 
 
@@ -167,27 +196,28 @@ def _unused(proof: ProofOptions, but: Sequence[str] = ()) -> tuple[str, ...]:
     return (f"no model was run, so {', '.join(names)} had no effect",) if names else ()
 
 
-def prove_further(
-    job: Job, merged: Checkpoint, checks: tuple[Check, ...]
-) -> tuple[tuple[Check, ...], tuple[str, ...]]:
-    """(checks, warnings): after the weights, the model where there is one.
+def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Proven:
+    """After the weights, the model where there is one.
 
     A model is only run on weights that are right.
     """
     if not all(check.passed for check in checks):
-        return checks, ()
+        return Proven(checks)
     if job.source:
-        return (*checks, *prove_model(job, job.source, merged).checks), ()
-    more, why_none = _prove_folder(job, merged)
-    told = (why_none, *(() if more else _unused(job.proof))) if why_none else ()
-    return (*checks, *more), told
+        more = prove_model(job, job.source, merged).proven()
+    else:
+        more = _prove_folder(job, merged)
+    unused = _unused(job.proof) if more.warnings and not more.checks else ()
+    return Proven((*checks, *more.checks), (*more.warnings, *unused), more.attribution)
 
 
 def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:
     """Level "weights"; see verification.weights.check_weights."""
     from lora_export.verification.weights import check_weights
 
-    return check_weights(job.plan, written.tensors(), allow_noop=job.allow_noop)
+    with job.clock("proof by weights"):
+        checks = check_weights(job.plan, written.tensors(), allow_noop=job.allow_noop)
+    return at_level("weights", checks)
 
 
 def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof:
@@ -197,13 +227,16 @@ def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof
         FitError, UsageError, InputError: the model cannot be built or run.
     """
     from lora_export.verification.model import call_witnesses
+    from lora_export.verification.narrowing import Suspects
 
     probes = probes_for(job, source)
-    witnesses = call_witnesses(source, job.plan, merged, probes, source.inputs)
+    with job.clock("proof as a model"):
+        witnesses = call_witnesses(source, job.plan, merged, probes, source.inputs)
     tolerance = witnesses.tolerance(atol=job.proof.atol, rtol=job.proof.rtol)
     equal = not job.plan.coupled
     checks = witnesses.checks(tolerance, equal=equal, allow_noop=job.allow_noop)
-    return ModelProof(checks, witnesses, tolerance)
+    suspects = Suspects(source, job.plan, merged, probes, job.proof.seed)
+    return ModelProof(at_level("model", checks), witnesses, tolerance, suspects)
 
 
 def probes_for(job: Job, source: ModelSource) -> list[dict[str, NDArray[Any]]]:
@@ -220,8 +253,8 @@ def probes_for(job: Job, source: ModelSource) -> list[dict[str, NDArray[Any]]]:
     return make_probes(source.inputs, job.proof.seed, list(tokens))
 
 
-def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]:
-    """Level "model" where the base folder itself gives a model: (checks, why there are none).
+def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
+    """Level "model" where the base folder itself gives a model, else the warning why it does not.
 
     Nobody asked for this level, so it is told, and not refused, that the base gives no model or
     that its inputs are not known. A base that gives one is a witness like any other.
@@ -229,22 +262,23 @@ def _prove_folder(job: Job, merged: Checkpoint) -> tuple[tuple[Check, ...], str]
     base = merged if job.plan.reshaped else job.plan.base
     why = why_no_model(base, job.network.task) or _too_large(base)
     if why:
-        return (), why
+        return Proven(warnings=(why,))
     try:
         source = folder_model(base, job.proof.input, job.network.task)
         if not job.plan.reshaped:
             source.load(base, full=job.plan.new_tensors(), untied=())
     except UsageError as error:
-        return (), f"the proof is by weights only: {error.problems[0]}"
+        return Proven(warnings=(f"the proof is by weights only: {error.problems[0]}",))
     except InputError as error:
-        return (), f"{_unloadable(error.problems[0])}; the proof is by weights only"
+        told = f"{_unloadable(error.problems[0])}; the proof is by weights only"
+        return Proven(warnings=(told,))
     try:
         why = why_unloadable(base)
-        return prove_model(job, source, merged).checks, _unloadable(why) if why else ""
+        return prove_model(job, source, merged).proven(_unloadable(why) if why else "")
     except UsageError as error:
         if job.proof != ProofOptions(seed=job.proof.seed):
             raise  # what the user asked for is not left out in silence
-        return (), f"the proof is by weights only: {error.problems[0]}"
+        return Proven(warnings=(f"the proof is by weights only: {error.problems[0]}",))
 
 
 def _unloadable(reason: object) -> str:
@@ -262,56 +296,3 @@ def _too_large(base: Checkpoint) -> str:
         f"running the model in float64 needs about {needed >> 30} GB, {free >> 30} GB are free: "
         "the proof is by weights only"
     )
-
-
-def build_manifest(
-    job: Job,
-    command: str,
-    files: Sequence[WrittenFile],
-    checks: Sequence[Check],
-    digests: Mapping[Path, str],
-) -> bytes:
-    """The manifest for `files`; see report.manifest. digests: of the input files that have one."""
-    plan = job.plan
-    base_files, adapter_files = input_files(plan, digests)
-    return manifest(
-        plan,
-        command=command,
-        options=given_options(job),
-        base_files=base_files,
-        adapter_files=adapter_files,
-        adapter_configs=[
-            _input(config, file_sha256(config)) if config else None
-            for config in (adapter.config_file for adapter in plan.adapters)
-        ],
-        outputs=files,
-        checks=checks,
-        merged_before=merged_before(plan.base.root),
-    )
-
-
-def given_options(job: Job) -> dict[str, Any]:
-    """The settings that hold something, less the path of a file of facts; what graph was made."""
-    graph = {k: v for k, v in job.network.given().items() if k != "model"}
-    given = {**job.settings, **graph}
-    return {k: v for k, v in given.items() if k != "hparams" and v not in (None, (), [])}
-
-
-def input_files(
-    plan: MergePlan, digests: Mapping[Path, str]
-) -> tuple[list[WrittenFile], list[WrittenFile]]:
-    """The files of the base, with a digest where `digests` has one, and of the adapters."""
-    base = [_input(shard.file, digests.get(shard.file, "")) for shard in plan.base.shards]
-    paths = [adapter.path for adapter in plan.adapters]
-    return base, [_input(path, digests.get(path) or file_sha256(path)) for path in paths]
-
-
-def _input(path: Path, digest: str) -> WrittenFile:
-    return WrittenFile(path.name, digest, path.stat().st_size)
-
-
-def input_paths(plan: MergePlan) -> list[Path]:
-    """Every path that must not be written to."""
-    files = [shard.file for shard in plan.base.shards]
-    configs = [adapter.config_file for adapter in plan.adapters if adapter.config_file]
-    return [plan.base.root, *files, *(adapter.path for adapter in plan.adapters), *configs]

@@ -23,6 +23,7 @@ from lora_export.errors import InputError, UsageError
 from lora_export.models.answering import CachedPair
 from lora_export.onnx_export.captures import open_captures
 from lora_export.planning.request import make_request, read_inputs
+from lora_export.records import at_level
 from lora_export.report.result import Report
 from lora_export.verification.manifest import check_inputs, check_outputs
 from lora_export.verification.proof import refuse_failed
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job
+    from lora_export.api.proving import Job, Proven
     from lora_export.checkpoint.recorded import Recorded
     from lora_export.onnx_export.captures import Captures
     from lora_export.planning.request import AdapterOptions
@@ -83,7 +84,7 @@ def verify(
                 where=str(path),
                 hint="name what it was made of: --base BASE --adapter ADAPTER",
             )
-        checks = check_outputs(path, recorded)
+        checks = at_level("manifest", check_outputs(path, recorded))
         refuse_failed(checks, str(path))
         warnings = (*_unproven(recorded), *_unused(network, opset, proof, settings))
         return Report("verify", str(path), checks=checks, warnings=warnings)
@@ -92,13 +93,13 @@ def verify(
     )
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
-        more, warnings, facts = _again(path, job, opset, captures)
+        proven, facts = _again(path, job, opset, captures)
     except InputError:
         refuse_failed(before, str(path))  # the damage that the manifest shows says more
         raise
-    checks = (*before, *more)
-    refuse_failed(checks, str(path))
-    warnings = (*told, *job.plan.warnings, *warnings)
+    checks = (*before, *proven.checks)
+    refuse_failed(checks, str(path), proven.attribution)
+    warnings = (*told, *job.plan.warnings, *proven.warnings)
     return Report("verify", str(path), job.plan, checks, warnings=warnings, facts=facts)
 
 
@@ -149,7 +150,7 @@ def _job(
     request = make_request(base, adapters, settings)
     inputs = read_inputs(request)
     held = check_inputs(inputs.base, inputs.adapters, recorded)
-    checks = (*check_outputs(path, recorded), *held)
+    checks = at_level("manifest", [*check_outputs(path, recorded), *held])
     if not all(check.passed for check in held):
         refuse_failed(checks, str(path))
     if not settings.get("weight"):
@@ -185,10 +186,10 @@ def _as_recorded(network: Network, recorded: Recorded) -> tuple[Network, dict[st
 
 def _again(
     path: Path, job: Job, opset: int | None, captures: Captures | None
-) -> tuple[tuple[Check, ...], tuple[str, ...], dict[str, Any]]:
-    """(checks, warnings, facts) of everything computed again."""
+) -> tuple[Proven, dict[str, Any]]:
+    """The outcome and the facts of everything computed again."""
     if path.suffix != ".onnx" and not is_pair(job):
-        return (*prove_checkpoint(job, read_checkpoint(path)), {})
+        return prove_checkpoint(job, read_checkpoint(path)), {}
     from lora_export.onnx_export.export import expect
 
     with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
@@ -197,8 +198,14 @@ def _again(
         by_weights = prove_weights(job, merged)
         if isinstance(source, CachedPair):
             parts = expect_pair(source, job, merged, opset=opset, captures=captures)
-            checks = (*by_weights, *prove_pair(path, parts, job, source, merged))
-            return checks, (), {"graphs": pair_facts(parts)}
-        exported = expect(source, job.plan, merged, opset=opset, captures=captures)
-        checks = (*by_weights, *prove_file(path, exported, job, source, merged))
-        return checks, exported.warnings, {"graph": graph_facts(exported)}
+            proven = prove_pair(path, parts, job, source, merged)
+            facts: dict[str, Any] = {"graphs": pair_facts(parts, proven.saved)}
+            warnings: tuple[str, ...] = ()
+        else:
+            with job.clock("capture"):
+                exported = expect(source, job.plan, merged, opset=opset, captures=captures)
+            proven = prove_file(path, exported, job, source, merged)
+            facts = {"graph": graph_facts(exported, proven.saved)}
+            warnings = exported.warnings
+        checks = (*by_weights, *proven.checks)
+        return replace(proven, checks=checks, warnings=warnings), {**facts, **job.clock.facts()}

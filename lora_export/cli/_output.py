@@ -20,6 +20,7 @@ from lora_export.report.text import checks_text, report_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from lora_export.records import Attribution
     from lora_export.report.result import Report
 
     Progress = Callable[[int, int], None]
@@ -115,14 +116,20 @@ class Output:
         if self.as_json:
             document = error_json(self.command, error.code, error.problems)
             if checks:
-                document["verification"] = verification_json(checks)
+                document["verification"] = verification_json(checks, _attribution(error))
             click.echo(json_text(document))
         elif checks and not self.quiet:
             click.echo(checks_text(checks))
+        if attribution := _attribution(error):
+            click.echo(str(attribution), err=True)
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
         if isinstance(error, VerificationError) and self.command != "verify":
             click.echo("nothing was published", err=True)
+
+
+def _attribution(error: LoraExportError) -> Attribution | None:
+    return error.attribution if isinstance(error, VerificationError) else None
 
 
 def _left_from_within(error: SystemExit) -> UsageError:

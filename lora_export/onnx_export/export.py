@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lora_export.errors import FitError, VerificationError
+from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.onnx_export.bindings import read_bindings
 from lora_export.onnx_export.captures import capture_key
 from lora_export.onnx_export.save import opset_of, save_model, written_opset
 from lora_export.onnx_export.topology import Topology, describe
 from lora_export.onnx_export.trace import capture
 from lora_export.records import Problem
+from lora_export.report.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,6 +56,7 @@ def export(
     dtype: str = "float32",
     captures: Captures | None = None,
     whole: bool = True,
+    clock: Stopwatch | None = None,
 ) -> Exported:
     """Write the merged model to `path`, in `dtype`.
 
@@ -67,10 +69,13 @@ def export(
         FitError: a merged weight has no place in the graph.
         VerificationError: the file has another opset than the graph.
     """
-    graph, planned = _prepare(
-        source, plan, merged, opset=opset, dtype=dtype, captures=captures, whole=whole
-    )
-    files = save_model(graph, path, planned.weights())
+    clock = clock or Stopwatch()
+    with clock("capture"):
+        graph, planned = _prepare(
+            source, plan, merged, opset=opset, dtype=dtype, captures=captures, whole=whole
+        )
+    with clock("fill and save"):
+        files = save_model(graph, path, planned.weights())
     _check_opset(path, planned.opset)
     return replace(planned, files=files)
 
@@ -111,7 +116,12 @@ def _prepare(
 
     def fresh() -> onnx.ModelProto:
         blank = source.blank(checkpoint, untied=plan.separated, dtype=dtype)
-        return capture(blank, inputs, opset=opset)
+        try:
+            return capture(blank, inputs, opset=opset)
+        except (InputError, UsageError):
+            # A model that the checkpoint does not fill is the plainer reason, where it is one.
+            source.load(merged, full={}, untied=plan.separated, dtype=dtype)
+            raise
 
     identity = source.identity(checkpoint) if captures else None
     key = None

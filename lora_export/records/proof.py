@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,6 +82,15 @@ def example_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
     return sizes
 
 
+Level = Literal["", "manifest", "weights", "model", "file", "runtime"]
+"""What a check looks at: the files around and their digests, the merged tensors, the torch models'
+outputs, what lies in the ONNX file, or what ONNX Runtime computes from it. Empty: in no group."""
+
+Stage = Literal["merge", "export", "shape specialisation", "runtime optimiser", "unknown"]
+"""What is to blame: the merged weights; the ONNX file (capture, filling, saving); the file at other
+sizes than those it was traced with; ONNX Runtime's graph optimisation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One proof: `worst` was seen at `where`, at most `tolerance` was allowed.
@@ -97,6 +106,31 @@ class Check:
     where: str = ""
     detail: str = ""
     at_least: bool = False
+    level: Level = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """What broke a proof, and where.
+
+    module: its path in the torch model; node: its name in the graph; empty where they are not
+    known. detail: what was seen, in words.
+    """
+
+    stage: Stage
+    module: str = ""
+    node: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.module}: " if self.module else ""
+        node = f" (node {self.node})" if self.node else ""
+        return f"stage: {self.stage} - {place}{self.detail}{node}"
+
+
+def at_level(level: Level, checks: Sequence[Check]) -> tuple[Check, ...]:
+    """The checks, marked as belonging to this level."""
+    return tuple(replace(check, level=level) for check in checks)
 
 
 @dataclass(frozen=True, slots=True)

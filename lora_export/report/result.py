@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_export.records import Check, MergePlan, Problem, Step, WrittenFile
+    from lora_export.records import Attribution, Check, MergePlan, Problem, Step, WrittenFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +87,17 @@ def tensor_counts(plan: MergePlan) -> dict[str, int]:
     return {"total": len(steps), "changed": len(plan.changed()) - added, "added": added}
 
 
-def verification_json(checks: tuple[Check, ...]) -> dict[str, Any]:
-    """The checks, and whether all of them passed."""
+def verification_json(
+    checks: tuple[Check, ...], attribution: Attribution | None = None
+) -> dict[str, Any]:
+    """The checks, whether all of them passed, and what is to blame if not (null where unknown)."""
     return {
         "passed": all(check.passed for check in checks),
+        "attribution": asdict(attribution) if attribution else None,
         "checks": [
             {
                 "name": check.name,
+                "level": check.level,
                 "passed": check.passed,
                 "worst": check.worst,
                 "tolerance": check.tolerance,

@@ -12,11 +12,20 @@ from lora_export.report.result import tensor_counts
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_export.records import Adapter, Check, Delta, MergePlan, Step
+    from lora_export.records import Adapter, Check, Delta, Level, MergePlan, Step
     from lora_export.report.result import Report
 
 _SHOWN = 8
 _NAMED = 3
+_COMPARED: dict[Level, str] = {
+    "": "others",
+    "manifest": "files: with what the manifest and the plan say of them",
+    "weights": "weights: each tensor, read back from disk, with its recomputation in float64",
+    "model": "model: outputs of the merged torch model with the unmerged one's",
+    "file": "file: the graph and its weights with the base's graph and the merged weights",
+    "runtime": "runtime: outputs of ONNX Runtime with the torch models'",
+}
+"""What is compared at each level."""
 
 
 _KEPT = "\n  captured by an earlier run (--no-capture-cache captures it anew)"
@@ -30,13 +39,9 @@ def report_text(report: Report, *, verbose: bool) -> str:
         parts.append(plan_text(report.plan, verbose=verbose, with_edits=folder))
     if report.checks:
         parts.append(checks_text(report.checks, verbose=verbose))
-    single = {"the graph": report.facts["graph"]} if report.facts.get("graph") else {}
-    for name, graph in (single or report.facts.get("graphs") or {}).items():
-        parts.append(
-            f"zero overhead: {name} is the base's own, {graph['nodes']} nodes, "
-            f"{graph['initializers']} initializers, hash {graph['hash'][:12]}"
-            f"{_KEPT if graph.get('capture') == 'cached' else ''}"
-        )
+    parts += _graph_texts(report.facts, proven=bool(report.checks))
+    if seconds := report.facts.get("seconds"):
+        parts.append(_seconds_text(seconds))
     if found := report.facts.get("found"):
         parts.append(found_text(found, verbose=verbose))
     if report.files:
@@ -45,6 +50,35 @@ def report_text(report: Report, *, verbose: bool) -> str:
     if report.dry_run:
         parts.append(f"dry run: nothing was written{_space_text(report.facts.get('space'))}")
     return "\n\n".join(parts)
+
+
+def _graph_texts(facts: Mapping[str, Any], *, proven: bool) -> list[str]:
+    """Of the one graph, or of each by its name."""
+    one = [_graph_text(facts["graph"], proven=proven)] if facts.get("graph") else []
+    several: Mapping[str, Any] = facts.get("graphs", {})
+    return one + [f"{name}: {_graph_text(g, proven=proven)}" for name, g in several.items()]
+
+
+def _graph_text(graph: Mapping[str, Any], *, proven: bool) -> str:
+    """The zero overhead: what it is held against, and what it saves."""
+    size = f"{graph['nodes']} nodes, {graph['initializers']} initializers"
+    kept = _KEPT if graph["capture"] == "cached" else ""
+    if not proven:
+        text = f"graph: {size}, hash {graph['hash'][:12]}; not compared with the base's"
+        return f"{text}{kept}"
+    lines = [f"zero overhead: topology equal to the base: {size}, hash {graph['hash'][:12]}{kept}"]
+    if saved := graph["saved"]:
+        nodes, parameters = saved["nodes"], saved["parameters"]
+        lines.append(
+            f"  against the export with the LoRA in the graph: {nodes:,} nodes and "
+            f"{parameters:,} parameters saved"
+        )
+    return "\n".join(lines)
+
+
+def _seconds_text(seconds: Mapping[str, float]) -> str:
+    stages = [f"{stage} {took:.1f}" for stage, took in seconds.items() if stage != "total"]
+    return f"seconds: {', '.join(stages)}; {seconds['total']:.1f} in all"
 
 
 def _space_text(space: Mapping[str, Any] | None) -> str:
@@ -113,8 +147,11 @@ def _whole_row(step: Step) -> Sequence[str]:
 def checks_text(checks: Sequence[Check], *, verbose: bool = False) -> str:
     """One line a check: outcome, what was seen, what was allowed, how much room was left.
 
-    With `verbose`, or for a failed check, where the tolerance comes from as well.
+    The checks of one level stand together, under what is compared there. With `verbose`, or for a
+    failed check, where the tolerance comes from as well.
     """
+    levels = list(dict.fromkeys(check.level for check in checks))
+    checks = sorted(checks, key=lambda check: levels.index(check.level))
     rows = [
         (
             "ok" if check.passed else "FAILED",
@@ -124,7 +161,13 @@ def checks_text(checks: Sequence[Check], *, verbose: bool = False) -> str:
         )
         for check in checks
     ]
-    return "\n".join(["checks", *aligned(rows)])
+    lines, shown = ["checks"], ""
+    for check, line in zip(checks, aligned(rows), strict=True):
+        if check.level != shown:
+            lines.append(f" {_COMPARED[check.level]}")
+        shown = check.level
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _measure(check: Check) -> str:

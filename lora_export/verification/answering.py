@@ -70,7 +70,9 @@ class Answerer:
         return outputs[LOGITS]
 
     def _run(self, name: str, feed: Probe) -> dict[str, Array]:
-        return run_session(self._sessions[name], self._paths[name], feed)
+        session = self._sessions[name]
+        names = [output.name for output in session.get_outputs()]
+        return run_session(session, self._paths[name], feed, names)
 
 
 def _present(name: str) -> str:

@@ -5,8 +5,9 @@ Each branch is the adapted layer's own forward, of loralib 0.1.2 or PEFT 0.21.2.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from lora_export.errors import FitError
 from lora_export.verification import branches_peft, branches_tuners, token_rows
@@ -14,7 +15,7 @@ from lora_export.verification.expected import factors_of, scaling_of
 from lora_export.verification.parameter_branches import ParameterBranch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
     import torch
@@ -35,14 +36,19 @@ def branch_of(module: nn.Module, delta: Delta) -> Live:
 
 
 class Branch:
-    """A forward hook that does one update's work on its layer's output; counts its calls."""
+    """A forward hook that does one update's work on its layer's output; counts its calls.
+
+    taken: dtype and shape of what the layer was given; None for an axis that differed.
+    """
 
     def __init__(self, module: nn.Module, delta: Delta) -> None:
         """Attach to `module`, whose output dtype the branch follows."""
         self.delta = delta
+        self._module = ref(module)  # which holds the branch: a circle would outlive the model
         self.calls = 0
+        self.taken: tuple[str, tuple[int | None, ...]] = ("", ())
         self._factors = factors_of(delta, exact=False)
-        self._form = form_of(module, delta)
+        self.form = form_of(module, delta)
         module.register_forward_hook(self, with_kwargs=True)
 
     def __call__(
@@ -50,9 +56,52 @@ class Branch:
     ) -> torch.Tensor:
         """Return the output as the unmerged layer gives it."""
         x = args[0] if args else next(iter(kwargs.values()))
+        self._note(x)
         self.calls += 1
         factors = {role: factor.to(output.dtype) for role, factor in self._factors.items()}
-        return self._form(module, x, output, factors, self.delta)
+        return self.form(module, x, output, factors, self.delta)
+
+    def key(self) -> tuple[object, ...]:
+        """Equal where a graph of two layers with their branches would have the same nodes."""
+        delta = self.delta
+        shapes = tuple((role, held.spec.shape) for role, held in delta.factors.items())
+        return (
+            type(self._module()), delta.kind, delta.shape, shapes, delta.fan_in_fan_out,
+            delta.enable_lora, delta.rule, delta.weight, self.taken,
+        )  # fmt: skip
+
+    def _note(self, x: torch.Tensor) -> None:
+        """Remember what is taken, of the first runs, which are in float32."""
+        dtype, shape = str(x.dtype).removeprefix("torch."), tuple(x.shape)
+        seen = self.taken[1]
+        if not self.calls:
+            self.taken = (dtype, shape)
+        elif dtype == self.taken[0] and len(seen) == len(shape):
+            same = [old if old == new else None for old, new in zip(seen, shape, strict=True)]
+            self.taken = (dtype, tuple(same))
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A layer with its live branch, and how many of the same form there are."""
+
+    module: nn.Module
+    branch: Branch
+    times: int
+
+
+def distinct_sites(branches: Sequence[Live]) -> list[Site]:
+    """One layer of every form; empty where a branch is not on a layer, but on a parameter."""
+    groups: dict[tuple[object, ...], list[Branch]] = {}
+    for branch in branches:
+        if not isinstance(branch, Branch):
+            return []
+        groups.setdefault(branch.key(), []).append(branch)
+    sites = []
+    for group in groups.values():
+        module = group[0]._module()  # noqa: SLF001 - of the same file
+        sites += [Site(module, group[0], len(group))] if module is not None else []
+    return sites
 
 
 def form_of(module: nn.Module, delta: Delta) -> Form:

@@ -175,6 +175,7 @@ class Decoder:
     def __init__(self, path: Path, source: CachedDecoder) -> None:
         """Load the file, which has the source's inputs."""
         self._path, self._session = path, open_session(path)
+        self._outputs = [output.name for output in self._session.get_outputs()]
         self.positioned = any(spec.name == "position_ids" for spec in source.inputs)
         self._empty = {
             spec.name: spec.dims for spec in source.inputs if spec.name.startswith(f"{PAST}.")
@@ -195,7 +196,7 @@ class Decoder:
         feed = {"input_ids": ids, "attention_mask": mask, **self._past}
         if self.positioned:
             feed["position_ids"] = positions_of(mask)[:, -ids.shape[1] :]
-        outputs = run_session(self._session, self._path, feed)
+        outputs = run_session(self._session, self._path, feed, self._outputs)
         self._past = {name: outputs[name.replace(PAST, PRESENT, 1)] for name in self._empty}
         return outputs["logits"]
 

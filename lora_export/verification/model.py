@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.models.calling import call_model
-from lora_export.records import Check, Problem
-from lora_export.verification.branches import branch_of
+from lora_export.records import Attribution, Check, Problem
+from lora_export.verification.branches import branch_of, distinct_sites
 from lora_export.verification.compare import distance, join_batches
 from lora_export.verification.probes import split_batch
 from lora_export.verification.tolerance import Tolerance, derive
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from lora_export.models.source import ModelSource
     from lora_export.records import Checkpoint, Delta, InputSpec, MergePlan, TensorRef
-    from lora_export.verification.branches import Live
+    from lora_export.verification.branches import Live, Site
 
     Outputs = dict[str, NDArray[Any]]
     Probe = Mapping[str, NDArray[Any]]
@@ -41,7 +41,8 @@ class Witnesses:
 
     unmerged: base with live branches. exact: the same in float64. nudged: the same with every
     adapted weight moved by one unit in the last place of its stored dtype. split: the same, one
-    sample at a time. live: the user's own loralib modules, unmerged; empty without them.
+    sample at a time. live: the user's own loralib modules, unmerged; empty without them. sites:
+    one adapted layer of every form, which the graph's overhead is counted on.
     """
 
     unmerged: list[Outputs]
@@ -51,6 +52,7 @@ class Witnesses:
     merged: list[Outputs]
     base: list[Outputs]
     live: list[Outputs] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
 
     def tolerance(self, *, atol: float | None, rtol: float | None) -> Tolerance:
         """The tolerance that the noise of this very model allows (or atol and rtol)."""
@@ -90,44 +92,47 @@ def call_witnesses(
 ) -> Witnesses:
     """Run every witness on every probe; one model is in memory at a time.
 
+    The base is the unmerged model before its branches are attached, where no full tensor of an
+    adapter takes the place of one of the base's.
+
     Raises:
         FitError: model and checkpoints do not hold the same tensors, or an adapted module is
             never called, so that its live branch proves nothing.
         UsageError: the model cannot be run, or gives other outputs when it is run again.
     """
-    model = _load_unmerged(source, plan, merged)
-    branches = _attach(source, model, plan)
-    unmerged = _run(model, probes)
+    model = load_unmerged(source, plan, merged)
+    is_base = plan.reshaped or plan.full_tensors() == plan.new_tensors()
+    base = run(model, probes) if is_base else []
+    branches = attach(source, model, plan)
+    unmerged = run(model, probes)
     _refuse_silent(branches, _unfed(model, probes[0]))
     _refuse_random(model, probes[0], unmerged[0])
     split = [_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
-    exact = _run(model.double(), probes)
+    exact = run(model.double(), probes)
     nudge(model.float(), source, plan)
-    nudged = _run(model, probes)
+    nudged = run(model, probes)
+    sites = distinct_sites(branches)
     del model, branches
-    merged_outputs = _run(_load_merged(source, plan, merged), probes)
-    if plan.reshaped:  # the base's own model has other outputs
-        bare = _load_unmerged(source, plan, merged)
-    else:
-        bare = source.load(plan.base, full=plan.new_tensors(), untied=())
-    base = _run(bare, probes)
+    merged_outputs = run(load_merged(source, plan, merged), probes)
+    if not is_base:
+        base = run(source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
     live = None if plan.reshaped else source.load_live(plan)
-    own = _run(live, probes) if live is not None else []
-    return Witnesses(unmerged, exact, nudged, split, merged_outputs, base, own)
+    own = run(live, probes) if live is not None else []
+    return Witnesses(unmerged, exact, nudged, split, merged_outputs, base, own, sites)
 
 
-def _load_unmerged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:
+def load_unmerged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:
     """The base with every full tensor of the adapters, and without their updates.
 
     Where these change the model's shape, only the result's own configuration builds it; then every
     tensor that the merge has changed is set to what it was made of.
     """
     if plan.reshaped:
-        return _load_merged(source, plan, merged, full=plan.sources())
+        return load_merged(source, plan, merged, full=plan.sources())
     return source.load(plan.base, full=plan.full_tensors(), untied=plan.separated)
 
 
-def _load_merged(
+def load_merged(
     source: ModelSource,
     plan: MergePlan,
     merged: Checkpoint,
@@ -137,10 +142,13 @@ def _load_merged(
     try:
         return source.load(merged, full=full or {}, untied=plan.separated)
     except (FitError, InputError) as error:
-        raise VerificationError.of(error.problems) from error
+        refusal = VerificationError.of(error.problems)
+        refusal.attribution = Attribution("merge", detail="the model does not take its result")
+        raise refusal from error
 
 
-def _attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[Live]:
+def attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[Live]:
+    """The live branches of all updates, put on the model's modules."""
     seen = set()
     branches: list[Live] = []
     for delta in (*(d for step in plan.steps() for d in step.deltas), *plan.twins):
@@ -186,7 +194,7 @@ def _refuse_random(model: nn.Module, probe: Probe, before: Outputs) -> None:
     import torch
 
     state = torch.get_rng_state()
-    [again] = _run(model, [probe])
+    [again] = run(model, [probe])
     far = distance(before, again)
     same = all(before[name].tobytes() == again[name].tobytes() for name in before if name in again)
     if not torch.equal(state, torch.get_rng_state()):
@@ -199,7 +207,8 @@ def _refuse_random(model: nn.Module, probe: Probe, before: Outputs) -> None:
     raise UsageError(f"{problem}, so nothing can be proven", hint=hint)
 
 
-def _run(model: nn.Module, probes: Sequence[Probe]) -> list[Outputs]:
+def run(model: nn.Module, probes: Sequence[Probe]) -> list[Outputs]:
+    """The model's outputs for every probe, whose floats are given in the model's own dtype."""
     import torch
 
     wide = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -226,7 +235,7 @@ def _array(name: str, tensor: torch.Tensor) -> NDArray[Any]:
 
 def _split(model: nn.Module, probe: Probe, whole: Outputs, specs: Sequence[InputSpec]) -> Outputs:
     samples = split_batch(specs, probe)
-    return join_batches(_run(model, samples), whole) if len(samples) > 1 else {}
+    return join_batches(run(model, samples), whole) if len(samples) > 1 else {}
 
 
 def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:

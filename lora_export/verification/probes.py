@@ -53,6 +53,19 @@ def make_probes(specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = (
     return probes
 
 
+def probe_of_sizes(specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int) -> Probe:
+    """One seeded probe as `make_probes` fills them, with these sizes of the named dimensions."""
+    import numpy as np
+
+    return _probe(specs, sizes, np.random.default_rng(seed))
+
+
+def other_sizes(specs: Sequence[InputSpec]) -> list[dict[str, int]]:
+    """The traced sizes with one dimension at a time as it is in one of `make_probes`."""
+    traced = example_sizes(specs)
+    return [{**traced, name: table[name]} for name in traced for table in _size_tables(specs)]
+
+
 def _ids(specs: Sequence[InputSpec], largest: int) -> str | None:
     """The input of the widest domain, if it holds the largest token."""
     domains = {spec.name: spec.high or 0 for spec in specs if not _is_mask(spec)}

@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING
 
 from lora_export.errors import VerificationError
 from lora_export.records import Problem
+from lora_export.verification.attribution import by_checks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_export.records import Check
+    from lora_export.records import Attribution, Check
 
 
-def refuse_failed(checks: Sequence[Check], where: str) -> None:
-    """Stop when a check failed.
+def refuse_failed(
+    checks: Sequence[Check], where: str, attribution: Attribution | None = None
+) -> None:
+    """Stop when a check failed. attribution: where a closer look has found the fault.
 
     Raises:
-        VerificationError: with every failed check, and all checks for the report.
+        VerificationError: with every failed check, all checks for the report, and the attribution
+            given, or else what the checks alone tell.
     """
     failed = [check for check in checks if not check.passed]
     if not failed:
@@ -33,4 +37,5 @@ def refuse_failed(checks: Sequence[Check], where: str) -> None:
     ]
     error = VerificationError.of(problems)
     error.checks = tuple(checks)
+    error.attribution = attribution or by_checks(failed)
     raise error

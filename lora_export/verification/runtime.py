@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_export.errors import UsageError, VerificationError
 from lora_export.records import Check
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+    from typing import TypeAlias
 
     import onnxruntime
     from numpy.typing import NDArray
 
+    Opener: TypeAlias = Callable[..., onnxruntime.InferenceSession]
+
 CPU = ("CPUExecutionProvider",)
 MAX_THREADS = 4
 FATAL_ONLY = 4
+
+Optimisation = Literal["none", "basic", "extended", "all"]
+LEVELS: tuple[Optimisation, ...] = ("basic", "extended", "all")
+"""Those that change the graph, each all that the one before does and more."""
+
+# The folder of external data, of a model that is given as bytes.
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 _NODE = re.compile(r"\bnode\.? ?(?:with name|Name:|\()\s*'?([^'\s,)]+)", re.IGNORECASE)
 
@@ -28,8 +38,10 @@ def run_model(
     probes: Sequence[Mapping[str, NDArray[Any]]],
     *,
     providers: Sequence[str] = CPU,
-    optimize: bool = True,
+    level: Optimisation = "all",
     threads: int = 0,
+    opener: Opener | None = None,
+    exposing: Sequence[str] = (),
 ) -> list[dict[str, NDArray[Any]]]:
     """Outputs of the ONNX file for every probe, by output name.
 
@@ -37,25 +49,48 @@ def run_model(
         path: the file; its external data lies beside it.
         probes: input name -> array of the dtype the graph declares.
         providers: ONNX Runtime's execution providers, in order of preference.
-        optimize: False turns all graph optimisation off, to tell the exporter's faults from the
+        level: how far the graph is optimised; "none" tells the exporter's faults from the
             runtime's.
         threads: threads inside an operator; 0 takes the machine's, at most MAX_THREADS.
+        opener: what opens the session, `open_session` if None.
+        exposing: inner values of the graph to return as well.
 
     Raises:
         VerificationError: the runtime refuses the file or a probe; names the node when it says.
         UsageError: a provider is not available here.
     """
-    session = open_session(path, providers=providers, optimize=optimize, threads=threads)
-    return [run_session(session, path, probe) for probe in probes]
+    session = (opener or open_session)(
+        path, providers=providers, level=level, threads=threads, exposing=exposing
+    )
+    names = [output.name for output in session.get_outputs()]
+    return [run_session(session, path, probe, names) for probe in probes]
+
+
+def try_model(
+    path: Path, probes: Sequence[Mapping[str, NDArray[Any]]], opener: Opener
+) -> tuple[list[dict[str, NDArray[Any]]], Check | None]:
+    """As `run_model`, or the failed check that says why there are no outputs."""
+    try:
+        return run_model(path, probes, opener=opener), None
+    except VerificationError as error:
+        problem = error.problems[0]
+        return [], Check("runs in ONNX Runtime", passed=False, worst=1.0, tolerance=0.0,
+                         where=problem.where, detail=problem.message)  # fmt: skip
 
 
 def run_session(
-    session: onnxruntime.InferenceSession, path: Path, probe: Mapping[str, NDArray[Any]]
+    session: onnxruntime.InferenceSession,
+    path: Path,
+    probe: Mapping[str, NDArray[Any]],
+    names: Sequence[str],
 ) -> dict[str, NDArray[Any]]:
-    """One run of a session on the file `path`; arguments and errors as for `run_model`."""
-    names = [output.name for output in session.get_outputs()]
+    """The values `names` of an open session for one probe.
+
+    Raises:
+        VerificationError: the runtime refuses the probe.
+    """
     try:
-        arrays = session.run(names, dict(probe))
+        arrays = session.run(list(names), dict(probe))
     except _failures() as error:
         raise _refusal(path, error, "does not run in ONNX Runtime") from error
     return dict(zip(names, arrays, strict=True))
@@ -65,8 +100,9 @@ def open_session(
     path: Path,
     *,
     providers: Sequence[str] = CPU,
-    optimize: bool = True,
+    level: Optimisation = "all",
     threads: int = 0,
+    exposing: Sequence[str] = (),
 ) -> onnxruntime.InferenceSession:
     """A session on the file; arguments and errors as for `run_model`."""
     import onnxruntime
@@ -83,11 +119,32 @@ def open_session(
     options.intra_op_num_threads = threads or min(os.cpu_count() or 1, MAX_THREADS)
     options.inter_op_num_threads = 1
     levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.graph_optimization_level = {
+        "none": levels.ORT_DISABLE_ALL,
+        "basic": levels.ORT_ENABLE_BASIC,
+        "extended": levels.ORT_ENABLE_EXTENDED,
+        "all": levels.ORT_ENABLE_ALL,
+    }[level]
+    graph: str | bytes = str(path)
+    if exposing:
+        options.add_session_config_entry(_DATA_FOLDER, str(path.parent.resolve()))
+        graph = _exposed(path, exposing)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        return onnxruntime.InferenceSession(graph, options, providers=list(providers))
     except _failures() as error:
         raise _refusal(path, error, "does not load in ONNX Runtime") from error
+
+
+def _exposed(path: Path, names: Sequence[str]) -> bytes:
+    """The file with inner values among its outputs; external data stays where it is."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    outputs = {value.name for value in model.graph.output}
+    # Without a type: the runtime infers it.
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in outputs)
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def check_loads(path: Path, *, providers: Sequence[str] = CPU) -> Check:

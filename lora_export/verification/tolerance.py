@@ -238,4 +238,6 @@ def _headroom(ratio: float, limits: OutputTolerance | None) -> str:
         f"noise: rounding {limits.rounding:.1e}, weights' ulp {limits.weight_ulp:.1e}, "
         f"batch {limits.batch_split:.1e}"
     )  # fmt: skip
+    if ratio > 1:
+        return f"{ratio:.3g} x what is allowed; {source}"
     return f"{1 / ratio:.1f} x headroom; {source}" if ratio else f"equal; {source}"

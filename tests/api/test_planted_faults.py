@@ -64,13 +64,14 @@ def test_verify_catches_a_fault_in_the_merged_file(fault, case, tmp_path):
     bad = {**merged, **FAULTS[fault](base, merged)}
     save_file({k: v.contiguous() for k, v in bad.items()}, tmp_path / "bad.safetensors")
 
-    with pytest.raises(VerificationError):
+    with pytest.raises(VerificationError) as caught:
         verify(
             tmp_path / "bad.safetensors",
             base=case / "base.safetensors",
             adapters=[case / "lora.pt"],
             model=MODEL,
         )
+    assert_blamed(caught.value, "merge", fault, case)
 
 
 def test_verify_passes_the_good_file(case):
@@ -84,10 +85,25 @@ def test_verify_passes_the_good_file(case):
 def test_merge_publishes_nothing_when_its_arithmetic_is_wrong(fault, case, tmp_path, monkeypatch):
     plant_in_merge(monkeypatch, case, fault)
 
-    with pytest.raises(VerificationError):
+    with pytest.raises(VerificationError) as caught:
         merge(
             case / "base.safetensors", [case / "lora.pt"], tmp_path / "out.safetensors", model=MODEL
         )
+    assert_blamed(caught.value, "merge", fault, case)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_weights_proof_would_miss_is_bisected(case, tmp_path, monkeypatch):
+    from lora_export.verification.weights import WeightProof
+
+    monkeypatch.setattr(WeightProof, "checks", lambda *_, **__: ())
+    plant_in_merge(monkeypatch, case, "scaling 1 % too large")
+    with pytest.raises(VerificationError) as caught:
+        merge(
+            case / "base.safetensors", [case / "lora.pt"], tmp_path / "out.safetensors", model=MODEL
+        )
+    assert_blamed(caught.value, "merge", "scaling 1 % too large", case)
+    assert "inputs agree" in caught.value.attribution.detail
     assert list(tmp_path.iterdir()) == []
 
 
@@ -101,7 +117,16 @@ def test_onnx_publishes_nothing_when_the_file_is_wrong(fault, case, tmp_path, mo
         )
     failed = {check.name for check in caught.value.checks if not check.passed}
     assert "every weight bit-equal" in failed
+    assert_blamed(caught.value, "export", fault, case)
     assert list(tmp_path.iterdir()) == []
+
+
+def assert_blamed(error, stage, fault, case):
+    """Stage and module are those in which the fault was planted."""
+    base, merged = load_file(case / "base.safetensors"), load_file(case / "good.safetensors")
+    [tensor] = FAULTS[fault](base, merged)
+    assert error.attribution.stage == stage
+    assert error.attribution.module == tensor.removesuffix(".weight")
 
 
 def plant_in_merge(monkeypatch, case, fault):

@@ -171,9 +171,14 @@ def test_verification_says_no(files, monkeypatch):
     assert result.exit_code == 5
     document = json.loads(result.stdout)
     assert document["verification"]["passed"] is False
+    found = document["verification"]["attribution"]
+    assert found["stage"] == "merge"
+    assert found["module"]
+    assert found.keys() == {"stage", "module", "node", "detail"}
     assert not (files / "out.safetensors").exists()
     text = run(files, *GOOD)
     assert "FAILED" in text.stdout
+    assert f"stage: merge - {found['module']}: " in text.stderr
     assert "nothing was published" in text.stderr
 
 

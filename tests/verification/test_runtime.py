@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lora_export.errors import UsageError, VerificationError
-from lora_export.verification.runtime import check_loads, open_session, run_model
+from lora_export.verification.runtime import LEVELS, check_loads, open_session, run_model
 
 
 def save(path, *, op="Gemm", weight_shape=(3, 2), opset=20):
@@ -22,11 +22,11 @@ def save(path, *, op="Gemm", weight_shape=(3, 2), opset=20):
     return path
 
 
-@pytest.mark.parametrize("optimize", [True, False])
-def test_a_file_runs_on_every_probe(tmp_path, capfd, optimize):
+@pytest.mark.parametrize("level", ["none", *LEVELS])
+def test_a_file_runs_on_every_probe(tmp_path, capfd, level):
     path = save(tmp_path / "m.onnx")
     probes = [{"x": np.full((size, 3), 2, np.float32)} for size in (1, 4)]
-    outputs = run_model(path, probes, optimize=optimize, threads=1)
+    outputs = run_model(path, probes, level=level, threads=1)
     assert [one["y"].tolist() for one in outputs] == [[[6.0, 6.0]] * size for size in (1, 4)]
     assert capfd.readouterr() == ("", "")
     assert check_loads(path).passed

@@ -1,0 +1,55 @@
+"""What a merge saves against an export with the LoRA in the graph: counted, not estimated."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from lora_export.errors import InputError, UsageError
+from lora_export.records import InputSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lora_export.records import MergePlan
+    from lora_export.verification.branches import Branch, Site
+
+
+def saved(plan: MergePlan, sites: Sequence[Site]) -> dict[str, int] | None:
+    """Nodes and parameters of the live branches, none of which the merged graph has.
+
+    One layer of every form is captured with its live branch and without, and multiplied by how
+    often the form occurs. None where there are none (a parameter's update is no layer's), or where
+    one cannot be captured alone: then nothing is told.
+    """
+    from lora_export.onnx_export.overhead import count_extra_nodes
+    from lora_export.verification.live_layer import LiveLayers
+
+    if not sites:
+        return None
+    inputs = [_input(at, site.branch) for at, site in enumerate(sites)]
+    try:
+        extra = count_extra_nodes(LiveLayers(sites).eval(), inputs)
+    except (InputError, UsageError):
+        return None
+    nodes = sum(site.times * more for site, more in zip(sites, extra, strict=True))
+    return {"nodes": nodes, "parameters": _parameters(plan)}
+
+
+def _input(place: int, branch: Branch) -> InputSpec:
+    """What the layer was seen to take: the axes that the probes varied are dynamic."""
+    dtype, shape = branch.taken
+    sizes = enumerate(shape)
+    dims = tuple(f"x{place}_{axis}" if size is None else size for axis, size in sizes)
+    return InputSpec(f"x{place}", dtype, dims, None if dtype == "float32" else 2)
+
+
+def _parameters(plan: MergePlan) -> int:
+    """Elements of all factors; one that several modules share counts once."""
+    refs = {
+        (ref.file, ref.spec.name): ref
+        for step in plan.steps()
+        for delta in step.deltas
+        for ref in delta.factors.values()
+    }
+    return sum(prod(ref.spec.shape) for ref in refs.values())

@@ -1,0 +1,70 @@
+"""What is recorded of a job: the manifest of its outputs, and the inputs that it names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_export.checkpoint.contents import file_sha256
+from lora_export.planning.request import merged_before
+from lora_export.records import WrittenFile
+from lora_export.report.manifest import manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from lora_export.api.proving import Job
+    from lora_export.records import Check, MergePlan
+
+
+def build_manifest(
+    job: Job,
+    command: str,
+    files: Sequence[WrittenFile],
+    checks: Sequence[Check],
+    digests: Mapping[Path, str],
+) -> bytes:
+    """The manifest for `files`; see report.manifest. digests: of the input files that have one."""
+    plan = job.plan
+    base_files, adapter_files = input_files(plan, digests)
+    return manifest(
+        plan,
+        command=command,
+        options=given_options(job),
+        base_files=base_files,
+        adapter_files=adapter_files,
+        adapter_configs=[
+            _input(config, file_sha256(config)) if config else None
+            for config in (adapter.config_file for adapter in plan.adapters)
+        ],
+        outputs=files,
+        checks=checks,
+        merged_before=merged_before(plan.base.root),
+    )
+
+
+def given_options(job: Job) -> dict[str, Any]:
+    """The settings that hold something, less the path of a file of facts; what graph was made."""
+    graph = {k: v for k, v in job.network.given().items() if k != "model"}
+    given = {**job.settings, **graph}
+    return {k: v for k, v in given.items() if k != "hparams" and v not in (None, (), [])}
+
+
+def input_files(
+    plan: MergePlan, digests: Mapping[Path, str]
+) -> tuple[list[WrittenFile], list[WrittenFile]]:
+    """The files of the base, with a digest where `digests` has one, and of the adapters."""
+    base = [_input(shard.file, digests.get(shard.file, "")) for shard in plan.base.shards]
+    paths = [adapter.path for adapter in plan.adapters]
+    return base, [_input(path, digests.get(path) or file_sha256(path)) for path in paths]
+
+
+def _input(path: Path, digest: str) -> WrittenFile:
+    return WrittenFile(path.name, digest, path.stat().st_size)
+
+
+def input_paths(plan: MergePlan) -> list[Path]:
+    """Every path that must not be written to."""
+    files = [shard.file for shard in plan.base.shards]
+    configs = [adapter.config_file for adapter in plan.adapters if adapter.config_file]
+    return [plan.base.root, *files, *(adapter.path for adapter in plan.adapters), *configs]
