@@ -44,6 +44,16 @@ class Network:
             hint = "leave --input out"
             raise UsageError("the inputs of --kv-cache are its own", where="--input", hint=hint)
 
+    def refuse_lowered(self, precision: str | None) -> None:
+        """Refuse a lower precision of a graph whose tokens would not be proven in it.
+
+        Raises:
+            UsageError: kv_cache, and not fp32.
+        """
+        if self.kv_cache and precision not in (None, "fp32"):
+            message = f"what {precision} generates with --kv-cache cannot be proven yet"
+            raise UsageError(message, where="--precision", hint="leave --precision out")
+
     def given(self) -> dict[str, Any]:
         """What was set, by name."""
         found = {"model": self.model, "task": self.task, "kv_cache": self.kv_cache}

@@ -15,10 +15,12 @@ from lora_export.cli.options import (
     capture_options,
     given_only,
     graph_options,
+    lossy_option,
     model_options,
     option,
     output_options,
     proof_options,
+    provider_option,
 )
 
 
@@ -33,6 +35,9 @@ from lora_export.cli.options import (
 @model_options
 @graph_options
 @option("--opset", type=int, help="The operator set an .onnx was written in.")
+@option("--precision", metavar="NAME", help="That of an .onnx (default: by its manifest, or fp32).")
+@lossy_option
+@provider_option
 @capture_options
 @output_options
 @click.pass_context

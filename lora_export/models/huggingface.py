@@ -5,7 +5,6 @@ transformers is used to build a model for tracing and for forward checks, never 
 
 from __future__ import annotations
 
-import re
 from copy import deepcopy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -142,29 +141,6 @@ class HuggingFaceModel:
             "config": without_notes(checkpoint.config),
             "apart": sorted(self._apart(checkpoint, self.skeleton())),
         }
-
-    def refuse_headless(self, stored: Sequence[str]) -> None:
-        """Refuse a class that has weights of which none of the tensors `stored` is one.
-
-        `load` does so as well; this needs no weights, and no traced graph.
-
-        Raises:
-            InputError: with every such weight.
-        """
-        skeleton = self.skeleton()
-        names = BaseNames(skeleton.state_dict())
-        homes = {names.tensor(spelling) for name in stored for spelling in self._spellings(name)}
-        if self.names and not homes.issuperset(skeleton.state_dict()):
-            homes |= {place.name for place in self.names.places(stored).values()}
-        for group in read_facts(skeleton, self._label).ties:
-            homes.update(group if homes.intersection(group) else ())
-        ignored = getattr(skeleton, "_keys_to_ignore_on_load_missing", None) or ()
-        lacking = [
-            n
-            for n in sorted(skeleton.state_dict().keys() - homes)
-            if not any(re.search(pattern, n) for pattern in ignored)
-        ]
-        self._refuse_incomplete({"missing_keys": lacking, "mismatched_keys": ()}, {})
 
     def _apart(self, checkpoint: Checkpoint, skeleton: nn.Module) -> set[str]:
         """Tied parameters for which the checkpoint has values of their own: there is no tie."""

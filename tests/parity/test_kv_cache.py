@@ -234,3 +234,5 @@ def test_a_factory_and_described_inputs(gpt2, tmp_path):
     proof = ProofOptions(input=("ids=int64[batch]",))
     with pytest.raises(UsageError, match="inputs of --kv-cache are its own"):
         export_onnx(base, [adapter], tmp_path / "x.onnx", kv_cache=True, proof=proof)
+    with pytest.raises(UsageError, match="what int8 generates"):
+        export_onnx(base, [adapter], tmp_path / "x.onnx", kv_cache=True, precision="int8")
