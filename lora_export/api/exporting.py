@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_export.api.exporting_pair import (
+    export_pair,
+    graph_facts,
+    is_pair,
+    pair_facts,
+    prove_pair,
+    stored_twice,
+)
 from lora_export.api.lowering import (
     Form,
     Full,
@@ -16,23 +23,25 @@ from lora_export.api.lowering import (
     lower_into,
     recorded_graph,
 )
-from lora_export.api.overhead import saved
+from lora_export.api.network import Network
 from lora_export.api.proving import (
     Proven,
     make_job,
     not_verified,
-    prove_model,
     prove_weights,
 )
+from lora_export.api.proving_file import prove_file
 from lora_export.api.recording import build_manifest, input_paths
 from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import staging
-from lora_export.checkpoint.side_files import manifest_beside
+from lora_export.checkpoint.side_files import MANIFEST_NAME, manifest_beside
 from lora_export.checkpoint.writer import write_bytes
+from lora_export.errors import UsageError
+from lora_export.models.answering import CachedPair
 from lora_export.models.choose import folder_model
+from lora_export.models.decoding import CachedDecoder
 from lora_export.onnx_export.captures import open_captures
-from lora_export.records import at_level
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
@@ -40,14 +49,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job, ModelProof, ProofOptions
+    from lora_export.api.proving import Job, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.models.source import ModelSource
-    from lora_export.onnx_export.export import Exported
     from lora_export.planning.request import AdapterOptions
-    from lora_export.records import Check, Checkpoint
-    from lora_export.verification.narrowing import Artifact
-    from lora_export.verification.runtime import Opener
+    from lora_export.records import Attribution, Check, Checkpoint, WrittenFile
 
 
 def export_onnx(
@@ -57,6 +63,7 @@ def export_onnx(
     *,
     model: str | None = None,
     task: str | None = None,
+    kv_cache: bool = False,
     opset: int | None = None,
     precision: str = "fp32",
     allow_lossy: bool = False,
@@ -72,10 +79,14 @@ def export_onnx(
     Args:
         base: a folder, a weight file, or a shard index.
         adapters: loralib files; several are summed from the unmerged base.
-        output: the .onnx file; must not exist unless `force`.
+        output: the .onnx file, or with `kv_cache` of an encoder-decoder the folder of two; must
+            not exist unless `force`.
         model: the user's factory; without it `base` must be a Hugging Face folder (extra hf).
         task: the folder's model is of transformers' class for it ("text-classification", ...), and
             not of the class that config.json names.
+        kv_cache: the graph of a decoder takes the keys and values of what was said so far, and
+            gives them with its own added: past_key_values.0.key, present.0.key, ... Of an
+            encoder-decoder two graphs are made.
         opset: ONNX operator set; None takes the exporter's own.
         precision: fp32, fp16, int8, int8-weights or int4; the lower ones are made from the float32
             file, which is proven first and not published.
@@ -98,16 +109,26 @@ def export_onnx(
     check_opset(opset)
     if proof:
         proof.check()
-    job = make_job(base, adapters, model=model, task=task, proof=proof, settings=settings)
+    network = Network(model, task, kv_cache)
+    network.refuse_lowered(precision)
+    job = make_job(base, adapters, network=network, proof=proof, settings=settings)
     if not job.plan.reshaped:
         with job.clock("plan"):
             traced_model(job, job.plan.base)  # what cannot be built is refused before all else
     captures = open_captures(capture_cache, off=no_capture_cache)
     form = Form(lower, opset, captures, allow_lossy=allow_lossy)
     target = Path(output)
-    beside = (manifest_beside(target),)
-    inputs = input_paths(job.plan)
-    with staging(target, force=force, inputs=inputs, kind="file", beside=beside) as stage:
+    pair = is_pair(job)
+    if pair and target.suffix == ".onnx":
+        message = "--kv-cache of an encoder-decoder writes a folder of two files"
+        raise UsageError(message, where=str(target), hint=f"-o {target.with_suffix('')}")
+    with staging(
+        target,
+        force=force,
+        inputs=input_paths(job.plan),
+        kind="folder" if pair else "file",
+        beside=() if pair else (manifest_beside(target),),
+    ) as stage:
         report = _export_into(stage, job, form, verify=verify)
     return replace(report, output=str(target))
 
@@ -116,56 +137,124 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
     """The user's model, or the folder's: the result's own where the adapter changes its shape."""
     if job.source:
         return job.source
-    return folder_model(merged if job.plan.reshaped else job.plan.base, job.proof.input, job.task)
+    base = merged if job.plan.reshaped else job.plan.base
+    plain = folder_model(base, job.proof.input, job.network.task)
+    if not job.network.kv_cache:
+        return plain
+    return CachedPair(plain) if is_pair(job) else CachedDecoder(plain)
 
 
 def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Report:
     from lora_export.execution.digests import hash_files
-    from lora_export.onnx_export.export import export
     from lora_export.verification.proof import refuse_failed
 
     space = space_for(job.plan, stage.output)
     refuse_too_little(space, stage.output)
-    work = stage.folder / "work"
-    work.mkdir()
-    merged = merged_checkpoint(job, work / "merged")
+    work = stage.folder / "merged"
+    merged = merged_checkpoint(job, work)
     source = traced_model(job, merged)
-    proven = Proven(warnings=not_verified(job, but=["--input"]))
+    by_weights: tuple[Check, ...] = ()
+    told = not_verified(job, but=["--input"])
     if verify:
-        proven = Proven(prove_weights(job, merged))
-        refuse_failed(proven.checks, str(stage.output))
-    place = (work if form.is_lowered else stage.folder) / stage.path.name
-    exported = export(
-        source, job.plan, merged, place, opset=form.opset, captures=form.captures, clock=job.clock
-    )
-    if verify:
-        by_weights = proven.checks
-        proven = prove_file(place, exported, full_proof(job, form), source, merged)
-        proven = replace(proven, checks=(*by_weights, *proven.checks))
-        refuse_failed(proven.checks, str(stage.output), proven.attribution)
-    files, facts = exported.files, {"graph": graph_facts(exported, proven.saved)}
-    if form.is_lowered:
-        full = Full(job, source, merged, exported, place)
-        files, more, facts = lower_into(stage.path, full, form, verify=verify)
-        proven = replace(proven, checks=(*proven.checks, *more))
-        refuse_failed(proven.checks, str(stage.output))
-    for file in files[1:]:  # external data, named by its content
-        stage.announce(file.path)
+        by_weights, told = prove_weights(job, merged), ()
+        refuse_failed(by_weights, str(stage.output))
+    if isinstance(source, CachedPair):
+        made = _make_pair(stage, job, form, source, merged, verify=verify)
+    else:
+        made = _make_file(stage, job, form, source, merged, before=by_weights, verify=verify)
+    checks = (*by_weights, *made.checks)
+    refuse_failed(checks, str(stage.output), made.attribution)
     shutil.rmtree(work)
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
-    graph = recorded_graph(stage.path, job, form, facts, verify=verify)
-    record = build_manifest(job, "onnx", files, proven.checks, digests, graph=graph)
-    written = write_bytes(stage.beside(manifest_beside(stage.output)), record)
+    graph, facts = None, dict(made.facts)
+    if stage.kind == "file":
+        graph = recorded_graph(stage.path, job, form, facts, verify=verify)
+        facts["onnx"] = graph
+    record = build_manifest(job, "onnx", made.files, checks, digests, graph=graph)
+    written = write_bytes(_manifest_place(stage), record)
     stage.publish()
-    told = (*proven.warnings, *exported.warnings, *lossy_warnings(facts, form))
     return Report(
         "onnx",
         str(stage.output),
         job.plan,
+        checks,
+        (*made.files, written),
+        (*job.plan.warnings, *told, *made.warnings),
+        {**facts, **space.facts(), **job.clock.facts()},
+    )
+
+
+def _manifest_place(stage: Staging) -> Path:
+    if stage.kind == "folder":
+        return stage.path / MANIFEST_NAME
+    return stage.beside(manifest_beside(stage.output))
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was written, its checks beside those of the weights, and what is to be told of it."""
+
+    files: tuple[WrittenFile, ...]
+    facts: Mapping[str, Any]
+    checks: tuple[Check, ...]
+    warnings: tuple[str, ...]
+    attribution: Attribution | None = None
+
+
+def _make_file(
+    stage: Staging,
+    job: Job,
+    form: Form,
+    source: ModelSource,
+    merged: Checkpoint,
+    *,
+    before: tuple[Check, ...],
+    verify: bool,
+) -> _Made:
+    """One file; before: the checks that have passed already, for the report of a failure."""
+    from lora_export.onnx_export.export import export
+    from lora_export.verification.proof import refuse_failed
+
+    place = (stage.folder / "merged" if form.is_lowered else stage.folder) / stage.path.name
+    exported = export(
+        source, job.plan, merged, place, opset=form.opset, captures=form.captures, clock=job.clock
+    )
+    proven = Proven()
+    if verify:
+        proven = prove_file(place, exported, full_proof(job, form), source, merged)
+        refuse_failed((*before, *proven.checks), str(stage.output), proven.attribution)
+    files, facts = exported.files, {"graph": graph_facts(exported, proven.saved)}
+    checks = proven.checks
+    if form.is_lowered:
+        full = Full(job, source, merged, exported, place)
+        files, more, facts = lower_into(stage.path, full, form, verify=verify)
+        checks = (*checks, *more)
+    for file in files[1:]:  # external data, named by its content
+        stage.announce(file.path)
+    told = (*proven.warnings, *exported.warnings, *lossy_warnings(facts, form))
+    return _Made(files, facts, checks, told)
+
+
+def _make_pair(
+    stage: Staging,
+    job: Job,
+    form: Form,
+    source: CachedPair,
+    merged: Checkpoint,
+    *,
+    verify: bool,
+) -> _Made:
+    parts, twice = export_pair(
+        source, job, merged, stage.path, opset=form.opset, captures=form.captures
+    )
+    proven = prove_pair(stage.path, parts, job, source, merged) if verify else Proven()
+    told = dict.fromkeys(line for part in parts.values() for line in part.warnings)
+    return _Made(
+        tuple(file for part in parts.values() for file in part.files),
+        {"graphs": pair_facts(parts, proven.saved), "stored_twice": twice},
         proven.checks,
-        (*files, written),
-        (*job.plan.warnings, *told),
-        {**facts, "onnx": graph, **space.facts(), **job.clock.facts()},
+        (*told, *stored_twice(twice)),
+        proven.attribution,
     )
 
 
@@ -178,72 +267,3 @@ def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
     with job.clock("merge"):
         write_plan(job.plan, place, allow_noop=job.allow_noop)
     return read_checkpoint(place)
-
-
-def prove_file(
-    path: Path,
-    exported: Exported,
-    job: Job,
-    source: ModelSource,
-    merged: Checkpoint,
-    *,
-    opener: Opener | None = None,
-) -> Proven:
-    """The torch models against each other, the file's static audit, and ONNX Runtime.
-
-    opener: opens the session on the file; None takes verification.runtime's, with the user's
-        providers.
-    """
-    from lora_export.onnx_export.audit import audit
-    from lora_export.verification.attribution import blame
-    from lora_export.verification.narrowing import Artifact, attribute_file
-    from lora_export.verification.runtime import find_providers, opener_on
-
-    # Each of the three frees its weights before the next one takes its own.
-    by_model = prove_model(job, source, merged)
-    weights, topology = exported.weights, exported.topology
-    with job.clock("static audit"):
-        static = audit(path, expected=weights, base=topology, inputs=exported.inputs)
-    checks = (*by_model.checks, *at_level("file", static))
-    artifact = Artifact(
-        path, by_model.tolerance, opener or opener_on(find_providers(job.proof.provider))
-    )
-    if all(check.passed for check in static[:2]):  # the file can be read
-        checks = (*checks, *_prove_runtime(artifact, by_model, job))
-    if not all(check.passed for check in by_model.checks):
-        return Proven(checks, attribution=by_model.proven().attribution)
-    found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
-    with job.clock("overhead"):
-        extra = None if found else saved(job.plan, by_model.witnesses.sites)
-    return Proven(checks, attribution=found, saved=extra)
-
-
-def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:
-    """ONNX Runtime against both torch models."""
-    from lora_export.verification.runtime import try_model
-
-    seen, tolerance = by_model.witnesses, by_model.tolerance
-    with job.clock("runtime"):
-        outputs, refusal = try_model(artifact.path, by_model.suspects.probes, artifact.opener)
-    if refusal:
-        return at_level("runtime", [refusal])
-    checks = [tolerance.check("ONNX Runtime = merged", seen.merged, outputs)]
-    if not job.plan.coupled:
-        checks.append(tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs))
-    return at_level("runtime", checks)
-
-
-def graph_facts(exported: Exported, saved: Mapping[str, int] | None) -> dict[str, Any]:
-    """The size and hash of the graph, which are the base's own, and what that saves.
-
-    capture: whether it was captured now ("new") or by an earlier run ("cached").
-    """
-    topology = exported.topology
-    return {
-        "nodes": topology.nodes,
-        "initializers": topology.initializers,
-        "hash": topology.hash,
-        "opset": exported.opset,
-        "capture": exported.captured,
-        "saved": saved,
-    }

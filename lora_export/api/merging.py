@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.api.describing import describe
+from lora_export.api.network import Network
 from lora_export.api.proving import (
     Proven,
     make_job,
@@ -84,7 +85,7 @@ def merge(
         LoraExportError: one of its classes for everything that is wrong; then nothing is at
             `output` that was not there before.
     """
-    job = make_job(base, adapters, model=model, proof=proof, settings=settings)
+    job = make_job(base, adapters, network=Network(model), proof=proof, settings=settings)
     if max_shard_size:
         job = replace(job, plan=_resharded(job.plan, max_shard_size))
     plan = job.plan

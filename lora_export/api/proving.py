@@ -19,8 +19,8 @@ from lora_export.models.choose import (
     why_no_model,
     why_unloadable,
 )
+from lora_export.models.decoding import CachedDecoder
 from lora_export.models.inputs import parse_inputs
-from lora_export.models.tasks import check_task
 from lora_export.planning.request import make_request, plan_request, read_inputs
 from lora_export.records import at_level
 from lora_export.report.stopwatch import Stopwatch
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from lora_export.api.network import Network
     from lora_export.models.source import ModelSource
     from lora_export.planning.request import AdapterOptions, Inputs, Request
     from lora_export.records import Attribution, Check, Checkpoint, Facts, MergePlan
@@ -80,17 +81,14 @@ class ProofOptions:
 class Job:
     """A plan with what is needed to carry it out and to prove it.
 
-    source: the user's factory, or None where none is named. task: decides a folder's class, where
-    config.json is not to. kv_cache: the graph takes and gives the keys and values of what was said.
-    clock: of the stages of the command.
+    source: the user's factory, or None where none is named. clock: of the stages of the command.
     """
 
     plan: MergePlan
     source: ModelSource | None
     proof: ProofOptions
     settings: AdapterOptions
-    task: str | None = None
-    kv_cache: bool = False
+    network: Network
     clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @property
@@ -137,17 +135,16 @@ def make_job(
     base: str | Path,
     adapters: Sequence[str | Path],
     *,
-    model: str | None,
+    network: Network,
     proof: ProofOptions | None,
     settings: AdapterOptions,
-    task: str | None = None,
 ) -> Job:
     """Read everything and plan; see planning.request.plan_request for what it raises."""
     clock = Stopwatch()
     with clock("plan"):
         request = make_request(base, adapters, settings)
         inputs = read_inputs(request)
-        job = plan_job(request, inputs, model=model, task=task, proof=proof, settings=settings)
+        job = plan_job(request, inputs, network=network, proof=proof, settings=settings)
     return replace(job, clock=clock)
 
 
@@ -155,24 +152,21 @@ def plan_job(
     request: Request,
     inputs: Inputs,
     *,
-    model: str | None,
+    network: Network,
     proof: ProofOptions | None,
     settings: AdapterOptions,
-    task: str | None = None,
     recorded: Mapping[tuple[str, str], Facts] | None = None,
 ) -> Job:
     """Plan what was read; recorded: facts of an earlier manifest, by adapter's path and module.
 
     Raises:
-        UsageError: the task is unknown, or names a class beside the user's factory.
+        UsageError: see Network.check.
     """
     proof = proof or ProofOptions()
     proof.check()
-    check_task(task)
-    if task and model:
-        hint = "the factory says itself which class it builds: leave --task out"
-        raise UsageError("is for Hugging Face folders", where="--task", hint=hint)
-    source = factory_model(model, proof.input, proof.inputs)
+    network.check(proof.input)
+    task = network.task
+    source = factory_model(network.model, proof.input, proof.inputs)
     facts = source.facts() if source else None
     plan = plan_request(
         request,
@@ -185,7 +179,7 @@ def plan_job(
     )
     if source:
         plan = replace(plan, warnings=(*plan.warnings, *source.told()))
-    return Job(plan, source, proof, settings, task)
+    return Job(plan, source, proof, settings, network)
 
 
 def prove_checkpoint(job: Job, merged: Checkpoint) -> Proven:
@@ -256,12 +250,15 @@ def probes_for(job: Job, source: ModelSource, rounds: int = 1) -> list[dict[str,
 
     rounds: how many times the usual number of rows.
     """
+    from lora_export.verification.decoding_probes import decoding_probes
     from lora_export.verification.probes import load_probes, make_probes
 
     if job.proof.inputs:
         return load_probes(Path(job.proof.inputs), source.inputs)
     deltas = [delta for step in job.plan.steps() for delta in step.deltas]
     tokens = dict.fromkeys(token for delta in deltas for token in delta.indices)
+    if isinstance(source, CachedDecoder):
+        return decoding_probes(source, job.proof.seed, list(tokens))
     return make_probes(source.inputs, job.proof.seed, list(tokens), rounds)
 
 
@@ -272,11 +269,11 @@ def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
     that its inputs are not known. A base that gives one is a witness like any other.
     """
     base = merged if job.plan.reshaped else job.plan.base
-    why = why_no_model(base, job.task) or _too_large(base)
+    why = why_no_model(base, job.network.task) or _too_large(base)
     if why:
         return Proven(warnings=(why,))
     try:
-        source = folder_model(base, job.proof.input, job.task)
+        source = folder_model(base, job.proof.input, job.network.task)
         if not job.plan.reshaped:
             source.load(base, full=job.plan.new_tensors(), untied=())
     except UsageError as error:

@@ -51,7 +51,7 @@ def build_manifest(
 
 def given_options(job: Job) -> dict[str, Any]:
     """The settings that hold something, less the path of a file of facts; what graph was made."""
-    graph = {"task": job.task, "kv_cache": job.kv_cache or None}
+    graph = {k: v for k, v in job.network.given().items() if k != "model"}
     given = {**job.settings, **graph}
     return {k: v for k, v in given.items() if k != "hparams" and v not in (None, (), [])}
 

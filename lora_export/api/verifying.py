@@ -7,12 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_export.api.exporting import graph_facts, merged_checkpoint, prove_file, traced_model
+from lora_export.api.exporting import merged_checkpoint, traced_model
+from lora_export.api.exporting_pair import (
+    expect_pair,
+    graph_facts,
+    is_pair,
+    pair_facts,
+    prove_pair,
+)
 from lora_export.api.lowering import Form, Full, full_proof, lossy_warnings, prove_again
+from lora_export.api.network import Network
 from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
+from lora_export.api.proving_file import prove_file
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
+from lora_export.models.answering import CachedPair
 from lora_export.onnx_export.captures import open_captures
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.records import at_level
@@ -42,6 +52,7 @@ def verify(
     adapters: Sequence[str | Path] = (),
     model: str | None = None,
     task: str | None = None,
+    kv_cache: bool = False,
     opset: int | None = None,
     precision: str | None = None,
     allow_lossy: bool = False,
@@ -70,6 +81,8 @@ def verify(
         raise InputError("no such file or folder", where=str(path))
     if (base is None) != (not adapters):
         raise UsageError("--base and --adapter belong together: name both, or neither")
+    network = Network(model, task, kv_cache)
+    network.refuse_lowered(precision)
     recorded = read_manifest(path, hint=_WITHOUT)
     if base is None:
         if recorded is None:
@@ -80,13 +93,13 @@ def verify(
             )
         checks = at_level("manifest", check_outputs(path, recorded))
         refuse_failed(checks, str(path))
-        given = {**settings, "model": model, "task": task, "opset": opset,
+        given = {**settings, **network.given(), "opset": opset,
                  "precision": precision, "allow_lossy": allow_lossy or None}  # fmt: skip
         warnings = (*_unproven(recorded), *_unused(proof, given))
         return Report("verify", str(path), checks=checks, warnings=warnings)
     lower, by_manifest = _precision(recorded, precision)
     job, before, told = _job(
-        path, recorded, base, adapters, model=model, task=task, proof=proof, settings=settings
+        path, recorded, base, adapters, network=network, proof=proof, settings=settings
     )
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
@@ -124,8 +137,7 @@ def _job(
     base: str | Path,
     adapters: Sequence[str | Path],
     *,
-    model: str | None,
-    task: str | None,
+    network: Network,
     proof: ProofOptions | None,
     settings: AdapterOptions,
 ) -> tuple[Job, tuple[Check, ...], tuple[str, ...]]:
@@ -137,10 +149,10 @@ def _job(
     if recorded is None:
         request = make_request(base, adapters, settings)
         inputs = read_inputs(request)
-        job = plan_job(request, inputs, model=model, task=task, proof=proof, settings=settings)
+        job = plan_job(request, inputs, network=network, proof=proof, settings=settings)
         return job, (), ()
     said: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
-    inherited = None if task or model else recorded.task
+    network, inherited = _as_recorded(network, recorded)
     taken = {key: value for key, value in said.items() if settings.get(key) is None}
     settings = cast("AdapterOptions", {**settings, **taken})
     request = make_request(base, adapters, settings)
@@ -160,20 +172,24 @@ def _job(
         for (at, module), found in recorded.facts.items()
         if at == place
     }
-    job = plan_job(
-        request,
-        inputs,
-        model=model,
-        task=task or inherited,
-        proof=proof,
-        settings=settings,
-        recorded=facts,
-    )
-    taken["task"] = inherited
+    job = plan_job(request, inputs, network=network, proof=proof, settings=settings, recorded=facts)
+    taken.update(inherited)
     usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
     told = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
     words = f"{', '.join(told)}: taken from the manifest of what is verified"
     return job, checks, (words,) if told else ()
+
+
+def _as_recorded(network: Network, recorded: Recorded) -> tuple[Network, dict[str, Any]]:
+    """The network with what was recorded of its graph, and that part alone."""
+    if network.model:
+        return network, {}
+    inherited: dict[str, Any] = {}
+    if recorded.task and not network.task:
+        inherited["task"] = recorded.task
+    if recorded.kv_cache and not network.kv_cache:
+        inherited["kv_cache"] = True
+    return replace(network, **inherited), inherited
 
 
 def _precision(
@@ -190,7 +206,7 @@ def _precision(
 
 def _again(path: Path, job: Job, form: Form) -> tuple[Proven, dict[str, Any]]:
     """The outcome and the facts of everything computed again."""
-    if path.suffix != ".onnx":
+    if path.suffix != ".onnx" and not is_pair(job):
         return prove_checkpoint(job, read_checkpoint(path)), {}
     from lora_export.onnx_export.export import expect
 
@@ -198,6 +214,11 @@ def _again(path: Path, job: Job, form: Form) -> tuple[Proven, dict[str, Any]]:
         merged = merged_checkpoint(job, Path(folder) / "merged")
         source = traced_model(job, merged)
         by_weights = prove_weights(job, merged)
+        if isinstance(source, CachedPair):
+            parts = expect_pair(source, job, merged, opset=form.opset, captures=form.captures)
+            proven = prove_pair(path, parts, job, source, merged)
+            facts = {"graphs": pair_facts(parts, proven.saved), **job.clock.facts()}
+            return replace(proven, checks=(*by_weights, *proven.checks)), facts
         if form.is_lowered:
             refuse_failed(by_weights, str(path))
             fresh = Path(folder) / "fresh.onnx"

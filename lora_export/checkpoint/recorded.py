@@ -54,6 +54,7 @@ class Recorded:
     recipe: str
     options: Mapping[str, str]
     task: str | None
+    kv_cache: bool
     verified: bool | None
     precision: str = "fp32"
 
@@ -109,6 +110,7 @@ def _read(path: Path) -> Recorded:
         options={key: options.get(key, str) for key in _OPTIONS if key in options},
         precision=top.table("onnx").get("precision", str) if "onnx" in top else "fp32",
         task=options.get("task", str) if "task" in options else None,
+        kv_cache=options.get("kv_cache", bool, default=False),
         verified=None if verification is None else top.table("verification").get("passed", bool),
     )
 

@@ -12,13 +12,13 @@ from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
     capture_options,
+    graph_options,
     lossy_option,
     model_options,
     option,
     output_options,
     proof_options,
     provider_option,
-    task_option,
 )
 
 
@@ -26,11 +26,15 @@ from lora_export.cli.options import (
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The .onnx to write."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The .onnx to write (a folder, where it is two).",
 )
 @adapter_options
 @model_options
-@task_option
+@graph_options
 @option("--opset", type=int, help="ONNX operator set (default: the exporter's own).")
 @capture_options
 @option(

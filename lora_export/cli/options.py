@@ -115,10 +115,17 @@ provider_option = option(
     help="ONNX Runtime's execution provider to verify with, e.g. cuda (default: cpu).",
 )
 
-task_option = option(
-    "--task",
-    metavar="NAME",
-    help="What the model does, e.g. text-classification, where config.json is not to decide.",
+graph_options = together(
+    option(
+        "--task",
+        metavar="NAME",
+        help="What the model does, e.g. text-classification, where config.json is not to decide.",
+    ),
+    option(
+        "--kv-cache",
+        is_flag=True,
+        help="A graph that generates text step by step: it takes and gives keys and values.",
+    ),
 )
 
 capture_options = together(

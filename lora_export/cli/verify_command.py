@@ -14,13 +14,13 @@ from lora_export.cli.options import (
     adapter_settings,
     capture_options,
     given_only,
+    graph_options,
     lossy_option,
     model_options,
     option,
     output_options,
     proof_options,
     provider_option,
-    task_option,
 )
 
 
@@ -33,7 +33,7 @@ from lora_export.cli.options import (
 )  # fmt: skip
 @adapter_options
 @model_options
-@task_option
+@graph_options
 @option("--opset", type=int, help="The operator set an .onnx was written in.")
 @option("--precision", metavar="NAME", help="That of an .onnx (default: by its manifest, or fp32).")
 @lossy_option

@@ -20,7 +20,6 @@ from lora_export.records import HALF_DTYPES
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lora_export.models.source import ModelSource
     from lora_export.records import Checkpoint, NameTable
 
 Answer = TypeVar("Answer")
@@ -40,7 +39,9 @@ def factory_model(
     return FactoryModel(model, parse_inputs(inputs), Path(arrays) if arrays else None)
 
 
-def folder_model(base: Checkpoint, inputs: Sequence[str], task: str | None = None) -> ModelSource:
+def folder_model(
+    base: Checkpoint, inputs: Sequence[str], task: str | None = None
+) -> HuggingFaceModel:
     """The model of a Hugging Face folder; `task` decides its class, else config.json does.
 
     Raises:

@@ -68,37 +68,37 @@ class HuggingFaceModel:
                 hint="pip install 'lora-export[hf]', or name a factory with --model",
             )
         self._label = str(base.root)
-        self._class = _model_class(base, task)
+        self.model_class = _class_of(base, task)
         with quiet():
-            self._config = self._class.config_class.from_dict(dict(base.config))
+            self.config = self.model_class.config_class.from_dict(dict(base.config))
         self._given = inputs
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """--input, or what the architecture takes: token ids and masks, or pixel values."""
-        return self._given or usual_inputs(self._class, self._config, self._label)
+        return self._given or usual_inputs(self.model_class, self.config, self._label)
 
     def facts(self) -> ModelFacts:
         """Facts from the model built without weights."""
-        return read_facts(self._skeleton(), self._label)
+        return read_facts(self.skeleton(), self._label)
 
     @cached_property
     def names(self) -> NameTable | None:
         """Where the model has what a checkpoint calls otherwise; None before transformers 5."""
         with quiet():
-            return read_name_table(self._skeleton())
+            return read_name_table(self.skeleton())
 
-    def _skeleton(self) -> nn.Module:
+    def skeleton(self) -> nn.Module:
         """The model without weights."""
         import torch
 
         try:
             with quiet(), torch.device("meta"):
-                skeleton: nn.Module = self._class(self._config)
+                skeleton: nn.Module = self.model_class(self.config)
                 return skeleton
         except FAILURES as error:
             reason = " ".join(str(error).split())[:300]
-            message = f"transformers cannot build {self._class.__name__}: {reason}"
+            message = f"transformers cannot build {self.model_class.__name__}: {reason}"
             raise InputError(message, where=self._label) from error
 
     def load(
@@ -127,9 +127,9 @@ class HuggingFaceModel:
         self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"
     ) -> nn.Module:
         """See source.ModelSource.blank: built as `load` does, of weights that cost no memory."""
-        skeleton = self._skeleton()
+        skeleton = self.skeleton()
         state = blank_state(skeleton, dtype, but_for=self._apart(checkpoint, skeleton))
-        settings = {"config": deepcopy(self._config), "state_dict": state}
+        settings = {"config": deepcopy(self.config), "state_dict": state}
         model, _ = self._from_pretrained(checkpoint, None, dtype, **settings)
         self._make_ready(model, untied)
         return model
@@ -137,9 +137,9 @@ class HuggingFaceModel:
     def identity(self, checkpoint: Checkpoint) -> dict[str, object]:
         """See source.ModelSource.identity: class, configuration, and which ties are none."""
         return {
-            "class": f"{self._class.__module__}.{self._class.__qualname__}",
+            "class": f"{self.model_class.__module__}.{self.model_class.__qualname__}",
             "config": without_notes(checkpoint.config),
-            "apart": sorted(self._apart(checkpoint, self._skeleton())),
+            "apart": sorted(self._apart(checkpoint, self.skeleton())),
         }
 
     def _apart(self, checkpoint: Checkpoint, skeleton: nn.Module) -> set[str]:
@@ -167,7 +167,7 @@ class HuggingFaceModel:
 
         try:
             with quiet():
-                model, info = self._class.from_pretrained(
+                model, info = self.model_class.from_pretrained(
                     root,
                     dtype=getattr(torch, dtype),
                     local_files_only=True,
@@ -176,7 +176,7 @@ class HuggingFaceModel:
                 )
         except (*FAILURES, OSError) as error:
             reason = " ".join(str(error).split())[:300]
-            message = f"transformers cannot build {self._class.__name__}: {reason}"
+            message = f"transformers cannot build {self.model_class.__name__}: {reason}"
             raise InputError(message, where=str(checkpoint.root)) from error
         return model, info
 
@@ -204,7 +204,7 @@ class HuggingFaceModel:
 
     def _spellings(self, name: str) -> list[str]:
         """The names under which from_pretrained places what a checkpoint calls `name`."""
-        prefix = f"{self._class.base_model_prefix}."
+        prefix = f"{self.model_class.base_model_prefix}."
         return [name, prefix + name, name.removeprefix(prefix)]
 
     def _runtime_name(self, name: str) -> str:
@@ -248,10 +248,10 @@ class HuggingFaceModel:
             raise InputError.of(problems)
 
     def _hint(self) -> str:
-        return f"is {self._class.__name__} the architecture of this checkpoint?"
+        return f"is {self.model_class.__name__} the architecture of this checkpoint?"
 
 
-def _model_class(base: Checkpoint, task: str | None) -> Any:  # noqa: ANN401 - transformers' own
+def _class_of(base: Checkpoint, task: str | None) -> Any:  # noqa: ANN401 - transformers' own
     import transformers
 
     architectures = base.config.get("architectures")

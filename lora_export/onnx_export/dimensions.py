@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
+from lora_export.records import SUM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,16 +33,21 @@ def dynamic_shapes(inputs: Sequence[InputSpec]) -> dict[str, dict[int, Any]]:
     }
 
 
-def equal_sizes(inputs: Sequence[InputSpec]) -> Iterator[tuple[Axis, Axis]]:
-    """Pairs of axes, as (input, axis), that carry the same name."""
+def equal_sizes(inputs: Sequence[InputSpec]) -> Iterator[tuple[Axis, tuple[Axis, ...]]]:
+    """Axes, as (input, axis), with those of which they are the size, or the sum of the sizes."""
     first: dict[str, Axis] = {}
+    sums = []
     for spec in inputs:
         for axis, dim in enumerate(spec.dims):
             if not isinstance(dim, str):
                 continue
             if dim in first:
-                yield first[dim], (spec.name, axis)
+                yield (spec.name, axis), (first[dim],)
+            elif SUM in dim:
+                sums.append(((spec.name, axis), dim.split(SUM)))
             first.setdefault(dim, (spec.name, axis))
+    for place, parts in sums:
+        yield place, tuple(first[part] for part in parts)
 
 
 def rename(traced: onnx_ir.Model, inputs: Sequence[InputSpec]) -> None:

@@ -33,6 +33,7 @@ class Exported:
     topology: of the base's graph. opset: as written. inputs: as declared in the graph. weights:
     loads the merged ones by parameter; whoever calls it decides how long they are in memory.
     captured: whether the graph was made just now ("new") or kept from an earlier run ("cached").
+    unused: the weights of which the graph has no use.
     """
 
     topology: Topology
@@ -40,6 +41,7 @@ class Exported:
     inputs: tuple[InputSpec, ...]
     weights: Callable[[], Mapping[str, Tensor]]
     captured: str
+    unused: frozenset[str]
     warnings: tuple[str, ...] = ()
     files: tuple[WrittenFile, ...] = ()
 
@@ -53,12 +55,14 @@ def export(
     opset: int | None,
     dtype: str = "float32",
     captures: Captures | None = None,
+    whole: bool = True,
     clock: Stopwatch | None = None,
 ) -> Exported:
     """Write the merged model to `path`, in `dtype`.
 
     The graph is captured without weights, so that it cannot depend on them; the merged ones are
-    then put in by binding, one at a time. captures: where graphs of earlier runs are.
+    then put in by binding, one at a time. captures: where graphs of earlier runs are. whole: an
+    adapted weight must be in this graph; if it is a part, see `refuse_unused`.
 
     Raises:
         InputError, UsageError: see trace.capture.
@@ -67,7 +71,9 @@ def export(
     """
     clock = clock or Stopwatch()
     with clock("capture"):
-        graph, planned = _prepare(source, plan, merged, opset=opset, dtype=dtype, captures=captures)
+        graph, planned = _prepare(
+            source, plan, merged, opset=opset, dtype=dtype, captures=captures, whole=whole
+        )
     with clock("fill and save"):
         files = save_model(graph, path, planned.weights())
     _check_opset(path, planned.opset)
@@ -82,13 +88,16 @@ def expect(
     opset: int | None,
     dtype: str = "float32",
     captures: Captures | None = None,
+    whole: bool = True,
 ) -> Exported:
     """What `export` would write, without files: to hold a finished file against it.
 
     Raises:
         InputError, UsageError: see trace.capture.
     """
-    return _prepare(source, plan, merged, opset=opset, dtype=dtype, captures=captures)[1]
+    return _prepare(source, plan, merged, opset=opset, dtype=dtype, captures=captures, whole=whole)[
+        1
+    ]
 
 
 def _prepare(
@@ -99,6 +108,7 @@ def _prepare(
     opset: int | None,
     dtype: str,
     captures: Captures | None,
+    whole: bool,
 ) -> tuple[onnx.ModelProto, Exported]:
     # The base's own model has another graph where the adapter changes the model's shape.
     checkpoint = merged if plan.reshaped else plan.base
@@ -122,10 +132,11 @@ def _prepare(
 
     def weights() -> Mapping[str, Tensor]:
         model = source.load(merged, full={}, untied=plan.separated, dtype=dtype)
-        _refuse_unused(source, model, plan, unused)
+        if whole:
+            refuse_unused(source, model, plan, unused)
         return {name: value for name, value in model.state_dict().items() if name not in unused}
 
-    planned = Exported(describe(graph), opset_of(graph), inputs, weights, how, warnings)
+    planned = Exported(describe(graph), opset_of(graph), inputs, weights, how, unused, warnings)
     return graph, planned
 
 
@@ -157,10 +168,14 @@ def _check_opset(path: Path, opset: int) -> None:
         raise VerificationError(message, where=path.name)
 
 
-def _refuse_unused(
+def refuse_unused(
     source: ModelSource, model: nn.Module, plan: MergePlan, unused: frozenset[str]
 ) -> None:
-    """An adapted weight that no output depends on would vanish from the file in silence."""
+    """An adapted weight that no output depends on would vanish from the file in silence.
+
+    Raises:
+        FitError: with every such weight.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     deltas = {delta.module for step in plan.steps() for delta in step.deltas}
     owners = [names[id(source.module(model, module))] for module in sorted(deltas)]

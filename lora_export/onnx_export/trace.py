@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from lora_export.models.quiet import quiet
 from lora_export.onnx_export import dimensions, parameters, passes
 from lora_export.onnx_export.bindings import write_bindings
 from lora_export.onnx_export.save import opset_of
-from lora_export.records import example_sizes
+from lora_export.records import example_sizes, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,9 +60,11 @@ def capture(
     if model.training:
         raise UsageError("the model is in training mode", hint="call model.eval() first")
     check_opset(opset)
-    examples = _examples(inputs)
+    parameters_named = [replace(spec, name=spec.name.replace(".", "_")) for spec in inputs]
+    examples = _examples(parameters_named)
     names = _chosen(_try_model(model, examples), output_names)
-    traced = _trace(model, inputs, examples, opset)
+    traced = _trace(model, parameters_named, examples, opset)
+    _name_inputs(traced, parameters_named, inputs)
     hidden = parameters.find(model, traced)
     _name_outputs(traced, names)
     passes.simplify(traced, hidden)
@@ -94,7 +97,7 @@ def _examples(inputs: Sequence[InputSpec]) -> dict[str, Tensor]:
     sizes = example_sizes(inputs)
     examples = {
         spec.name: torch.ones(
-            [sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims],
+            [size_of(dim, sizes) for dim in spec.dims],
             dtype=getattr(torch, spec.dtype),
         ).mul_(spec.high != 1)
         for spec in inputs
@@ -228,8 +231,8 @@ def _flat_forward(model: nn.Module, inputs: Sequence[InputSpec]) -> Iterator[Non
 
     def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        for left, right in dimensions.equal_sizes(inputs):
-            same = given[left[0]].shape[left[1]] == given[right[0]].shape[right[1]]
+        for (name, axis), parts in dimensions.equal_sizes(inputs):
+            same = given[name].shape[axis] == sum(given[n].shape[place] for n, place in parts)
             # Torch documents it, underscore and all.
             torch._check(same)  # type: ignore[no-untyped-call] # noqa: SLF001
         return name_outputs(call(given), taken=names)
@@ -246,6 +249,15 @@ def _flat_forward(model: nn.Module, inputs: Sequence[InputSpec]) -> Iterator[Non
         del model.__dict__["forward"]
         if own is not None:
             model.forward = own
+
+
+def _name_inputs(
+    traced: onnx_ir.Model, parameters_named: Sequence[InputSpec], inputs: Sequence[InputSpec]
+) -> None:
+    """Give the graph's inputs the names that a parameter of a function cannot have: with dots."""
+    names = {one.name: spec.name for one, spec in zip(parameters_named, inputs, strict=True)}
+    for value in traced.graph.inputs:
+        value.name = names.get(str(value.name), value.name)
 
 
 def _name_outputs(traced: onnx_ir.Model, names: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from lora_export.records.files import (
 )
 from lora_export.records.plan import MergePlan, ShardPlan, Step, StepAction
 from lora_export.records.proof import (
+    SUM,
     Attribution,
     Check,
     InputSpec,
@@ -39,6 +40,7 @@ from lora_export.records.proof import (
     WrittenFile,
     at_level,
     example_sizes,
+    size_of,
     spans_of,
 )
 from lora_export.records.runtime import NameTable, Place
@@ -47,6 +49,7 @@ __all__ = [
     "DTYPE_BITS",
     "FLOAT_DTYPES",
     "HALF_DTYPES",
+    "SUM",
     "Adapter",
     "AdapterFile",
     "Attribution",
@@ -80,5 +83,6 @@ __all__ = [
     "WrittenFile",
     "at_level",
     "example_sizes",
+    "size_of",
     "spans_of",
 ]

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+SUM = " + "
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """The sizes that a dynamic dimension may have: offset + unit * n for n from 1 on, up to `most`.
@@ -34,10 +37,11 @@ class Span:
 class InputSpec:
     """A model input: `name=dtype[dim,dim]<high`.
 
-    dims: a positive int is fixed, a str names a dynamic dimension. high: exclusive upper bound of
-    an integer input (vocabulary size). dtype: torch's name (float32, int64, bool). spans: of those
-    dynamic dimensions that cannot have any size. leading: (value, count) where every row begins
-    with `count` times `value`, which stands nowhere else: the places of an image in a text.
+    dims: a positive int is fixed, a str names a dynamic dimension, `a + b` the sum of two. high:
+    exclusive upper bound of an integer input (vocabulary size). dtype: torch's name (float32,
+    int64, bool). spans: of those dynamic dimensions that cannot have any size. leading: (value,
+    count) where every row begins with `count` times `value`, which stands nowhere else: the places
+    of an image in a text.
     """
 
     name: str
@@ -48,9 +52,15 @@ class InputSpec:
     leading: tuple[int, int] | None = None
 
 
+def size_of(dim: int | str, sizes: Mapping[str, int]) -> int:
+    """The size of a dimension of an input, where the dynamic ones have these sizes."""
+    return dim if isinstance(dim, int) else sum(sizes[part] for part in dim.split(SUM))
+
+
 def spans_of(specs: Sequence[InputSpec]) -> dict[str, Span]:
     """The span of every dynamic dimension, in the order in which they are first mentioned."""
-    names = dict.fromkeys(dim for spec in specs for dim in spec.dims if isinstance(dim, str))
+    dims = [dim for spec in specs for dim in spec.dims if isinstance(dim, str)]
+    names = dict.fromkeys(part for dim in dims for part in dim.split(SUM))
     told = {dim: span for spec in reversed(specs) for dim, span in spec.spans.items()}
     return {name: told.get(name, Span()) for name in names}
 

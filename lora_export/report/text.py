@@ -60,6 +60,8 @@ def _file_text(report: Report, *, verbose: bool) -> Iterator[str]:
         yield _graph_text(graph, proven=bool(report.checks))
     if lowered := report.facts.get("lowered"):
         yield lowered_text(lowered, verbose=verbose)
+    for name, each in report.facts.get("graphs", {}).items():
+        yield f"{name}: {_graph_text(each, proven=bool(report.checks))}"
 
 
 def _graph_text(graph: Mapping[str, Any], *, proven: bool) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.errors import InputError
 from lora_export.models.arrays import read_arrays
 from lora_export.models.inputs import FLOATS
-from lora_export.records import Span, example_sizes, spans_of
+from lora_export.records import Span, example_sizes, size_of, spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -149,7 +149,7 @@ def _is_mask(spec: InputSpec) -> bool:
 
 
 def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims)
+    return tuple(size_of(dim, sizes) for dim in spec.dims)
 
 
 def split_batch(specs: Sequence[InputSpec], probe: Mapping[str, NDArray[Any]]) -> list[Probe]:

@@ -16,8 +16,9 @@ from onnx import numpy_helper
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from lora_export.api.exporting import merged_checkpoint, prove_file, traced_model
+from lora_export.api.exporting import merged_checkpoint, traced_model
 from lora_export.api.proving import make_job
+from lora_export.api.proving_file import prove_file
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.onnx_export.export import export
 from lora_export.verification.runtime import open_session

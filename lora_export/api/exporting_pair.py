@@ -1,0 +1,164 @@
+"""onnx --kv-cache of an encoder-decoder: a folder of two files, proven by what both say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lora_export.api.proving import Proven, prove_model
+from lora_export.records import at_level
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lora_export.api.proving import Job, ModelProof
+    from lora_export.models.answering import CachedPair
+    from lora_export.onnx_export.captures import Captures
+    from lora_export.onnx_export.export import Exported
+    from lora_export.records import Check, Checkpoint
+
+    Parts = Mapping[str, Exported]
+
+
+def is_pair(job: Job) -> bool:
+    """Whether the export is the folder of an encoder and its decoder."""
+    return job.network.kv_cache and bool(job.plan.base.config.get("is_encoder_decoder"))
+
+
+def export_pair(
+    pair: CachedPair,
+    job: Job,
+    merged: Checkpoint,
+    folder: Path,
+    *,
+    opset: int | None,
+    captures: Captures | None,
+) -> tuple[dict[str, Exported], int]:
+    """(what was written, by the files' names; bytes of weights that both files hold).
+
+    Raises:
+        InputError, UsageError: see onnx_export.trace.capture.
+        FitError: an adapted weight has no place in either graph.
+    """
+    from lora_export.onnx_export.export import export
+
+    written = {
+        name: export(
+            part, job.plan, merged, folder / f"{name}.onnx",
+            opset=opset, captures=captures, clock=job.clock, whole=False,
+        )
+        for name, part in pair.parts().items()
+    }  # fmt: skip
+    return written, _account(pair, job, merged, written)
+
+
+def expect_pair(
+    pair: CachedPair,
+    job: Job,
+    merged: Checkpoint,
+    *,
+    opset: int | None,
+    captures: Captures | None,
+) -> dict[str, Exported]:
+    """What `export_pair` would write, without files; raises as it does."""
+    from lora_export.onnx_export.export import expect
+
+    expected = {
+        name: expect(part, job.plan, merged, opset=opset, captures=captures, whole=False)
+        for name, part in pair.parts().items()
+    }
+    _account(pair, job, merged, expected)
+    return expected
+
+
+def _account(pair: CachedPair, job: Job, merged: Checkpoint, parts: Parts) -> int:
+    """Bytes of the weights that both graphs use; refuses an adapted one that neither does."""
+    from lora_export.onnx_export.export import refuse_unused
+
+    model = pair.plain.load(merged, full={}, untied=job.plan.separated)
+    unused = [part.unused for part in parts.values()]
+    refuse_unused(pair.plain, model, job.plan, frozenset.intersection(*unused))
+    left_out = frozenset.union(*unused)
+    both = {
+        tensor.data_ptr(): tensor.nbytes
+        for name, tensor in model.state_dict().items()
+        if name not in left_out
+    }
+    return sum(both.values())
+
+
+def stored_twice(count: int) -> tuple[str, ...]:
+    """A warning where both files hold the same weights."""
+    if not count:
+        return ()
+    return (f"{count:,} bytes of weights are used by both graphs, and are in both files",)
+
+
+def prove_pair(
+    folder: Path, parts: Parts, job: Job, pair: CachedPair, merged: Checkpoint
+) -> Proven:
+    """The torch models against each other, both files' static audits, and both in ONNX Runtime."""
+    from lora_export.onnx_export.audit import audit
+    from lora_export.verification.attribution import blame, by_checks
+    from lora_export.verification.narrowing import attribute_model
+
+    by_model = prove_model(job, pair, merged)
+    checks, readable = by_model.checks, True
+    for name, part in parts.items():
+        path = folder / f"{name}.onnx"
+        with job.clock("static audit"):
+            static = audit(path, expected=part.weights, base=part.topology, inputs=part.inputs)
+        named = [replace(check, name=f"{name}: {check.name}") for check in static]
+        checks = (*checks, *at_level("file", named))
+        readable = readable and all(check.passed for check in static[:2])
+    if readable:
+        checks = (*checks, *_prove_runtime(folder, job, pair, by_model))
+    if not all(check.passed for check in by_model.checks):
+        return Proven(
+            checks, attribution=blame(checks, partial(attribute_model, by_model.suspects))
+        )
+    return Proven(checks, attribution=blame(checks, by_checks))
+
+
+def _prove_runtime(
+    folder: Path, job: Job, pair: CachedPair, by_model: ModelProof
+) -> tuple[Check, ...]:
+    from lora_export.verification.answering import check_answers, run_pair
+
+    seen, tolerance = by_model.witnesses, by_model.tolerance
+    probes = by_model.suspects.probes
+    with job.clock("runtime"):
+        outputs = run_pair(folder, pair, probes)
+    sides = {"merged": seen.merged, "unmerged": () if job.plan.coupled else seen.unmerged}
+    checks = []
+    for side, runs in sides.items():
+        said = [{name: run[name] for name in outputs[0]} for run in runs]
+        if said:
+            checks.append(tolerance.check(f"ONNX Runtime = {side}", said, outputs))
+    with job.clock("generation"):
+        model = pair.plain.load(by_model.suspects.merged, full={}, untied=job.plan.separated)
+        checks += check_answers(folder, pair, model, tolerance, probes)
+    return at_level("runtime", checks)
+
+
+def pair_facts(parts: Parts, saved: Mapping[str, int] | None) -> dict[str, Any]:
+    """The size and hash of each graph, by the files' names."""
+    return {name: graph_facts(part, saved) for name, part in parts.items()}
+
+
+def graph_facts(exported: Exported, saved: Mapping[str, int] | None) -> dict[str, Any]:
+    """The size and hash of the graph, which are the base's own, and what that saves.
+
+    capture: whether it was captured now ("new") or by an earlier run ("cached").
+    """
+    topology = exported.topology
+    return {
+        "nodes": topology.nodes,
+        "initializers": topology.initializers,
+        "hash": topology.hash,
+        "opset": exported.opset,
+        "capture": exported.captured,
+        "saved": saved,
+    }

@@ -1,0 +1,60 @@
+"""Which network is meant: the options that say how a base becomes one, and which graph of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import UsageError
+from lora_export.models.tasks import check_task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """model: the user's factory, else a folder's own class is built.
+
+    task: decides that class, where config.json is not to. kv_cache: the graph takes and gives the
+    keys and values of what was said so far.
+    """
+
+    model: str | None = None
+    task: str | None = None
+    kv_cache: bool = False
+
+    def check(self, described: Sequence[str]) -> None:
+        """Refuse options of which one would be left out in silence.
+
+        described: the inputs, as --input describes them.
+
+        Raises:
+            UsageError: the task is unknown, or two options do not go together.
+        """
+        check_task(self.task)
+        if self.task and self.model:
+            hint = "the factory says itself which class it builds: leave --task out"
+            raise UsageError("is for Hugging Face folders", where="--task", hint=hint)
+        if self.kv_cache and self.model:
+            message = "is for Hugging Face folders: how a factory keeps its past is not known"
+            hint = "let its forward take and return keys and values, and leave --kv-cache out"
+            raise UsageError(message, where="--kv-cache", hint=hint)
+        if self.kv_cache and described:
+            hint = "leave --input out"
+            raise UsageError("the inputs of --kv-cache are its own", where="--input", hint=hint)
+
+    def refuse_lowered(self, precision: str | None) -> None:
+        """Refuse a lower precision of a graph whose tokens would not be proven in it.
+
+        Raises:
+            UsageError: kv_cache, and not fp32.
+        """
+        if self.kv_cache and precision not in (None, "fp32"):
+            message = f"what {precision} generates with --kv-cache cannot be proven yet"
+            raise UsageError(message, where="--precision", hint="leave --precision out")
+
+    def given(self) -> dict[str, Any]:
+        """What was set, by name."""
+        found = {"model": self.model, "task": self.task, "kv_cache": self.kv_cache}
+        return {name: value for name, value in found.items() if value}

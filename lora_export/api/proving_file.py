@@ -1,0 +1,83 @@
+"""The proof of one ONNX file: against both torch models, by its static audit, in ONNX Runtime."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lora_export.api.overhead import saved
+from lora_export.api.proving import Proven, prove_model
+from lora_export.models.decoding import CachedDecoder
+from lora_export.records import at_level
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lora_export.api.proving import Job, ModelProof
+    from lora_export.models.source import ModelSource
+    from lora_export.onnx_export.export import Exported
+    from lora_export.records import Check, Checkpoint
+    from lora_export.verification.narrowing import Artifact
+    from lora_export.verification.runtime import Opener
+
+
+def prove_file(
+    path: Path,
+    exported: Exported,
+    job: Job,
+    source: ModelSource,
+    merged: Checkpoint,
+    *,
+    opener: Opener | None = None,
+) -> Proven:
+    """The torch models against each other, the file's static audit, and ONNX Runtime.
+
+    opener: opens the session on the file; None takes verification.runtime's, with the user's
+        providers.
+    """
+    from lora_export.onnx_export.audit import audit
+    from lora_export.verification.attribution import blame
+    from lora_export.verification.narrowing import Artifact, attribute_file
+    from lora_export.verification.runtime import find_providers, opener_on
+
+    # Each of the three frees its weights before the next one takes its own.
+    by_model = prove_model(job, source, merged)
+    weights, topology = exported.weights, exported.topology
+    with job.clock("static audit"):
+        static = audit(path, expected=weights, base=topology, inputs=exported.inputs)
+    checks = (*by_model.checks, *at_level("file", static))
+    artifact = Artifact(
+        path, by_model.tolerance, opener or opener_on(find_providers(job.proof.provider))
+    )
+    if all(check.passed for check in static[:2]):  # the file can be read
+        checks = (*checks, *_prove_runtime(artifact, by_model, job))
+    if not all(check.passed for check in by_model.checks):
+        return Proven(checks, attribution=by_model.proven().attribution)
+    found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
+    with job.clock("overhead"):
+        extra = None if found else saved(job.plan, by_model.witnesses.sites)
+    return Proven(checks, attribution=found, saved=extra)
+
+
+def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:
+    """ONNX Runtime against both torch models; where it keeps a past, by what it generates."""
+    from lora_export.verification.generation import check_generation
+    from lora_export.verification.runtime import try_model
+
+    seen, tolerance = by_model.witnesses, by_model.tolerance
+    with job.clock("runtime"):
+        outputs, refusal = try_model(artifact.path, by_model.suspects.probes, artifact.opener)
+    if refusal:
+        return at_level("runtime", [refusal])
+    checks = [tolerance.check("ONNX Runtime = merged", seen.merged, outputs)]
+    if not job.plan.coupled:
+        checks.append(tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs))
+    suspects = by_model.suspects
+    if isinstance(suspects.source, CachedDecoder):
+        with job.clock("generation"):
+            plain = suspects.source.plain
+            model = plain.load(suspects.merged, full={}, untied=job.plan.separated)
+            checks += check_generation(
+                artifact.path, suspects.source, model, tolerance, job.proof.seed
+            )
+    return at_level("runtime", checks)

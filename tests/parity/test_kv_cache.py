@@ -1,0 +1,238 @@
+"""Graphs that generate text step by step, of every kind of decoder; and what has no such graph."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import transformers as hf
+from peft_matrix.architectures import ARCHITECTURES
+from peft_matrix.making import make_adapter
+from peft_matrix.options import OPTIONS
+
+from lora_export.api import export_onnx, verify
+from lora_export.api.proving import ProofOptions
+from lora_export.checkpoint.index import read_checkpoint
+from lora_export.errors import UsageError
+from lora_export.models.choose import folder_model
+from lora_export.models.decoding import CachedDecoder
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        "`is_gradient_checkpointing` is deprecated:FutureWarning",
+        "fan_in_fan_out is set to:UserWarning",
+        "Setting `save_embedding_layers`:UserWarning",
+        "Model (has|with) `tie_word_embeddings=True`:UserWarning",
+    )
+]
+PROVEN = {
+    "ONNX Runtime = merged",
+    "ONNX Runtime = unmerged",
+    "same graph as the base",
+    "prompt = plain model",
+    "each step with a past = plain model",
+    "generates as model.generate",
+}
+SMALL = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 64,
+}  # fmt: skip
+GROUPED = {**SMALL, "num_key_value_heads": 2, "pad_token_id": 0}
+# Beside those of the matrix: windows shorter than what is generated, no position_ids, one head of
+# keys, keys and values of two sizes, a factor for attention's sinks.
+MORE = {
+    "mistral": lambda: hf.MistralConfig(**GROUPED, sliding_window=8),
+    "gemma3, two kinds of layers": lambda: hf.Gemma3TextConfig(
+        **GROUPED, head_dim=8, sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "gemma2": lambda: hf.Gemma2Config(**GROUPED, head_dim=8, sliding_window=8),
+    "bloom": lambda: hf.BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4),
+    "falcon": lambda: hf.FalconConfig(
+        vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+    ),
+    "opt": lambda: hf.OPTConfig(
+        vocab_size=96, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=32, max_position_embeddings=64,
+    ),
+}  # fmt: skip
+OF_MATRIX = ("llama", "llama tied", "qwen3", "gpt-neox", "mixtral")
+
+
+def made(name, folder):
+    """(base, adapter) of the matrix's architecture, or of one of MORE."""
+    base, adapter = folder / "base", folder / "adapter"
+    if name in ARCHITECTURES:
+        ARCHITECTURES[name].save(torch.float32, base)
+        make_adapter(ARCHITECTURES[name], OPTIONS["plain"], base, adapter)
+        return base, adapter
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(MORE[name]())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    model.save_pretrained(base)
+    targets = r".*\.(q_proj|v_proj|query_key_value)"
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=targets, r=4))
+    for key, parameter in adapted.named_parameters():
+        if "lora_" in key:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(adapter)
+    return base, adapter
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """(base, adapter, graph, report) of a GPT-2 with keys and values."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    base, adapter = made("gpt2", folder)
+    report = export_onnx(base, [adapter], folder / "gpt2.onnx", kv_cache=True)
+    return base, adapter, folder / "gpt2.onnx", report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*OF_MATRIX, *MORE])
+def test_generates_as_transformers_does(name, tmp_path):
+    base, adapter = made(name, tmp_path)
+    report = export_onnx(base, [adapter], tmp_path / "out.onnx", kv_cache=True)
+    checks = {check.name: check for check in report.checks}
+    assert checks.keys() >= PROVEN
+    assert checks["generates as model.generate"].detail == "128 tokens"
+
+
+def test_its_face(gpt2):
+    _, _, path, report = gpt2
+    assert {check.name for check in report.checks} >= PROVEN
+    graph = onnx.load(path).graph
+    past = {
+        f"past_key_values.{layer}.{part}": ["batch", 4, "past", 8]
+        for layer in (0, 1)
+        for part in ("key", "value")
+    }
+    assert {value.name: dims(value) for value in graph.input} == {
+        "input_ids": ["batch", "sequence"],
+        "attention_mask": ["batch", "past + sequence"],
+        "position_ids": ["batch", "sequence"],
+        **past,
+    }
+    longer = ["batch", 4, "past + sequence", 8]
+    assert {value.name: dims(value) for value in graph.output} == {
+        "logits": ["batch", "sequence", 96],
+        **{name.replace("past_key_values", "present"): longer for name in past},
+    }
+
+
+def dims(value):
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def test_the_weights_are_stored_once(gpt2):
+    base, _, path, _ = gpt2
+    stored = sum(np.prod(tensor.dims, dtype=int) for tensor in onnx.load(path).graph.initializer)
+    model = hf.GPT2LMHeadModel.from_pretrained(base)
+    assert stored < 1.02 * sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.slow
+def test_it_is_proven_again_by_its_manifest(gpt2):
+    base, adapter, path, _ = gpt2
+    manifest = json.loads(path.with_name(f"{path.name}.lora_export.json").read_text())
+    assert manifest["options"]["kv_cache"] is True
+    again = verify(path, base=base, adapters=[adapter])
+    assert {check.name for check in again.checks} >= PROVEN
+    assert "kv_cache True" in " ".join(again.warnings)
+
+
+def test_the_loop_of_the_documentation(gpt2, root):
+    """It generates what model.generate does, for texts of several lengths at once."""
+    base, adapter, path, _ = gpt2
+    page = (root / "docs" / "onnx.md").read_text()
+    [code] = [
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "past" in code
+    ]
+    prompts = [[5, 6, 7, 8, 9], [11, 12], [13, 14, 15]]
+    names = {"path": str(path), "prompts": prompts, "new_tokens": 12}
+    exec(compile(code, "docs/onnx.md", "exec"), names)  # noqa: S102 - the page's own code
+
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(hf.GPT2LMHeadModel.from_pretrained(base), adapter)
+    model = model.merge_and_unload().eval()
+    for prompt, found in zip(prompts, names["texts"], strict=True):
+        ids = torch.tensor([prompt])
+        model.generation_config = hf.GenerationConfig(
+            do_sample=False, max_new_tokens=12, pad_token_id=0
+        )
+        wanted = model.generate(ids, attention_mask=torch.ones_like(ids))
+        assert found == wanted[0].tolist()
+
+
+def config_only(folder, config, architecture):
+    config.architectures = [architecture]
+    config.save_pretrained(folder)
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+    return read_checkpoint(folder)
+
+
+REFUSED = {
+    "an encoder": (
+        lambda: (hf.BertConfig(**SMALL), "BertForSequenceClassification"),
+        "BertForSequenceClassification generates no text",
+    ),
+    "a decoder without a head for words": (
+        lambda: (hf.LlamaConfig(**GROUPED), "LlamaModel"),
+        "LlamaModel generates no text",
+    ),
+    "a state that is no keys and values": (
+        lambda: (
+            hf.MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2),
+            "MambaForCausalLM",
+        ),
+        "keeps LinearAttentionLayer in its cache",
+    ),
+    "two kinds of memory": (
+        lambda: (hf.Qwen3NextConfig(**{**GROUPED, "num_hidden_layers": 4}), "Qwen3NextForCausalLM"),
+        "keeps LinearAttentionLayer in its cache",
+    ),
+    "a table of few positions": (
+        lambda: (
+            hf.LlamaConfig(**{**GROUPED, "max_position_embeddings": 8}),
+            "LlamaForCausalLM",
+        ),
+        "tokens in all, too few for a proof",
+    ),
+    "images in the text": (
+        lambda: (ARCHITECTURES["llava"].config(), "LlavaForConditionalGeneration"),
+        "takes images into its text",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_such_graph(case, tmp_path):
+    config, match = REFUSED[case]
+    base = config_only(tmp_path, *config())
+    with pytest.raises(UsageError, match=match) as caught:
+        CachedDecoder(folder_model(base, ()))
+    assert caught.value.problems[0].where == "--kv-cache"
+    assert "leave --kv-cache out" in caught.value.problems[0].hint
+
+
+def test_a_factory_and_described_inputs(gpt2, tmp_path):
+    base, adapter, _, _ = gpt2
+    with pytest.raises(UsageError, match="how a factory keeps its past"):
+        export_onnx(base, [adapter], tmp_path / "x.onnx", model="a:b", kv_cache=True)
+    proof = ProofOptions(input=("ids=int64[batch]",))
+    with pytest.raises(UsageError, match="inputs of --kv-cache are its own"):
+        export_onnx(base, [adapter], tmp_path / "x.onnx", kv_cache=True, proof=proof)
+    with pytest.raises(UsageError, match="what int8 generates"):
+        export_onnx(base, [adapter], tmp_path / "x.onnx", kv_cache=True, precision="int8")

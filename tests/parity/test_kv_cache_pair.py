@@ -1,0 +1,189 @@
+"""Encoder-decoders as two graphs that answer step by step, and faults of what goes between them."""
+
+from __future__ import annotations
+
+import shutil
+
+import onnx
+import pytest
+import torch
+import transformers as hf
+from peft_matrix.architectures import ARCHITECTURES
+from peft_matrix.making import make_adapter
+from peft_matrix.options import OPTIONS
+
+from lora_export.api import export_onnx, merge, verify
+from lora_export.checkpoint.index import read_checkpoint
+from lora_export.errors import UsageError, VerificationError
+from lora_export.models.answering import CachedPair
+from lora_export.models.choose import folder_model
+from lora_export.verification.answering import check_answers
+from lora_export.verification.probes import make_probes
+from lora_export.verification.tolerance import OutputTolerance, Tolerance
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        "`is_gradient_checkpointing` is deprecated:FutureWarning",
+        "Model (has|with) `tie_word_embeddings=True`:UserWarning",
+    )
+]
+NEAR = Tolerance((OutputTolerance("logits", 2e-6, 2e-6, 2e-6, 5.0, 1.0),))
+TOKENS, STEP = "generates as model.generate", "each step with a past = plain model"
+PROVEN = {
+    "ONNX Runtime = merged", "ONNX Runtime = unmerged", STEP, TOKENS,
+    "encoder_model: same graph as the base", "decoder_model: every weight bit-equal",
+}  # fmt: skip
+
+
+def bart():
+    return hf.BartConfig(
+        vocab_size=96, d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+        max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=2, forced_eos_token_id=2,
+    )  # fmt: skip
+
+
+def made(name, folder):
+    base, adapter = folder / "base", folder / "adapter"
+    if name in ARCHITECTURES:
+        ARCHITECTURES[name].save(torch.float32, base)
+        make_adapter(ARCHITECTURES[name], OPTIONS["plain"], base, adapter)
+        return base, adapter
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = hf.BartForConditionalGeneration(bart())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    model.save_pretrained(base)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=4))
+    for key, parameter in adapted.named_parameters():
+        if "lora_" in key:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(adapter)
+    return base, adapter
+
+
+class Spoken:
+    """A Whisper as two graphs, with the merged model that they stand for."""
+
+    def __init__(self, folder):
+        self.base, self.adapter = made("whisper", folder)
+        self.out = folder / "out"
+        self.report = export_onnx(self.base, [self.adapter], self.out, kv_cache=True)
+        merge(self.base, [self.adapter], folder / "merged", verify=False)
+        merged = read_checkpoint(folder / "merged")
+        self.pair = CachedPair(folder_model(merged, ()))
+        self.plain = self.pair.plain.load(merged, full={}, untied=())
+
+    def check(self, folder):
+        probes = make_probes(self.pair.inputs, seed=0)
+        found = check_answers(folder, self.pair, self.plain, NEAR, probes)
+        return {check.name: check for check in found}
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    return Spoken(tmp_path_factory.mktemp("whisper"))
+
+
+def test_its_faces(spoken):
+    assert {check.name for check in spoken.report.checks} >= PROVEN
+    assert spoken.report.facts["stored_twice"] == 0
+    assert sorted(path.name for path in spoken.out.iterdir()) == [
+        "decoder_model.onnx", "encoder_model.onnx", "lora_export.json",
+    ]  # fmt: skip
+    encoder, decoder = (
+        onnx.load(spoken.out / f"{n}_model.onnx").graph for n in ("encoder", "decoder")
+    )
+    assert dims(encoder.input) == {"input_features": ["batch", 8, 24]}
+    crossed = {f"{layer}.encoder.{part}": ["batch", 4, 12, 8] for layer, part in PLACES}
+    said = {f"{layer}.decoder.{part}": ["batch", 4, "past", 8] for layer, part in PLACES}
+    longer = {key: ["batch", 4, "past + answer", 8] for key in said}
+    assert dims(encoder.output) == {
+        "last_hidden_state": ["batch", 12, 32],
+        **{f"present.{key}": value for key, value in crossed.items()},
+    }
+    assert dims(decoder.input) == {
+        "decoder_input_ids": ["batch", "answer"],
+        **{f"past_key_values.{key}": value for key, value in {**crossed, **said}.items()},
+    }
+    assert dims(decoder.output) == {
+        "logits": ["batch", "answer", 96],
+        **{f"present.{key}": value for key, value in longer.items()},
+    }
+
+
+PLACES = [(layer, part) for layer in (0, 1) for part in ("key", "value")]
+
+
+def dims(values):
+    return {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in values
+    }
+
+
+def test_right_graphs_pass(spoken):
+    checks = spoken.check(spoken.out)
+    assert all(check.passed for check in checks.values())
+    assert checks[TOKENS].detail == "60 tokens"  # its table of positions ends there
+
+
+@pytest.mark.parametrize(
+    ("file", "left", "right"),
+    [
+        ("decoder", "past_key_values.1.encoder.key", "past_key_values.1.encoder.value"),
+        ("decoder", "past_key_values.0.decoder.key", "past_key_values.1.decoder.key"),
+        ("encoder", "present.0.encoder.value", "present.1.encoder.value"),
+    ],
+)
+def test_two_that_are_exchanged_are_seen(spoken, tmp_path, file, left, right):
+    shutil.copytree(spoken.out, tmp_path / "out")
+    path = tmp_path / "out" / f"{file}_model.onnx"
+    model = onnx.load(path)
+    other = {left: right, right: left}
+    for node in model.graph.node:
+        node.input[:] = [other.get(name, name) for name in node.input]
+        node.output[:] = [other.get(name, name) for name in node.output]
+    onnx.save(model, path)
+    checks = spoken.check(tmp_path / "out")
+    assert not checks[STEP].passed
+    assert not checks[TOKENS].passed
+
+
+def test_one_file_has_no_place_for_two(spoken, tmp_path):
+    with pytest.raises(UsageError, match="a folder of two files") as caught:
+        export_onnx(spoken.base, [spoken.adapter], tmp_path / "x.onnx", kv_cache=True)
+    assert caught.value.problems[0].hint == f"-o {tmp_path / 'x'}"
+
+
+def test_the_digests_cover_both_files(spoken, tmp_path):
+    shutil.copytree(spoken.out, tmp_path / "out")
+    assert verify(tmp_path / "out").passed
+    with (tmp_path / "out" / "encoder_model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(VerificationError, match=r"encoder_model\.onnx"):
+        verify(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_it_is_proven_again_by_its_manifest(spoken):
+    again = verify(spoken.out, base=spoken.base, adapters=[spoken.adapter])
+    assert {check.name for check in again.checks} >= PROVEN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "twice"), [("t5", 96 * 32 * 4), ("bart", None)])
+def test_generates_as_transformers_does(name, twice, tmp_path):
+    base, adapter = made(name, tmp_path)
+    report = export_onnx(base, [adapter], tmp_path / "out", kv_cache=True)
+    checks = {check.name: check for check in report.checks}
+    assert checks.keys() >= PROVEN
+    assert checks[TOKENS].detail == "128 tokens"
+    if twice:
+        assert report.facts["stored_twice"] == twice
+        assert any("are in both files" in line for line in report.warnings)
