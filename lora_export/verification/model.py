@@ -7,6 +7,7 @@ are at hand, they are a second witness.
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -100,9 +101,13 @@ def call_witnesses(
             never called, so that its live branch proves nothing.
         UsageError: the model cannot be run, or gives other outputs when it is run again.
     """
+    import torch
+
     model = load_unmerged(source, plan, merged)
     is_base = plan.reshaped or plan.full_tensors() == plan.new_tensors()
     base = run(model, probes) if is_base else []
+    if "torch._dynamo" in sys.modules:  # what torch.compile made of it would not call the branches
+        torch.compiler.reset()
     branches = attach(source, model, plan)
     unmerged = run(model, probes)
     _refuse_silent(branches, _unfed(model, probes[0]))
