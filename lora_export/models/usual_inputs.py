@@ -107,10 +107,15 @@ def _text_inputs(config: Any, parameters: Container[str]) -> tuple[InputSpec, ..
 
 
 def _image_places(config: Any) -> tuple[int, int] | None:  # noqa: ANN401
-    """(token, count): where a text says that an image stands, as Llava's does; else None."""
+    """(token, count): where a text says that an image stands, as Llava's does; else None.
+
+    A token beyond the vocabulary can stand in no text.
+    """
     token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
     count = getattr(config, "image_seq_length", None)
-    return (token, count) if isinstance(token, int) and isinstance(count, int) else None
+    if not (isinstance(token, int) and isinstance(count, int)):
+        return None
+    return (token, count) if token < config.get_text_config().vocab_size else None
 
 
 def positions(text: Any) -> int | None:  # noqa: ANN401
