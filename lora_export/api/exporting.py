@@ -8,6 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_export.api.lowering import (
+    Form,
+    Full,
+    full_proof,
+    lossy_warnings,
+    lower_into,
+    recorded_graph,
+)
 from lora_export.api.overhead import saved
 from lora_export.api.proving import (
     Proven,
@@ -35,7 +43,6 @@ if TYPE_CHECKING:
     from lora_export.api.proving import Job, ModelProof, ProofOptions
     from lora_export.checkpoint.publish import Staging
     from lora_export.models.source import ModelSource
-    from lora_export.onnx_export.captures import Captures
     from lora_export.onnx_export.export import Exported
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check, Checkpoint
@@ -51,6 +58,8 @@ def export_onnx(
     model: str | None = None,
     task: str | None = None,
     opset: int | None = None,
+    precision: str = "fp32",
+    allow_lossy: bool = False,
     verify: bool = True,
     force: bool = False,
     capture_cache: str | Path | None = None,
@@ -68,6 +77,9 @@ def export_onnx(
         task: the folder's model is of transformers' class for it ("text-classification", ...), and
             not of the class that config.json names.
         opset: ONNX operator set; None takes the exporter's own.
+        precision: fp32, fp16, int8, int8-weights or int4; the lower ones are made from the float32
+            file, which is proven first and not published.
+        allow_lossy: accept a lower precision whose rounding outweighs the adapter.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         force: replace an earlier export at `output`.
         capture_cache: the folder in which captured graphs of Hugging Face folders are kept; None
@@ -79,20 +91,24 @@ def export_onnx(
     Raises:
         LoraExportError: as for merge.
     """
+    from lora_export.onnx_export.precision import find_precision
     from lora_export.onnx_export.trace import check_opset
 
-    if opset is not None:
-        check_opset(opset)
+    lower = find_precision(precision)
+    check_opset(opset)
+    if proof:
+        proof.check()
     job = make_job(base, adapters, model=model, task=task, proof=proof, settings=settings)
     if not job.plan.reshaped:
         with job.clock("plan"):
             traced_model(job, job.plan.base)  # what cannot be built is refused before all else
     captures = open_captures(capture_cache, off=no_capture_cache)
+    form = Form(lower, opset, captures, allow_lossy=allow_lossy)
     target = Path(output)
     beside = (manifest_beside(target),)
     inputs = input_paths(job.plan)
     with staging(target, force=force, inputs=inputs, kind="file", beside=beside) as stage:
-        report = _export_into(stage, job, opset=opset, verify=verify, captures=captures)
+        report = _export_into(stage, job, form, verify=verify)
     return replace(report, output=str(target))
 
 
@@ -103,45 +119,53 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
     return folder_model(merged if job.plan.reshaped else job.plan.base, job.proof.input, job.task)
 
 
-def _export_into(
-    stage: Staging, job: Job, *, opset: int | None, verify: bool, captures: Captures | None
-) -> Report:
+def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Report:
     from lora_export.execution.digests import hash_files
     from lora_export.onnx_export.export import export
     from lora_export.verification.proof import refuse_failed
 
     space = space_for(job.plan, stage.output)
     refuse_too_little(space, stage.output)
-    work = stage.folder / "merged"
-    merged = merged_checkpoint(job, work)
+    work = stage.folder / "work"
+    work.mkdir()
+    merged = merged_checkpoint(job, work / "merged")
     source = traced_model(job, merged)
     proven = Proven(warnings=not_verified(job, but=["--input"]))
     if verify:
         proven = Proven(prove_weights(job, merged))
         refuse_failed(proven.checks, str(stage.output))
+    place = (work if form.is_lowered else stage.folder) / stage.path.name
     exported = export(
-        source, job.plan, merged, stage.path, opset=opset, captures=captures, clock=job.clock
+        source, job.plan, merged, place, opset=form.opset, captures=form.captures, clock=job.clock
     )
-    for file in exported.files[1:]:  # external data, named by its content
-        stage.announce(file.path)
     if verify:
         by_weights = proven.checks
-        proven = prove_file(stage.path, exported, job, source, merged)
+        proven = prove_file(place, exported, full_proof(job, form), source, merged)
         proven = replace(proven, checks=(*by_weights, *proven.checks))
         refuse_failed(proven.checks, str(stage.output), proven.attribution)
+    files, facts = exported.files, {"graph": graph_facts(exported, proven.saved)}
+    if form.is_lowered:
+        full = Full(job, source, merged, exported, place)
+        files, more, facts = lower_into(stage.path, full, form, verify=verify)
+        proven = replace(proven, checks=(*proven.checks, *more))
+        refuse_failed(proven.checks, str(stage.output))
+    for file in files[1:]:  # external data, named by its content
+        stage.announce(file.path)
     shutil.rmtree(work)
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
-    record = build_manifest(job, "onnx", exported.files, proven.checks, digests)
+    graph = recorded_graph(stage.path, job, form, facts, verify=verify)
+    record = build_manifest(job, "onnx", files, proven.checks, digests, graph=graph)
     written = write_bytes(stage.beside(manifest_beside(stage.output)), record)
     stage.publish()
+    told = (*proven.warnings, *exported.warnings, *lossy_warnings(facts, form))
     return Report(
         "onnx",
         str(stage.output),
         job.plan,
         proven.checks,
-        (*exported.files, written),
-        (*job.plan.warnings, *proven.warnings, *exported.warnings),
-        {"graph": graph_facts(exported, proven.saved), **space.facts(), **job.clock.facts()},
+        (*files, written),
+        (*job.plan.warnings, *told),
+        {**facts, "onnx": graph, **space.facts(), **job.clock.facts()},
     )
 
 
@@ -167,12 +191,13 @@ def prove_file(
 ) -> Proven:
     """The torch models against each other, the file's static audit, and ONNX Runtime.
 
-    opener: opens the session on the file; None takes verification.runtime.open_session.
+    opener: opens the session on the file; None takes verification.runtime's, with the user's
+        providers.
     """
     from lora_export.onnx_export.audit import audit
     from lora_export.verification.attribution import blame
     from lora_export.verification.narrowing import Artifact, attribute_file
-    from lora_export.verification.runtime import open_session
+    from lora_export.verification.runtime import find_providers, opener_on
 
     # Each of the three frees its weights before the next one takes its own.
     by_model = prove_model(job, source, merged)
@@ -180,7 +205,9 @@ def prove_file(
     with job.clock("static audit"):
         static = audit(path, expected=weights, base=topology, inputs=exported.inputs)
     checks = (*by_model.checks, *at_level("file", static))
-    artifact = Artifact(path, by_model.tolerance, opener or open_session)
+    artifact = Artifact(
+        path, by_model.tolerance, opener or opener_on(find_providers(job.proof.provider))
+    )
     if all(check.passed for check in static[:2]):  # the file can be read
         checks = (*checks, *_prove_runtime(artifact, by_model, job))
     if not all(check.passed for check in by_model.checks):

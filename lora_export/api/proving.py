@@ -24,6 +24,7 @@ from lora_export.models.tasks import check_task
 from lora_export.planning.request import make_request, plan_request, read_inputs
 from lora_export.records import at_level
 from lora_export.report.stopwatch import Stopwatch
+from lora_export.verification.runtime import find_providers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
 class ProofOptions:
     """How a model is run to be proven. input: --input texts. inputs: an .npz file of probes.
 
-    atol, rtol: instead of the derived tolerance. seed: of the probes.
+    atol, rtol: instead of the derived tolerance; of a file in a lower precision, how far it may be
+    from the float32 one. seed: of the probes. provider: ONNX Runtime's execution providers by
+    name, the CPU's by default.
     """
 
     input: tuple[str, ...] = ()
@@ -50,6 +53,7 @@ class ProofOptions:
     atol: float | None = None
     rtol: float | None = None
     seed: int = 0
+    provider: tuple[str, ...] = ()
 
     def given(self) -> list[str]:
         """The options that were set, by their names on the command line."""
@@ -59,10 +63,12 @@ class ProofOptions:
         """Refuse what could never be used, also where no model is run and nobody would look.
 
         Raises:
-            UsageError: an input's description or a tolerance makes no sense.
+            UsageError: an input's description or a tolerance makes no sense, or a
+                provider is not available here.
             InputError: the file of probes is not there.
         """
         parse_inputs(self.input)
+        find_providers(self.provider)
         for name, value in (("--atol", self.atol), ("--rtol", self.rtol)):
             if value is not None and not 0 <= value < math.inf:
                 raise UsageError(f"{value} is no tolerance", where=name, hint="0 or more, finite")
@@ -245,15 +251,18 @@ def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof
     return ModelProof(at_level("model", checks), witnesses, tolerance, suspects)
 
 
-def probes_for(job: Job, source: ModelSource) -> list[dict[str, NDArray[Any]]]:
-    """The user's own inputs from an .npz file, or seeded ones in the declared domain."""
+def probes_for(job: Job, source: ModelSource, rounds: int = 1) -> list[dict[str, NDArray[Any]]]:
+    """The user's own inputs from an .npz file, or seeded ones in the declared domain.
+
+    rounds: how many times the usual number of rows.
+    """
     from lora_export.verification.probes import load_probes, make_probes
 
     if job.proof.inputs:
         return load_probes(Path(job.proof.inputs), source.inputs)
     deltas = [delta for step in job.plan.steps() for delta in step.deltas]
     tokens = dict.fromkeys(token for delta in deltas for token in delta.indices)
-    return make_probes(source.inputs, job.proof.seed, list(tokens))
+    return make_probes(source.inputs, job.proof.seed, list(tokens), rounds)
 
 
 def _prove_folder(job: Job, merged: Checkpoint) -> Proven:

@@ -23,8 +23,13 @@ def build_manifest(
     files: Sequence[WrittenFile],
     checks: Sequence[Check],
     digests: Mapping[Path, str],
+    *,
+    graph: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The manifest for `files`; see report.manifest. digests: of the input files that have one."""
+    """The manifest for `files`; see report.manifest. digests: of the input files that have one.
+
+    graph: what there is to say of an ONNX file.
+    """
     plan = job.plan
     base_files, adapter_files = input_files(plan, digests)
     return manifest(
@@ -40,6 +45,7 @@ def build_manifest(
         outputs=files,
         checks=checks,
         merged_before=merged_before(plan.base.root),
+        graph=graph,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lora_export.api.exporting import graph_facts, merged_checkpoint, prove_file, traced_model
+from lora_export.api.lowering import Form, Full, full_proof, lossy_warnings, prove_again
 from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
@@ -20,15 +21,16 @@ from lora_export.verification.manifest import check_inputs, check_outputs
 from lora_export.verification.proof import refuse_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import Unpack
 
     from lora_export.api.proving import Job, Proven
     from lora_export.checkpoint.recorded import Recorded
-    from lora_export.onnx_export.captures import Captures
+    from lora_export.models.source import ModelSource
+    from lora_export.onnx_export.precision import Precision
     from lora_export.planning.request import AdapterOptions
-    from lora_export.records import Check
+    from lora_export.records import Check, Checkpoint
 
 _WITHOUT = "made again, or with the manifest moved away: --base BASE --adapter ADAPTER prove it"
 
@@ -41,6 +43,8 @@ def verify(
     model: str | None = None,
     task: str | None = None,
     opset: int | None = None,
+    precision: str | None = None,
+    allow_lossy: bool = False,
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
     proof: ProofOptions | None = None,
@@ -50,7 +54,8 @@ def verify(
 
     Without `base` and `adapters` the files are held against the digests of the manifest. With
     them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
-    weight, recipe, rename) are taken from the manifest, and told; what allows more is not.
+    weight, recipe, rename, precision) are taken from the manifest, and told; what allows more is
+    not.
     capture_cache, no_capture_cache: see export_onnx.
 
     Raises:
@@ -75,20 +80,24 @@ def verify(
             )
         checks = at_level("manifest", check_outputs(path, recorded))
         refuse_failed(checks, str(path))
-        warnings = (*_unproven(recorded), *_unused(model, task, opset, proof, settings))
+        given = {**settings, "model": model, "task": task, "opset": opset,
+                 "precision": precision, "allow_lossy": allow_lossy or None}  # fmt: skip
+        warnings = (*_unproven(recorded), *_unused(proof, given))
         return Report("verify", str(path), checks=checks, warnings=warnings)
+    lower, by_manifest = _precision(recorded, precision)
     job, before, told = _job(
         path, recorded, base, adapters, model=model, task=task, proof=proof, settings=settings
     )
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
-        proven, facts = _again(path, job, opset, captures)
+        form = Form(lower, opset, captures, allow_lossy=allow_lossy)
+        proven, facts = _again(path, job, form)
     except InputError:
         refuse_failed(before, str(path))  # the damage that the manifest shows says more
         raise
     checks = (*before, *proven.checks)
     refuse_failed(checks, str(path), proven.attribution)
-    warnings = (*told, *job.plan.warnings, *proven.warnings)
+    warnings = (*told, *by_manifest, *job.plan.warnings, *proven.warnings)
     return Report("verify", str(path), job.plan, checks, warnings=warnings, facts=facts)
 
 
@@ -100,15 +109,8 @@ def _unproven(recorded: Recorded) -> tuple[str, ...]:
     return (f"{told}; --base and --adapter prove it now",)
 
 
-def _unused(
-    model: str | None,
-    task: str | None,
-    opset: int | None,
-    proof: ProofOptions,
-    settings: AdapterOptions,
-) -> tuple[str, ...]:
+def _unused(proof: ProofOptions, given: Mapping[str, object]) -> tuple[str, ...]:
     """A warning for options that only count when everything is computed again."""
-    given = {**settings, "model": model, "task": task, "opset": opset}
     names = [f"--{k.replace('_', '-')}" for k, v in given.items() if v not in (None, (), [])]
     names += proof.given()
     if not names:
@@ -174,9 +176,19 @@ def _job(
     return job, checks, (words,) if told else ()
 
 
-def _again(
-    path: Path, job: Job, opset: int | None, captures: Captures | None
-) -> tuple[Proven, dict[str, Any]]:
+def _precision(
+    recorded: Recorded | None, precision: str | None
+) -> tuple[Precision, tuple[str, ...]]:
+    """The precision the file is held against, and a word where the manifest says it."""
+    from lora_export.onnx_export.precision import find_precision
+
+    said = recorded.precision if recorded else "fp32"
+    told = f"precision {said}: taken from the manifest of what is verified"
+    taken = precision is None and said != "fp32"
+    return find_precision(precision or said), (told,) if taken else ()
+
+
+def _again(path: Path, job: Job, form: Form) -> tuple[Proven, dict[str, Any]]:
     """The outcome and the facts of everything computed again."""
     if path.suffix != ".onnx":
         return prove_checkpoint(job, read_checkpoint(path)), {}
@@ -186,9 +198,31 @@ def _again(
         merged = merged_checkpoint(job, Path(folder) / "merged")
         source = traced_model(job, merged)
         by_weights = prove_weights(job, merged)
+        if form.is_lowered:
+            refuse_failed(by_weights, str(path))
+            fresh = Path(folder) / "fresh.onnx"
+            proven, facts = _lowered_again(path, job, form, source, merged, fresh=fresh)
+            return replace(proven, checks=(*by_weights, *proven.checks)), facts
         with job.clock("capture"):
-            exported = expect(source, job.plan, merged, opset=opset, captures=captures)
+            exported = expect(source, job.plan, merged, opset=form.opset, captures=form.captures)
         proven = prove_file(path, exported, job, source, merged)
         facts = {"graph": graph_facts(exported, proven.saved), **job.clock.facts()}
         checks = (*by_weights, *proven.checks)
         return replace(proven, checks=checks, warnings=exported.warnings), facts
+
+
+def _lowered_again(
+    path: Path, job: Job, form: Form, source: ModelSource, merged: Checkpoint, *, fresh: Path
+) -> tuple[Proven, dict[str, Any]]:
+    """The float32 file made at `fresh` and proven again, and the lowered one held to it."""
+    from lora_export.onnx_export.export import export
+
+    exported = export(
+        source, job.plan, merged, fresh, opset=form.opset, captures=form.captures, clock=job.clock
+    )
+    proven = prove_file(fresh, exported, full_proof(job, form), source, merged)
+    refuse_failed(proven.checks, str(path), proven.attribution)  # it is no yardstick then
+    more, facts = prove_again(path, Full(job, source, merged, exported, fresh), form)
+    told = (*exported.warnings, *lossy_warnings(facts, form))
+    outcome = replace(proven, checks=(*proven.checks, *more), warnings=told)
+    return outcome, {**facts, **job.clock.facts()}

@@ -42,7 +42,7 @@ class Recorded:
     outputs: SHA-256 by relative path. base: SHA-256 of every file of the base, "" where none was
     taken. merged_before: digests of the adapters in the base. facts: by the adapter's place in
     `adapters` and the module. options: those that say how to read the inputs. verified: None when
-    nothing was verified.
+    nothing was verified. precision: of an ONNX file.
     """
 
     path: Path
@@ -55,6 +55,7 @@ class Recorded:
     options: Mapping[str, str]
     task: str | None
     verified: bool | None
+    precision: str = "fp32"
 
     def weighted(self, adapter: Adapter) -> Adapter:
         """`adapter` with the weight that is recorded for what it holds."""
@@ -106,6 +107,7 @@ def _read(path: Path) -> Recorded:
         facts=_facts(top, len(adapters)),
         recipe=top.get("recipe", str),
         options={key: options.get(key, str) for key in _OPTIONS if key in options},
+        precision=top.table("onnx").get("precision", str) if "onnx" in top else "fp32",
         task=options.get("task", str) if "task" in options else None,
         verified=None if verification is None else top.table("verification").get("passed", bool),
     )

@@ -12,10 +12,12 @@ from lora_export.cli.options import (
     adapter_options,
     adapter_settings,
     capture_options,
+    lossy_option,
     model_options,
     option,
     output_options,
     proof_options,
+    provider_option,
     task_option,
 )
 
@@ -32,6 +34,15 @@ from lora_export.cli.options import (
 @option("--opset", type=int, help="ONNX operator set (default: the exporter's own).")
 @capture_options
 @option(
+    "--precision",
+    metavar="[fp32|fp16|int8|int8-weights|int4]",
+    default="fp32",
+    show_default=True,
+    help="What is written; a lower one is made from the proven fp32 and proven too.",
+)
+@lossy_option
+@provider_option
+@option(
     "--verify/--no-verify",
     default=True,
     show_default=True,
@@ -43,7 +54,7 @@ def command(**values: Any) -> None:  # noqa: ANN401 - click passes options by na
     """Merge ADAPTERS into BASE and write ONNX.
 
     The model comes from --model, or from BASE when it is a Hugging Face folder (extra hf). The
-    graph is the base's own: merging adds no node.
+    graph is the base's own: merging adds no node. docs/precision.md says what --precision costs.
     """
     output = Output.taken_from("onnx", values)
     settings, proof = adapter_settings(values), proof_options(values)

@@ -104,6 +104,17 @@ model_options = together(
     option("--seed", type=int, default=0, show_default=True, help="Seed of the probes."),
 )
 
+lossy_option = option(
+    "--allow-lossy", is_flag=True, help="Accept rounding that outweighs what the adapter changes."
+)
+
+provider_option = option(
+    "--provider",
+    multiple=True,
+    metavar="NAME",
+    help="ONNX Runtime's execution provider to verify with, e.g. cuda (default: cpu).",
+)
+
 task_option = option(
     "--task",
     metavar="NAME",
@@ -148,7 +159,7 @@ def given_only(settings: AdapterOptions, given: Sequence[str]) -> AdapterOptions
 
 
 def proof_options(values: dict[str, Any]) -> ProofOptions:
-    """Take the values of `model_options`, less --model, out of a command's parameters."""
+    """Take the values of `model_options`, less --model, and of --provider, if a command has it."""
     from lora_export.api.proving import ProofOptions
 
     return ProofOptions(
@@ -157,4 +168,5 @@ def proof_options(values: dict[str, Any]) -> ProofOptions:
         atol=values.pop("atol"),
         rtol=values.pop("rtol"),
         seed=values.pop("seed"),
+        provider=tuple(values.pop("provider", ())),
     )

@@ -14,10 +14,12 @@ from lora_export.cli.options import (
     adapter_settings,
     capture_options,
     given_only,
+    lossy_option,
     model_options,
     option,
     output_options,
     proof_options,
+    provider_option,
     task_option,
 )
 
@@ -33,6 +35,9 @@ from lora_export.cli.options import (
 @model_options
 @task_option
 @option("--opset", type=int, help="The operator set an .onnx was written in.")
+@option("--precision", metavar="NAME", help="That of an .onnx (default: by its manifest, or fp32).")
+@lossy_option
+@provider_option
 @capture_options
 @output_options
 @click.pass_context

@@ -49,7 +49,7 @@ def audit(
         be read, only the checks up to there.
     """
     external_check = external.check(path)
-    checks = [external_check, _well_formed(path)] if external_check.passed else [external_check]
+    checks = [external_check, well_formed(path)] if external_check.passed else [external_check]
     if not all(check.passed for check in checks):
         return tuple(checks)
     model = external.parse(path)
@@ -65,11 +65,12 @@ def audit(
         *_values(path, model, bindings, wanted),
         external.count_check("no unexplained weights", _unexplained(model, bindings)),
         external.count_check("same graph as the base", _graph_differences(model, base)),
-        external.count_check("dynamic dimensions", _dimension_differences(model, inputs)),
+        external.count_check("dynamic dimensions", dimension_differences(model, inputs)),
     )
 
 
-def _well_formed(path: Path) -> Check:
+def well_formed(path: Path) -> Check:
+    """Whether onnx.checker accepts the file."""
     import onnx
 
     try:
@@ -119,7 +120,7 @@ def _values(
             faults.append(f"{name}: holds a NaN or an infinity")
         if name not in expected:
             continue
-        count = _different(binding.apply, as_array(expected[name]), stored)
+        count = different_bits(binding.apply, as_array(expected[name]), stored)
         total += count
         if count and not first:
             first = f"{name}: {count:.0f} elements of {binding.initializer!r} differ"
@@ -136,7 +137,7 @@ def _is_finite(array: NDArray[Any]) -> bool:
     return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
 
 
-def _different(
+def different_bits(
     transform: Callable[[NDArray[Any]], NDArray[Any]],
     wanted: NDArray[Any],
     stored: NDArray[Any],
@@ -192,7 +193,8 @@ def _graph_differences(model: onnx.ModelProto, base: Topology) -> list[str]:
     return [f"graph: differs from the base's: {counts}; hash {found.hash[:12]}, {base.hash[:12]}"]
 
 
-def _dimension_differences(model: onnx.ModelProto, inputs: Sequence[InputSpec]) -> list[str]:
+def dimension_differences(model: onnx.ModelProto, inputs: Sequence[InputSpec]) -> list[str]:
+    """Inputs with other dimensions than declared, and those that were not declared, in words."""
     faults = [
         f"{spec.name}: has {list(found)}, declared is {list(spec.dims)}"
         for spec, found in dimensions.differences(model, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lora_export.errors import FitError, VerificationError
+from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.onnx_export.bindings import read_bindings
 from lora_export.onnx_export.captures import capture_key
 from lora_export.onnx_export.save import opset_of, save_model, written_opset
@@ -106,7 +106,12 @@ def _prepare(
 
     def fresh() -> onnx.ModelProto:
         blank = source.blank(checkpoint, untied=plan.separated, dtype=dtype)
-        return capture(blank, inputs, opset=opset)
+        try:
+            return capture(blank, inputs, opset=opset)
+        except (InputError, UsageError):
+            # A model that the checkpoint does not fill is the plainer reason, where it is one.
+            source.load(merged, full={}, untied=plan.separated, dtype=dtype)
+            raise
 
     identity = source.identity(checkpoint) if captures else None
     key = None

@@ -41,6 +41,13 @@ def bring_in(model: onnx.ModelProto, path: Path, *, but: Container[str]) -> None
             tensor.raw_data = data
 
 
+def load(path: Path) -> onnx.ModelProto:
+    """The model of the checked file `path` with all its tensors in memory."""
+    model = parse(path)
+    bring_in(model, path, but=())
+    return model
+
+
 def read_array(path: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
     """The values of one tensor of the checked file `path`, wherever they lie."""
     from onnx import TensorProto, numpy_helper
@@ -55,6 +62,12 @@ def read_array(path: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
     if data.size != one.length:  # it was checked a moment ago
         raise InputError(f"is {one.length - data.size} bytes too short by now", where=str(file))
     return data.view(element_dtype(tensor)).reshape(tuple(tensor.dims))
+
+
+def total_size(path: Path) -> int:
+    """Bytes of the file and of those in its folder that hold its external data."""
+    names = {_range(tensor).location for tensor in _external(parse(path))}
+    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in names)))
 
 
 def count_check(name: str, faults: Sequence[str]) -> Check:

@@ -72,9 +72,10 @@ def example_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
     return sizes
 
 
-Level = Literal["", "manifest", "weights", "model", "file", "runtime"]
+Level = Literal["", "manifest", "weights", "model", "file", "runtime", "precision"]
 """What a check looks at: the files around and their digests, the merged tensors, the torch models'
-outputs, what lies in the ONNX file, or what ONNX Runtime computes from it. Empty: in no group."""
+outputs, what lies in the ONNX file, what ONNX Runtime computes from it, or a file in a lower
+precision. Empty: in no group."""
 
 Stage = Literal["merge", "export", "shape specialisation", "runtime optimiser", "unknown"]
 """What is to blame: the merged weights; the ONNX file (capture, filling, saving); the file at other

@@ -31,12 +31,14 @@ def manifest(
     outputs: Sequence[WrittenFile],
     checks: Sequence[Check],
     merged_before: Sequence[str] = (),
+    graph: Mapping[str, Any] | None = None,
 ) -> bytes:
     """The manifest as JSON text.
 
     base_files: without a digest where nothing was verified, as it costs as much as the copying.
     adapter_configs: of each adapter, None where it has no configuration of its own.
     merged_before: digests of adapters that the base's own manifest already names.
+    graph: of an ONNX file its precision, its interface and how it was run.
     """
     places = {str(adapter.path): place for place, adapter in enumerate(plan.adapters)}
     document = {
@@ -75,6 +77,7 @@ def manifest(
         "dropped": dict(plan.dropped),
         "unmatched": list(plan.unmatched),
         "choices": list(plan.choices),
+        **({"onnx": dict(graph)} if graph else {}),
         "verification": verification_json(tuple(checks)) if checks else None,
     }
     return json_text(document).encode() + b"\n"

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import aligned, counted
 from lora_export.report.found import found_text
+from lora_export.report.lowered import lowered_text
 from lora_export.report.result import tensor_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lora_export.records import Adapter, Check, Delta, Level, MergePlan, Step
     from lora_export.report.result import Report
@@ -24,6 +25,7 @@ _COMPARED: dict[Level, str] = {
     "model": "model: outputs of the merged torch model with the unmerged one's",
     "file": "file: the graph and its weights with the base's graph and the merged weights",
     "runtime": "runtime: outputs of ONNX Runtime with the torch models'",
+    "precision": "precision: the lower file, its weights and its outputs, with the float32 file's",
 }
 """What is compared at each level."""
 
@@ -39,8 +41,7 @@ def report_text(report: Report, *, verbose: bool) -> str:
         parts.append(plan_text(report.plan, verbose=verbose, with_edits=folder))
     if report.checks:
         parts.append(checks_text(report.checks, verbose=verbose))
-    if graph := report.facts.get("graph"):
-        parts.append(_graph_text(graph, proven=bool(report.checks)))
+    parts += _file_text(report, verbose=verbose)
     if seconds := report.facts.get("seconds"):
         parts.append(_seconds_text(seconds))
     if found := report.facts.get("found"):
@@ -51,6 +52,14 @@ def report_text(report: Report, *, verbose: bool) -> str:
     if report.dry_run:
         parts.append(f"dry run: nothing was written{_space_text(report.facts.get('space'))}")
     return "\n\n".join(parts)
+
+
+def _file_text(report: Report, *, verbose: bool) -> Iterator[str]:
+    """What there is to say of an ONNX file beside its checks."""
+    if graph := report.facts.get("graph"):
+        yield _graph_text(graph, proven=bool(report.checks))
+    if lowered := report.facts.get("lowered"):
+        yield lowered_text(lowered, verbose=verbose)
 
 
 def _graph_text(graph: Mapping[str, Any], *, proven: bool) -> str:

@@ -51,11 +51,16 @@ def worst_of(found: Sequence[Distance]) -> Distance:
     return max(found, key=lambda one: one.worst, default=Distance(0.0))
 
 
+def gaps(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
+    """Absolute differences of arrays of one shape; infinite for a NaN and a lone infinity."""
+    return _gap(_widened(left), _widened(right))
+
+
 def finite_distance(left: NDArray[Any], right: NDArray[Any]) -> float:
     """The largest difference where both are finite; 0 where there is none."""
     import numpy as np
 
-    gap = _gap(_widened(left), _widened(right))
+    gap = gaps(left, right)
     return float(np.max(gap, where=np.isfinite(gap), initial=0.0))
 
 

@@ -121,6 +121,26 @@ def call_witnesses(
     return Witnesses(unmerged, exact, nudged, split, merged_outputs, base, own, sites)
 
 
+def run_base(
+    source: ModelSource, plan: MergePlan, merged: Checkpoint, probes: Sequence[Probe]
+) -> list[Outputs]:
+    """Outputs of the base without adapter, for every probe."""
+    if plan.reshaped:  # the base's own model has other outputs
+        return run(load_unmerged(source, plan, merged), probes)
+    return run(source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
+
+
+def run_merged(
+    source: ModelSource,
+    plan: MergePlan,
+    merged: Checkpoint,
+    probes: Sequence[Probe],
+    dtype: str = "float32",
+) -> list[Outputs]:
+    """Outputs of the merged model in torch, for every probe, loaded in `dtype`."""
+    return run(load_merged(source, plan, merged, dtype=dtype), probes)
+
+
 def load_unmerged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:
     """The base with every full tensor of the adapters, and without their updates.
 
@@ -137,10 +157,11 @@ def load_merged(
     plan: MergePlan,
     merged: Checkpoint,
     full: Mapping[str, TensorRef] | None = None,
+    dtype: str = "float32",
 ) -> nn.Module:
     """The merged model; a result that the base's own model does not take is a failed proof."""
     try:
-        return source.load(merged, full=full or {}, untied=plan.separated)
+        return source.load(merged, full=full or {}, untied=plan.separated, dtype=dtype)
     except (FitError, InputError) as error:
         refusal = VerificationError.of(error.problems)
         refusal.attribution = Attribution("merge", detail="the model does not take its result")

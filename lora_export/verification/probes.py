@@ -30,7 +30,9 @@ LENGTHS = (7, 19, 13, 9, 21, 15)
 SHORT = (3, 1)
 
 
-def make_probes(specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = ()) -> list[Probe]:
+def make_probes(
+    specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = (), rounds: int = 1
+) -> list[Probe]:
     """Seeded probes: batches of 1 and 3, odd lengths, none of which was used in tracing.
 
     Integers lie in [0, high), or in [0, 2) where no high is declared; floats are standard normal;
@@ -38,13 +40,16 @@ def make_probes(specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = (
     row is full, and no row is empty. Every second id is one of `tokens`, if any: those whose rows
     an adapter has trained, which hardly ever come up by chance.
 
+    rounds: how many times the rows, or where no dimension counts samples, how many times the
+    probes.
+
     Returns:
         one dict a probe: input name -> array of the declared dtype.
     """
     import numpy as np
 
     random = np.random.default_rng(seed)
-    probes = [_probe(specs, sizes, random) for sizes in _size_tables(specs)]
+    probes = [_probe(specs, sizes, random) for sizes in _size_tables(specs, rounds)]
     if tokens and (ids := _ids(specs, max(tokens))):
         leading = next(spec.leading[1] if spec.leading else 0 for spec in specs if spec.name == ids)
         for probe in probes:
@@ -73,17 +78,17 @@ def _ids(specs: Sequence[InputSpec], largest: int) -> str | None:
     return name if name is not None and domains[name] > largest else None
 
 
-def _size_tables(specs: Sequence[InputSpec]) -> list[dict[str, int]]:
+def _size_tables(specs: Sequence[InputSpec], rounds: int = 1) -> list[dict[str, int]]:
     spans, batch = spans_of(specs), _batch_name(specs)
     lengths = [name for name in spans if name != batch]
     tables = []
     for turn, size in enumerate(BATCHES):
-        table = {} if batch is None else {batch: size}
+        table = {} if batch is None else {batch: size * rounds}
         for place, name in enumerate(lengths):
             usable = [n for n in LENGTHS if spans[name].holds(n)] or [*SHORT]
             table[name] = spans[name].size(usable[(place + turn) % len(usable)])
         tables.append(table)
-    return tables
+    return tables * rounds if batch is None else tables
 
 
 def _batch_name(specs: Sequence[InputSpec]) -> str | None:

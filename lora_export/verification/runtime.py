@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CPU = ("CPUExecutionProvider",)
 MAX_THREADS = 4
 FATAL_ONLY = 4
+_SUFFIX = "executionprovider"
 
 Optimisation = Literal["none", "basic", "extended", "all"]
 LEVELS: tuple[Optimisation, ...] = ("basic", "extended", "all")
@@ -56,7 +57,8 @@ def run_model(
         exposing: inner values of the graph to return as well.
 
     Raises:
-        VerificationError: the runtime refuses the file or a probe; names the node when it says.
+        VerificationError: the runtime refuses the file or a probe; names the node when it says. A
+            session that fell back to another provider is refused as well.
         UsageError: a provider is not available here.
     """
     session = (opener or open_session)(
@@ -96,6 +98,42 @@ def run_session(
     return dict(zip(names, arrays, strict=True))
 
 
+def find_providers(names: Sequence[str]) -> tuple[str, ...]:
+    """ONNX Runtime's names of the providers called so (`cuda` or `CUDAExecutionProvider`).
+
+    Returns:
+        in the order given, each once; CPU where none is named.
+
+    Raises:
+        UsageError: one is not available here; all such names are told.
+    """
+    if not names:
+        return CPU
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    known = {name.lower(): name for name in available}
+    short = {key.removesuffix(_SUFFIX): name for key, name in known.items()}
+    found = [known.get(name.lower(), short.get(name.lower())) for name in names]
+    missing = [name for name, one in zip(names, found, strict=True) if one is None]
+    if missing:
+        raise UsageError(
+            f"execution providers not available here: {', '.join(missing)}",
+            where="--provider",
+            hint=f"available: {', '.join(available)}",
+        )
+    return tuple(dict.fromkeys(one for one in found if one is not None))
+
+
+def opener_on(providers: Sequence[str]) -> Opener:
+    """Opens sessions as `open_session` does, on these providers whatever else is asked."""
+
+    def opener(path: Path, **settings: Any) -> onnxruntime.InferenceSession:  # noqa: ANN401
+        return open_session(path, **{**settings, "providers": providers})
+
+    return opener
+
+
 def open_session(
     path: Path,
     *,
@@ -130,9 +168,18 @@ def open_session(
         options.add_session_config_entry(_DATA_FOLDER, str(path.parent.resolve()))
         graph = _exposed(path, exposing)
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=list(providers))
+        session = onnxruntime.InferenceSession(graph, options, providers=list(providers))
     except _failures() as error:
         raise _refusal(path, error, "does not load in ONNX Runtime") from error
+    lost = [name for name in providers if name not in session.get_providers()]
+    if lost:  # as without a driver or a device: it would run on the CPU, and prove nothing of them
+        raise VerificationError(
+            f"ONNX Runtime could not start {', '.join(lost)} and fell back to "
+            f"{', '.join(session.get_providers())}",
+            where=path.name,
+            hint="see that its driver and libraries are installed, or leave --provider out",
+        )
+    return session
 
 
 def _exposed(path: Path, names: Sequence[str]) -> bytes:

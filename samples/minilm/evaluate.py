@@ -18,15 +18,15 @@ def main() -> None:
     """Score every form of the model on the same unseen sentences, and print one row for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--merged", type=Path, help="merged safetensors file")
-    parser.add_argument("--onnx", type=Path, help="merged ONNX file")
+    parser.add_argument("--onnx", type=Path, nargs="+", default=[], help="merged ONNX files")
     options = parser.parse_args()
     torch.set_num_threads(1)  # at this size, threads cost more than they bring
 
     answers = {"base": probe(), "unmerged": predict(unmerged())}
     if options.merged:
         answers["merged"] = predict(merged(options.merged))
-    if options.onnx:
-        answers["onnx"] = predict_onnx(options.onnx)
+    for path in options.onnx:
+        answers[path.name] = predict_onnx(path)
     show(answers)
 
 
@@ -86,11 +86,12 @@ def predict_onnx(path: Path) -> torch.Tensor:
 
 def show(answers: dict[str, torch.Tensor]) -> None:
     """Print each form's accuracy, and how many of its answers differ from the live adapter's."""
-    print(f"{'':10}{'accuracy':>8}   answers unlike unmerged's")
+    width = max(map(len, answers)) + 2
+    print(f"{'':{width}}{'accuracy':>8}   answers unlike unmerged's")
     for name, given in answers.items():
         accuracy = (given == TESTING.labels).float().mean().item()
         differ = int((given != answers["unmerged"]).sum())
-        print(f"{name:10}{accuracy:8.1%}   {differ} of {TEST_SENTENCES}")
+        print(f"{name:{width}}{accuracy:8.1%}   {differ} of {TEST_SENTENCES}")
 
 
 if __name__ == "__main__":

@@ -176,3 +176,10 @@ def test_a_single_array_is_no_archive(tmp_path):
     for path in (tmp_path / "in.npy", tmp_path / "missing.npz"):
         with pytest.raises(InputError, match="cannot be read as an"):
             load_probes(path, TEXT)
+
+
+def test_more_rounds_give_more_rows_or_more_probes():
+    assert [len(p["input_ids"]) for p in make_probes(TEXT, seed=0, rounds=5)] == [5, 15]
+    probes = make_probes(parse_inputs(["x=float32[4]"]), seed=0, rounds=3)
+    assert len(probes) == 6
+    assert len({probe["x"].tobytes() for probe in probes}) == 6

@@ -6,7 +6,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lora_export.errors import UsageError, VerificationError
-from lora_export.verification.runtime import LEVELS, check_loads, open_session, run_model
+from lora_export.verification.runtime import (
+    LEVELS,
+    check_loads,
+    find_providers,
+    open_session,
+    run_model,
+)
 
 
 def save(path, *, op="Gemm", weight_shape=(3, 2), opset=20):
@@ -87,3 +93,33 @@ def test_an_unknown_provider_is_refused(tmp_path):
     with pytest.raises(UsageError, match="NoSuchProvider") as caught:
         run_model(save(tmp_path / "m.onnx"), [], providers=["NoSuchProvider"])
     assert "CPUExecutionProvider" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider", "cpuexecutionprovider"])
+def test_providers_have_short_names(name):
+    assert find_providers([name, "cpu"]) == ("CPUExecutionProvider",)
+    assert find_providers([]) == ("CPUExecutionProvider",)
+
+
+def test_providers_that_are_not_here_are_all_told():
+    with pytest.raises(UsageError, match="warp, tpu") as caught:
+        find_providers(["warp", "cpu", "tpu"])
+    assert "CPUExecutionProvider" in caught.value.problems[0].hint
+
+
+def test_a_session_that_falls_back_is_refused(tmp_path, monkeypatch):
+    """As a CUDA build does without a device: it is there, and yet the session runs on the CPU."""
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: real(path, options, providers=["CPUExecutionProvider"]),
+    )
+    providers = find_providers(["cuda"])
+    assert providers == ("CUDAExecutionProvider",)
+    with pytest.raises(VerificationError, match="fell back to CPUExecutionProvider"):
+        run_model(save(tmp_path / "m.onnx"), [], providers=providers)

@@ -1,0 +1,291 @@
+"""The lowered file of an ONNX export: made from the proven float32 one, and proven on its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lora_export.api.proving import probes_for
+from lora_export.errors import InputError, UsageError
+from lora_export.records import at_level
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from lora_export.api.proving import Job
+    from lora_export.models.source import ModelSource
+    from lora_export.onnx_export.captures import Captures
+    from lora_export.onnx_export.export import Exported
+    from lora_export.onnx_export.lowered_audit import Weights
+    from lora_export.onnx_export.precision import Precision
+    from lora_export.records import Check, Checkpoint, MergePlan, WrittenFile
+    from lora_export.verification.loss import Loss
+
+    Probe = dict[str, NDArray[Any]]
+
+MOST_ROUNDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """In what form the file is written. opset: None takes the exporter's own.
+
+    captures: where graphs of earlier runs are.
+    """
+
+    precision: Precision
+    opset: int | None
+    captures: Captures | None
+    allow_lossy: bool
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether the float32 file is only what it is made from."""
+        return self.precision.name != "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """The float32 file that a lowered one is made from, and what it was made of itself."""
+
+    job: Job
+    source: ModelSource
+    merged: Checkpoint
+    exported: Exported
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A lowered file as written. half: its export where it is one of its own."""
+
+    files: tuple[WrittenFile, ...]
+    half: Exported | None = None
+
+
+def full_proof(job: Job, form: Form) -> Job:
+    """`job` as the float32 file is proven: the user's tolerance is for the file they asked for."""
+    if not form.is_lowered:
+        return job
+    return replace(job, proof=replace(job.proof, atol=None, rtol=None))
+
+
+def lower_into(
+    path: Path, full: Full, form: Form, *, verify: bool
+) -> tuple[tuple[WrittenFile, ...], tuple[Check, ...], dict[str, Any]]:
+    """Write the lowered file to `path` and prove it: (files, checks, facts for the report).
+
+    Raises: as for `lower_file`.
+    """
+    lowered = lower_file(full, path, form)
+    checks: tuple[Check, ...] = ()
+    facts: dict[str, Any] = {}
+    if verify:
+        checks, facts = prove_lowered(full, path, form, lowered.half)
+    sizes = (sum(f.size for f in files) for files in (lowered.files, full.exported.files))
+    return lowered.files, checks, {"lowered": {**_words(form), **_sizes(*sizes), **facts}}
+
+
+def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], dict[str, Any]]:
+    """(checks, facts for the report) of a lowered file that was made before."""
+    from lora_export.onnx_export import external
+    from lora_export.onnx_export.export import expect
+
+    half = None
+    if form.precision.name == "fp16":
+        half = _half(full, form, lambda **settings: expect(*_made_of(full), **settings))
+    checks, facts = prove_lowered(full, path, form, half)
+    intact = checks[0].passed  # else what lies beside it is not to be touched
+    now = external.total_size(path) if intact else path.stat().st_size
+    before = sum(file.size for file in full.exported.files)
+    return checks, {"lowered": {**_words(form), **_sizes(now, before), **facts}}
+
+
+def _words(form: Form) -> dict[str, Any]:
+    return {"precision": form.precision.name, "words": form.precision.words}
+
+
+def _sizes(now: int, before: int) -> dict[str, int]:
+    return {"bytes": now, "float32_bytes": before}
+
+
+def lower_file(full: Full, path: Path, form: Form) -> Lowered:
+    """Write the lowered file to `path`.
+
+    Raises:
+        FitError: a weight is too large for float16, or no weight can be quantised.
+        InputError: the model does not run or cannot be captured in float16.
+    """
+    from lora_export.onnx_export import external
+    from lora_export.onnx_export.lowering import lower
+    from lora_export.onnx_export.save import save_model
+
+    if form.precision.name == "fp16":
+        from lora_export.onnx_export.export import export
+
+        half = _half(full, form, lambda **settings: export(*_made_of(full), path, **settings))
+        return Lowered(half.files, half)
+    model = external.load(full.path)
+    lower(model, form.precision)
+    return Lowered(save_model(model, path, {}))
+
+
+def _half(full: Full, form: Form, make: Callable[..., Exported]) -> Exported:
+    """The export in float16.
+
+    Raises: as for `lower_file`.
+    """
+    from lora_export.onnx_export.half import refuse_too_large
+
+    refuse_too_large(full.exported.weights())
+    try:
+        return make(opset=form.opset, captures=form.captures, dtype="float16")
+    except (InputError, UsageError) as error:
+        problem = error.problems[0]
+        raise InputError(
+            f"the model can be exported in float32, but not in float16: {problem.message}",
+            where=problem.where,
+            hint="its forward must keep the dtype of its inputs and weights; or take --precision "
+            "fp32 or int8-weights",
+        ) from error
+
+
+def _made_of(full: Full) -> tuple[ModelSource, MergePlan, Checkpoint]:
+    return full.source, full.job.plan, full.merged
+
+
+def prove_lowered(
+    full: Full, path: Path, form: Form, half: Exported | None
+) -> tuple[tuple[Check, ...], dict[str, Any]]:
+    """(checks, facts for the report): the static audit, then how far the outputs move.
+
+    Args:
+        full: proven.
+        path: the lowered file.
+        form: that it is said to have.
+        half: the export in float16 that an fp16 file is held against.
+    """
+    with full.job.clock("precision"):
+        checks, facts = _prove(full, path, form, half)
+    return at_level("precision", checks), facts
+
+
+def _prove(
+    full: Full, path: Path, form: Form, half: Exported | None
+) -> tuple[tuple[Check, ...], dict[str, Any]]:
+    checks, weights = _audit(full, path, form.precision, half)
+    facts: dict[str, Any] = _weight_facts(weights)
+    if not all(check.passed for check in checks):
+        return checks, facts
+    losses, more = _run(full, path, form)
+    facts["loss"] = [loss.facts() for loss in losses]
+    return (*checks, *more), facts
+
+
+def _audit(
+    full: Full, path: Path, precision: Precision, half: Exported | None
+) -> tuple[tuple[Check, ...], Weights | None]:
+    from lora_export.onnx_export import external
+    from lora_export.onnx_export.audit import audit
+    from lora_export.onnx_export.half import rounded_once
+    from lora_export.onnx_export.lowered_audit import audit_lowered
+
+    if half is None:
+        model = external.load(full.path)
+        return audit_lowered(path, full=model, precision=precision, inputs=full.source.inputs)
+
+    def expected() -> Mapping[str, NDArray[Any]]:
+        return rounded_once(full.exported.weights(), half.weights())
+
+    return audit(path, expected=expected, base=half.topology, inputs=half.inputs), None
+
+
+def _weight_facts(weights: Weights | None) -> dict[str, Any]:
+    if weights is None:
+        return {}
+    tables = {"rounded": weights.rounded, "kept": weights.kept}
+    return {
+        name: {parameter: {"float32": b, "bytes": now} for parameter, (b, now) in table.items()}
+        for name, table in tables.items()
+    }
+
+
+def _run(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...], tuple[Check, ...]]:
+    """The outputs' losses in ONNX Runtime, and the checks on them.
+
+    A float16 model runs in torch as well, operator by operator in float16: on the CPU, ONNX Runtime
+    computes most of them in float32, and would not see a number that a GPU finds too large.
+    """
+    from lora_export.verification.loss import Limits, loss_checks, measure
+    from lora_export.verification.model import run_base, run_merged
+    from lora_export.verification.runtime import find_providers, run_model
+
+    job, providers = full.job, find_providers(full.job.proof.provider)
+    probes = _probes(full, providers)
+    lowered_probes = probes
+    if form.precision.name == "fp16":
+        lowered_probes = [_cast(probe, "float32", "float16") for probe in probes]
+        probes = [_cast(probe, "float16", "float32") for probe in lowered_probes]
+    expected = run_model(full.path, probes, providers=providers)
+    base = run_base(full.source, job.plan, full.merged, probes)
+    found = run_model(path, lowered_probes, providers=providers)
+    losses = measure(expected, found, base)
+    limits = Limits(job.proof.atol, job.proof.rtol, form.allow_lossy)
+    checks = loss_checks(losses, form.precision.name, limits)
+    if form.precision.name == "fp16":
+        half = run_merged(*_made_of(full), lowered_probes, dtype="float16")
+        more = measure(expected, half, base)
+        checks = (*checks, *loss_checks(more, "fp16 in torch", limits))
+    return losses, checks
+
+
+def _probes(full: Full, providers: Sequence[str]) -> list[Probe]:
+    """Enough of them for the share of equal decisions to mean something."""
+    from lora_export.verification.loss import PLACES, decisions
+    from lora_export.verification.runtime import run_model
+
+    probes = probes_for(full.job, full.source)
+    runs = run_model(full.path, probes, providers=providers)
+    counts = (sum(decisions(name, run[name]) for run in runs) for name in runs[0])
+    fewest = min(filter(None, counts), default=PLACES)
+    rounds = min(-(-PLACES // fewest), MOST_ROUNDS)
+    return probes if rounds == 1 else probes_for(full.job, full.source, rounds)
+
+
+def _cast(probe: Mapping[str, NDArray[Any]], old: str, new: str) -> Probe:
+    return {
+        name: array.astype(new) if array.dtype.name == old else array
+        for name, array in probe.items()
+    }
+
+
+def recorded_graph(
+    path: Path, job: Job, form: Form, facts: Mapping[str, Any], *, verify: bool
+) -> dict[str, Any]:
+    """What the manifest says of the file: its interface, how it was run, and what was lost."""
+    from lora_export.onnx_export.interface import interface
+    from lora_export.verification.runtime import find_providers
+
+    ran = {"providers": list(find_providers(job.proof.provider))} if verify else {}
+    lossy = {"allow_lossy": True} if form.allow_lossy else {}
+    return {**interface(path, form.precision.name), **ran, **lossy, **_kept(facts)}
+
+
+def _kept(facts: Mapping[str, Any]) -> dict[str, Any]:
+    lowered = facts.get("lowered", {})
+    return {key: value for key, value in lowered.items() if key not in {"precision", "bytes"}}
+
+
+def lossy_warnings(facts: Mapping[str, Any], form: Form) -> tuple[str, ...]:
+    """A warning where --allow-lossy let something pass."""
+    if not form.allow_lossy:
+        return ()
+    return tuple(
+        f"{loss['output']}: the rounding moves it by {loss['rms']:.2g}, the adapter by "
+        f"{loss['effect']:.2g} (rms): accepted by --allow-lossy"
+        for loss in facts.get("lowered", {}).get("loss", ())
+        if loss["effect"] and loss["rms"] >= loss["effect"]
+    )

@@ -1,0 +1,56 @@
+"""What float16 does to weights: rounded once, from float32, and refused where they do not fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import FitError
+from lora_export.onnx_export.bindings import as_array
+from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+def refuse_too_large(weights: Mapping[str, Tensor]) -> None:
+    """Stop where a finite float32 weight becomes infinite.
+
+    Raises:
+        FitError: all such weights are named.
+    """
+    problems = [
+        Problem(
+            f"holds {_largest(value):.4g}, and the largest float16 is 65504",
+            name,
+            "--precision fp32, int8 or int8-weights; or leave it out of the adapter",
+        )
+        for name, value in weights.items()
+        if value.is_floating_point() and bool((value.half().isinf() & value.isfinite()).any())
+    ]
+    if problems:
+        raise FitError.of(problems)
+
+
+def _largest(value: Tensor) -> float:
+    return float(value[value.isfinite()].abs().max())
+
+
+def rounded_once(
+    weights: Mapping[str, Tensor], half: Mapping[str, Tensor]
+) -> dict[str, NDArray[Any]]:
+    """What a float16 file must hold for these float32 weights; numpy rounds them, not torch.
+
+    half: the float16 model's own: some of its weights may be kept in float32.
+    """
+    import numpy as np
+
+    rounded = {}
+    for name, value in weights.items():
+        array, other = as_array(value), as_array(half[name])
+        # Conversion warns of masks' infinities; of a weight's, refuse_too_large has told.
+        with np.errstate(over="ignore"):
+            rounded[name] = array.astype(np.float16) if other.dtype == np.float16 else array
+    return rounded

@@ -1,0 +1,56 @@
+"""What a caller of an ONNX file must know: its inputs and outputs, and where it runs well."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import onnx
+
+_NOTES = {
+    "fp16": "made for GPUs (CUDAExecutionProvider and others): on a CPU, ONNX Runtime computes "
+    "most operators in float32 and casts around them. Float inputs and outputs are float16",
+    "int8": "made for CPUs; inputs and outputs are as in float32. The operators are ONNX's own; "
+    "ONNX Runtime's CUDA provider hands MatMulInteger to the CPU",
+    "int8-weights": "inputs and outputs are as in float32. MatMulNBits is an operator of ONNX "
+    "Runtime (CPU, CUDA and others), not of ONNX: other runtimes may not know it",
+}
+_NOTES["int4"] = _NOTES["int8-weights"]
+
+
+def interface(path: Path, precision: str) -> dict[str, Any]:
+    """Precision, opset, inputs and outputs of a file, and what to run it with.
+
+    Returns:
+        precision, note (where there is one), opset, inputs and outputs (name, dtype, dims: numbers
+        and names of dynamic dimensions), operators (how many of each kind).
+    """
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    note = {"note": _NOTES[precision]} if precision in _NOTES else {}
+    return {
+        "precision": precision,
+        **note,
+        "opset": next(e.version for e in model.opset_import if e.domain in {"", "ai.onnx"}),
+        "inputs": list(map(_value, model.graph.input)),
+        "outputs": list(map(_value, model.graph.output)),
+        "operators": dict(sorted(Counter(_kinds(model.graph.node)).items())),
+    }
+
+
+def _kinds(nodes: Iterable[onnx.NodeProto]) -> Iterable[str]:
+    return (f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes)
+
+
+def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    from onnx import helper
+
+    kind = value.type.tensor_type
+    dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in kind.shape.dim]
+    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    return {"name": value.name, "dtype": str(dtype), "dims": dims}

@@ -1,0 +1,83 @@
+"""The precisions an ONNX file can have, and what each does to a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lora_export.errors import UsageError
+
+KEY = "lora_export.precision"
+"""Of a lowered file's metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How a row of a weight is rounded.
+
+    bits: of a code. block: elements of a row that share a scale, 0 for the whole row.
+    symmetric: codes are signed and zero is zero; else every block has a zero point of its own.
+    """
+
+    bits: int
+    block: int = 0
+    symmetric: bool = False
+
+    @property
+    def levels(self) -> int:
+        """Steps from the lowest code to the highest; of a symmetric grid, from zero."""
+        return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """A precision. product: the grid of weights in matrix products, None where none is quantised.
+
+    dynamic: their other factor is rounded to 8 bits at run time as well. words: for reports.
+    """
+
+    name: str
+    words: str
+    product: Grid | None = None
+    dynamic: bool = False
+
+
+TABLE = Grid(bits=8, symmetric=True)
+"""Of embedding tables, in every quantised precision: a row is one token's vector."""
+
+NEGLIGIBLE = 1e-36
+"""A step below which a block is stored as zeros: its inverse is no float32."""
+
+PRECISIONS = {
+    one.name: one
+    for one in (
+        Precision("fp32", "float32"),
+        Precision("fp16", "float16 weights, inputs and outputs"),
+        Precision(
+            "int8",
+            "8-bit weights, one scale an output channel; activations rounded at run time",
+            Grid(bits=8),
+            dynamic=True,
+        ),
+        Precision("int8-weights", "8-bit weights in blocks of 32", Grid(bits=8, block=32)),
+        Precision("int4", "4-bit weights in blocks of 32", Grid(bits=4, block=32)),
+    )
+}
+
+
+def find_precision(name: str) -> Precision:
+    """The precision of that name.
+
+    Raises:
+        UsageError: there is none, or it is bf16, which nothing here could prove.
+    """
+    if name == "bf16":
+        raise UsageError(
+            "ONNX Runtime's CPU provider has no bfloat16 kernels, so a bf16 file could be "
+            "neither run nor proven here",
+            where="--precision bf16",
+            hint="fp16 has the same size and three more bits of precision",
+        )
+    if name not in PRECISIONS:
+        hint = f"one of {', '.join(PRECISIONS)}"
+        raise UsageError(f"there is no precision {name!r}", where="--precision", hint=hint)
+    return PRECISIONS[name]

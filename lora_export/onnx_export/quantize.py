@@ -1,0 +1,101 @@
+"""Rounds rows of a weight to a few bits, in the arithmetic and layout of ONNX Runtime's kernels.
+
+Its own tools for this are not used; docs/decisions/0015-precision.md says why. They are the
+tests' oracle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_export.onnx_export.precision import NEGLIGIBLE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lora_export.onnx_export.precision import Grid
+
+    Array = NDArray[Any]
+
+ROWS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A weight of R rows and C columns, rounded.
+
+    codes: uint8 or int8 [R, blocks, block], zero-padded behind the row's end. scales: float32
+    [R, blocks]. zeros: uint8 [R, blocks], None on a symmetric grid.
+    """
+
+    codes: Array
+    scales: Array
+    zeros: Array | None
+
+
+def quantize_rows(rows: Array, grid: Grid) -> Rounded:
+    """Round float32 rows [R, C] to the grid; a value is off by at most half a step."""
+    import numpy as np
+
+    number, width = rows.shape
+    block = grid.block or width
+    blocks = -(-width // block)
+    codes = np.zeros((number, blocks, block), np.int8 if grid.symmetric else np.uint8)
+    scales = np.zeros((number, blocks), np.float32)
+    zeros = None if grid.symmetric else np.zeros((number, blocks), np.uint8)
+    for start in range(0, number, ROWS_AT_ONCE):  # the padded copy is of these rows alone
+        part = slice(start, start + ROWS_AT_ONCE)
+        padded = np.zeros((len(rows[part]), blocks * block), np.float32)
+        padded[:, :width] = rows[part]
+        values = padded.reshape(-1, blocks, block)
+        if zeros is None:
+            codes[part], scales[part] = _symmetric(values, grid.levels)
+        else:
+            codes[part], scales[part], zeros[part] = _affine(values, grid.levels)
+    codes.reshape(number, -1)[:, width:] = 0
+    return Rounded(codes, scales, zeros)
+
+
+def _symmetric(values: Array, levels: int) -> tuple[Array, Array]:
+    import numpy as np
+
+    scales = _held(np.abs(values).max(axis=-1) / np.float32(levels))
+    codes = np.rint(values * _inverse(scales)[..., None])
+    return np.clip(codes, -levels, levels).astype(np.int8), scales
+
+
+def _affine(values: Array, levels: int) -> tuple[Array, Array, Array]:
+    """Zero is always among the numbers a block can hold: it must stay zero."""
+    import numpy as np
+
+    low, high = np.minimum(values.min(axis=-1), 0), np.maximum(values.max(axis=-1), 0)
+    scales = _held((high - low) / np.float32(levels))
+    inverse = _inverse(scales)
+    zeros = np.clip(np.rint(-low * inverse), 0, levels)
+    codes = np.clip(np.rint(values * inverse[..., None] + zeros[..., None]), 0, levels)
+    return codes.astype(np.uint8), scales, zeros.astype(np.uint8)
+
+
+def _held(scales: Array) -> Array:
+    import numpy as np
+
+    return np.where(scales < np.float32(NEGLIGIBLE), np.float32(0), scales)
+
+
+def _inverse(scales: Array) -> Array:
+    """1 / scale, and 0 for a block of zeros."""
+    import numpy as np
+
+    return np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+
+
+def pack(values: Array, bits: int) -> Array:
+    """uint8 codes along the last axis, 8 / bits to a byte, the first in the lowest bits."""
+    import numpy as np
+
+    if bits == 8:  # noqa: PLR2004 - a byte
+        return values
+    padded = np.zeros((*values.shape[:-1], -(-values.shape[-1] // 2) * 2), np.uint8)
+    padded[..., : values.shape[-1]] = values
+    return np.asarray(padded[..., 0::2] | (padded[..., 1::2] << 4))

@@ -1,0 +1,53 @@
+"""What a lower precision saved and cost, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_export.report.columns import aligned, counted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SHOWN = 3
+
+
+def lowered_text(lowered: Mapping[str, Any], *, verbose: bool) -> str:
+    """The size beside float32's, which weights are rounded, and how far the outputs moved."""
+    now, before = lowered["bytes"], lowered["float32_bytes"]
+    lines = [
+        f"precision {lowered['precision']}: {lowered['words']}",
+        f"  {now:,} bytes, {now / before:.0%} of the {before:,} of float32",
+    ]
+    if "rounded" in lowered:
+        lines += _weights("rounded", lowered["rounded"], verbose=verbose)
+        lines += _weights("left in float32", lowered["kept"], verbose=verbose)
+    if loss := lowered.get("loss"):
+        lines += aligned([_HEAD, *map(_row, loss)])
+    return "\n".join(lines)
+
+
+def _weights(title: str, table: Mapping[str, Mapping[str, int]], *, verbose: bool) -> Sequence[str]:
+    before = sum(entry["float32"] for entry in table.values())
+    now = sum(entry["bytes"] for entry in table.values())
+    size = f"{before:,} bytes" if before == now else f"{before:,} bytes to {now:,}"
+    names = list(table)
+    shown = names if verbose else names[:_SHOWN]
+    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    listed = f": {', '.join(shown)}{more}" if names else ""
+    return [f"  {title}: {counted(len(names), 'weight')}, {size}{listed}"]
+
+
+_HEAD = ("output", "largest error", "rms", "of its size", "of the adapter's effect", "arg-max")
+
+
+def _row(loss: Mapping[str, Any]) -> Sequence[str]:
+    share = f"{loss['rms'] / loss['effect']:.2%}" if loss["effect"] else "the adapter has none"
+    return (
+        loss["output"],
+        f"{loss['worst']:.2g}",
+        f"{loss['rms']:.2g}",
+        f"{loss['relative']:.2%}",
+        share,
+        f"agrees in {loss['agree']:,} of {loss['places']:,} places" if loss["places"] else "",
+    )

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lora_export.onnx_export import captures
+from lora_export.onnx_export.captures import Captures, capture_key, default_folder, open_captures
+
+IDENTITY = {"class": "a.B", "config": {"layers": 2}, "apart": []}
+
+
+@pytest.fixture
+def graph(zoo):
+    return zoo.captured("net").graph()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "deep" / "captures"
+
+
+def keys(zoo, **other):
+    given = {"opset": None, "dtype": "float32", "untied": (), **other}
+    return capture_key(given.pop("identity", IDENTITY), given.pop("inputs", zoo.specs("bert")),
+                       **given)  # fmt: skip
+
+
+def test_what_is_kept_is_found_again(graph, folder):
+    cache, key = Captures(folder), "ab" * 32
+    assert cache.take(key) is None
+    assert cache.keep(key, graph) == ""
+    assert cache.take(key) == graph
+    assert cache.take("cd" * 32) is None
+    assert [path.name for path in folder.iterdir()] == [f"{key}.capture"]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_the_key_covers_all_that_decides_a_graph(zoo, monkeypatch):
+    specs = zoo.specs("bert")
+    first = keys(zoo)
+    assert first == keys(zoo, identity=dict(reversed(IDENTITY.items())))
+    others = [
+        keys(zoo, identity={**IDENTITY, "config": {"layers": 3}}),
+        keys(zoo, identity={**IDENTITY, "class": "a.C"}),
+        keys(zoo, identity={**IDENTITY, "apart": ["x"]}),
+        keys(zoo, inputs=specs[:1]),
+        keys(zoo, inputs=specs[::-1]),
+        keys(zoo, inputs=(replace(specs[0], dims=("batch", 7)), *specs[1:])),
+        keys(zoo, opset=20),
+        keys(zoo, dtype="float16"),
+        keys(zoo, untied=("lm_head.weight",)),
+    ]
+    for library in captures.LIBRARIES:
+        with monkeypatch.context() as patch:
+            right = captures._version
+            patch.setattr(
+                captures, "_version", lambda n, x=library, r=right: "0" if n == x else r(n)
+            )
+            others.append(keys(zoo))
+    with monkeypatch.context() as patch:
+        patch.setattr(captures, "_own_code", lambda: "other code")
+        others.append(keys(zoo))
+    assert len({first, *others}) == 1 + len(others)
+
+
+def truncated(content):
+    return content[:-1]
+
+
+def bit_flipped(content):
+    return content[:-40] + bytes([content[-40] ^ 1]) + content[-39:]
+
+
+def of_another_version(content):
+    return content.replace(b"capture 1", b"capture 2", 1)
+
+
+def empty(content):
+    return b""
+
+
+def only_a_head(content):
+    return content[: len(captures._head("0" * 64, b""))]
+
+
+def of_another_key(content):
+    """A whole entry, under a name that is not its own."""
+    payload = captures._split(content)[1]
+    return captures._head("cd" * 32, payload) + payload
+
+
+def no_graph(content):
+    payload = b"\xff\xff\xff"
+    return captures._head("ab" * 32, payload) + payload
+
+
+def no_bindings(content):
+    return captures._head("ab" * 32, b"") + b""
+
+
+@pytest.mark.parametrize("damage", [truncated, bit_flipped, of_another_version, empty, only_a_head,
+                                    of_another_key, no_graph, no_bindings])  # fmt: skip
+def test_a_damaged_entry_is_none_and_is_replaced(graph, folder, damage):
+    cache, key = Captures(folder), "ab" * 32
+    cache.keep(key, graph)
+    path = folder / f"{key}.capture"
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.take(key) is None
+    assert cache.keep(key, graph) == ""
+    assert cache.take(key) == graph
+
+
+def test_an_entry_that_is_no_file_is_none(graph, folder):
+    key = "ab" * 32
+    (folder / f"{key}.capture").mkdir(parents=True)
+    assert Captures(folder).take(key) is None
+    assert "could not be kept" in Captures(folder).keep(key, graph)
+    assert [path.name for path in folder.iterdir()] == [f"{key}.capture"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(graph, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    said = Captures(file / "captures").keep("ab" * 32, graph)
+    assert said.startswith("the captured graph could not be kept in ")
+    assert "\n" not in said
+    assert Captures(file / "captures").take("ab" * 32) is None
+
+
+def test_the_entries_that_were_not_used_for_longest_go(graph, folder, monkeypatch):
+    monkeypatch.setattr(captures, "ENTRIES", 3)
+    cache, names = Captures(folder), [f"{number:064}" for number in range(5)]
+    for age, name in enumerate(names[:4]):
+        cache.keep(name, graph)
+        os.utime(folder / f"{name}.capture", (1000 + age, 1000 + age))
+        if age == 2:
+            cache.take(names[0])  # used: the youngest now
+    (folder / "killed.part").write_bytes(b"x")
+    os.utime(folder / "killed.part", (1, 1))
+    (folder / "running.part").write_bytes(b"x")
+    (folder / "notes.txt").write_text("mine")
+    cache.keep(names[4], graph)
+    left = {path.name.removesuffix(".capture") for path in folder.iterdir()}
+    assert left == {names[0], names[3], names[4], "running.part", "notes.txt"}
+
+
+def test_where_the_captures_are(monkeypatch, tmp_path):
+    monkeypatch.setenv(captures.VARIABLE, str(tmp_path / "named"))
+    assert default_folder() == tmp_path / "named"
+    monkeypatch.delenv(captures.VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "lora-export/captures"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_folder() == tmp_path / "home/.cache/lora-export/captures"
+    assert open_captures("here", off=False) == Captures(Path("here"))
+    assert open_captures("here", off=True) is None
+    assert open_captures(None, off=False) == Captures(default_folder())

@@ -1,0 +1,177 @@
+"""Graphs with rounded weights: made from any graph, and audited to the last code."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from lora_export.errors import FitError
+from lora_export.models.inputs import parse_inputs
+from lora_export.onnx_export.lowered_audit import audit_lowered
+from lora_export.onnx_export.lowering import lower
+from lora_export.onnx_export.precision import PRECISIONS
+from lora_export.onnx_export.save import save_model
+from lora_export.verification.runtime import run_model
+
+ROUNDING = ["int8", "int8-weights", "int4"]
+FAR = {"int8": 0.1, "int8-weights": 0.03, "int4": 0.3}
+CASES = ["net", "gpt", "bert", "roberta", "llama", "gpt2"]
+
+
+def lowered(captured, name):
+    model = captured.proto()
+    lower(model, PRECISIONS[name])
+    return model
+
+
+def audited(captured, model, name, path):
+    save_model(model, path, {})
+    found, weights = audit_lowered(
+        path, full=captured.proto(), precision=PRECISIONS[name], inputs=captured.specs
+    )
+    return {check.name: check for check in found}, weights
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+@pytest.mark.parametrize("case", CASES)
+def test_every_form_of_product_is_rounded_and_proven(zoo, case, precision, tmp_path):
+    captured = zoo.captured(case)
+    path = tmp_path / "lowered.onnx"
+    model = lowered(captured, precision)
+    checks, weights = audited(captured, model, precision, path)
+    assert not [check for check in checks.values() if not check.passed]
+    assert lowered(captured, precision).SerializeToString(deterministic=True) == path.read_bytes()
+
+    kinds = {node.op_type for node in model.graph.node}
+    assert not kinds & {"Gemm"}
+    assert ("MatMulInteger" if precision == "int8" else "MatMulNBits") in kinds
+    matrices = {name for name, array in captured.weights().items() if array.ndim == 2}
+    small = {name for name in matrices if "token_type" in name}
+    assert not (matrices - small) & set(weights.kept)
+    before = sum(size for size, _ in weights.rounded.values())
+    assert sum(size for _, size in weights.rounded.values()) < 0.5 * before
+
+    save_model(captured.proto(), tmp_path / "full.onnx", {})
+    probes = captured.probes()
+    pairs = zip(run_model(tmp_path / "full.onnx", probes), run_model(path, probes), strict=True)
+    for full, found in pairs:
+        for name in full:
+            assert (
+                np.abs(full[name] - found[name]).max() < FAR[precision] * np.abs(full[name]).max()
+            )
+
+
+def test_a_graph_without_linear_layers_is_refused():
+    import torch
+    from torch import nn
+
+    from lora_export.onnx_export.trace import capture
+
+    torch.manual_seed(0)
+    specs = parse_inputs(("image=float32[batch,1,8,8]",))
+    model = capture(nn.Conv2d(1, 4, 3).eval(), specs)
+    with pytest.raises(FitError, match="1 Conv without such"):
+        lower(model, PRECISIONS["int8"])
+
+
+def initializer(model, suffix):
+    return next(t for t in model.graph.initializer if t.name.endswith(suffix))
+
+
+def edit(model, suffix, change):
+    tensor = initializer(model, suffix)
+    array = numpy_helper.to_array(tensor).copy()
+    tensor.CopyFrom(numpy_helper.from_array(change(array), tensor.name))
+
+
+def scaled(array, factor=1.01):
+    array.reshape(-1)[0] *= array.dtype.type(factor)
+    return array
+
+
+def flipped(array):
+    flat = array.reshape(-1)
+    flat[0] = flat[0] ^ 2
+    return array
+
+
+def swap(model, kind="q_proj"):
+    """Two layers' weights, of one shape, in each other's place."""
+    names = [f"model.layers.{n}.self_attn.{kind}.weight.T.rounded" for n in (0, 1)]
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            for left, right in (names, names[::-1]):
+                if name.startswith(left):
+                    node.input[place] = right + name.removeprefix(left)
+                    break
+
+
+def swap_values(model):
+    names = [f"model.layers.{n}.self_attn.q_proj.weight.T.rounded" for n in (0, 1)]
+    pair = [initializer(model, name) for name in names]
+    pair[0].raw_data, pair[1].raw_data = pair[1].raw_data, pair[0].raw_data
+
+
+def double(model):
+    """One more node, which doubles an output in front of the graph's own."""
+    node = model.graph.node[-1]
+    name = node.output[0]
+    node.output[0] = f"{name}.half"
+    model.graph.node.append(onnx.helper.make_node("Add", [f"{name}.half"] * 2, [name]))
+
+
+def stray(model):
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(2000, np.float32), "stray"))
+
+
+STEPS, SCALES = "rounded weights, in steps", "scales of rounded weights"
+GRAPH, OTHERS = "same graph but for the rounding", "every other weight bit-equal"
+FAULTS = {
+    "one block's scale is 1 % off": (lambda m: edit(m, ".rounded.scale", scaled), SCALES),
+    "one code is wrong": (lambda m: edit(m, "k_proj.weight.T.rounded", flipped), STEPS),
+    "one zero point is wrong": (lambda m: edit(m, ".rounded.zero_point", flipped), STEPS),
+    "a NaN for a scale": (lambda m: edit(m, ".rounded.scale", lambda a: scaled(a, np.nan)), SCALES),
+    "a table's row is scaled": (lambda m: edit(m, ".rounded_rows.scale", scaled), SCALES),
+    "a table's code is wrong": (lambda m: edit(m, ".rounded_rows", flipped), STEPS),
+    "a weight left alone moves": (lambda m: edit(m, "norm.weight", scaled), OTHERS),
+    "two weights are swapped": (swap, GRAPH),
+    "two weights' codes are swapped": (swap_values, STEPS),
+    "a node more": (double, GRAPH),
+    "a weight more": (stray, OTHERS),
+}
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(zoo, fault, precision, tmp_path):
+    plant, check = FAULTS[fault]
+    captured = zoo.captured("llama")
+    model = lowered(captured, precision)
+    plant(model)
+    checks, _ = audited(captured, model, precision, tmp_path / "lowered.onnx")
+    assert not checks[check].passed
+
+
+def test_another_precision_than_said_is_caught(zoo, tmp_path):
+    captured = zoo.captured("llama")
+    model = lowered(captured, "int8-weights")
+    checks, _ = audited(captured, model, "int4", tmp_path / "lowered.onnx")
+    assert not checks[SCALES].passed
+
+
+def test_weights_of_an_earlier_merge_are_caught(zoo, tmp_path):
+    """Stale data: a file of the same base and another adapter."""
+    captured = zoo.captured("llama")
+    model = captured.proto()
+    edit(model, "layers.1.mlp.up_proj.weight.T", lambda a: a * np.float32(1.02))
+    lower(model, PRECISIONS["int4"])
+    checks, _ = audited(captured, model, "int4", tmp_path / "lowered.onnx")
+    assert not checks[SCALES].passed
+    assert not checks[STEPS].passed
+
+
+def test_a_graph_in_float32_is_no_lowered_one(zoo, tmp_path):
+    captured = zoo.captured("net")
+    checks, weights = audited(captured, captured.proto(), "int8", tmp_path / "lowered.onnx")
+    assert not checks[SCALES].passed
+    assert not weights.rounded
