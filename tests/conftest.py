@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from detection.summary import told as detection_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPTURES = "LORA_EXPORT_CAPTURE_CACHE"
@@ -51,7 +52,7 @@ def _own_captures(monkeypatch) -> None:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """Count what became of the cases of parity/test_peft_matrix.py, whichever worker ran them."""
+    """What became of the cases of parity/test_peft_matrix.py and test_detection.py, by workers."""
     results = Counter(
         value
         for report in terminalreporter.getreports("passed")
@@ -61,6 +62,9 @@ def pytest_terminal_summary(terminalreporter) -> None:
     if results:
         parts = ", ".join(f"{count} {result}" for result, count in sorted(results.items()))
         terminalreporter.write_line(f"PEFT matrix: {results.total()} cases passed: {parts}")
+    reports = (r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind))
+    for line in detection_figures(pair for report in reports for pair in report.user_properties):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

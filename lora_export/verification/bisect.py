@@ -136,9 +136,11 @@ def compare_graph(
         _hold(expected, _in_float64, probe, record)
         wanted = modules.boundaries({call.module for call in record.held})
         values = run_session(session, path, probe, wanted)
+        again = {call.module for call in record.held if call.turn}
         for call, held in record.held.items():
-            inputs, _ = _nearest(modules.entering.get(call.module, ()), values, held[0])
-            outputs, names = _nearest(modules.leaving.get(call.module, ()), values, held[1])
+            entering, leaving = modules.faces(call.module, repeated=call.module in again)
+            inputs, _ = _nearest(entering, values, held[0], reshaped=True)
+            outputs, names = _nearest(leaving, values, held[1])
             if names:
                 gap = _gap(call.module, held, record.floors[call], (inputs, outputs))
                 gaps.append(replace(gap, node=modules.producers.get(names[0], "")))
@@ -217,6 +219,17 @@ def _distances(held: Arrays, seen: Sequence[Tensor]) -> list[float]:
 
 
 def _apart(expected: NDArray[Any], actual: NDArray[Any]) -> float:
+    """The largest difference, but where a mask hides what is there.
+
+    What is masked out, torch and a graph may write as different numbers, or one of them not at all;
+    what it does to the attention shows in the values that come out of it.
+    """
+    import numpy as np
+
+    if expected.shape == actual.shape:
+        masked = np.isfinite(actual) & (np.abs(actual) >= HIGHEST)
+        masked |= np.abs(expected) >= HIGHEST
+        actual = np.where(masked, expected, actual)
     return distances({"": expected}, {"": actual})[""].worst
 
 
@@ -236,29 +249,36 @@ def _gap(
 
 def _ratio(far: float, floor: float, held: NDArray[Any]) -> float:
     """A distance in units of noise, as the tolerance of whole outputs counts it."""
-    unit = max(floor, 4 * EPS * largest({"": held}, ""))
+    import numpy as np
+
+    seen = np.where(np.abs(held) >= HIGHEST, 0, held)  # without what is masked out
+    unit = max(floor, 4 * EPS * largest({"": seen}, ""))
     if far == 0 or not isfinite(unit):
         return 0.0
     return min(far / unit if unit else HIGHEST, HIGHEST)
 
 
 def _nearest(
-    names: Sequence[str], values: Mapping[str, NDArray[Any]], wanted: Arrays
+    names: Sequence[str],
+    values: Mapping[str, NDArray[Any]],
+    wanted: Arrays,
+    *,
+    reshaped: bool = False,
 ) -> tuple[list[float], list[str]]:
     """For each array the distance of the nearest value of its shape, and that value's name.
 
-    An array of which the graph has none (it was folded away) is passed over: distance 0.
+    An array of which the graph has none (it was folded away) is passed over: distance 0. reshaped:
+    where there is none of its shape, one of as many elements, as two reshapes in a row become one.
     """
+    floats = {n: values[n] for n in names if n in values and values[n].dtype.kind == "f"}
     far: list[float] = []
     found: list[str] = []
     for array in wanted:
-        same = [
-            (_apart(array, values[name]), name)
-            for name in names
-            if name in values
-            and values[name].shape == array.shape
-            and values[name].dtype.kind == "f"
-        ]
+        like = {name: value for name, value in floats.items() if value.shape == array.shape}
+        if reshaped and not like:
+            same_size = {name: value for name, value in floats.items() if value.size == array.size}
+            like = {name: value.reshape(array.shape) for name, value in same_size.items()}
+        same = [(_apart(array, value), name) for name, value in like.items()]
         distance, name = min(same, default=(0.0, ""))
         far.append(distance)
         found += [name] if same else []

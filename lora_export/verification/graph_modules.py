@@ -36,13 +36,26 @@ class GraphModules:
 
     def boundaries(self, modules: Collection[str] | None = None) -> list[str]:
         """All values that enter or leave these modules (default: any), in the graph's order."""
-        chosen = self.leaving.keys() if modules is None else modules
+        chosen = {*self.entering, *self.leaving} if modules is None else modules
         wanted = {
             name
             for module in chosen
             for name in (*self.entering.get(module, ()), *self.leaving.get(module, ()))
         }
         return [name for name in self.producers if name in wanted]
+
+    def faces(self, module: str, *, repeated: bool) -> tuple[Sequence[str], Sequence[str]]:
+        """(values that may enter the module, values that may leave it).
+
+        repeated: it is called several times. What one call gives to the next one never leaves it,
+        and is found among all that its modules exchange.
+        """
+        entering, leaving = self.entering.get(module, ()), self.leaving.get(module, ())
+        if not repeated:
+            return entering, leaving
+        known = {*self.entering, *self.leaving}
+        inner = self.boundaries({one for one in known if one.startswith(f"{module}.")})
+        return [*entering, *inner], [*leaving, *inner]
 
     def owner(self, value: str) -> str:
         """The innermost module of the node that gives the value."""

@@ -208,6 +208,8 @@ def _by_sizes(suspects: Suspects, artifact: Artifact) -> Attribution | None:
     ]
     if not wrong and agrees(make_probes(specs, suspects.seed)):
         return None  # then it is what the inputs hold, not their sizes
+    if wrong and not _fixed(traced, other_sizes(specs), wrong):
+        return None  # a size that is fixed is right at no larger one
     told = [
         f"{name} = {size}"
         for sizes in wrong
@@ -222,6 +224,16 @@ def _by_sizes(suspects: Suspects, artifact: Artifact) -> Attribution | None:
     if not wrong:
         return found
     return _where_fixed(suspects, artifact, found, probe_of_sizes(specs, wrong[0], suspects.seed))
+
+
+def _fixed(
+    traced: Mapping[str, int],
+    tried: Sequence[Mapping[str, int]],
+    wrong: Sequence[Mapping[str, int]],
+) -> list[str]:
+    """The dimensions of which every size tried that is larger than the traced one is wrong."""
+    larger = {name: [one for one in tried if one[name] > size] for name, size in traced.items()}
+    return [name for name, found in larger.items() if found and all(s in wrong for s in found)]
 
 
 def _where_fixed(

@@ -26,7 +26,9 @@ _MOVED = 0.1
 _UNTRAINED = ("base_layer.weight", "vera_A", "vera_B", "original_module.bias")
 
 
-def make_adapter(architecture: Architecture, option: Option, base: Path, folder: Path) -> None:
+def make_adapter(
+    architecture: Architecture, option: Option, base: Path, folder: Path, seed: int = 0
+) -> None:
     """Save an adapter of kind `option` for the model in `base`, as PEFT does after training."""
     if option.of_transformers_4:
         _write_experts(option.config(architecture), base, folder)
@@ -34,7 +36,7 @@ def make_adapter(architecture: Architecture, option: Option, base: Path, folder:
     model, _ = architecture.load(base)
     adapted = peft.get_peft_model(model, option.config(architecture))
     before = {name: tensor.clone() for name, tensor in _saved(adapted).items()}
-    train(adapted)
+    train(adapted, seed)
     unmoved = [name for name, value in _saved(adapted).items() if torch.equal(value, before[name])]
     unexplained = [name for name in unmoved if not name.endswith(_UNTRAINED)]
     assert not unexplained, f"these parameters kept their initial values: {unexplained}"

@@ -231,6 +231,21 @@ def test_a_size_fixed_inside_the_graph(case, tmp_path):
     assert batch in proven.attribution.detail
 
 
+@pytest.mark.parametrize(
+    ("wrong", "fixed"),
+    [
+        ([{"n": 7}, {"n": 9}], ["n"]),
+        ([{"n": 9}], []),  # something long sentences alone bring out, but no size that is fixed
+        ([{"n": 3}, {"n": 7}, {"n": 9}], ["n"]),
+        ([{"n": 3}], []),
+    ],
+)
+def test_a_fixed_size_is_right_at_no_larger_one(wrong, fixed):
+    from lora_export.verification.narrowing import _fixed
+
+    assert _fixed({"n": 5}, [{"n": 3}, {"n": 7}, {"n": 9}], wrong) == fixed
+
+
 def test_a_fault_while_a_fault_is_looked_for_hides_nothing(case, tmp_path, monkeypatch):
     from lora_export.verification import bisect
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_export.verification.bisect import Gap, compare_models, first_diverging
+from lora_export.verification.bisect import Gap, _apart, _nearest, compare_models, first_diverging
 
 
 class Twice(nn.Module):
@@ -82,3 +82,28 @@ def test_the_first_fault_stands_out_from_noise(ratios, expected):
     gaps = [Gap(str(at), 0.0, 0.0, *pair) for at, pair in enumerate(ratios)]
     found = first_diverging(gaps)
     assert (found and int(found.module)) == expected
+
+
+LOW = np.finfo(np.float32).min
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "far"),
+    [
+        ([1.0, LOW], [1.5, -inf], 0.5),  # two ways to write a mask
+        ([1.0, 0.25], [1.5, LOW], 0.5),  # only one side writes it
+        ([1.0, -inf], [1.0, LOW], 0.0),
+        ([1.0, 2.0], [1.0, inf], inf),  # an overflow is no mask
+        ([1.0, 2.0], [1.0, float("nan")], inf),
+    ],
+)
+def test_what_a_mask_hides_is_no_difference(expected, actual, far):
+    assert _apart(np.float32(expected), np.float32(actual)) == far
+
+
+def test_what_enters_may_have_another_shape():
+    """Two reshapes in a row are one in the graph."""
+    values = {"flat": np.arange(6, dtype=np.float32), "ids": np.arange(6)}
+    wanted = (np.arange(6, dtype=np.float32).reshape(2, 3) + 0.5,)
+    assert _nearest(["flat", "ids"], values, wanted) == ([0.0], [])
+    assert _nearest(["flat", "ids"], values, wanted, reshaped=True) == ([0.5], ["flat"])
