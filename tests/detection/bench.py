@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_export.api import exporting
 from lora_export.api.exporting import merged_checkpoint, prove_file, traced_model
+from lora_export.api.network import Network
 from lora_export.api.proving import Proven, make_job, prove_model, prove_weights
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.onnx_export import audit as auditing
@@ -186,7 +187,7 @@ def make(folder: Path, adapters: Sequence[Path], name: str) -> Any:
         base, model = folder / "base.safetensors", FACTORY
     else:
         base, model = folder / "base", None
-    return make_job(base, adapters, model=model, proof=None, settings={})
+    return make_job(base, adapters, network=Network(model), proof=None, settings={})
 
 
 def set_up(name: str, folder: Path) -> Bench:

@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lora_export.api.exporting import merged_checkpoint, traced_model
+from lora_export.api.network import Network
 from lora_export.api.proving import make_job
 from lora_export.api.proving_file import prove_file
 from lora_export.checkpoint.index import read_checkpoint
@@ -107,8 +108,8 @@ def case(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     make, adapted, tensor = MAKERS[request.param]
     base, adapter, options = make(folder)
-    model = options.get("model")
-    job = make_job(base, [adapter], model=model, proof=None, settings={})
+    network = Network(options.get("model"))
+    job = make_job(base, [adapter], network=network, proof=None, settings={})
     merged = merged_checkpoint(job, folder / "merged")
     source = traced_model(job, merged)
     path = folder / "out.onnx"
