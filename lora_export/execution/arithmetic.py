@@ -1,4 +1,8 @@
-"""The merge itself, by the very torch calls of the reference, so that the bits are the same."""
+"""The merge itself, by the very torch calls of the reference, so that the bits are the same.
+
+What is computed whole is computed with the library's number of threads, too: products with few rows
+or columns have other last bits with another number. Blocks, of at least LEAST_ROWS, do not.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.tensors import read_tensor, torch_dtype
 from lora_export.errors import InputError
 from lora_export.layers import all_kinds
+from lora_export.layers.threads import library_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,6 +50,12 @@ class StepFactors:
         Else the exact sum `W + sum(w_i * (change of i))` in float32 (float64 for a float64 base),
         rounded once.
         """
+        if stop - first == matrix_of(self.step)[0]:
+            with library_threads():
+                return self._rows(base, first, stop)
+        return self._rows(base, first, stop)
+
+    def _rows(self, base: torch.Tensor, first: int, stop: int) -> torch.Tensor:
         if not self.exact:
             for delta, factors in zip(self.step.deltas, self.factors, strict=True):
                 base = _by_library(delta, factors, base, first, stop)
@@ -125,7 +136,8 @@ def read_factors(step: Step, recipe: str) -> StepFactors:
         held = {role: factor.to(wide) for role, factor in factors.items()}
         if delta.held and not delta.projection and not exact:
             held = {r: f.to(torch_dtype(delta.held)).to(wide) for r, f in held.items()}
-        prepared.append(all_kinds()[delta.kind].prepare(delta, held))
+        with library_threads():
+            prepared.append(all_kinds()[delta.kind].prepare(delta, held))
     return StepFactors(step, prepared, wide, exact)
 
 

@@ -14,7 +14,7 @@ from lora_export.execution.head_start import HeadStart, keep_freed_memory, load_
 from lora_export.execution.pipeline import Pipeline
 from lora_export.execution.segments import segments_of
 from lora_export.execution.tasks import FileTask
-from lora_export.layers.threads import torch_threads
+from lora_export.layers.threads import one_thread_each
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def write_plan(
     digests = whole(start.hashed)
     left = [file for file in base if file not in digests] if watcher else []
     followed = follow(plan, tasks, left, start.hashed)
-    with torch_threads(1):  # of BLAS, in each of ours; the bits do not depend on it
+    with one_thread_each():  # of BLAS: blocks are merged in threads of our own
         Pipeline(tasks, jobs, watcher, progress).run()
     if not allow_noop:
         _refuse_unchanged(tasks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
-from lora_export.layers.threads import several_threads
+from lora_export.layers.threads import library_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +50,7 @@ def _merge_ab(delta: Delta, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     import torch.nn.functional as F  # noqa: N812
 
     enabled = sum(delta.enable_lora)
-    with several_threads():
+    with library_threads():
         blocks = F.conv1d(a.unsqueeze(0), b.unsqueeze(-1), groups=enabled).squeeze(0)
     size = blocks.shape[0] // enabled
     padded = blocks.new_zeros((len(delta.enable_lora), size, blocks.shape[1]))

@@ -6,7 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
-from lora_export.layers.threads import several_threads
+from lora_export.layers.threads import library_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +54,7 @@ def conv_product(
     if is_pointwise(delta):
         return b.squeeze(3).squeeze(2)[first:stop] @ a.squeeze(3).squeeze(2)
     convolve = (F.conv1d, F.conv2d, F.conv3d)[len(delta.shape) - 3]
-    with several_threads():
+    with library_threads():
         whole = convolve(a.transpose(0, 1), b).transpose(0, 1)
     return whole.reshape(conv_matrix(delta))[first:stop]
 

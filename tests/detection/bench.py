@@ -24,10 +24,11 @@ from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
 from safetensors.torch import load_file, save_file
 
-from lora_export.api import exporting
-from lora_export.api.exporting import merged_checkpoint, prove_file, traced_model
+from lora_export.api import proving_file
+from lora_export.api.exporting import merged_checkpoint, traced_model
 from lora_export.api.network import Network
 from lora_export.api.proving import Proven, make_job, prove_model, prove_weights
+from lora_export.api.proving_file import prove_file
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.onnx_export import audit as auditing
 from lora_export.onnx_export import export as writing
@@ -171,8 +172,8 @@ class Bench:
         """What is said about an ONNX file; without the audit, by ONNX Runtime alone."""
         with ExitStack() as stack:
             put = stack.enter_context
-            put(mock.patch.object(exporting, "prove_model", return_value=self.by_model))
-            put(mock.patch.object(exporting, "saved", return_value=None))
+            put(mock.patch.object(proving_file, "prove_model", return_value=self.by_model))
+            put(mock.patch.object(proving_file, "saved", return_value=None))
             if not audited:
                 put(mock.patch.object(auditing, "audit", return_value=()))
             return prove_file(

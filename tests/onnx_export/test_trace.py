@@ -28,7 +28,7 @@ def test_the_graph_computes_what_the_model_does_on_sizes_not_traced(zoo, tmp_pat
     outputs = run_model(tmp_path / "model.onnx", case.probes())
     assert [tuple(one) for one in outputs] == [case.output_names] * 2
     for expected, actual in zip(case.expected(), outputs, strict=True):
-        assert distance(expected, actual).worst < 5e-6
+        assert distance(expected, actual).worst < zoo.rounding
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -76,7 +76,7 @@ def test_without_transformers_exporter_torchs_own_is_used(zoo, monkeypatch, tmp_
     zoo.save(model, specs, tmp_path / "model.onnx")
     for probe in make_probes(specs, 3):
         [actual] = run_model(tmp_path / "model.onnx", [probe])
-        assert distance(zoo.run_torch(model, probe), actual).worst < 5e-6
+        assert distance(zoo.run_torch(model, probe), actual).worst < zoo.rounding
 
 
 class Returns(nn.Module):
