@@ -32,7 +32,7 @@ from lora_export.api.proving import (
 )
 from lora_export.api.proving_file import prove_file
 from lora_export.api.recording import build_manifest, input_paths
-from lora_export.api.space import refuse_too_little, space_for
+from lora_export.api.space import float32_bytes, refuse_too_little, space_for
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import staging
 from lora_export.checkpoint.side_files import MANIFEST_NAME, manifest_beside
@@ -119,9 +119,7 @@ def export_onnx(
     form = Form(lower, opset, captures, allow_lossy=allow_lossy)
     target = Path(output)
     pair = is_pair(job)
-    if pair and target.suffix == ".onnx":
-        message = "--kv-cache of an encoder-decoder writes a folder of two files"
-        raise UsageError(message, where=str(target), hint=f"-o {target.with_suffix('')}")
+    _check_name(target, pair=pair)
     with staging(
         target,
         force=force,
@@ -131,6 +129,17 @@ def export_onnx(
     ) as stage:
         report = _export_into(stage, job, form, verify=verify)
     return replace(report, output=str(target))
+
+
+def _check_name(target: Path, *, pair: bool) -> None:
+    """What is written can be told by its name, as `verify` and the runtimes do."""
+    named = target.suffix == ".onnx"
+    if pair and named:
+        message = "--kv-cache of an encoder-decoder writes a folder of two files"
+        raise UsageError(message, where=str(target), hint=f"-o {target.with_suffix('')}")
+    if not pair and not named:
+        message = "the name of an ONNX file ends in .onnx"
+        raise UsageError(message, where=str(target), hint=f"-o {target}.onnx")
 
 
 def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
@@ -148,7 +157,8 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
     from lora_export.execution.digests import hash_files
     from lora_export.verification.proof import refuse_failed
 
-    space = space_for(job.plan, stage.output)
+    # The merged weights lie beside the file that is made of them until it is proven.
+    space = space_for(job.plan, stage.output).beside(float32_bytes(job.plan))
     refuse_too_little(space, stage.output)
     work = stage.folder / "merged"
     merged = merged_checkpoint(job, work)
@@ -231,7 +241,7 @@ def _make_file(
         checks = (*checks, *more)
     for file in files[1:]:  # external data, named by its content
         stage.announce(file.path)
-    told = (*proven.warnings, *exported.warnings, *lossy_warnings(facts, form))
+    told = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
     return _Made(files, facts, checks, told)
 
 

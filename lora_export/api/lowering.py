@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Probe = dict[str, NDArray[Any]]
 
 MOST_ROUNDS = 64
+_LARGE_SHARE = 0.5
+"""Of the adapter's effect, above which rounding is told in a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,13 +281,12 @@ def _kept(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in lowered.items() if key not in {"precision", "bytes"}}
 
 
-def lossy_warnings(facts: Mapping[str, Any], form: Form) -> tuple[str, ...]:
-    """A warning where --allow-lossy let something pass."""
-    if not form.allow_lossy:
-        return ()
+def lossy_warnings(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """A warning where the rounding is no longer small beside what the adapter does."""
     return tuple(
         f"{loss['output']}: the rounding moves it by {loss['rms']:.2g}, the adapter by "
-        f"{loss['effect']:.2g} (rms): accepted by --allow-lossy"
+        f"{loss['effect']:.2g} (rms)"
+        + (": accepted by --allow-lossy" if loss["rms"] >= loss["effect"] else "")
         for loss in facts.get("lowered", {}).get("loss", ())
-        if loss["effect"] and loss["rms"] >= loss["effect"]
+        if loss["effect"] and loss["rms"] >= _LARGE_SHARE * loss["effect"]
     )

@@ -16,6 +16,7 @@ from lora_export.models.choose import (
     folder_model,
     runtime_names,
     tied_groups,
+    told_of_task,
     why_no_model,
     why_unloadable,
 )
@@ -177,8 +178,8 @@ def plan_job(
         runtime=partial(runtime_names, task=task),
         classes=class_for_task,
     )
-    if source:
-        plan = replace(plan, warnings=(*plan.warnings, *source.told()))
+    told = source.told() if source else told_of_task(plan.base, task)
+    plan = replace(plan, warnings=(*plan.warnings, *told))
     return Job(plan, source, proof, settings, network)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import StorageError
 from lora_export.execution.arithmetic import memory_needed
+from lora_export.records import FLOAT_DTYPES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +27,10 @@ class Space:
     free: int | None
     memory: int
 
+    def beside(self, more: int) -> Space:
+        """With so many bytes more to be written."""
+        return replace(self, needed=self.needed + more)
+
     def facts(self) -> dict[str, Any]:
         """For the report."""
         return {"space": asdict(self)}
@@ -40,6 +45,12 @@ def space_for(plan: MergePlan, output: Path | None, jobs: int | None = None) -> 
     )
     memory = memory_needed(plan, jobs or os.cpu_count() or 1)
     return Space(tensors + around, _free(output.parent) if output else None, memory)
+
+
+def float32_bytes(plan: MergePlan) -> int:
+    """What an ONNX file of the merged weights takes, beside its graph."""
+    specs = (step.out for step in plan.steps())
+    return sum(4 * spec.elements for spec in specs if spec.dtype in FLOAT_DTYPES)
 
 
 def refuse_too_little(space: Space, output: Path) -> None:

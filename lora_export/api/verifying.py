@@ -244,6 +244,6 @@ def _lowered_again(
     proven = prove_file(fresh, exported, full_proof(job, form), source, merged)
     refuse_failed(proven.checks, str(path), proven.attribution)  # it is no yardstick then
     more, facts = prove_again(path, Full(job, source, merged, exported, fresh), form)
-    told = (*exported.warnings, *lossy_warnings(facts, form))
+    told = (*exported.warnings, *lossy_warnings(facts))
     outcome = replace(proven, checks=(*proven.checks, *more), warnings=told)
     return outcome, {**facts, **job.clock.facts()}

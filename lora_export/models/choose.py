@@ -13,7 +13,7 @@ from lora_export.models.huggingface import (
     is_known_type,
 )
 from lora_export.models.inputs import parse_inputs
-from lora_export.models.tasks import class_named
+from lora_export.models.tasks import class_for, class_named
 from lora_export.planning.misfit import transformers_installed
 from lora_export.records import HALF_DTYPES
 
@@ -96,6 +96,18 @@ def _asked(
 def class_for_task(base: Checkpoint, suffix: str) -> str | None:
     """The class of transformers for the base's model_type, with a name ending in `suffix`."""
     return class_named(str(base.config.get("model_type", "")), suffix)
+
+
+def told_of_task(base: Checkpoint, task: str | None) -> tuple[str, ...]:
+    """A warning where the task takes another class than the one config.json names."""
+    named = base.config.get("architectures")
+    if not task or not isinstance(named, list) or not named or not transformers_installed():
+        return ()
+    taken = class_for(base.config, task)
+    if taken in named:
+        return ()
+    names = ", ".join(map(str, named))
+    return (f"the model is {taken} (--task {task}), where config.json names {names}",)
 
 
 def why_no_model(base: Checkpoint, task: str | None = None) -> str:

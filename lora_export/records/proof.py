@@ -98,6 +98,7 @@ class Check:
 
     A check of identity has worst = number of differences and tolerance = 0. at_least: `worst`
     must be above `tolerance` instead, as the adapter's effect must be above the noise.
+    hint: what to do where it fails.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Check:
     detail: str = ""
     at_least: bool = False
     level: Level = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

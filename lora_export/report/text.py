@@ -37,8 +37,9 @@ def report_text(report: Report, *, verbose: bool) -> str:
     """The whole summary; with `verbose` every module is listed, else the first few."""
     parts = []
     if report.plan:
-        folder = report.command != "onnx"
-        parts.append(plan_text(report.plan, verbose=verbose, with_edits=folder))
+        weights = report.facts.keys().isdisjoint({"graph", "graphs", "lowered"})
+        edits = weights and report.command != "onnx"
+        parts.append(plan_text(report.plan, verbose=verbose, with_edits=edits))
     if report.checks:
         parts.append(checks_text(report.checks, verbose=verbose))
     parts += _file_text(report, verbose=verbose)

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from lora_export.checkpoint.recorded import Recorded
     from lora_export.records import Adapter, Checkpoint
 
+_CHANGED = "damaged or edited after it was written: write it again, and do not ship this one"
+_OTHER = (
+    "name the base and the adapters that it was made of; to hold it against others, move its "
+    "manifest away"
+)
+
 
 def check_outputs(path: Path, recorded: Recorded) -> tuple[Check, ...]:
     """The manifest lists every weight file of the artefact, and what it lists is as it was.
@@ -37,7 +43,9 @@ def check_outputs(path: Path, recorded: Recorded) -> tuple[Check, ...]:
         if there.get(file) != digest
     ]
     detail = f"{len(files) - len(changed)} of {len(files)} files have the SHA-256 of the manifest"
-    digests = Check("digests", not changed, len(changed), 0, ", ".join(changed[:3]), detail)
+    digests = Check(
+        "digests", not changed, len(changed), 0, ", ".join(changed[:3]), detail, hint=_CHANGED
+    )
     return listed, digests
 
 
@@ -59,8 +67,9 @@ def check_inputs(
     where = ", ".join(wrong[:3])
     if wrong:
         names = ", ".join(adapter.name for adapter in recorded.adapters)
-        detail = f"{where}: not what the manifest names; its adapters are {names}; {detail}"
-    return (Check("inputs are those of the manifest", not wrong, len(wrong), 0, where, detail),)
+        detail = f"other SHA-256 than the manifest's; its adapters are {names}; {detail}"
+    name = "inputs are those of the manifest"
+    return (Check(name, not wrong, len(wrong), 0, where, detail, hint=_OTHER),)
 
 
 def _other(given: dict[str, str], recorded: Sequence[str]) -> list[str]:

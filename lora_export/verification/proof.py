@@ -32,6 +32,7 @@ def refuse_failed(
             f"{'needed' if check.at_least else 'allowed'} {check.tolerance:.3g}"
             + (f" ({check.detail})" if check.detail else ""),
             check.where or where,
+            check.hint,
         )
         for check in failed
     ]

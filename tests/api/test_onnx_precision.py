@@ -146,6 +146,15 @@ def test_a_file_is_not_of_a_precision_that_it_has_not(case, files):
             case.verify(files[name][0], precision=said)
 
 
+@pytest.mark.parametrize(("strength", "told"), [(0.2, 0), (0.003, 1)])
+def test_rounding_that_is_large_beside_the_adapter_is_told(strength, told, tmp_path):
+    report = Case(tmp_path, strength=strength).export(tmp_path / "x.onnx", precision="int8")
+    loss = report.facts["lowered"]["loss"][0]
+    assert (loss["rms"] / loss["effect"] >= 0.5) == told
+    assert sum("the rounding moves it" in warning for warning in report.warnings) == told
+    assert not any("--allow-lossy" in warning for warning in report.warnings)
+
+
 def test_rounding_that_drowns_the_adapter_is_refused(tmp_path):
     weak = Case(tmp_path, strength=0.002)
     path = tmp_path / "x.onnx"

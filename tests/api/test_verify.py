@@ -123,8 +123,9 @@ def test_side_files_are_held_against_the_plan(file, content, place):
 def test_damage_is_told_by_digest_whether_or_not_it_can_still_be_read(file, place):
     target = place / "out" / file
     target.write_bytes(target.read_bytes()[:-1])
-    with pytest.raises(VerificationError, match="digests"):
+    with pytest.raises(VerificationError, match="digests") as caught:
         verify(place / "out", base=place / "base", adapters=[place / "l.safetensors"])
+    assert any("write it again" in problem.hint for problem in caught.value.problems)
 
 
 MALFORMED = {

@@ -4,7 +4,9 @@ import pytest
 import transformers
 
 from lora_export.errors import UsageError
+from lora_export.models.choose import told_of_task
 from lora_export.models.tasks import TASKS, check_task, class_for
+from lora_export.records import Checkpoint
 
 CLASSES = {
     ("bert", "text-classification"): "BertForSequenceClassification",
@@ -48,3 +50,18 @@ def test_a_model_that_nobody_knows():
     with pytest.raises(UsageError, match="'grandma'") as caught:
         class_for({"model_type": "grandma"}, "fill-mask")
     assert "--model" in caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        (None, False),
+        ("text-classification", False),
+        ("feature-extraction", True),
+    ],
+)
+def test_another_class_than_the_config_s_is_told(tmp_path, task, told):
+    config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+    lines = told_of_task(Checkpoint(tmp_path, "folder", (), config=config), task)
+    assert len(lines) == told
+    assert all("BertModel" in one and "BertForSequenceClassification" in one for one in lines)

@@ -25,7 +25,9 @@ def test_verify_tells_which_input_is_another_and_publishes_nothing(tmp_path):
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 5
     assert "nothing was published" not in result.output
-    assert "other.safetensors: not what the manifest names" in result.stderr
+    assert "other.safetensors: inputs are those of the manifest" in result.stderr
+    assert "other SHA-256 than the manifest's" in result.stderr
+    assert "move its manifest away" in result.stderr
     assert "its adapters are own.safetensors" in result.stderr
 
 
@@ -34,3 +36,6 @@ def test_a_plan_for_onnx_lists_no_edits_of_files_that_it_does_not_write(tmp_path
     plan = MergePlan(Checkpoint(tmp_path, "folder", ()), (), "auto", (), card=card)
     assert "README.md" in report_text(Report("merge", plan=plan), verbose=False)
     assert "README.md" not in report_text(Report("onnx", plan=plan), verbose=False)
+    graph = {"nodes": 1, "initializers": 1, "capture": "now", "hash": "ab", "saved": None}
+    verified = Report("verify", plan=plan, facts={"graph": graph})
+    assert "README.md" not in report_text(verified, verbose=False)
