@@ -155,10 +155,10 @@ def test_the_loop_of_the_documentation(gpt2, root):
     base, adapter, path, _ = gpt2
     page = (root / "docs" / "onnx.md").read_text()
     [code] = [
-        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "past" in code
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "prompts" in code
     ]
     prompts = [[5, 6, 7, 8, 9], [11, 12], [13, 14, 15]]
-    names = {"path": str(path), "prompts": prompts, "new_tokens": 12}
+    names = {"path": str(path), "prompts": prompts, "new_tokens": 12, "eos": -1}
     exec(compile(code, "docs/onnx.md", "exec"), names)  # noqa: S102 - the page's own code
 
     from peft import PeftModel
@@ -172,6 +172,11 @@ def test_the_loop_of_the_documentation(gpt2, root):
         )
         wanted = model.generate(ids, attention_mask=torch.ones_like(ids))
         assert found == wanted[0].tolist()
+
+    longest = max(len(text) for text in names["texts"])
+    names |= {"prompts": prompts[:1], "eos": names["texts"][0][len(prompts[0])]}
+    exec(compile(code, "docs/onnx.md", "exec"), names)  # noqa: S102 - the page's own code
+    assert len(names["texts"][0]) == len(prompts[0]) + 1 < longest
 
 
 def config_only(folder, config, architecture):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import onnx
@@ -153,6 +154,27 @@ def test_two_that_are_exchanged_are_seen(spoken, tmp_path, file, left, right):
     checks = spoken.check(tmp_path / "out")
     assert not checks[STEP].passed
     assert not checks[TOKENS].passed
+
+
+def test_the_loop_of_the_documentation(spoken, root):
+    """It answers what model.generate does; the end stops it."""
+    page = (root / "docs" / "onnx.md").read_text()
+    [code] = [
+        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "answers" in code
+    ]
+    sound = torch.randn(2, 8, 24, generator=torch.Generator().manual_seed(3))
+    names = {"folder": str(spoken.out), "inputs": {"input_features": sound.numpy()},
+             "start": 3, "eos": -1, "new_tokens": 6}  # fmt: skip
+    exec(compile(code, "docs/onnx.md", "exec"), names)  # noqa: S102 - the page's own code
+    said = torch.full((2, 1), 3)
+    for _ in range(6):
+        logits = spoken.plain(input_features=sound, decoder_input_ids=said, use_cache=False).logits
+        said = torch.cat([said, logits[:, -1:].argmax(-1)], dim=1)
+    assert names["answers"].tolist() == said.tolist()
+    names["eos"] = said[0, 1].item()
+    names["inputs"] = {"input_features": sound[:1].numpy()}
+    exec(compile(code, "docs/onnx.md", "exec"), names)  # noqa: S102 - the page's own code
+    assert names["answers"].tolist() == [[3, names["eos"]]]
 
 
 def test_one_file_has_no_place_for_two(spoken, tmp_path):
