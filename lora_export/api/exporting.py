@@ -155,11 +155,55 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
 
 def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Report:
     from lora_export.execution.digests import hash_files
-    from lora_export.verification.proof import refuse_failed
 
     # The merged weights lie beside the file that is made of them until it is proven.
     space = space_for(job.plan, stage.output).beside(float32_bytes(job.plan))
     refuse_too_little(space, stage.output)
+    made = _make(stage, job, form, verify=verify)
+    digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
+    graph, facts = None, dict(made.facts)
+    if stage.kind == "file":
+        graph = recorded_graph(stage.path, job, form, facts, verify=verify)
+        facts["onnx"] = graph
+    record = build_manifest(job, "onnx", made.files, made.checks, digests, graph=graph)
+    written = write_bytes(_manifest_place(stage), record)
+    stage.publish()
+    return Report(
+        "onnx",
+        str(stage.output),
+        job.plan,
+        made.checks,
+        (*made.files, written),
+        (*job.plan.warnings, *made.warnings),
+        {**facts, **space.facts(), **job.clock.facts()},
+    )
+
+
+def _manifest_place(stage: Staging) -> Path:
+    if stage.kind == "folder":
+        return stage.path / MANIFEST_NAME
+    return stage.beside(manifest_beside(stage.output))
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was written, its checks, and what is to be told of it."""
+
+    files: tuple[WrittenFile, ...]
+    facts: Mapping[str, Any]
+    checks: tuple[Check, ...]
+    warnings: tuple[str, ...]
+    attribution: Attribution | None = None
+
+
+def _make(stage: Staging, job: Job, form: Form, *, verify: bool) -> _Made:
+    """Merge, write and prove; what is staged is right, or nothing is returned.
+
+    Raises:
+        VerificationError: a check failed.
+    """
+    from lora_export.verification.proof import refuse_failed
+
     work = stage.folder / "merged"
     merged = merged_checkpoint(job, work)
     source = traced_model(job, merged)
@@ -175,40 +219,7 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
     checks = (*by_weights, *made.checks)
     refuse_failed(checks, str(stage.output), made.attribution)
     shutil.rmtree(work)
-    digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
-    graph, facts = None, dict(made.facts)
-    if stage.kind == "file":
-        graph = recorded_graph(stage.path, job, form, facts, verify=verify)
-        facts["onnx"] = graph
-    record = build_manifest(job, "onnx", made.files, checks, digests, graph=graph)
-    written = write_bytes(_manifest_place(stage), record)
-    stage.publish()
-    return Report(
-        "onnx",
-        str(stage.output),
-        job.plan,
-        checks,
-        (*made.files, written),
-        (*job.plan.warnings, *told, *made.warnings),
-        {**facts, **space.facts(), **job.clock.facts()},
-    )
-
-
-def _manifest_place(stage: Staging) -> Path:
-    if stage.kind == "folder":
-        return stage.path / MANIFEST_NAME
-    return stage.beside(manifest_beside(stage.output))
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What was written, its checks beside those of the weights, and what is to be told of it."""
-
-    files: tuple[WrittenFile, ...]
-    facts: Mapping[str, Any]
-    checks: tuple[Check, ...]
-    warnings: tuple[str, ...]
-    attribution: Attribution | None = None
+    return replace(made, checks=checks, warnings=(*told, *made.warnings))
 
 
 def _make_file(

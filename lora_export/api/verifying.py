@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +24,7 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
 from lora_export.models.answering import CachedPair
+from lora_export.models.caches import PAST
 from lora_export.onnx_export.captures import open_captures
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.records import at_level
@@ -101,6 +103,7 @@ def verify(
     job, before, told = _job(
         path, recorded, base, adapters, network=network, proof=proof, settings=settings
     )
+    _refuse_other_graph(path, job.network)
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
         form = Form(lower, opset, captures, allow_lossy=allow_lossy)
@@ -112,6 +115,22 @@ def verify(
     refuse_failed(checks, str(path), proven.attribution)
     warnings = (*told, *by_manifest, *job.plan.warnings, *proven.warnings)
     return Report("verify", str(path), job.plan, checks, warnings=warnings, facts=facts)
+
+
+def _refuse_other_graph(path: Path, network: Network) -> None:
+    """A graph with keys and values is told as one: against the plain graph everything differs.
+
+    Raises:
+        UsageError: the file is of --kv-cache, and nobody said so.
+    """
+    from lora_export.onnx_export.external import parse
+
+    if network.kv_cache or path.suffix != ".onnx":
+        return
+    with suppress(InputError):  # its own check says what is broken
+        if any(value.name.startswith(PAST) for value in parse(path).graph.input):
+            message = "the graph takes the keys and values of what was said before"
+            raise UsageError(message, where=str(path), hint="--kv-cache proves such a graph")
 
 
 def _unproven(recorded: Recorded) -> tuple[str, ...]:

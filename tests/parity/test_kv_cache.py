@@ -150,6 +150,15 @@ def test_it_is_proven_again_by_its_manifest(gpt2):
     assert "kv_cache True" in " ".join(again.warnings)
 
 
+def test_without_a_manifest_it_must_be_said(gpt2, tmp_path):
+    base, adapter, path, _ = gpt2
+    alone = tmp_path / path.name
+    alone.write_bytes(path.read_bytes())
+    with pytest.raises(UsageError, match="keys and values") as caught:
+        verify(alone, base=base, adapters=[adapter])
+    assert "--kv-cache" in caught.value.problems[0].hint
+
+
 def test_the_loop_of_the_documentation(gpt2, root):
     """It generates what model.generate does, for texts of several lengths at once."""
     base, adapter, path, _ = gpt2
