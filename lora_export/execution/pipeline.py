@@ -51,7 +51,7 @@ class Pipeline:
 
         Raises:
             StorageError: the system refuses; with the number of bytes that were to be written.
-            InputError, FitError: see segments.
+            InputError, FitError: see rows.
         """
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
         try:

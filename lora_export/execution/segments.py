@@ -1,19 +1,17 @@
-"""The pieces an output file is made of, in order: literal bytes, copied ranges, merged rows."""
+"""The pieces an output file is made of: literal bytes, copied ranges, tensors laid out anew."""
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
-from dataclasses import dataclass, field, replace
-from math import isfinite
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
 from lora_export.checkpoint.header import encode_header
 from lora_export.checkpoint.tensors import read_tensor, tensor_bytes, torch_dtype
-from lora_export.errors import FitError, InputError
-from lora_export.execution.arithmetic import PIECE_BYTES, matrix_of, read_factors, row_pieces
+from lora_export.errors import InputError
+from lora_export.execution.arithmetic import PIECE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_export.execution.arithmetic import StepFactors
-    from lora_export.records import MergePlan, ShardPlan, Step, TensorRef, TensorSpec
+    from lora_export.records import Step, TensorSpec
 
     Content = bytes | bytearray | memoryview
 
@@ -138,135 +135,6 @@ class Dense:
         return tensor_bytes(tensor.to(torch_dtype(self.step.out.dtype)))
 
 
-@dataclass(slots=True)
-class Merge:
-    """What the blocks of one merged tensor share: the factors, read when the first block is made.
-
-    left: blocks still to be made; with the last one the factors are let go. changed: set by any
-    block whose bytes differ from the base's.
-    """
-
-    step: Step
-    recipe: str
-    left: int
-    changed: bool = False
-    _factors: StepFactors | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def rows(self, base: torch.Tensor, first: int, stop: int) -> torch.Tensor:
-        """The merged rows; see arithmetic.StepFactors.rows.
-
-        Raises:
-            InputError: the base holds NaN or infinity there.
-            FitError: they overflow the dtype.
-        """
-        import torch
-
-        with self._lock:
-            factors = self._factors = self._factors or read_factors(self.step, self.recipe)
-            self.left -= 1
-            if self.left == 0:
-                self._factors = None
-        merged = factors.rows(base, first, stop)
-        # A finite sum has finite terms; it takes a tenth of the time of looking at each.
-        if not isfinite(merged.sum()) and not torch.isfinite(merged).all():
-            refuse_non_finite(self.step, base)
-            message = f"the merged weight overflows {self.step.out.dtype}"
-            raise FitError(message, where=self.step.out.name, hint="is alpha right?")
-        self.changed = self.changed or differ(base, merged)
-        return merged
-
-
-def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether any element does; where the first rows do, the others are not looked at."""
-    import torch
-
-    return not torch.equal(one[:1], other[:1]) or not torch.equal(one, other)
-
-
-def refuse_non_finite(step: Step, base: torch.Tensor) -> None:
-    """Nothing can be proven of a weight that is no number.
-
-    Raises:
-        InputError: rows of the base weight of `step` hold NaN or infinity.
-    """
-    import torch
-
-    if not isfinite(base.sum()) and not torch.isfinite(base).all():
-        where = f"{step.source.file}: {step.source.spec.name}"
-        hint = "the base is damaged: an update cannot be merged into what is no number"
-        raise InputError("the adapted weight holds NaN or infinity", where=where, hint=hint)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Adjoining blocks of rows of a merged tensor's matrix, of each its first row and its end."""
-
-    merge: Merge
-    blocks: Sequence[tuple[int, int]]
-
-    @property
-    def first(self) -> int:
-        """The first row."""
-        return self.blocks[0][0]
-
-    @property
-    def stop(self) -> int:
-        """The row after the last."""
-        return self.blocks[-1][1]
-
-    @property
-    def length(self) -> int:
-        """Bytes it takes in the output."""
-        return (self.stop - self.first) * self._row_bytes
-
-    @property
-    def _row_bytes(self) -> int:
-        return self.merge.step.out.nbytes // matrix_of(self.merge.step)[0]
-
-    def write(self, descriptor: int, offset: int) -> Content:
-        """Merge the rows and write them."""
-        content = tensor_bytes(self._merged(self.base()))
-        pwrite_all(descriptor, content, offset)
-        return content
-
-    def _merged(self, base: torch.Tensor) -> torch.Tensor:
-        if len(self.blocks) == 1:
-            return self.merge.rows(base, *self.blocks[0])
-        merged = base.new_empty(base.shape)
-        for first, stop in self.blocks:
-            part = slice(first - self.first, stop - self.first)
-            merged[part] = self.merge.rows(base[part], first, stop)
-        return merged
-
-    def prove(self, written: bytearray, watcher: Watcher) -> Content:
-        """Show base and merged rows to the watcher."""
-        import torch
-
-        dtype = torch_dtype(self.merge.step.out.dtype)
-        rows = torch.frombuffer(written, dtype=dtype).view(self.stop - self.first, -1)
-        base = self.base()
-        watcher.merged(self.merge.step, self.first, base, rows)
-        return tensor_bytes(base) if self.merge.step.action == "merge" else b""
-
-    def base(self) -> torch.Tensor:
-        """These rows of the base, as a matrix."""
-        rows = read_rows(self.merge.step, self.first, self.stop)
-        return rows.to(torch_dtype(self.merge.step.out.dtype))
-
-
-def read_rows(step: Step, first: int, stop: int, ref: TensorRef | None = None) -> torch.Tensor:
-    """Rows of the matrix in which the base tensor of `step`, or `ref` of its shape, is merged."""
-    rows, columns = matrix_of(step)
-    ref = ref or step.source
-    if (first, stop) == (0, rows) or ref.strides is not None:
-        return read_tensor(ref).reshape(rows, columns)[first:stop]
-    row = ref.spec.nbytes // rows
-    spec = replace(ref.spec, shape=(stop - first, columns))
-    part = replace(ref, spec=spec, offset=ref.offset + first * row, length=(stop - first) * row)
-    return read_tensor(part)
-
-
 def pwrite_all(descriptor: int, content: memoryview, offset: int) -> None:
     """Write all of `content` at `offset`, however many calls it takes."""
     rest = content.cast("B")
@@ -295,48 +163,7 @@ def header_segment(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> 
     return Literal(encode_header(specs, metadata))
 
 
-def segments_of(plan: MergePlan, shard: ShardPlan) -> Iterator[Segment]:
-    """All pieces of an output file: the header, then every tensor in order."""
-    yield header_segment([step.out for step in shard.steps], shard.metadata)
-    waiting: Range | None = None
-    for step in shard.steps:
-        piece = _copied(step)
-        if piece is not None and waiting is not None and _adjoins(waiting, piece):
-            waiting = replace(piece, start=waiting.start, length=waiting.length + piece.length)
-            continue
-        if waiting is not None:
-            yield from cut(waiting)
-        waiting = piece
-        if piece is None:
-            yield from _made(plan, step)
-    if waiting is not None:
-        yield from cut(waiting)
-
-
-def _copied(step: Step) -> Range | None:
-    ref: TensorRef = step.source
-    plain = not step.deltas and ref.strides is None and ref.spec.dtype == step.out.dtype
-    if not plain:
-        return None
-    return Range(ref.file, ref.offset, ref.length, step.out.name, is_new=step.action != "copy")
-
-
-def _adjoins(left: Range, right: Range) -> bool:
-    same = (left.file, left.is_new) == (right.file, right.is_new)
-    return same and left.start + left.length == right.start
-
-
 def cut(whole: Range) -> Iterator[Range]:
     """The range in pieces of at most CHUNK bytes."""
     for at in range(0, whole.length, CHUNK):
         yield replace(whole, start=whole.start + at, length=min(CHUNK, whole.length - at))
-
-
-def _made(plan: MergePlan, step: Step) -> Iterator[Segment]:
-    if not step.deltas:
-        yield Dense(step)
-        return
-    pieces = row_pieces(step)
-    merge = Merge(step, plan.recipe, sum(map(len, pieces)))
-    for blocks in pieces:
-        yield Rows(merge, blocks)

@@ -11,8 +11,8 @@ from lora_export.errors import FitError
 from lora_export.execution.digests import follow, hash_files, whole
 from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.head_start import HeadStart, keep_freed_memory, load_torch
+from lora_export.execution.layout import segments_of
 from lora_export.execution.pipeline import Pipeline
-from lora_export.execution.segments import segments_of
 from lora_export.execution.tasks import FileTask
 from lora_export.layers.threads import one_thread_each
 from lora_export.records import Problem

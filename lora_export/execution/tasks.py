@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.files import system_errors
-from lora_export.execution.segments import Range, Rows
+from lora_export.execution.rows import Rows
+from lora_export.execution.segments import Range
 from lora_export.records import WrittenFile
 
 if TYPE_CHECKING:

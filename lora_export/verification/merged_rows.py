@@ -16,7 +16,7 @@ from lora_export.execution.arithmetic import (
     matrix_of,
     row_blocks,
 )
-from lora_export.execution.segments import differ
+from lora_export.execution.rows import differ
 from lora_export.records import HALF_DTYPES
 from lora_export.verification.expected import (
     CHANGES,

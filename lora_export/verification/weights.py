@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
 from lora_export.execution.full_tensors import refuse_unusable
-from lora_export.execution.segments import Rows, read_rows, refuse_non_finite, segments_of
+from lora_export.execution.layout import segments_of
+from lora_export.execution.rows import Rows, read_rows, refuse_non_finite
 from lora_export.records import Check
 from lora_export.verification.merged_rows import Expectation, Tally
 

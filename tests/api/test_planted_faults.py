@@ -130,7 +130,7 @@ def assert_blamed(error, stage, fault, case):
 
 
 def plant_in_merge(monkeypatch, case, fault):
-    from lora_export.execution.segments import Merge
+    from lora_export.execution.rows import Merge
 
     base, merged = load_file(case / "base.safetensors"), load_file(case / "good.safetensors")
     wrong = FAULTS[fault](base, merged)

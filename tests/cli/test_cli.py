@@ -163,7 +163,7 @@ def test_json_has_no_numbers_that_json_lacks():
 
 
 def test_verification_says_no(files, monkeypatch):
-    from lora_export.execution.segments import Merge
+    from lora_export.execution.rows import Merge
 
     right = Merge.rows
     monkeypatch.setattr(Merge, "rows", lambda *arguments: right(*arguments) * 1.001)

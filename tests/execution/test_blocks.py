@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import StorageError
-from lora_export.execution import arithmetic, segments
+from lora_export.execution import arithmetic, rows, segments
 from lora_export.execution.stage import write_plan
 from lora_export.planning.request import make_request, plan_request
 from lora_export.verification.weights import WeightProof
@@ -101,7 +101,7 @@ def test_an_error_in_a_thread_stops_all_and_is_told(case, tmp_path, monkeypatch)
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(segments.Merge, "rows", broken)
+    monkeypatch.setattr(rows.Merge, "rows", broken)
     with pytest.raises(ZeroDivisionError):
         write_plan(plan, tmp_path / "out.safetensors", allow_noop=False, jobs=3)
 

@@ -96,7 +96,7 @@ FAULTS = {
                                   "ia3 feedforward"])  # fmt: skip
 def test_the_weight_proof_catches_a_fault(name, fault, case, tmp_path, monkeypatch):
     from lora_export.errors import VerificationError
-    from lora_export.execution.segments import Merge
+    from lora_export.execution.rows import Merge
 
     base, adapter = case(name, "fp32")
     right = Merge.rows
@@ -114,7 +114,7 @@ def test_the_weight_proof_catches_a_fault(name, fault, case, tmp_path, monkeypat
 
 def test_a_bias_that_was_not_multiplied_is_caught(case, tmp_path, monkeypatch):
     from lora_export.errors import VerificationError
-    from lora_export.execution.segments import Merge
+    from lora_export.execution.rows import Merge
 
     base, adapter = case("ia3", "fp32")
     right = Merge.rows
