@@ -50,6 +50,6 @@ def _piecewise(model: nn.Module, cast: Callable[[nn.Module], object]) -> nn.Modu
 
 @cache
 def _give_back() -> Callable[[int], object]:
-    """glibc's malloc_trim; with another C library nothing is done."""
+    """The C library's malloc_trim; nothing where it is not glibc."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     return getattr(library, "malloc_trim", lambda _: 0)
