@@ -34,11 +34,11 @@ EXPANSION = """
 """
 
 
-def model(body, constants="", opset=20, key_sizes="k"):
+def model(body, opset=20):
     text = f"""<ir_version: 10, opset_import: ["" : {opset}]>
-    g (bool[b, 1, q, {key_sizes}] mask, float[b, 2, q, {key_sizes}] scores) => (float[b, 2, q, {key_sizes}] result)
+    g (bool[b, 1, q, k] mask, float[b, 2, q, k] scores) => (float[b, 2, q, k] result)
     <float zero = {{0.0}}, float one = {{1.0}}, float two = {{2.0}}, int64[1] last = {{-1}},
-     float least = {{{LEAST}}}, float[1] least_row = {{{LEAST}}} {constants}> {{ {body} }}"""
+     float least = {{{LEAST}}}> {{ {body} }}"""
     return parser.parse_model(text)
 
 
