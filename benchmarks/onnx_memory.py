@@ -20,7 +20,8 @@ from running import lora_export, run
 
 CONSTANT = 900 << 20
 """Interpreter, torch, transformers and ONNX Runtime with all they import, and one large tensor."""
-LIMIT = 2.5
+LIMIT = 2.1
+"""Times the float32 weights: the run in float64 takes 2."""
 SHAPE = Shape(2048, 1, 5632, 16, 8, 8000)
 VERIFIED = "onnx"
 UNVERIFIED = "onnx --no-verify"

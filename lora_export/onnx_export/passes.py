@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.models.quiet import quiet
 from lora_export.onnx_export.parameters import transposed
+from lora_export.onnx_export.rewrites import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,6 +44,7 @@ def simplify(traced: onnx_ir.Model, weights: Mapping[str, onnx_ir.Value]) -> Non
         sequence = _passes()
         if sequence is not None:
             sequence(traced)
+        shorten(traced)
     for value in weights.values():
         _fold_transposition(traced.graph, value)
     _drop_unused(traced)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.models.calling import call_model
+from lora_export.models.casting import to_float32, to_float64
 from lora_export.records import Attribution, Check, Problem
 from lora_export.verification.branches import branch_of, distinct_sites
 from lora_export.verification.compare import distance, join_batches
@@ -113,8 +114,8 @@ def call_witnesses(
     _refuse_silent(branches, _unfed(model, probes[0]))
     _refuse_random(model, probes[0], unmerged[0])
     split = [_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
-    exact = run(model.double(), probes)
-    nudge(model.float(), source, plan)
+    exact = run(to_float64(model), probes)
+    nudge(to_float32(model), source, plan)
     nudged = run(model, probes)
     sites = distinct_sites(branches)
     del model, branches
