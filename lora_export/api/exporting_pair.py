@@ -140,7 +140,7 @@ def _prove_runtime(
             checks.append(tolerance.check(f"ONNX Runtime = {side}", said, outputs))
     with job.clock("generation"):
         model = pair.plain.load(by_model.suspects.merged, full={}, untied=job.plan.separated)
-        checks += check_answers(folder, pair, model, tolerance, probes, opener)
+        checks += check_answers(folder, pair, model, tolerance, probes, opener=opener)
     return at_level("runtime", checks)
 
 

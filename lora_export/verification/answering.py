@@ -104,6 +104,7 @@ def check_answers(
     model: nn.Module,
     tolerance: Tolerance,
     probes: Sequence[Probe],
+    *,
     opener: Opener,
 ) -> tuple[Check, ...]:
     """Let both graphs answer each probe step by step, as the plain merged model does.

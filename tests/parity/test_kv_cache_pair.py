@@ -82,7 +82,7 @@ class Spoken:
 
     def check(self, folder):
         probes = make_probes(self.pair.inputs, seed=0)
-        found = check_answers(folder, self.pair, self.plain, NEAR, probes, open_session)
+        found = check_answers(folder, self.pair, self.plain, NEAR, probes, opener=open_session)
         return {check.name: check for check in found}
 
 
