@@ -126,11 +126,12 @@ def _prove_runtime(
     folder: Path, job: Job, pair: CachedPair, by_model: ModelProof
 ) -> tuple[Check, ...]:
     from lora_export.verification.answering import check_answers, run_pair
+    from lora_export.verification.runtime import find_providers, opener_on
 
     seen, tolerance = by_model.witnesses, by_model.tolerance
-    probes = by_model.suspects.probes
+    probes, opener = by_model.suspects.probes, opener_on(find_providers(job.proof.provider))
     with job.clock("runtime"):
-        outputs = run_pair(folder, pair, probes)
+        outputs = run_pair(folder, pair, probes, opener)
     sides = {"merged": seen.merged, "unmerged": () if job.plan.coupled else seen.unmerged}
     checks = []
     for side, runs in sides.items():
@@ -139,7 +140,7 @@ def _prove_runtime(
             checks.append(tolerance.check(f"ONNX Runtime = {side}", said, outputs))
     with job.clock("generation"):
         model = pair.plain.load(by_model.suspects.merged, full={}, untied=job.plan.separated)
-        checks += check_answers(folder, pair, model, tolerance, probes)
+        checks += check_answers(folder, pair, model, tolerance, probes, opener=opener)
     return at_level("runtime", checks)
 
 

@@ -78,6 +78,11 @@ def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[
             plain = suspects.source.plain
             model = plain.load(suspects.merged, full={}, untied=job.plan.separated)
             checks += check_generation(
-                artifact.path, suspects.source, model, tolerance, job.proof.seed
+                artifact.path,
+                suspects.source,
+                model,
+                tolerance,
+                seed=job.proof.seed,
+                opener=artifact.opener,
             )
     return at_level("runtime", checks)

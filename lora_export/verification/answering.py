@@ -15,7 +15,7 @@ from lora_export.verification.generation import (
     near,
     same_tokens,
 )
-from lora_export.verification.runtime import open_session, run_session
+from lora_export.verification.runtime import run_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from lora_export.models.answering import CachedPair
     from lora_export.records import Check
+    from lora_export.verification.runtime import Opener
     from lora_export.verification.tolerance import Tolerance
 
     Array = NDArray[Any]
@@ -37,10 +38,10 @@ HEARD = "encoder_last_hidden_state"
 class Answerer:
     """Both graphs as a user runs them: the encoder once, then the decoder step by step."""
 
-    def __init__(self, folder: Path, pair: CachedPair) -> None:
+    def __init__(self, folder: Path, pair: CachedPair, opener: Opener) -> None:
         """Load both files of the folder."""
         self._paths = {name: folder / f"{name}.onnx" for name in pair.parts()}
-        self._sessions = {name: open_session(path) for name, path in self._paths.items()}
+        self._sessions = {name: opener(path) for name, path in self._paths.items()}
         self._encoder, self._decoder = pair.encoder, pair.decoder
         self._fixed: dict[str, Array] = {}
         self._past: dict[str, Array] = {}
@@ -79,13 +80,15 @@ def _present(name: str) -> str:
     return name.replace(PAST, PRESENT, 1)
 
 
-def run_pair(folder: Path, pair: CachedPair, probes: Sequence[Probe]) -> list[dict[str, Array]]:
+def run_pair(
+    folder: Path, pair: CachedPair, probes: Sequence[Probe], opener: Opener
+) -> list[dict[str, Array]]:
     """What both graphs say to each probe, an answer at once: logits and the encoder's result.
 
     Raises:
         VerificationError: the runtime does not load or run a file.
     """
-    answerer = Answerer(folder, pair)
+    answerer = Answerer(folder, pair, opener)
     return [
         {HEARD: answerer.hear(_heard(probe)), LOGITS: answerer.step(probe[IDS])} for probe in probes
     ]
@@ -101,6 +104,8 @@ def check_answers(
     model: nn.Module,
     tolerance: Tolerance,
     probes: Sequence[Probe],
+    *,
+    opener: Opener,
 ) -> tuple[Check, ...]:
     """Let both graphs answer each probe step by step, as the plain merged model does.
 
@@ -110,6 +115,7 @@ def check_answers(
         model: the merged one, as transformers builds it.
         tolerance: how far the logits may be apart.
         probes: of which the encoder's inputs are taken.
+        opener: opens the sessions on both files.
 
     Returns:
         two checks: the logits of every step, and the tokens.
@@ -118,7 +124,7 @@ def check_answers(
         VerificationError: the runtime does not run a file.
         UsageError: the merged model does not generate.
     """
-    answerer = Answerer(folder, pair)
+    answerer = Answerer(folder, pair, opener)
     start = getattr(pair.plain.config, "decoder_start_token_id", None) or 0
     count = min(NEW_TOKENS, pair.longest - 1) if pair.longest else NEW_TOKENS
     steps, texts = [], []

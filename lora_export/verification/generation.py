@@ -14,7 +14,7 @@ from lora_export.models.calling import call_model, user_code
 from lora_export.models.quiet import quiet
 from lora_export.records import Check
 from lora_export.verification.decoding_probes import positions_of
-from lora_export.verification.runtime import open_session, run_session
+from lora_export.verification.runtime import run_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_export.models.decoding import CachedDecoder
+    from lora_export.verification.runtime import Opener
     from lora_export.verification.tolerance import Tolerance
 
     Array = NDArray[Any]
@@ -70,7 +71,13 @@ class Text:
 
 
 def check_generation(
-    path: Path, source: CachedDecoder, model: nn.Module, tolerance: Tolerance, seed: int
+    path: Path,
+    source: CachedDecoder,
+    model: nn.Module,
+    tolerance: Tolerance,
+    *,
+    seed: int,
+    opener: Opener,
 ) -> tuple[Check, ...]:
     """Hold the graph's logits and its tokens against those of the plain merged model.
 
@@ -80,6 +87,7 @@ def check_generation(
         model: the merged one, as transformers builds it.
         tolerance: how far the logits may be apart.
         seed: of the prompts.
+        opener: opens the session on the file.
 
     Returns:
         three checks: the prompt's own step, every step with a past, and the tokens.
@@ -88,7 +96,7 @@ def check_generation(
         VerificationError: the runtime does not run the file.
         UsageError: the merged model does not generate.
     """
-    decoder, count = Decoder(path, source), new_tokens(source)
+    decoder, count = Decoder(path, source, opener), new_tokens(source)
     texts = [_text(decoder, model, prompt, count) for prompt in make_prompts(source, seed)]
     return (
         near("prompt = plain model", tolerance, [text.prompt_logits for text in texts]),
@@ -172,9 +180,9 @@ def make_prompts(source: CachedDecoder, seed: int) -> list[Prompt]:
 class Decoder:
     """The graph as a user runs it: holds the past between two steps."""
 
-    def __init__(self, path: Path, source: CachedDecoder) -> None:
+    def __init__(self, path: Path, source: CachedDecoder, opener: Opener) -> None:
         """Load the file, which has the source's inputs."""
-        self._path, self._session = path, open_session(path)
+        self._path, self._session = path, opener(path)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.positioned = any(spec.name == "position_ids" for spec in source.inputs)
         self._empty = {

@@ -22,6 +22,8 @@ PLACES = 64
 """Decisions below which their share says little."""
 TOUCHED = 1e-5
 """Share of an output's size below which the adapter has no part in it."""
+TOUCHED_ONCE = 1e-4
+"""The same of a single element: an adapter may move one score of thousands, which no mean shows."""
 _STATES = ("hidden_state", "pooler_output", "embeds", "attentions")
 
 
@@ -31,8 +33,8 @@ class Loss:
 
     size: root of the mean square of the float32 output. worst, rms: of the differences; infinite
     where a number is missing, or finite on one side only. effect: as rms, of the base without
-    adapter. agree, places: how often the arg-max over the last axis is the same, and of how many;
-    0 for outputs that hold no decisions.
+    adapter; farthest: as worst, of the base. agree, places: how often the arg-max over the last
+    axis is the same, and of how many; 0 for outputs that hold no decisions.
     """
 
     output: str
@@ -40,6 +42,7 @@ class Loss:
     worst: float
     rms: float
     effect: float
+    farthest: float
     agree: int = 0
     places: int = 0
 
@@ -51,7 +54,7 @@ class Loss:
     @property
     def is_touched(self) -> bool:
         """Whether the adapter has a part in this output."""
-        return self.effect > TOUCHED * self.size
+        return self.effect > TOUCHED * self.size or self.farthest > TOUCHED_ONCE * self.size
 
     def facts(self) -> dict[str, Any]:
         """For the report and the manifest."""
@@ -91,14 +94,19 @@ def _loss(name: str, full: Runs, lowered: Runs, base: Runs) -> Loss:
     size = _rms(run[name][np.isfinite(run[name])].astype(np.float64) for run in full)
     pairs = [(run[name], other.get(name)) for run, other in zip(full, lowered, strict=True)]
     apart = [_apart(left, right) for left, right in pairs]
-    effect = _rms(_apart(run[name], bare.get(name)) for run, bare in zip(full, base, strict=True))
-    worst = max((float(gap.max(initial=0.0)) for gap in apart), default=0.0)
+    moved = [_apart(run[name], bare.get(name)) for run, bare in zip(full, base, strict=True)]
     counted = [(a, b) for a, b in pairs if b is not None and b.shape == a.shape]
     places = sum(decisions(name, left) for left, _ in counted)
     agree = 0
     if places:
         agree = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in counted)
-    return Loss(name, size, worst, _rms(apart), effect, agree, places)
+    return Loss(
+        name, size, _largest(apart), _rms(apart), _rms(moved), _largest(moved), agree, places
+    )
+
+
+def _largest(parts: Sequence[Array]) -> float:
+    return max((float(part.max(initial=0.0)) for part in parts), default=0.0)
 
 
 def _apart(left: Array, right: Array | None) -> Array:

@@ -20,6 +20,7 @@ from lora_export.models.answering import CachedPair
 from lora_export.models.choose import folder_model
 from lora_export.verification.answering import check_answers
 from lora_export.verification.probes import make_probes
+from lora_export.verification.runtime import open_session
 from lora_export.verification.tolerance import OutputTolerance, Tolerance
 
 pytestmark = [
@@ -82,7 +83,7 @@ class Spoken:
 
     def check(self, folder):
         probes = make_probes(self.pair.inputs, seed=0)
-        found = check_answers(folder, self.pair, self.plain, NEAR, probes)
+        found = check_answers(folder, self.pair, self.plain, NEAR, probes, opener=open_session)
         return {check.name: check for check in found}
 
 

@@ -20,6 +20,7 @@ from lora_export.onnx_export.bindings import read_bindings
 from lora_export.onnx_export.save import save_model
 from lora_export.onnx_export.trace import capture
 from lora_export.verification.generation import PROMPTS, check_generation, same_tokens
+from lora_export.verification.runtime import open_session
 from lora_export.verification.tolerance import OutputTolerance, Tolerance
 
 NEAR = Tolerance((OutputTolerance("logits", 2e-6, 2e-6, 2e-6, 5.0, 1.0),))
@@ -54,7 +55,9 @@ class Small:
         path = self.folder / "out.onnx"
         return {
             check.name: check
-            for check in check_generation(path, self.source, self.plain, NEAR, seed=0)
+            for check in check_generation(
+                path, self.source, self.plain, NEAR, seed=0, opener=open_session
+            )
         }
 
 

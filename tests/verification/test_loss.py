@@ -55,6 +55,16 @@ def test_an_output_without_the_adapter_asks_for_nothing():
     assert [check.name for check in checks] == ["int8: finite where float32 is"]
 
 
+def test_one_score_among_many_is_a_part_as_well():
+    full = np.ones((1, 10_000), np.float32)
+    base = full.copy()
+    base[0, 7] += 5e-4  # 5e-6 in the mean
+    checks = loss_checks(losses(full + 0.1, full=full, base=base), "int4", Limits())
+    assert [check.name for check in checks if not check.passed] == [
+        "int4: nearer to merged than to base"
+    ]
+
+
 def test_equal_infinities_are_no_loss():
     masked = np.array([[-np.inf, 1.0]], np.float32)
     (loss,) = losses(masked, full=masked, base=masked)
