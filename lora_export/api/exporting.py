@@ -161,10 +161,7 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
     refuse_too_little(space, stage.output)
     made = _make(stage, job, form, verify=verify)
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
-    graph, facts = None, dict(made.facts)
-    if stage.kind == "file":
-        graph = recorded_graph(stage.path, job, form, facts, verify=verify)
-        facts["onnx"] = graph
+    graph = recorded_graph(stage.path, job, form, made.facts, verify=verify)
     record = build_manifest(job, "onnx", made.files, made.checks, digests, graph=graph)
     written = write_bytes(_manifest_place(stage), record)
     stage.publish()
@@ -175,7 +172,7 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
         made.checks,
         (*made.files, written),
         (*job.plan.warnings, *made.warnings),
-        {**facts, **space.facts(), **job.clock.facts()},
+        {**made.facts, "onnx": graph, **space.facts(), **job.clock.facts()},
     )
 
 

@@ -267,13 +267,20 @@ def _cast(probe: Mapping[str, NDArray[Any]], old: str, new: str) -> Probe:
 def recorded_graph(
     path: Path, job: Job, form: Form, facts: Mapping[str, Any], *, verify: bool
 ) -> dict[str, Any]:
-    """What the manifest says of the file: its interface, how it was run, and what was lost."""
+    """What the manifest says of the file: its interface, how it was run, and what was lost.
+
+    path: the file, or a folder of several, of which each has its own.
+    """
     from lora_export.onnx_export.interface import interface
     from lora_export.verification.runtime import find_providers
 
+    name = form.precision.name
     ran = {"providers": list(find_providers(job.proof.provider))} if verify else {}
+    if path.is_dir():
+        faces = {part: interface(path / f"{part}.onnx", name) for part in facts["graphs"]}
+        return {"precision": name, "graphs": faces, **ran}
     lossy = {"allow_lossy": True} if form.allow_lossy else {}
-    return {**interface(path, form.precision.name), **ran, **lossy, **_kept(facts)}
+    return {**interface(path, name), **ran, **lossy, **_kept(facts)}
 
 
 def _kept(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,11 @@ def verify(
     network = Network(model, task, kv_cache)
     network.refuse_lowered(precision)
     recorded = read_manifest(path, hint=_WITHOUT)
+    for_onnx: dict[str, object] = {
+        "opset": opset,
+        "precision": precision,
+        "allow_lossy": allow_lossy or None,
+    }
     if base is None:
         if recorded is None:
             raise UsageError(
@@ -95,8 +100,7 @@ def verify(
             )
         checks = at_level("manifest", check_outputs(path, recorded))
         refuse_failed(checks, str(path))
-        given = {**settings, **network.given(), "opset": opset,
-                 "precision": precision, "allow_lossy": allow_lossy or None}  # fmt: skip
+        given = {**settings, **network.given(), **for_onnx}
         warnings = (*_unproven(recorded), *_unused(proof, given))
         return Report("verify", str(path), checks=checks, warnings=warnings)
     lower, by_manifest = _precision(recorded, precision)
@@ -104,6 +108,9 @@ def verify(
         path, recorded, base, adapters, network=network, proof=proof, settings=settings
     )
     _refuse_other_graph(path, job.network)
+    if not _is_onnx(path, job):
+        names = _named({**for_onnx, "kv_cache": kv_cache or None, "provider": proof.provider})
+        told += (f"it is no ONNX file, so {', '.join(names)} had no effect",) if names else ()
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
         form = Form(lower, opset, captures, allow_lossy=allow_lossy)
@@ -133,6 +140,16 @@ def _refuse_other_graph(path: Path, network: Network) -> None:
             raise UsageError(message, where=str(path), hint="--kv-cache proves such a graph")
 
 
+def _is_onnx(path: Path, job: Job) -> bool:
+    """Whether a file is a graph, or a folder of an encoder-decoder those of both."""
+    return path.suffix == ".onnx" or (path.is_dir() and is_pair(job))
+
+
+def _named(given: Mapping[str, object]) -> list[str]:
+    """Options that were set, by their names on the command line."""
+    return [f"--{k.replace('_', '-')}" for k, v in given.items() if v not in (None, (), [])]
+
+
 def _unproven(recorded: Recorded) -> tuple[str, ...]:
     if recorded.verified:
         return ()
@@ -143,8 +160,7 @@ def _unproven(recorded: Recorded) -> tuple[str, ...]:
 
 def _unused(proof: ProofOptions, given: Mapping[str, object]) -> tuple[str, ...]:
     """A warning for options that only count when everything is computed again."""
-    names = [f"--{k.replace('_', '-')}" for k, v in given.items() if v not in (None, (), [])]
-    names += proof.given()
+    names = _named(given) + proof.given()
     if not names:
         return ()
     return (f"without --base and --adapter, {', '.join(names)} had no effect",)
@@ -225,7 +241,7 @@ def _precision(
 
 def _again(path: Path, job: Job, form: Form) -> tuple[Proven, dict[str, Any]]:
     """The outcome and the facts of everything computed again."""
-    if path.suffix != ".onnx" and not is_pair(job):
+    if not _is_onnx(path, job):
         return prove_checkpoint(job, read_checkpoint(path)), {}
     from lora_export.onnx_export.export import expect
 

@@ -36,7 +36,16 @@ ABANDONED = 3600.0
 """Seconds after which an unfinished entry is nobody's any more."""
 
 # Whatever takes part in making a graph.
-LIBRARIES = ("lora-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "numpy")
+LIBRARIES = (
+    "lora-export",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "numpy",
+    "timm",
+)
 
 
 def capture_key(

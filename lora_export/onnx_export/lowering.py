@@ -37,10 +37,10 @@ class Names:
     zeros: str
 
 
-def lowered_names(weight: str, kind: str) -> Names:
-    """How the parts of `weight`, rounded for this kind of use, are called."""
-    stem = f"{weight}.rounded" if kind == "product" else f"{weight}.rounded_rows"
-    return Names(stem, f"{stem}.scale", f"{stem}.zero_point" if kind == "product" else "")
+def lowered_names(use: Use) -> Names:
+    """How the parts of the weight, rounded for this use, are called."""
+    zeros = f"{use.stem}.zero_point" if use.kind == "product" else ""
+    return Names(use.stem, f"{use.stem}.scale", zeros)
 
 
 def lower(model: onnx.ModelProto, precision: Precision) -> None:
@@ -134,7 +134,7 @@ class _Lowering:
         """float(codes[ids]) * scales[ids]."""
         from onnx import TensorProto, helper
 
-        names, out = lowered_names(use.weight, "lookup"), use.output
+        names, out = lowered_names(use), use.output
         if names.codes not in self._rounded:
             found = quantize_rows(self._array(use.weight), TABLE)
             self._add(names.codes, found.codes.reshape(use.shape))
@@ -151,7 +151,7 @@ class _Lowering:
         grid = self._precision.product
         if grid is None:
             raise AssertionError(self._precision.name)
-        names = lowered_names(use.weight, "product")
+        names = lowered_names(use)
         if names.codes not in self._rounded:
             self._round(use, grid, names)
             self._rounded.add(names.codes)

@@ -19,6 +19,9 @@ UNPACKED = {"DynamicQuantizeLinear", "MatMulInteger", "Cast", "Mul", "Gather", "
 MATRIX = 2
 
 
+SUFFIXES = {"product": ".rounded", "turned": ".rounded_turned", "lookup": ".rounded_rows"}
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
     """A node that uses a weight.
@@ -35,6 +38,16 @@ class Use:
     output: str
     transposed: bool = False
     bias: str = ""
+
+    @property
+    def form(self) -> str:
+        """In which direction the weight is rounded; one that is used in both is rounded twice."""
+        return "turned" if self.transposed else self.kind
+
+    @property
+    def stem(self) -> str:
+        """How the parts of the weight, rounded for this use, are called."""
+        return f"{self.weight}{SUFFIXES[self.form]}"
 
 
 def find_uses(graph: onnx.GraphProto, weights: Collection[str]) -> dict[str, Use]:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-SUFFIXES = {"product": ".rounded", "lookup": ".rounded_rows"}
+_MADE = {"K", "N", "bits", "block_size"}
+"""The attributes of MatMulNBits that a file of ours has; others change what is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ class Raised:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What is rounded, and for which kind of use."""
-        return self.use.weight, self.use.kind
+        """What is rounded, and in which direction."""
+        return self.use.weight, self.use.form
 
 
 class Reader:
@@ -68,9 +69,7 @@ class Reader:
         self._graph = graph
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
         self._producers = {name: node for node in graph.node for name in node.output if name}
-        self._known: dict[tuple[str, str], Use] = {
-            (use.weight, use.kind): use for use in uses.values()
-        }
+        self._known = {use.stem: use for use in uses.values()}
 
     def find(self) -> dict[str, Raised]:
         """The uses by the output of the node that ends each: a product, or a lookup."""
@@ -94,15 +93,16 @@ class Reader:
 
     def _use(self, codes: str, kind: str, data: str, output: str) -> Use | None:
         """The use of the weight whose codes these are, in the orientation of the float32 graph."""
-        suffix = SUFFIXES[kind]
-        known = self._known.get((codes.removesuffix(suffix), kind))
-        if known is None or not codes.endswith(suffix):
+        known = self._known.get(codes)
+        if known is None or known.kind != kind:
             return None
         return replace(known, data=data, output=output, bias="")
 
     def _block_product(self, node: onnx.NodeProto) -> Raised | None:
         if len(node.input) != len(("data", "codes", "scales", "zeros")):
             return None  # with an order of groups, or a bias: not of our making
+        if {item.name for item in node.attribute} != _MADE:
+            return None
         data, *parts = node.input
         use = self._use(parts[0], "product", data, node.output[0])
         return None if use is None else Raised(use, (*parts,), lambda: self._blocks(node, parts))

@@ -257,3 +257,12 @@ def test_a_weight_without_meaning_is_refused(weight, place):
             weight=[weight],
             dry_run=True,
         )
+
+
+def test_options_for_onnx_are_told_to_have_no_effect_on_weights(place):
+    names = {"precision": "int8", "opset": 20, "allow_lossy": True}
+    report = verify(
+        place / "out", base=place / "base", adapters=[place / "l.safetensors"], alpha=4.0, **names
+    )
+    [told] = [line for line in report.warnings if "no ONNX file" in line]
+    assert all(f"--{name.replace('_', '-')}" in told for name in names)

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from lora_export.errors import FitError
@@ -11,6 +12,7 @@ from lora_export.onnx_export.lowered_audit import audit_lowered
 from lora_export.onnx_export.lowering import lower
 from lora_export.onnx_export.precision import PRECISIONS
 from lora_export.onnx_export.save import save_model
+from lora_export.onnx_export.trace import capture
 from lora_export.verification.runtime import run_model
 
 ROUNDING = ["int8", "int8-weights", "int4"]
@@ -61,15 +63,41 @@ def test_every_form_of_product_is_rounded_and_proven(zoo, case, precision, tmp_p
             )
 
 
+class Both(torch.nn.Module):
+    """One weight, square, used in two directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(32, 32, bias=False)
+
+    def forward(self, x):
+        return self.inner(x) + x @ self.inner.weight
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+def test_a_weight_used_in_two_directions_is_rounded_in_each(precision, tmp_path):
+    torch.manual_seed(0)
+    model, specs = Both().eval(), parse_inputs(("x=float32[batch,32]",))
+    weights = {"inner.weight": model.inner.weight.detach()}
+    save_model(capture(model, specs), tmp_path / "full.onnx", weights)
+    full = onnx.load(tmp_path / "full.onnx")
+    small = onnx.ModelProto.FromString(full.SerializeToString())
+    lower(small, PRECISIONS[precision])
+    path = tmp_path / "lowered.onnx"
+    save_model(small, path, {})
+    found, _ = audit_lowered(path, full=full, precision=PRECISIONS[precision], inputs=specs)
+    assert not [check for check in found if not check.passed]
+    x = torch.randn(3, 32)
+    wanted = model(x).detach().numpy()
+    [outputs] = run_model(path, [{"x": x.numpy()}])
+    [array] = outputs.values()
+    assert np.abs(array - wanted).max() < FAR[precision] * np.abs(wanted).max()
+
+
 def test_a_graph_without_linear_layers_is_refused():
-    import torch
-    from torch import nn
-
-    from lora_export.onnx_export.trace import capture
-
     torch.manual_seed(0)
     specs = parse_inputs(("image=float32[batch,1,8,8]",))
-    model = capture(nn.Conv2d(1, 4, 3).eval(), specs)
+    model = capture(torch.nn.Conv2d(1, 4, 3).eval(), specs)
     with pytest.raises(FitError, match="1 Conv without such"):
         lower(model, PRECISIONS["int8"])
 
@@ -150,6 +178,16 @@ def test_a_planted_fault_is_caught(zoo, fault, precision, tmp_path):
     plant(model)
     checks, _ = audited(captured, model, precision, tmp_path / "lowered.onnx")
     assert not checks[check].passed
+
+
+def test_an_attribute_that_is_not_of_our_making_is_caught(zoo, tmp_path):
+    """With accuracy_level the runtime rounds the activations, too."""
+    captured = zoo.captured("llama")
+    model = lowered(captured, "int4")
+    node = next(node for node in model.graph.node if node.op_type == "MatMulNBits")
+    node.attribute.append(onnx.helper.make_attribute("accuracy_level", 4))
+    checks, _ = audited(captured, model, "int4", tmp_path / "lowered.onnx")
+    assert not checks[GRAPH].passed
 
 
 def test_another_precision_than_said_is_caught(zoo, tmp_path):
