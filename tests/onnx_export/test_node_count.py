@@ -1,7 +1,9 @@
 """A capture is no larger than what torch's own optimiser makes of the same traced model.
 
-Two differences are meant and counted apart. Where an embedding is the output head as well, torch's
-optimiser makes a second, transposed copy of it to save one node; we keep the node. Attention with a
+Two differences are meant and counted apart. torch's optimiser computes from the weights' values
+what can be (1 + weight, a weight's norm, a second, transposed copy of an embedding that is the
+output head as well); we keep those nodes, so that the graph holds for the weights of any adapter,
+and ONNX Runtime computes them once, when it loads the file. Attention with a
 mask of numbers (T5 adds its positions to it) answers zeros for a row masked throughout, as it does
 everywhere with a mask of booleans; torch's own export has a guard for the latter only.
 """
@@ -20,12 +22,13 @@ from lora_export.models.calling import FAILURES, without_cache
 from lora_export.models.huggingface import HuggingFaceModel
 from lora_export.models.quiet import quiet
 from lora_export.onnx_export import dimensions
-from lora_export.onnx_export.bindings import read_bindings
 from lora_export.onnx_export.trace import _examples, _flat_forward, capture
 
 BY_DEFAULT = {"bert"}
 GUARDS = {"bert": 0, "llama": 0, "vit": 0, "t5": 6 + 3 * 4}
 """Of attentions, and of the masks that they share."""
+BY_TRANSFORMERS = {"wav2vec2"}
+"""Where its exporter, which ours is, writes a floor division in more nodes than torch's own."""
 
 
 def by_torch(model, specs):
@@ -52,10 +55,16 @@ def size(way, model, specs):
             return None
 
 
-def transpositions(proto):
-    """The transpositions of weights that have another use."""
-    bound = {binding.initializer for binding in read_bindings(proto).parameters.values()}
-    return sum(n.op_type == "Transpose" and n.input[0] in bound for n in proto.graph.node)
+def of_weights_alone(proto):
+    """Nodes that compute from weights and constants alone, each counted once."""
+    known = {tensor.name for tensor in proto.graph.initializer}
+    count = 0
+    for node in proto.graph.node:
+        inputs = [name for name in node.input if name]
+        if inputs and known.issuperset(inputs):
+            known |= set(node.output)
+            count += 1
+    return count
 
 
 def guards(proto):
@@ -87,9 +96,10 @@ def test_our_graph_is_no_larger_than_torchs_optimised_one(name, tmp_path):
         specs = source.inputs
     except UsageError:
         pytest.skip("its inputs have no usual names")
-    optimised = size(by_torch, model, specs) or size(by_transformers, model, specs)
+    ways = (by_transformers, by_torch) if name in BY_TRANSFORMERS else (by_torch, by_transformers)
+    optimised = size(ways[0], model, specs) or size(ways[1], model, specs)
     if optimised is None:
         pytest.skip("its loop over experts or images can be traced by our way only, or by none")
     proto = capture(model, specs)
-    assert len(proto.graph.node) <= optimised + transpositions(proto) + guards(proto)
+    assert len(proto.graph.node) <= optimised + of_weights_alone(proto) + guards(proto)
     assert guards(proto) == GUARDS.get(name, guards(proto))
