@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import numpy as np
 import onnx
@@ -20,6 +19,7 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import UsageError
 from lora_export.models.choose import folder_model
 from lora_export.models.decoding import CachedDecoder
+from tests.documents import blocks
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
@@ -162,10 +162,8 @@ def test_without_a_manifest_it_must_be_said(gpt2, tmp_path):
 def test_the_loop_of_the_documentation(gpt2, root):
     """It generates what model.generate does, for texts of several lengths at once."""
     base, adapter, path, _ = gpt2
-    page = (root / "docs" / "onnx.md").read_text()
-    [code] = [
-        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "prompts" in code
-    ]
+    page = root / "docs" / "onnx.md"
+    [code] = [b.text for b in blocks(page) if b.language == "python" and "prompts" in b.text]
     prompts = [[5, 6, 7, 8, 9], [11, 12], [13, 14, 15]]
     names = {"path": str(path), "prompts": prompts, "new_tokens": 12, "eos": -1}
     exec(compile(code, "docs/onnx.md", "exec"), names)  # noqa: S102 - the page's own code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 
 import onnx
@@ -22,6 +21,7 @@ from lora_export.verification.answering import check_answers
 from lora_export.verification.probes import make_probes
 from lora_export.verification.runtime import open_session
 from lora_export.verification.tolerance import OutputTolerance, Tolerance
+from tests.documents import blocks
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
@@ -159,10 +159,8 @@ def test_two_that_are_exchanged_are_seen(spoken, tmp_path, file, left, right):
 
 def test_the_loop_of_the_documentation(spoken, root):
     """It answers what model.generate does; the end stops it."""
-    page = (root / "docs" / "onnx.md").read_text()
-    [code] = [
-        code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "answers" in code
-    ]
+    page = root / "docs" / "onnx.md"
+    [code] = [b.text for b in blocks(page) if b.language == "python" and "answers" in b.text]
     sound = torch.randn(2, 8, 24, generator=torch.Generator().manual_seed(3))
     names = {"folder": str(spoken.out), "inputs": {"input_features": sound.numpy()},
              "start": 3, "eos": -1, "new_tokens": 6}  # fmt: skip
