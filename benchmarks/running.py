@@ -71,6 +71,8 @@ def run(command: Sequence[str], *, sampled: bool = False, sync: Path | None = No
     sync: a path whose file system is flushed to disk as part of the run.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    # An installed program has its bytecode; without it a merge would compile itself in every run.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryFile() as said:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment)

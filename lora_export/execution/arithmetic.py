@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from lora_export.layers.layer_kind import Change
     from lora_export.records import Delta, MergePlan, Step
 
-BLOCK_ELEMENTS = 1 << 17
-"""Elements of a block: 0.5 MB in float32, so that all that takes part stays in a core's cache."""
+BLOCK_BYTES = 1 << 21
+"""Bytes of a block, which is read, merged, written, proven and hashed at once.
 
-PIECE_BYTES = 1 << 21
-"""Bytes of a piece, some blocks that are read, written and hashed at once: enough to make little of
-what a piece costs beside its bytes."""
+Small enough to stay in a processor's cache. Large enough for the calls to take much longer than it
+takes the threads to hand each other the interpreter between them.
+"""
 
 LEAST_ROWS = 64
 """Below so many rows a product may come out with other bits than the whole matrix's."""
@@ -161,39 +161,28 @@ def matrix_of(step: Step) -> tuple[int, int]:
 
 
 def row_blocks(step: Step) -> list[tuple[int, int]]:
-    """The step's rows in blocks of about BLOCK_ELEMENTS; one block where it may not be cut."""
+    """The step's rows in blocks of about BLOCK_BYTES; one block where it may not be cut."""
     kinds = all_kinds()
-    rows, columns = matrix_of(step)
+    rows, _ = matrix_of(step)
     same = len({kinds[delta.kind].matrix(delta) for delta in step.deltas}) == 1
     cuttable = same and all(kinds[delta.kind].cuttable(delta) for delta in step.deltas)
     if not cuttable or step.source.strides is not None:
         return [(0, rows)]
-    size = max(LEAST_ROWS, BLOCK_ELEMENTS // max(columns, 1))
+    size = max(LEAST_ROWS, BLOCK_BYTES * rows // max(step.out.nbytes, 1))
     count = max(1, rows // size)
     starts = [block * size for block in range(count)] + [rows]
     return list(pairwise(starts))
 
 
-def row_pieces(step: Step) -> list[list[tuple[int, int]]]:
-    """The blocks of `row_blocks`, as many together as make about PIECE_BYTES."""
-    row = max(step.out.nbytes // matrix_of(step)[0], 1)
-    pieces: list[list[tuple[int, int]]] = [[]]
-    for first, stop in row_blocks(step):
-        if pieces[-1] and (stop - pieces[-1][0][0]) * row > PIECE_BYTES:
-            pieces.append([])
-        pieces[-1].append((first, stop))
-    return pieces
-
-
 def memory_needed(plan: MergePlan, jobs: int) -> int:
     """Bytes that a merge in `jobs` threads takes beside the interpreter and torch, roughly.
 
-    A thread holds a block in several dtypes, pieces that wait for their digest, and the factors
+    A thread holds a block in several dtypes, others that wait for their digest, and the factors
     of the tensor it is at: as they are stored, and in float64 and float32 for the proof. A tensor
     that cannot be cut is held whole.
     """
     largest = max((_step_memory(step) for step in plan.steps() if step.deltas), default=0)
-    return jobs * (8 * 8 * BLOCK_ELEMENTS + 8 * PIECE_BYTES + largest)
+    return jobs * (32 * BLOCK_BYTES + largest)
 
 
 def _step_memory(step: Step) -> int:

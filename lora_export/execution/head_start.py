@@ -96,11 +96,15 @@ class HeadStart:
 
 
 def load_torch() -> None:
-    """Import torch, without looking for garbage meanwhile: an import makes much, and none of it."""
+    """Import torch, without looking for garbage then, or among its many objects ever after."""
+    if "torch" in sys.modules:
+        return
     was_on = gc.isenabled()
     gc.disable()
     try:
         import torch  # noqa: F401
+
+        gc.freeze()
     finally:
         if was_on:
             gc.enable()
@@ -112,4 +116,4 @@ def keep_freed_memory() -> None:
     Every page of a new block is a fault, and a merge takes and frees some megabytes a block. glibc
     learns what a program frees: this is a block as large as it will learn from, never touched.
     """
-    bytearray(31 << 20)
+    bytes(31 << 20)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lora_export.execution.arithmetic import row_pieces
+from lora_export.execution.arithmetic import row_blocks
 from lora_export.execution.rows import Merge, Rows
 from lora_export.execution.segments import Dense, Range, cut, header_segment
 
@@ -51,7 +51,7 @@ def _made(plan: MergePlan, step: Step) -> Iterator[Segment]:
     if not step.deltas:
         yield Dense(step)
         return
-    pieces = row_pieces(step)
-    merge = Merge(step, plan.recipe, sum(map(len, pieces)))
-    for blocks in pieces:
-        yield Rows(merge, blocks)
+    blocks = row_blocks(step)
+    merge = Merge(step, plan.recipe, len(blocks))
+    for first, stop in blocks:
+        yield Rows(merge, first, stop)

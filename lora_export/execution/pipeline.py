@@ -164,14 +164,15 @@ class Pipeline:
             self._change.notify_all()
 
 
-def _read_back(task: FileTask, offset: int, length: int) -> bytearray:
+def _read_back(task: FileTask, offset: int, length: int) -> memoryview:
     """The piece as it lies in the file."""
-    content = bytearray(length)
-    view, done = memoryview(content), 0
+    import numpy as np
+
+    view, done = np.empty(length, np.uint8).data, 0  # a bytearray would be filled with zeros first
     with system_errors(task.path, "read back"):
         while done < length:
             count = os.preadv(task.descriptor, [view[done:]], offset + done)
             if count == 0:
                 raise StorageError("is shorter than what was written", where=str(task.path))
             done += count
-    return content
+    return view

@@ -13,8 +13,6 @@ from lora_export.execution.arithmetic import matrix_of, read_factors
 from lora_export.execution.segments import pwrite_all
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
 
     from lora_export.execution.arithmetic import StepFactors
@@ -84,46 +82,25 @@ def refuse_non_finite(step: Step, base: torch.Tensor) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Adjoining blocks of rows of a merged tensor's matrix, of each its first row and its end."""
+    """A block of rows of a merged tensor's matrix: the first, and the one after the last."""
 
     merge: Merge
-    blocks: Sequence[tuple[int, int]]
-
-    @property
-    def first(self) -> int:
-        """The first row."""
-        return self.blocks[0][0]
-
-    @property
-    def stop(self) -> int:
-        """The row after the last."""
-        return self.blocks[-1][1]
+    first: int
+    stop: int
 
     @property
     def length(self) -> int:
         """Bytes it takes in the output."""
-        return (self.stop - self.first) * self._row_bytes
-
-    @property
-    def _row_bytes(self) -> int:
-        return self.merge.step.out.nbytes // matrix_of(self.merge.step)[0]
+        step = self.merge.step
+        return (self.stop - self.first) * (step.out.nbytes // matrix_of(step)[0])
 
     def write(self, descriptor: int, offset: int) -> Content:
         """Merge the rows and write them."""
-        content = tensor_bytes(self._merged(self.base()))
+        content = tensor_bytes(self.merge.rows(self.base(), self.first, self.stop))
         pwrite_all(descriptor, content, offset)
         return content
 
-    def _merged(self, base: torch.Tensor) -> torch.Tensor:
-        if len(self.blocks) == 1:
-            return self.merge.rows(base, *self.blocks[0])
-        merged = base.new_empty(base.shape)
-        for first, stop in self.blocks:
-            part = slice(first - self.first, stop - self.first)
-            merged[part] = self.merge.rows(base[part], first, stop)
-        return merged
-
-    def prove(self, written: bytearray, watcher: Watcher) -> Content:
+    def prove(self, written: memoryview, watcher: Watcher) -> Content:
         """Show base and merged rows to the watcher."""
         import torch
 

@@ -11,7 +11,6 @@ from lora_export.checkpoint.files import open_for_reading, pread_exact, system_e
 from lora_export.checkpoint.header import encode_header
 from lora_export.checkpoint.tensors import read_tensor, tensor_bytes, torch_dtype
 from lora_export.errors import InputError
-from lora_export.execution.arithmetic import PIECE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     Content = bytes | bytearray | memoryview
 
-CHUNK = PIECE_BYTES
+CHUNK = 1 << 21
 """Bytes of a copied piece."""
 
 _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
@@ -32,7 +31,7 @@ _NO_KERNEL_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, er
 class Watcher(Protocol):
     """Who looks at every piece as it was read back from the output, while it is still hot."""
 
-    def copied(self, name: str, source: bytes, written: bytearray) -> None:
+    def copied(self, name: str, source: bytes, written: memoryview) -> None:
         """A range of tensors, the last of them called `name`: its source and what was written."""
 
     def merged(self, step: Step, first: int, base: torch.Tensor, written: torch.Tensor) -> None:
@@ -49,7 +48,7 @@ class Segment(Protocol):
     def write(self, descriptor: int, offset: int) -> Content | None:
         """Write the piece at `offset` of the output; its bytes, if they were in memory."""
 
-    def prove(self, written: bytearray, watcher: Watcher) -> Content:
+    def prove(self, written: memoryview, watcher: Watcher) -> Content:
         """Show the watcher what was written beside what it was made of, and return the latter.
 
         What a new tensor is made of is no part of the base's file: then nothing is returned.
@@ -72,7 +71,7 @@ class Literal:
         pwrite_all(descriptor, memoryview(self.content), offset)
         return self.content
 
-    def prove(self, written: bytearray, watcher: Watcher) -> Content:
+    def prove(self, written: memoryview, watcher: Watcher) -> Content:
         """Hold the bytes against themselves."""
         watcher.copied("the header", self.content, written)
         return b""
@@ -99,7 +98,7 @@ class Range:
                 pwrite_all(descriptor, memoryview(part), offset + done)
                 done += len(part)
 
-    def prove(self, written: bytearray, watcher: Watcher) -> Content:
+    def prove(self, written: memoryview, watcher: Watcher) -> Content:
         """Hold the copy against its source, read again."""
         with open_for_reading(self.file) as source, system_errors(self.file, "read"):
             content = pread_exact(source, self.length, self.start)
@@ -124,7 +123,7 @@ class Dense:
         pwrite_all(descriptor, content, offset)
         return content
 
-    def prove(self, written: bytearray, watcher: Watcher) -> Content:
+    def prove(self, written: memoryview, watcher: Watcher) -> Content:
         """Hold it against the source, laid out again."""
         watcher.copied(self.step.out.name, bytes(self._content()), written)
         return b""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.files import system_errors
+from lora_export.checkpoint.reserve import reserve
 from lora_export.execution.rows import Rows
 from lora_export.execution.segments import Range
 from lora_export.records import WrittenFile
@@ -88,10 +89,15 @@ class FileTask:
             self.size += segment.length
 
     def copy_ahead(self, is_stopped: Callable[[], bool]) -> None:
-        """Copy the ranges, which needs no arithmetic, until told to stop."""
+        """Get room for the file, then copy its ranges, as neither needs torch, until told to stop.
+
+        A new page of a file in memory costs more than filling it; a new block of a disk no less.
+        """
         self.prepare()
         self.open()
         try:
+            with system_errors(self.path, "write", self.size):
+                reserve(self.descriptor, 0, self.size)
             for place, segment in enumerate(self.segments):
                 if is_stopped():
                     break

@@ -10,12 +10,7 @@ from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
-from lora_export.execution.arithmetic import (
-    BLOCK_ELEMENTS,
-    is_exact_sum,
-    matrix_of,
-    row_blocks,
-)
+from lora_export.execution.arithmetic import is_exact_sum, matrix_of, row_blocks
 from lora_export.execution.rows import differ
 from lora_export.records import HALF_DTYPES
 from lora_export.verification.expected import (
@@ -36,6 +31,12 @@ if TYPE_CHECKING:
     from lora_export.records import Step
 
 _GAIN_TOLERANCE = 1e-3
+
+SCREENED_ELEMENTS = 1 << 20
+"""Elements that are looked at in one go in float32, which takes two arrays of as many."""
+
+WIDE_ELEMENTS = 1 << 17
+"""Elements that are looked at in one go in float64, which takes a dozen arrays of as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,8 @@ class Expectation:
         A merged block has as many rows as its bits need, however long they are; here they may be
         fewer, which keeps memory flat.
         """
-        rows = max(1, BLOCK_ELEMENTS // base.shape[1])
+        elements = SCREENED_ELEMENTS if self._screens else WIDE_ELEMENTS
+        rows = max(1, elements // base.shape[1])
         look = self._screened
         if not self._screens:
             look, rows = self._dense, len(base) if self._is_whole else rows

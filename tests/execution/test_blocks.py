@@ -11,6 +11,7 @@ from lora_export.errors import StorageError
 from lora_export.execution import arithmetic, rows, segments
 from lora_export.execution.stage import write_plan
 from lora_export.planning.request import make_request, plan_request
+from lora_export.verification import merged_rows
 from lora_export.verification.weights import WeightProof
 
 ALPHA = 6
@@ -53,16 +54,12 @@ def case(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 4])
-@pytest.mark.parametrize(
-    ("elements", "piece"),
-    [(1, 1), (5000, 60_000), (arithmetic.BLOCK_ELEMENTS, arithmetic.PIECE_BYTES)],
-)
-def test_blocks_and_threads_leave_the_bits_alone(
-    case, elements, piece, jobs, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("block", [1, 20_000, arithmetic.BLOCK_BYTES])
+def test_blocks_and_threads_leave_the_bits_alone(case, block, jobs, tmp_path, monkeypatch):
     plan, expected = case
-    monkeypatch.setattr(arithmetic, "BLOCK_ELEMENTS", elements)
-    monkeypatch.setattr(arithmetic, "PIECE_BYTES", piece)
+    monkeypatch.setattr(arithmetic, "BLOCK_BYTES", block)
+    monkeypatch.setattr(merged_rows, "SCREENED_ELEMENTS", block // 4)
+    monkeypatch.setattr(merged_rows, "WIDE_ELEMENTS", block // 8)
     monkeypatch.setattr(segments, "CHUNK", 1000)
     proof = WeightProof(plan)
     path = tmp_path / "out.safetensors"
@@ -81,18 +78,6 @@ def test_blocks_and_threads_leave_the_bits_alone(
     assert written.sha256 == sha256(path.read_bytes()).hexdigest()
     base = plan.base.shards[0].file
     assert digests == {base: sha256(base.read_bytes()).hexdigest()}
-
-
-def test_pieces_are_all_blocks_in_their_order(case, monkeypatch):
-    monkeypatch.setattr(arithmetic, "BLOCK_ELEMENTS", 5000)
-    monkeypatch.setattr(arithmetic, "PIECE_BYTES", 60_000)
-    found = [
-        (arithmetic.row_pieces(step), arithmetic.row_blocks(step))
-        for step in case[0].steps()
-        if step.deltas
-    ]
-    assert all([block for piece in pieces for block in piece] == blocks for pieces, blocks in found)
-    assert any(len(pieces) > 1 and len(pieces[0]) > 1 for pieces, _ in found)
 
 
 def test_an_error_in_a_thread_stops_all_and_is_told(case, tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_merge_is_bit_equal_to_peft(name, dtype, recipe, case, tmp_path):
 @pytest.mark.parametrize("name", [n for n in CONFIGS if "turned" not in n and "line" not in n])
 def test_blocks_and_threads_leave_the_bits_alone(name, case, tmp_path, monkeypatch):
     base, adapter = case(name, "bf16")
-    monkeypatch.setattr(arithmetic, "BLOCK_ELEMENTS", 5000)
+    monkeypatch.setattr(arithmetic, "BLOCK_BYTES", 10_000)
     report = merge(base, [adapter], tmp_path / "out.safetensors", jobs=3)
     assert differing(load_file(tmp_path / "out.safetensors"), merged_by_peft(base, adapter)) == []
     assert report.passed

@@ -68,7 +68,7 @@ def test_merge_is_bit_equal_to_peft(dtype, recipe, transposed, inner, rslora, tm
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_cut_rows_have_the_same_bits(transposed, tmp_path, monkeypatch):
-    monkeypatch.setattr(arithmetic, "BLOCK_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(arithmetic, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(kind, "WHOLE_ELEMENTS", 1 << 10)
     sizes = {"experts": 3, "hidden": 136, "inner": 100, "transposed": transposed}
     base, adapter, live = saved(tmp_path, config={"rank": 8}, **sizes)

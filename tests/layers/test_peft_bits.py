@@ -111,7 +111,7 @@ def test_a_cut_dora_weight_has_the_bits_of_the_whole(tmp_path, monkeypatch):
     trained = train("linear large", "BF16", use_dora=True)
     trained.save(tmp_path / "adapter")
     save_file(trained.base, tmp_path / "base.safetensors")
-    monkeypatch.setattr(arithmetic, "BLOCK_ELEMENTS", 257 * 64)
+    monkeypatch.setattr(arithmetic, "BLOCK_BYTES", 257 * 64 * 2)
     report = merge(
         tmp_path / "base.safetensors", [tmp_path / "adapter"], tmp_path / "out.safetensors"
     )

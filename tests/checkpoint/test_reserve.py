@@ -1,0 +1,68 @@
+"""Room is taken where the file system can give it, asked for in vain elsewhere, and never faked."""
+
+import ctypes
+import errno
+import os
+
+import pytest
+
+from lora_export.checkpoint import reserve as module
+from lora_export.checkpoint.reserve import reserve
+
+LENGTH = 300_000
+
+
+@pytest.fixture
+def file(tmp_path):
+    descriptor = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    yield descriptor
+    os.close(descriptor)
+
+
+def refusing(monkeypatch, code):
+    class Library:
+        def fallocate64(self, *_):
+            ctypes.set_errno(code)
+            return -1
+
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda *_, **__: Library())
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "fallocate64"), reason="no fallocate here")
+def test_the_room_is_there_and_what_was_written_stays(file):
+    os.pwrite(file, b"old", 10)
+    reserve(file, 0, LENGTH)
+    found = os.fstat(file)
+    assert found.st_size == LENGTH
+    assert found.st_blocks * 512 >= LENGTH
+    assert os.pread(file, 20, 5) == b"\0" * 5 + b"old" + b"\0" * 12
+
+
+def test_of_nothing_nothing_is_reserved(file):
+    reserve(file, 5, 0)
+    assert os.fstat(file).st_size == 0
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_that_cannot_is_left_alone(code, file, monkeypatch):
+    refusing(monkeypatch, code)
+    reserve(file, 0, LENGTH)
+    assert os.fstat(file).st_size == 0
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_a_full_or_broken_disk_is_told(code, file, monkeypatch):
+    refusing(monkeypatch, code)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is what counts
+        reserve(file, 0, LENGTH)
+    assert caught.value.errno == code
+
+
+def test_a_file_that_is_not_open_for_writing_is_told(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            reserve(descriptor, 0, LENGTH)
+    finally:
+        os.close(descriptor)
