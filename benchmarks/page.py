@@ -37,17 +37,24 @@ mapped files, which are in the high-water mark beside it. Verification is the pr
 ## Where the time goes
 
 Measured on one core of the machine below, for a byte or an element of a bf16 weight: SHA-256
-0.65 ns a byte; the merge about 1.9 ns an element, of which the product is 0.7, the rest conversions
-and the cache; the proof about 2.6 ns. Where a core has AVX-512 (an Intel Xeon) the merge takes
-1.3 ns, of which the product is 0.2, and PEFT's script 4.9 times as long as an unverified merge,
-3.0 times as long as a verified one (all linear, 2026-11-25). `import torch` takes two seconds of
-one core here, one there.
+0.65 ns a byte; the merge 2.2 ns an element, of which the product is 0.8, the rest conversions, the
+addition and the scaling; the proof 2.1 ns. Where a core has AVX-512 (an Intel Xeon) the merge took
+1.3 ns, of which the product was 0.2. `import torch` takes two seconds of one core here, one there.
+While torch is imported, the other core reserves the output's room, copies the untouched ranges and
+hashes input files; merged rows have to wait for torch. From then on both cores are at work for 95 %
+of the time: 5 core-seconds for all linear layers, 10 with the proof.
 
-So the output's digest alone costs twice what `cp -r` takes, and a verified merge hashes the base
-as well: twice more. The untouched ranges are copied, and input files hashed, while torch is
-imported; merged rows have to wait for it. On two cores that leaves no way to 1.3 times `cp -r` for
-a verified merge, however few modules are adapted, as long as the manifest has the SHA-256 of every
-input and output.
+So two limits are out of reach on two cores, as long as the manifest has the SHA-256 of every input
+and output. Of all linear layers the digest of the output (1.5 core-seconds), the merge (2.2),
+reading and writing (0.8) leave no less than 1.8 times `cp -r`, where 1.5 is asked for. Of q and v,
+verified, two digests of 2.2 GB (2.9 core-seconds), the copy, reading it back and reading its source
+again (2.4) leave about 1.7 times, where 1.3 is asked for; unverified it is less than one, since
+most of the copying is done by the time torch is there.
+
+PEFT's script spends most of its time in the kernel here, on pages of fresh memory, and how long
+that takes depends on the day: earlier on 2026-11-28 it took 22 seconds and not 33, `cp -r` 1.2 and
+not 1.5, and `import torch` 2.1 and not 2.5. Ratios are taken within a round for that reason, and
+still differ between machines.
 """
 UNMEASURED = "\nNo result has been put on this page yet.\n"
 QUICK = "\nThis is a quick run on a tiny base: its times and ratios say nothing.\n"
