@@ -143,22 +143,25 @@ class Expectation:
         import torch
 
         rows = torch.arange(first, first + len(base))
-        update, magnitude = self._update(base, rows)
-        error = magnitude * self._share + self._rest
-        exact = base.double() + update
-        distance = _distance(written, exact)
-        residual = written.double() - exact.to(written.dtype).double()
-        ulp = torch.maximum(exact.abs(), base.double().abs()) * (2 * UNIT[self._dtype])
-        along, slanted = self._along(base, rows, update, error)
+        # Copies, of float64 too: what follows is computed in place.
+        wide, there = (each.to(torch.float64, copy=True) for each in (base, written))
+        update, magnitude = self._update(wide, rows)
+        error = magnitude.mul_(self._share).add_(self._rest)
+        exact = wide + update
+        distance = _distance(there, exact)
+        along, slanted = self._along(wide, rows, update, error)
+        residual = there.sub_(exact.to(written.dtype))
+        bound = element_bound(exact, error, self._dtype)
+        ulp = torch.maximum(exact.abs_(), wide.abs_()).mul_(2 * UNIT[self._dtype])
         square = along * along
         return Seen(
             rows=len(base),
-            error=float((distance / element_bound(exact, error, self._dtype)).max()),
+            error=float(torch.div(distance, bound, out=bound).max()),
             distance=float(distance.max()),
-            along=float((residual * along).sum()),
+            along=float(residual.mul_(along).sum()),
             norm=float(square.sum()),
-            variance=float((error * (error + ulp) * square).sum()),
-            systematic=float((slanted * along.abs()).sum()),
+            variance=float(ulp.add_(error).mul_(error).mul_(square).sum()),
+            systematic=float(along.abs().mul_(slanted).sum()),
             changed=self._differs(base, written),
         )
 
@@ -195,8 +198,9 @@ class Expectation:
         """(error, distance, along) of the rows in which the screen found a difference."""
         if len(rows) == 0:
             return 0.0, 0.0, 0.0
-        update, magnitude = self._update(base, rows)
-        exact = base.double() + update
+        wide = base.double()
+        update, magnitude = self._update(wide, rows)
+        exact = wide + update
         distance = _distance(written, exact)
         bound = element_bound(exact, magnitude * self._share + self._rest, self._dtype)
         residual = written.double() - exact.to(written.dtype).double()
@@ -204,12 +208,12 @@ class Expectation:
         return error, float(distance.max()), float((residual * update).sum())
 
     def _update(self, base: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(update, magnitude) in float64."""
+        """(update, magnitude), both new and in float64, for rows of the base in float64."""
         update: torch.Tensor | float = 0.0
         magnitude: torch.Tensor | float = 0.0
         for delta, factors, scale in zip(self._deltas, self._wide, self._scales, strict=True):
             if delta.kind in CHANGES:
-                part, size = CHANGES[delta.kind](delta, factors, scale, base.double(), rows)
+                part, size = CHANGES[delta.kind](delta, factors, scale, base, rows)
             else:
                 formula = FORMULAS[delta.kind]
                 needed, places = needed_for(delta, factors, rows)
@@ -230,7 +234,7 @@ class Expectation:
         if more or delta.kind not in TANGENTS:
             return update, error
         formula = TANGENTS[delta.kind]
-        along, size = formula(delta, self._wide[0], self._scales[0], base.double(), rows)
+        along, size = formula(delta, self._wide[0], self._scales[0], base, rows)
         return along, size * self._share + self._rest
 
     def _one_product(self) -> _Product:
@@ -315,5 +319,4 @@ def _rows_that_differ(expected: torch.Tensor, written: torch.Tensor) -> torch.Te
 
 def _distance(written: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     """Absolute differences; a NaN or infinity that should not be there is infinitely far."""
-    gap = (written.double() - exact).abs()
-    return gap.nan_to_num(nan=float("inf"), posinf=float("inf"))
+    return (written.double() - exact).abs_().nan_to_num_(nan=float("inf"), posinf=float("inf"))

@@ -73,4 +73,4 @@ def element_bound(exact: torch.Tensor, error: torch.Tensor, stored: str) -> torc
     exact: float64 values. error: the largest possible error of the update, elementwise.
     """
     add = UNIT[stored] + (UNIT["F32"] if stored in HALF_DTYPES else UNIT[stored])
-    return (exact.abs() + error) * (add * 1.01) + error + _TINY[stored]
+    return exact.abs().add_(error).mul_(add * 1.01).add_(error).add_(_TINY[stored])
