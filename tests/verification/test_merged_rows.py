@@ -45,3 +45,22 @@ def test_the_product_is_the_sum_of_the_updates(shape, weights, tmp_path):
     norm = expectation._add_update(found, rows)
     torch.testing.assert_close(found, (start + update).float(), rtol=1e-5, atol=1e-4)
     assert norm == pytest.approx(float(update.square().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_is_looked_at_is_left_alone(dtype, tmp_path):
+    """It is hashed afterwards; and what is computed in place may be a view of float64."""
+    torch.manual_seed(0)
+    base = {"fc.weight": torch.randn(96, 40).to(dtype)}
+    save_file(base, tmp_path / "base.safetensors")
+    factors = {"fc.lora_A": torch.randn(4, 40), "fc.lora_B": torch.randn(96, 4)}
+    save_file(factors, tmp_path / "lora.safetensors")
+    files = tmp_path / "base.safetensors", [tmp_path / "lora.safetensors"]
+    plan = plan_request(make_request(*files, {"alpha": 6.0}))
+    [step] = plan.steps()
+    wrong = base["fc.weight"] + 1  # so that every row is looked at more closely
+    seen = base["fc.weight"].clone(), wrong.clone()
+    [found] = Expectation(step, plan.recipe).look(0, *seen)
+    assert found.error > 1
+    assert torch.equal(seen[0], base["fc.weight"])
+    assert torch.equal(seen[1], wrong)
