@@ -6,7 +6,10 @@ import ctypes
 import errno
 import os
 
-_NOT_SUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.EPERM}
+_NOT_GIVEN = {
+    errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.EPERM, errno.EINTR,
+}  # fmt: skip
+"""The file system cannot do it, or was interrupted: the bytes get their room when they come."""
 
 
 def reserve(descriptor: int, offset: int, length: int) -> None:
@@ -25,5 +28,5 @@ def reserve(descriptor: int, offset: int, length: int) -> None:
     if library.fallocate64(descriptor, 0, size(offset), size(length)) == 0:
         return
     code = ctypes.get_errno()
-    if code not in _NOT_SUPPORTED:
+    if code not in _NOT_GIVEN:
         raise OSError(code, os.strerror(code))

@@ -11,7 +11,8 @@ from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.layout import segments_of
 from lora_export.execution.rows import Rows, read_rows, refuse_non_finite
 from lora_export.records import Check
-from lora_export.verification.merged_rows import Expectation, Tally
+from lora_export.verification.merged_rows import Expectation
+from lora_export.verification.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -43,7 +43,7 @@ def test_of_nothing_nothing_is_reserved(file):
     assert os.fstat(file).st_size == 0
 
 
-@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR])
 def test_a_file_system_that_cannot_is_left_alone(code, file, monkeypatch):
     refusing(monkeypatch, code)
     reserve(file, 0, LENGTH)
