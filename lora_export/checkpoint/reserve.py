@@ -6,10 +6,7 @@ import ctypes
 import errno
 import os
 
-_NOT_GIVEN = {
-    errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV, errno.EPERM, errno.EINTR,
-}  # fmt: skip
-"""The file system cannot do it, or was interrupted: the bytes get their room when they come."""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def reserve(descriptor: int, offset: int, length: int) -> None:
@@ -18,8 +15,10 @@ def reserve(descriptor: int, offset: int, length: int) -> None:
     By Linux' fallocate(2): os.posix_fallocate, where the file system cannot, writes a byte to every
     block, which takes hours on a network.
 
+    Every other refusal is left to the write that follows, which needs no reservation.
+
     Raises:
-        OSError: there is not so much room, or the disk is broken.
+        OSError: there is not so much room.
     """
     library = ctypes.CDLL(None, use_errno=True)
     if not hasattr(library, "fallocate64") or length == 0:
@@ -28,5 +27,5 @@ def reserve(descriptor: int, offset: int, length: int) -> None:
     if library.fallocate64(descriptor, 0, size(offset), size(length)) == 0:
         return
     code = ctypes.get_errno()
-    if code not in _NOT_GIVEN:
+    if code in _NO_ROOM:
         raise OSError(code, os.strerror(code))

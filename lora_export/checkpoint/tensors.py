@@ -56,10 +56,16 @@ def read_tensor(ref: TensorRef) -> torch.Tensor:
 
 
 def _read_into(ref: TensorRef, target: memoryview) -> None:
+    with open_for_reading(ref.file) as descriptor:
+        _fill(target, descriptor, ref, 0)
+
+
+def _fill(target: memoryview, descriptor: int, ref: TensorRef, start: int) -> None:
+    """Read the tensor's bytes from `start` on into all of `target`."""
     done = 0
-    with open_for_reading(ref.file) as descriptor, system_errors(ref.file, "read"):
-        while done < ref.length:
-            count = os.preadv(descriptor, [target[done:]], ref.offset + done)
+    with system_errors(ref.file, "read"):
+        while done < len(target):
+            count = os.preadv(descriptor, [target[done:]], ref.offset + start + done)
             if count == 0:
                 raise _cut_short(ref)
             done += count
@@ -99,13 +105,10 @@ def iter_chunks(ref: TensorRef, size: int = CHUNK_BYTES) -> Iterator[memoryview]
     done = 0
     with open_for_reading(ref.file) as descriptor:
         while done < ref.length:
-            with system_errors(ref.file, "read"):
-                piece = room[: ref.length - done]
-                count = os.preadv(descriptor, [piece], ref.offset + done)
-            if count == 0:
-                raise _cut_short(ref)
-            yield piece[:count]
-            done += count
+            piece = room[: ref.length - done]
+            _fill(piece, descriptor, ref, done)
+            yield piece
+            done += len(piece)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

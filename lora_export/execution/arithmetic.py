@@ -30,6 +30,9 @@ Small enough to stay in a processor's cache. Large enough for the calls to take 
 takes the threads to hand each other the interpreter between them.
 """
 
+WHOLE_ELEMENTS = 1 << 18
+"""A matrix of as many is cut, where it may be: what is whole takes all of torch's own threads."""
+
 LEAST_ROWS = 64
 """Below so many rows a product may come out with other bits than the whole matrix's."""
 
@@ -161,17 +164,23 @@ def matrix_of(step: Step) -> tuple[int, int]:
 
 
 def row_blocks(step: Step) -> list[tuple[int, int]]:
-    """The step's rows in blocks of about BLOCK_BYTES; one block where it may not be cut."""
-    kinds = all_kinds()
-    rows, _ = matrix_of(step)
-    same = len({kinds[delta.kind].matrix(delta) for delta in step.deltas}) == 1
-    cuttable = same and all(kinds[delta.kind].cuttable(delta) for delta in step.deltas)
-    if not cuttable or step.source.strides is not None:
+    """The step's rows in blocks of BLOCK_BYTES or somewhat more; one where it may not be cut."""
+    rows, columns = matrix_of(step)
+    if not is_cuttable(step) or step.source.strides is not None:
         return [(0, rows)]
     size = max(LEAST_ROWS, BLOCK_BYTES * rows // max(step.out.nbytes, 1))
+    if rows * columns >= WHOLE_ELEMENTS:
+        size = min(size, max(LEAST_ROWS, rows // 2))
     count = max(1, rows // size)
     starts = [block * size for block in range(count)] + [rows]
     return list(pairwise(starts))
+
+
+def is_cuttable(step: Step) -> bool:
+    """Whether rows of all the step's updates may be computed apart."""
+    kinds = all_kinds()
+    same = len({kinds[delta.kind].matrix(delta) for delta in step.deltas}) == 1
+    return same and all(kinds[delta.kind].cuttable(delta) for delta in step.deltas)
 
 
 def memory_needed(plan: MergePlan, jobs: int) -> int:
@@ -179,7 +188,7 @@ def memory_needed(plan: MergePlan, jobs: int) -> int:
 
     A thread holds a block in several dtypes, others that wait for their digest, and the factors
     of the tensor it is at: as they are stored, and in float64 and float32 for the proof. A tensor
-    that cannot be cut is held whole.
+    that cannot be cut is held whole, in the proof in a dozen arrays of float64.
     """
     largest = max((_step_memory(step) for step in plan.steps() if step.deltas), default=0)
     return jobs * (32 * BLOCK_BYTES + largest)
@@ -187,5 +196,6 @@ def memory_needed(plan: MergePlan, jobs: int) -> int:
 
 def _step_memory(step: Step) -> int:
     factors = sum(ref.length for delta in step.deltas for ref in delta.factors.values())
-    whole = 4 * step.out.nbytes if len(row_blocks(step)) == 1 else 0
+    rows, columns = matrix_of(step)
+    whole = 0 if is_cuttable(step) else 12 * 8 * rows * columns
     return 4 * factors + whole

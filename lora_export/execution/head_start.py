@@ -7,7 +7,6 @@ bytes of the result do not.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import sys
@@ -93,21 +92,6 @@ class HeadStart:
                 self.hashed[file] = sha, offset
                 if count == 0:
                     return
-
-
-def load_torch() -> None:
-    """Import torch, without looking for garbage then, or among its many objects ever after."""
-    if "torch" in sys.modules:
-        return
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        import torch  # noqa: F401
-
-        gc.freeze()
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def keep_freed_memory() -> None:

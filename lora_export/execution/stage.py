@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.writer import copy_file, write_bytes
 from lora_export.errors import FitError
 from lora_export.execution.digests import follow, hash_files, whole
 from lora_export.execution.full_tensors import refuse_unusable
-from lora_export.execution.head_start import HeadStart, keep_freed_memory, load_torch
+from lora_export.execution.garbage import torch_at_hand
+from lora_export.execution.head_start import HeadStart, keep_freed_memory
 from lora_export.execution.layout import segments_of
 from lora_export.execution.pipeline import Pipeline
 from lora_export.execution.tasks import FileTask
@@ -62,13 +64,14 @@ def write_plan(
     adapters = [adapter.path for adapter in plan.adapters]
     tasks = [_task(plan, shard, root) for shard in plan.shards]
     keep_freed_memory()
-    with HeadStart(tasks, [*adapters, *base], jobs) as start:
-        load_torch()
-        refuse_unusable(plan)
-    digests = whole(start.hashed)
-    left = [file for file in base if file not in digests] if watcher else []
-    followed = follow(plan, tasks, left, start.hashed)
-    with one_thread_each():  # of BLAS: blocks are merged in threads of our own
+    with ExitStack() as stack:
+        with HeadStart(tasks, [*adapters, *base], jobs) as start:
+            stack.enter_context(torch_at_hand())
+            refuse_unusable(plan)
+        digests = whole(start.hashed)
+        left = [file for file in base if file not in digests] if watcher else []
+        followed = follow(plan, tasks, left, start.hashed)
+        stack.enter_context(one_thread_each())  # of BLAS: blocks are merged in threads of our own
         Pipeline(tasks, jobs, watcher, progress).run()
     if not allow_noop:
         _refuse_unchanged(tasks)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError, UsageError
+from lora_export.execution.garbage import no_collection
 from lora_export.models.calling import FAILURES, bind_call, call_model, name_outputs, without_cache
 from lora_export.models.quiet import quiet
 from lora_export.onnx_export import dimensions, parameters, passes
@@ -30,6 +31,7 @@ OLDEST_OPSET = 7
 """The oldest that torch.onnx knows; most models need 18 at least."""
 
 
+@no_collection()
 def capture(
     model: nn.Module,
     inputs: Sequence[InputSpec],

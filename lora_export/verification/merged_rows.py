@@ -7,9 +7,10 @@ recomputation rounded to its dtype is within the bound; the others are looked at
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
-from lora_export.execution.arithmetic import is_exact_sum, matrix_of, row_blocks
+from lora_export.execution.arithmetic import is_cuttable, is_exact_sum, matrix_of
 from lora_export.execution.rows import differ
 from lora_export.records import HALF_DTYPES
 from lora_export.verification.expected import (
@@ -44,7 +45,7 @@ class Expectation:
         """Read the factors of all updates of `step`."""
         self.step = step
         self.rows = matrix_of(step)[0]
-        self._is_whole = len(row_blocks(step)) == 1
+        self._is_whole = not is_cuttable(step)
         self._dtype = step.out.dtype
         exact = is_exact_sum(step, recipe)
         between = "F64" if self._dtype == "F64" else "F32"
@@ -108,11 +109,16 @@ class Expectation:
         rows = torch.arange(first, first + len(base))
         exact = base.float()
         norm = self._add_update(exact, rows)
-        typical = (_sum_of_squares(exact) / exact.numel()) ** 0.5
+        typical = _typical(exact)
         error = self._largest * self._share + self._rest
         ulp = 2 * UNIT[self._dtype] * typical
         odd = _rows_that_differ(exact.to(written.dtype), written)
-        worst, distance, along = self._look_closer(rows[odd], base[odd], written[odd])
+        worst = distance = along = 0.0
+        size = max(1, WIDE_ELEMENTS // base.shape[1])
+        for few in (odd[at : at + size] for at in range(0, len(odd), size)):
+            closer = self._look_closer(rows[few], base[few], written[few])
+            worst, distance = max(worst, closer[0]), max(distance, closer[1])
+            along += closer[2]
         return Seen(
             rows=len(base),
             error=worst,
@@ -132,9 +138,7 @@ class Expectation:
     def _look_closer(
         self, rows: torch.Tensor, base: torch.Tensor, written: torch.Tensor
     ) -> tuple[float, float, float]:
-        """(error, distance, along) of the rows in which the screen found a difference."""
-        if len(rows) == 0:
-            return 0.0, 0.0, 0.0
+        """(error, distance, along) of some rows in which the screen found a difference."""
         wide = base.double()
         update, magnitude = self._update(wide, rows)
         exact = wide + update
@@ -242,6 +246,14 @@ def _sum_of_squares(matrix: torch.Tensor) -> float:
 
     flat = matrix.reshape(-1)
     return float(torch.dot(flat, flat))
+
+
+def _typical(matrix: torch.Tensor) -> float:
+    """The root of the mean square of its elements, whose squares float32 may not hold."""
+    squares = _sum_of_squares(matrix)
+    if not isfinite(squares):
+        squares = _sum_of_squares(matrix.double())
+    return sqrt(squares / matrix.numel())
 
 
 def _rows_that_differ(expected: torch.Tensor, written: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import inf, isfinite, isnan, sqrt
 
 _GAIN_TOLERANCE = 1e-3
 
@@ -43,8 +43,8 @@ class Tally:
     def add(self, seen: Seen) -> None:
         """Take more rows in."""
         self.rows += seen.rows
-        self.error = max(self.error, seen.error)
-        self.distance = max(self.distance, seen.distance)
+        self.error = _worse(self.error, seen.error)
+        self.distance = _worse(self.distance, seen.distance)
         self.along += seen.along
         self.norm += seen.norm
         self.variance += seen.variance
@@ -67,3 +67,8 @@ class Tally:
             return _GAIN_TOLERANCE
         spread = 8.0 * sqrt(self.variance) / self.norm
         return spread + self.systematic / self.norm + _GAIN_TOLERANCE
+
+
+def _worse(one: float, other: float) -> float:
+    """The larger; what is no number is worse than any, and `max` would drop it."""
+    return max(one, inf if isnan(other) else other)

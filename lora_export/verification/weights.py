@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
@@ -184,10 +185,17 @@ def _check_elements(merged: Sequence[Tally]) -> Check:
     return Check("merged elements", worst.error <= 1.0, worst.error, 1.0, worst.name, detail)
 
 
+def _slant(one: Tally) -> float:
+    """How much of what is tolerated the gain takes; most where nothing can be said of it."""
+    tolerance = one.gain_tolerance
+    return abs(one.gain) / tolerance if isfinite(tolerance) else inf
+
+
 def _check_gain(merged: Sequence[Tally]) -> Check:
-    worst = max(merged, key=lambda one: abs(one.gain) / one.gain_tolerance)
+    worst = max(merged, key=_slant)
     detail = f"{1 + worst.gain:.6f} of the update is in {worst.name}"
-    passed = abs(worst.gain) <= worst.gain_tolerance
+    # With a tolerance that is no finite number anything would pass.
+    passed = all(abs(one.gain) <= one.gain_tolerance < inf for one in merged)
     return Check("scaling", passed, abs(worst.gain), worst.gain_tolerance, worst.name, detail)
 
 

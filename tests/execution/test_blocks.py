@@ -80,6 +80,26 @@ def test_blocks_and_threads_leave_the_bits_alone(case, block, jobs, tmp_path, mo
     assert digests == {base: sha256(base.read_bytes()).hexdigest()}
 
 
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ((511, 512), [511]),  # whole, with all of torch's threads
+        ((512, 512), [256, 256]),
+        ((100, 4096), [100]),
+        ((2048, 2048), [512] * 4),
+        ((1300, 2048), [512, 788]),
+    ],
+)
+def test_blocks_are_large_and_large_matrices_are_cut(shape, rows, tmp_path):
+    save_file({"fc.weight": torch.ones(shape).bfloat16()}, tmp_path / "base.safetensors")
+    factors = {"fc.lora_A": torch.ones(2, shape[1]), "fc.lora_B": torch.ones(shape[0], 2)}
+    save_file(factors, tmp_path / "lora.safetensors")
+    files = tmp_path / "base.safetensors", [tmp_path / "lora.safetensors"]
+    options = {"alpha": 2.0, "fan_in_fan_out": False}
+    [step] = plan_request(make_request(*files, options)).steps()
+    assert [stop - first for first, stop in arithmetic.row_blocks(step)] == rows
+
+
 def test_an_error_in_a_thread_stops_all_and_is_told(case, tmp_path, monkeypatch):
     plan, _ = case
 

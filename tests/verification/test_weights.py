@@ -1,8 +1,11 @@
 """A copied range is equal to its source in every byte, or its tensor is named."""
 
+from math import inf
+
 import pytest
 
-from lora_export.verification.weights import WeightProof
+from lora_export.verification.tally import Tally
+from lora_export.verification.weights import WeightProof, _check_gain
 
 
 def named(source, written):
@@ -31,3 +34,8 @@ def test_what_ends_early_is_not_equal(lost):
     content = bytes(64)
     assert named(content[:-lost], content) == ["some.weight"]
     assert named(content, content[:-lost]) == ["some.weight"]
+
+
+def test_a_tolerance_that_is_no_finite_number_is_none():
+    tally = Tally("fc.weight", along=0.5, norm=1.0, variance=inf)
+    assert not _check_gain([Tally("other.weight"), tally]).passed
