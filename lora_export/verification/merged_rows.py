@@ -24,7 +24,7 @@ from lora_export.verification.expected import (
     scaling_of,
 )
 from lora_export.verification.rounding import UNIT, element_bound, update_error
-from lora_export.verification.tally import Seen
+from lora_export.verification.tally import Seen, worse
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ class Expectation:
         size = max(1, WIDE_ELEMENTS // base.shape[1])
         for few in (odd[at : at + size] for at in range(0, len(odd), size)):
             closer = self._look_closer(rows[few], base[few], written[few])
-            worst, distance = max(worst, closer[0]), max(distance, closer[1])
+            worst, distance = worse(worst, closer[0]), worse(distance, closer[1])
             along += closer[2]
         return Seen(
             rows=len(base),

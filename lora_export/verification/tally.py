@@ -43,8 +43,8 @@ class Tally:
     def add(self, seen: Seen) -> None:
         """Take more rows in."""
         self.rows += seen.rows
-        self.error = _worse(self.error, seen.error)
-        self.distance = _worse(self.distance, seen.distance)
+        self.error = worse(self.error, seen.error)
+        self.distance = worse(self.distance, seen.distance)
         self.along += seen.along
         self.norm += seen.norm
         self.variance += seen.variance
@@ -69,6 +69,6 @@ class Tally:
         return spread + self.systematic / self.norm + _GAIN_TOLERANCE
 
 
-def _worse(one: float, other: float) -> float:
+def worse(one: float, other: float) -> float:
     """The larger; what is no number is worse than any, and `max` would drop it."""
     return max(one, inf if isnan(other) else other)
