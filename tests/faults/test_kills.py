@@ -56,6 +56,10 @@ def test_a_kill_at_any_moment(pool, fault_root, request, count_points):
 
 
 def whole(server, prepared):
-    case = prepared.copy(prepared.template.with_name("whole"))
-    [outcome] = server.run(prepared.run(case, "whole"))
-    return outcome.seconds
+    """Seconds of a run that nobody kills: of the fastest, or most kills would come too late."""
+    seconds = []
+    for number in range(3):
+        case = prepared.copy(prepared.template.with_name(f"whole-{number}"))
+        [outcome] = server.run(prepared.run(case, f"whole-{number}"))
+        seconds.append(outcome.seconds)
+    return min(seconds)
