@@ -48,7 +48,7 @@ So two limits are out of reach on two cores, as long as the manifest has the SHA
 and output. Of all linear layers the digest of the output (1.5 core-seconds), the merge (2.2),
 reading and writing (0.8) leave no less than 1.8 times `cp -r`, where 1.5 is asked for. Of q and v,
 verified, two digests of 2.2 GB (2.9 core-seconds), the copy, reading it back and reading its source
-again (2.4) leave about 1.7 times, where 1.3 is asked for; unverified it is less than one, since
+again (2.4) leave about 1.4 times, where 1.3 is asked for; unverified it is less than one, since
 most of the copying is done by the time torch is there.
 
 PEFT's script spends most of its time in the kernel here, on pages of fresh memory, and how long

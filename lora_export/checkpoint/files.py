@@ -78,6 +78,17 @@ def pread_exact(descriptor: int, length: int, offset: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def pread_into(descriptor: int, target: memoryview, offset: int) -> int:
+    """Fill `target` with the bytes at `offset`; how many there were, fewer when the file ends."""
+    done = 0
+    while done < len(target):
+        count = os.preadv(descriptor, [target[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
 def read_start(path: Path, length: int) -> bytes:
     """The first `length` bytes of a file, fewer when it is shorter."""
     with open_for_reading(path) as descriptor, system_errors(path, "read"):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
+from lora_export.checkpoint.files import (
+    open_for_reading,
+    pread_exact,
+    pread_into,
+    system_errors,
+)
 from lora_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,13 +66,9 @@ def _read_into(ref: TensorRef, target: memoryview) -> None:
 
 def _fill(target: memoryview, descriptor: int, ref: TensorRef, start: int) -> None:
     """Read the tensor's bytes from `start` on into all of `target`."""
-    done = 0
     with system_errors(ref.file, "read"):
-        while done < len(target):
-            count = os.preadv(descriptor, [target[done:]], ref.offset + start + done)
-            if count == 0:
-                raise _cut_short(ref)
-            done += count
+        if pread_into(descriptor, target, ref.offset + start) < len(target):
+            raise _cut_short(ref)
 
 
 def _cut_short(ref: TensorRef) -> InputError:

@@ -197,5 +197,6 @@ def memory_needed(plan: MergePlan, jobs: int) -> int:
 def _step_memory(step: Step) -> int:
     factors = sum(ref.length for delta in step.deltas for ref in delta.factors.values())
     rows, columns = matrix_of(step)
-    whole = 0 if is_cuttable(step) else 12 * 8 * rows * columns
-    return 4 * factors + whole
+    whole = 4 * step.out.nbytes if len(row_blocks(step)) == 1 else 0
+    proof = 0 if is_cuttable(step) else 12 * 8 * rows * columns
+    return 4 * factors + whole + proof

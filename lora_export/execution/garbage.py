@@ -15,7 +15,7 @@ def no_collection() -> Iterator[None]:
     """Nothing is looked for inside the block; the collector is as it was afterwards.
 
     An import or a traced model makes so many objects that the collector goes through all there are,
-    torch's among them, again and again: a tenth of an import, a fifth of an export.
+    torch's among them, again and again.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -1,8 +1,8 @@
 """What needs no torch is done while torch is imported, which takes a second of one processor.
 
-Another thread copies the untouched ranges, which for few adapted modules is nearly everything, and
-hashes input files. What it has done is not done again; where it stops depends on the clock, the
-bytes of the result do not.
+Another thread gets room for the output, copies the untouched ranges, which for few adapted modules
+is nearly everything, and hashes input files. What it has done is not done again; where it stops
+depends on the clock, the bytes of the result do not.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import system_errors
+from lora_export.checkpoint.files import pread_into, system_errors
 from lora_export.errors import StorageError
 
 if TYPE_CHECKING:
@@ -168,11 +168,8 @@ def _read_back(task: FileTask, offset: int, length: int) -> memoryview:
     """The piece as it lies in the file."""
     import numpy as np
 
-    view, done = np.empty(length, np.uint8).data, 0  # a bytearray would be filled with zeros first
+    content = np.empty(length, np.uint8).data  # a bytearray would be filled with zeros first
     with system_errors(task.path, "read back"):
-        while done < length:
-            count = os.preadv(task.descriptor, [view[done:]], offset + done)
-            if count == 0:
-                raise StorageError("is shorter than what was written", where=str(task.path))
-            done += count
-    return view
+        if pread_into(task.descriptor, content, offset) < length:
+            raise StorageError("is shorter than what was written", where=str(task.path))
+    return content

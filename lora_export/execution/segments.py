@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lora_export.records import Step, TensorSpec
 
-    Content = bytes | bytearray | memoryview
+    Content = bytes | memoryview
 
 CHUNK = 1 << 21
 """Bytes of a copied piece."""

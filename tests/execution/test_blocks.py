@@ -1,5 +1,7 @@
 """Rows merged apart have the bits of the whole, in any number of threads."""
 
+from dataclasses import replace
+
 import loralib as lora
 import pytest
 import torch
@@ -98,6 +100,21 @@ def test_blocks_are_large_and_large_matrices_are_cut(shape, rows, tmp_path):
     options = {"alpha": 2.0, "fan_in_fan_out": False}
     [step] = plan_request(make_request(*files, options)).steps()
     assert [stop - first for first, stop in arithmetic.row_blocks(step)] == rows
+
+
+def test_what_is_read_whole_is_counted_in_the_memory(tmp_path):
+    """Whose elements lie otherwise in the file can be merged by rows, but is read at once."""
+    save_file({"fc.weight": torch.ones(2048, 1024)}, tmp_path / "base.safetensors")
+    factors = {"fc.lora_A": torch.ones(2, 1024), "fc.lora_B": torch.ones(2048, 2)}
+    save_file(factors, tmp_path / "lora.safetensors")
+    files = tmp_path / "base.safetensors", [tmp_path / "lora.safetensors"]
+    plan = plan_request(make_request(*files, {"alpha": 2.0}))
+    [shard] = plan.shards
+    [step] = shard.steps
+    turned = replace(step, source=replace(step.source, strides=(1, 2048)))
+    other = replace(plan, shards=(replace(shard, steps=(turned,)),))
+    more = arithmetic.memory_needed(other, 1) - arithmetic.memory_needed(plan, 1)
+    assert more == 4 * step.out.nbytes
 
 
 def test_an_error_in_a_thread_stops_all_and_is_told(case, tmp_path, monkeypatch):
