@@ -15,6 +15,7 @@ from lora_export.api.exporting_pair import (
     prove_pair,
     stored_twice,
 )
+from lora_export.api.keywords import adapter_options, checked, proof_options
 from lora_export.api.lowering import (
     Form,
     Full,
@@ -49,13 +50,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job, ProofOptions
+    from lora_export.api.keywords import Settings
+    from lora_export.api.proving import Job
     from lora_export.checkpoint.publish import Staging
     from lora_export.models.source import ModelSource
-    from lora_export.planning.request import AdapterOptions
     from lora_export.records import Attribution, Check, Checkpoint, WrittenFile
 
 
+@checked("onnx")
 def export_onnx(
     base: str | Path,
     adapters: Sequence[str | Path],
@@ -71,8 +73,8 @@ def export_onnx(
     force: bool = False,
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
-    proof: ProofOptions | None = None,
-    **settings: Unpack[AdapterOptions],
+    provider: Sequence[str] = (),
+    **settings: Unpack[Settings],
 ) -> Report:
     """Write the merged model as ONNX, and prove it in ONNX Runtime against both torch models.
 
@@ -96,8 +98,8 @@ def export_onnx(
         capture_cache: the folder in which captured graphs of Hugging Face folders are kept; None
             takes the usual one, see onnx_export.captures.
         no_capture_cache: capture anew, and keep nothing.
-        proof: how the models are run to be proven.
-        settings: see planning.request.AdapterOptions.
+        provider: ONNX Runtime's execution providers to verify with; none takes the CPU's.
+        settings: see lora_export.options and planning.request.AdapterOptions.
 
     Raises:
         LoraExportError: as for merge.
@@ -107,11 +109,11 @@ def export_onnx(
 
     lower = find_precision(precision)
     check_opset(opset)
-    if proof:
-        proof.check()
+    proof = proof_options(settings, provider)
+    proof.check()
     network = Network(model, task, kv_cache)
     network.refuse_lowered(precision)
-    job = make_job(base, adapters, network=network, proof=proof, settings=settings)
+    job = make_job(base, adapters, network=network, proof=proof, settings=adapter_options(settings))
     if not job.plan.reshaped:
         with job.clock("plan"):
             traced_model(job, job.plan.base)  # what cannot be built is refused before all else

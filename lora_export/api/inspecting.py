@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_export.api.keywords import checked
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.checkpoint.quantized import find_quantization
 from lora_export.checkpoint.side_files import ADAPTER_CONFIG, manifest_path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lora_export.records import Adapter, AdapterFile, Checkpoint, TensorSpec, Update
 
 
+@checked("inspect")
 def inspect(path: str | Path) -> Report:
     """What lies at `path`: an adapter, a checkpoint, or an artefact with its manifest.
 

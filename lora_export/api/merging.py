@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.api.describing import describe
+from lora_export.api.keywords import adapter_options, checked, proof_options
 from lora_export.api.network import Network
 from lora_export.api.proving import (
     Proven,
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job, ProofOptions
+    from lora_export.api.keywords import Settings
+    from lora_export.api.proving import Job
     from lora_export.checkpoint.publish import Staging
-    from lora_export.planning.request import AdapterOptions
     from lora_export.records import MergePlan, WrittenFile
 
     Progress = Callable[[int, int], None]
@@ -44,12 +45,14 @@ if TYPE_CHECKING:
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".onnx")
 
 
+@checked("merge")
 def merge(
     base: str | Path,
     adapters: Sequence[str | Path],
     output: str | Path | None = None,
     *,
     model: str | None = None,
+    task: str | None = None,
     verify: bool = True,
     dry_run: bool = False,
     force: bool = False,
@@ -57,8 +60,7 @@ def merge(
     jobs: int | None = None,
     max_shard_size: str | None = None,
     progress: Progress = lambda _done, _total: None,
-    proof: ProofOptions | None = None,
-    **settings: Unpack[AdapterOptions],
+    **settings: Unpack[Settings],
 ) -> Report:
     """Merge `adapters` into `base`, prove the result and publish it at `output`.
 
@@ -71,6 +73,7 @@ def merge(
         adapters: loralib files; several are summed from the unmerged base.
         output: must not exist unless `force`; not needed for a `dry_run`.
         model: "package.module:function" or "file.py:function", the user's factory.
+        task: the folder's model is of transformers' class for it, see export_onnx.
         verify: prove by weights, and as a model where one can be built.
         dry_run: plan only; nothing is written.
         force: replace an earlier export at `output`, in one step.
@@ -78,14 +81,19 @@ def merge(
         jobs: threads; None takes one a processor.
         max_shard_size: lay a folder out anew, in shards of at most e.g. "5GB".
         progress: told the bytes written so far, and in all.
-        proof: how a model is run to be proven.
-        settings: see planning.request.AdapterOptions.
+        settings: see lora_export.options and planning.request.AdapterOptions.
 
     Raises:
         LoraExportError: one of its classes for everything that is wrong; then nothing is at
             `output` that was not there before.
     """
-    job = make_job(base, adapters, network=Network(model), proof=proof, settings=settings)
+    job = make_job(
+        base,
+        adapters,
+        network=Network(model, task),
+        proof=proof_options(settings),
+        settings=adapter_options(settings),
+    )
     if max_shard_size:
         job = replace(job, plan=_resharded(job.plan, max_shard_size))
     plan = job.plan

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_export.api.keywords import checked
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.publish import staging
 from lora_export.execution.undo import is_restored, read_undo, restore
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lora_export.checkpoint.targets import Kind
 
 
+@checked("unmerge")
 def unmerge(
     merged: str | Path,
     output: str | Path,

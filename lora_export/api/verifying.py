@@ -16,9 +16,10 @@ from lora_export.api.exporting_pair import (
     pair_facts,
     prove_pair,
 )
+from lora_export.api.keywords import adapter_options, checked, proof_options
 from lora_export.api.lowering import Form, Full, full_proof, lossy_warnings, prove_again
 from lora_export.api.network import Network
-from lora_export.api.proving import ProofOptions, plan_job, prove_checkpoint, prove_weights
+from lora_export.api.proving import plan_job, prove_checkpoint, prove_weights
 from lora_export.api.proving_file import prove_file
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.proving import Job, Proven
+    from lora_export.api.keywords import Settings
+    from lora_export.api.proving import Job, ProofOptions, Proven
     from lora_export.checkpoint.recorded import Recorded
     from lora_export.models.source import ModelSource
     from lora_export.onnx_export.precision import Precision
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 _WITHOUT = "made again, or with the manifest moved away: --base BASE --adapter ADAPTER prove it"
 
 
+@checked("verify")
 def verify(
     artifact: str | Path,
     *,
@@ -60,8 +63,8 @@ def verify(
     allow_lossy: bool = False,
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
-    proof: ProofOptions | None = None,
-    **settings: Unpack[AdapterOptions],
+    provider: Sequence[str] = (),
+    **settings: Unpack[Settings],
 ) -> Report:
     """Prove `artifact` again: a folder, a .safetensors or an .onnx file.
 
@@ -69,7 +72,7 @@ def verify(
     them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
     weight, recipe, rename, precision) are taken from the manifest, and told; what allows more is
     not.
-    capture_cache, no_capture_cache: see export_onnx.
+    capture_cache, no_capture_cache, provider: see export_onnx.
 
     Raises:
         VerificationError: a check failed.
@@ -77,8 +80,9 @@ def verify(
         UsageError: there is no manifest, and base and adapters are not named.
     """
     path = Path(artifact)
-    proof = proof or ProofOptions()
+    proof = proof_options(settings, provider)
     proof.check()
+    about = adapter_options(settings, complete=False)
     if not path.exists():
         raise InputError("no such file or folder", where=str(path))
     if (base is None) != (not adapters):
@@ -100,12 +104,12 @@ def verify(
             )
         checks = at_level("manifest", check_outputs(path, recorded))
         refuse_failed(checks, str(path))
-        given = {**settings, **network.given(), **for_onnx}
+        given = {**about, **network.given(), **for_onnx}
         warnings = (*_unproven(recorded), *_unused(proof, given))
         return Report("verify", str(path), checks=checks, warnings=warnings)
     lower, by_manifest = _precision(recorded, precision)
     job, before, told = _job(
-        path, recorded, base, adapters, network=network, proof=proof, settings=settings
+        path, recorded, base, adapters, network=network, proof=proof, settings=about
     )
     if recorded is None:  # else the manifest says it, or a digest fails
         _refuse_other_graph(path, job.network)

@@ -29,7 +29,10 @@ class Options:
 
     allow_unmatched, allow_new: globs on names of the adapter file. unmerged_base: BASE is a
     training checkpoint whose own factors are to be left out. tokenizer: whose tokenizer files the
-    result gets; None: the base's, unless the vocabulary grew.
+    result gets; None: the base's, unless the vocabulary grew. ignore: names of weight files in an
+    adapter's folder that take no part. trust_file: where an adapter's file and its configuration
+    disagree, True takes the file, False the configuration, None refuses. strict: refuse another
+    base than the adapter names.
     """
 
     recipe: Recipe = "auto"
@@ -40,6 +43,9 @@ class Options:
     rename: PrefixChange | None = None
     unmerged_base: bool = False
     tokenizer: Tokenizer | None = None
+    ignore: tuple[str, ...] = ()
+    trust_file: bool | None = None
+    strict: bool = False
 
 
 @dataclass(slots=True)

@@ -44,7 +44,10 @@ class AdapterOptions(TypedDict, total=False):
     weight: one factor an adapter. alpha, enable_lora, fan_in_fan_out, hparams: what a loralib file
     does not hold (--hparams names a file). rename: "OLD=NEW", the one change of prefix from
     adapter to base. allow_unmatched, allow_new: globs on names of the adapter file. tokenizer:
-    whose files a folder gets; None takes the base's, unless the vocabulary grew.
+    whose files a folder gets; None takes the base's, unless the vocabulary grew. ignore: names of
+    weight files in an adapter's folder. trust_file: where an adapter's file and its configuration
+    disagree, True takes the file, False the configuration, None refuses. strict: refuses another
+    base than the adapter names.
     """
 
     weight: Sequence[float]
@@ -61,6 +64,9 @@ class AdapterOptions(TypedDict, total=False):
     rename: str | None
     unmerged_base: bool
     tokenizer: Tokenizer | None
+    ignore: Sequence[str]
+    trust_file: bool | None
+    strict: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,9 @@ def make_request(
             rename=_rename(rename) if rename else None,
             unmerged_base=settings.get("unmerged_base", False),
             tokenizer=settings.get("tokenizer"),
+            ignore=tuple(settings.get("ignore", ())),
+            trust_file=settings.get("trust_file"),
+            strict=settings.get("strict", False),
         ),
     )
 

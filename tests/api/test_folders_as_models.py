@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_export.api import merge
-from lora_export.api.proving import ProofOptions
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.models.huggingface import HuggingFaceModel
 
@@ -73,4 +72,4 @@ def test_a_base_that_lacks_a_tensor_is_told(gpt2):
 
 def test_a_tolerance_that_was_asked_for_is_not_left_out(gpt2):
     with pytest.raises(UsageError, match="is no tolerance"):
-        merged(gpt2, proof=ProofOptions(atol=-1.0))
+        merged(gpt2, atol=-1.0)

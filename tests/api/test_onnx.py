@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from lora_export.api import export_onnx, verify
-from lora_export.api.proving import ProofOptions
 from lora_export.errors import FitError, OutputError, UsageError, VerificationError
 
 ALPHA, RANK = 6, 4
@@ -96,15 +95,15 @@ def test_the_users_own_inputs_are_the_probes(bert, tmp_path):
     np.savez(
         tmp_path / "own.npz", input_ids=ids, attention_mask=ids * 0 + 1, token_type_ids=ids * 0
     )
-    proof = ProofOptions(inputs=tmp_path / "own.npz")
-    report = export_onnx(base, [adapter], tmp_path / "x.onnx", **FACTS, proof=proof)
+    own = tmp_path / "own.npz"
+    report = export_onnx(base, [adapter], tmp_path / "x.onnx", **FACTS, inputs=own)
     assert report.passed
 
 
 def test_a_tolerance_that_proves_nothing_is_refused(bert, tmp_path):
     base, adapter = bert
     with pytest.raises(VerificationError, match="vacuous"):
-        export_onnx(base, [adapter], tmp_path / "x.onnx", **FACTS, proof=ProofOptions(atol=100.0))
+        export_onnx(base, [adapter], tmp_path / "x.onnx", **FACTS, atol=100.0)
     assert not (tmp_path / "x.onnx").exists()
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from lora_export.api import export_onnx, verify
-from lora_export.api.proving import ProofOptions
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 
 LOWER = ["fp16", "int8", "int8-weights", "int4"]
@@ -173,8 +172,8 @@ def test_rounding_that_drowns_the_adapter_is_refused(tmp_path):
 
 def test_a_given_tolerance_is_for_the_lower_file(case, tmp_path):
     with pytest.raises(VerificationError, match="int4 = float32, as far as allowed"):
-        case.export(tmp_path / "x.onnx", precision="int4", proof=ProofOptions(atol=1e-4))
-    report = case.export(tmp_path / "x.onnx", precision="int4", proof=ProofOptions(atol=5.0))
+        case.export(tmp_path / "x.onnx", precision="int4", atol=1e-4)
+    report = case.export(tmp_path / "x.onnx", precision="int4", atol=5.0)
     derived = next(c for c in report.checks if c.name == "ONNX Runtime = merged")
     assert derived.tolerance < 1e-2
 
@@ -185,8 +184,7 @@ def test_float_inputs_of_a_half_model_are_half(tmp_path):
     report = case.export(tmp_path / "x.onnx", precision="fp16")
     assert report.facts["onnx"]["inputs"][0]["dtype"] == "float16"
     np.savez(tmp_path / "own.npz", x=np.ones((70, 64), np.float32))
-    proof = ProofOptions(inputs=tmp_path / "own.npz")
-    again = case.verify(tmp_path / "x.onnx", proof=proof)
+    again = case.verify(tmp_path / "x.onnx", inputs=tmp_path / "own.npz")
     assert again.facts["lowered"]["loss"][0]["places"] >= 70
 
 
@@ -219,7 +217,7 @@ def test_a_model_that_insists_on_float32_is_refused_in_words(tmp_path):
     [
         ({"precision": "bf16"}, "no bfloat16 kernels"),
         ({"precision": "int3"}, "int8-weights"),
-        ({"proof": ProofOptions(provider=("cuda", "warp"))}, "cuda, warp"),
+        ({"provider": ("cuda", "warp")}, "cuda, warp"),
     ],
 )
 def test_what_cannot_be_had_is_refused_before_any_work(settings, words, tmp_path):

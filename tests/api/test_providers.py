@@ -10,7 +10,6 @@ from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
 
 from lora_export.api import export_onnx
-from lora_export.api.proving import ProofOptions
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -53,6 +52,5 @@ def test_what_generates_runs_there_too(asked, name, out, tmp_path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     ARCHITECTURES[name].save(torch.float32, base)
     make_adapter(ARCHITECTURES[name], OPTIONS["plain"], base, adapter)
-    proof = ProofOptions(provider=("cuda",))
-    export_onnx(base, [adapter], tmp_path / out, kv_cache=True, proof=proof)
+    export_onnx(base, [adapter], tmp_path / out, kv_cache=True, provider=["cuda"])
     assert set(asked) == {(CUDA,)}

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 from lora_export.api import merge, verify
-from lora_export.api.proving import ProofOptions
 from lora_export.errors import InputError, StorageError, UsageError
 from lora_export.report.result import report_json
 from lora_export.report.text import report_text
@@ -78,25 +77,24 @@ def test_what_is_left_out_is_in_the_text(call, tmp_path):
 @pytest.mark.parametrize(
     ("proof", "error", "words"),
     [
-        (ProofOptions(input=("garbage",)), UsageError, "not an input description"),
-        (ProofOptions(atol=-1.0), UsageError, "--atol"),
-        (ProofOptions(atol=float("inf")), UsageError, "--atol"),
-        (ProofOptions(rtol=float("nan")), UsageError, "--rtol"),
-        (ProofOptions(inputs="/nope.npz"), InputError, "no such file"),
+        ({"input": ("garbage",)}, UsageError, "not an input description"),
+        ({"atol": -1.0}, UsageError, "--atol"),
+        ({"atol": float("inf")}, UsageError, "--atol"),
+        ({"rtol": float("nan")}, UsageError, "--rtol"),
+        ({"inputs": "/nope.npz"}, InputError, "no such file"),
     ],
 )
 def test_options_of_the_proof_are_looked_at_without_a_model(proof, error, words, call, tmp_path):
     with pytest.raises(error, match=words):
-        call(proof=proof)
+        call(**proof)
     call("good")
     with pytest.raises(error, match=words):
-        verify(tmp_path / "good", proof=proof)
+        verify(tmp_path / "good", **proof)
 
 
 @pytest.mark.parametrize("verified", [True, False])
 def test_options_without_use_are_told(verified, call):
-    proof = ProofOptions(input=("x=int64[n]",), atol=0.0, seed=3)
-    told = call(proof=proof, verify=verified).warnings
+    told = call(input=["x=int64[n]"], atol=0.0, seed=3, verify=verified).warnings
     assert "no model was run, so --input, --atol, --seed had no effect" in told
     assert not any("no effect" in words for words in call("other").warnings)
 
@@ -104,6 +102,6 @@ def test_options_without_use_are_told(verified, call):
 def test_verify_by_manifest_alone_tells_what_it_did_not_use(call, tmp_path):
     call()
     assert verify(tmp_path / "out").warnings == ()
-    told = verify(tmp_path / "out", alpha=4.0, model="m.py:build", proof=ProofOptions(seed=1))
+    told = verify(tmp_path / "out", alpha=4.0, model="m.py:build", seed=1)
     (words,) = told.warnings
     assert "--alpha, --model, --seed had no effect" in words

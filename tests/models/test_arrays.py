@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from lora_export.api import export_onnx
-from lora_export.api.proving import ProofOptions
 from lora_export.errors import InputError, UsageError
 from lora_export.models.arrays import declared_by_arrays
 from lora_export.records import InputSpec
@@ -81,7 +80,7 @@ def export(folder, **proof):
         model=f"{folder / 'net.py'}:build",
         alpha=3,
         fan_in_fan_out=False,
-        proof=ProofOptions(**proof),
+        **proof,
     )
 
 

@@ -14,7 +14,6 @@ from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
 
 from lora_export.api import export_onnx, verify
-from lora_export.api.proving import ProofOptions
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import UsageError
 from lora_export.models.choose import folder_model
@@ -243,8 +242,8 @@ def test_a_factory_and_described_inputs(gpt2, tmp_path):
     base, adapter, _, _ = gpt2
     with pytest.raises(UsageError, match="how a factory keeps its past"):
         export_onnx(base, [adapter], tmp_path / "x.onnx", model="a:b", kv_cache=True)
-    proof = ProofOptions(input=("ids=int64[batch]",))
+    described = ["ids=int64[batch]"]
     with pytest.raises(UsageError, match="inputs of --kv-cache are its own"):
-        export_onnx(base, [adapter], tmp_path / "x.onnx", kv_cache=True, proof=proof)
+        export_onnx(base, [adapter], tmp_path / "x.onnx", kv_cache=True, input=described)
     with pytest.raises(UsageError, match="what int8 generates"):
         export_onnx(base, [adapter], tmp_path / "x.onnx", kv_cache=True, precision="int8")

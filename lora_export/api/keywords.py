@@ -1,0 +1,155 @@
+"""Holds the keywords of a verb against the declaration of options, before any work begins.
+
+Python itself checks neither the values of keywords nor, behind `**settings`, their names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from lora_export.api.proving import ProofOptions
+from lora_export.errors import UsageError
+from lora_export.options import ADAPTER, PROOF, VERBS
+from lora_export.planning.request import AdapterOptions
+from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lora_export.options import Option, Takes
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_WORDS: Mapping[Takes, str] = {
+    "text": "a text",
+    "path": "a path",
+    "number": "a number",
+    "whole": "a whole number",
+    "flag": "True or False",
+    "either": "True, False or None",
+    "blocks": "a text such as '1,0,1', or a list of True and False",
+}
+
+
+def checked(verb: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function refuse keywords that `verb` has not, and values that an option never takes.
+
+    Raises:
+        UsageError: from the call, with every unknown keyword and every wrong value.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        own = inspect.signature(function).parameters
+        options = {option.name: option for option in VERBS[verb]}
+        places = [name for name, parameter in own.items() if parameter.kind is not _MANY]
+        known = [*dict.fromkeys((*places, *options))]
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            values = {**dict(zip(places, args, strict=False)), **kwargs}
+            problems = [*_unknown(kwargs, known), *_wrong(values, options)]
+            if problems:
+                raise UsageError.of(problems)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+_MANY = inspect.Parameter.VAR_KEYWORD
+
+
+class Settings(AdapterOptions, total=False):
+    """The keywords that merge, onnx and verify share; lora_export.options tells what each means."""
+
+    input: Sequence[str]
+    inputs: str | Path | None
+    atol: float | None
+    rtol: float | None
+    seed: int
+
+
+def adapter_options(settings: Settings, *, complete: bool = True) -> AdapterOptions:
+    """The settings about adapters; complete: with the declared default of what is not given."""
+    proof = {option.name for option in PROOF}
+    defaults = {option.name: option.default for option in ADAPTER} if complete else {}
+    given = {name: value for name, value in settings.items() if name not in proof}
+    return cast("AdapterOptions", {**defaults, **given})
+
+
+def proof_options(settings: Settings, provider: Sequence[str] = ()) -> ProofOptions:
+    """The settings about the proof, and the execution providers of those verbs that have them."""
+    given: dict[str, Any] = {
+        option.name: settings.get(option.name, option.default) for option in PROOF
+    }
+    return ProofOptions(**{**given, "input": tuple(given["input"])}, provider=tuple(provider))
+
+
+def _unknown(keywords: Mapping[str, object], known: Sequence[str]) -> Iterator[Problem]:
+    for name in keywords:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}"
+            yield Problem(f"unknown keyword {name!r}", hint=hint)
+
+
+def _wrong(values: Mapping[str, object], options: Mapping[str, Option]) -> Iterator[Problem]:
+    for name, value in values.items():
+        if name in ("base", "artifact", "merged", "path") and value is not None:
+            yield from _problem(name, value, "path")
+        elif name == "adapters":
+            yield from _problems_of_list(name, value, "path")
+        elif option := options.get(name):
+            yield from _of_option(option, value)
+
+
+def _of_option(option: Option, value: object) -> Iterator[Problem]:
+    if value is None and option.default in (None, ()) and not option.needed:
+        return
+    if option.many:
+        yield from _problems_of_list(option.name, value, option.takes)
+    elif option.takes == "choice":
+        if value not in option.choices:
+            hint = f"one of: {', '.join(option.choices)}"
+            yield Problem(f"{option.name} is {value!r}", option.flag, hint)
+    else:
+        yield from _problem(option.name, value, option.takes, option.least)
+
+
+def _problems_of_list(name: str, value: object, takes: Takes) -> Iterator[Problem]:
+    if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Sequence):
+        yield Problem(f"{name} takes a list, not {value!r}", hint=f"{name}=[{value!r}]")
+        return
+    for item in value:
+        yield from _problem(name, item, takes)
+
+
+def _problem(name: str, value: object, takes: Takes, least: int | None = None) -> Iterator[Problem]:
+    if not _fits(value, takes):
+        yield Problem(f"{name} is {value!r}", hint=f"it takes {_WORDS[takes]}")
+    elif least is not None and isinstance(value, Integral) and int(value) < least:
+        yield Problem(f"{name} is {value!r}", hint=f"it takes {least} or more")
+
+
+def _fits(value: object, takes: Takes) -> bool:
+    is_flag = isinstance(value, bool)
+    if takes == "blocks":
+        flags = isinstance(value, Sequence) and all(block in (0, 1) for block in value)
+        return isinstance(value, str) or flags
+    if takes in ("flag", "either"):
+        return is_flag
+    kinds: Mapping[Takes, type | tuple[type, ...]] = {
+        "text": str,
+        "path": (str, os.PathLike),
+        "number": Real,
+        "whole": Integral,
+    }
+    return isinstance(value, kinds[takes]) and not is_flag
