@@ -41,6 +41,32 @@ def cached_snapshot(path: Path) -> Path | None:
     return snapshot if _REVISION.fullmatch(revision) and snapshot.is_dir() else None
 
 
+def commit_of(path: Path) -> str:
+    """The commit of the cached snapshot in which `path` lies; else empty."""
+    return _snapshot(path)[1]
+
+
+def commit_of_revision(path: Path, revision: str) -> str:
+    """The commit that a branch, tag or commit of the repository of `path` means, if known here."""
+    folder, _ = _snapshot(path)
+    if folder is None or _REVISION.fullmatch(revision):
+        return revision
+    if revision.startswith("/") or ".." in revision.split("/"):
+        return ""
+    try:
+        return (folder / "refs" / revision).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _snapshot(path: Path) -> tuple[Path | None, str]:
+    """The repository's folder in the cache, and the commit of the snapshot; (None, "") if none."""
+    for place in (path, *path.parents):
+        if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
+            return place.parent.parent, place.name
+    return None, ""
+
+
 def repository_of(path: Path) -> str:
     """`org/name` of the repository in whose cached snapshot `path` lies; else empty."""
     for part, following in zip(path.parts, path.parts[1:], strict=False):

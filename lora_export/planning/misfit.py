@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.hf_cache import repository_of
+from lora_export.checkpoint.hf_cache import commit_of, commit_of_revision, repository_of
 from lora_export.planning.origin import without_scheme
+from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_export.records import Adapter, Checkpoint, Problem
+    from lora_export.records import Adapter, Checkpoint
 
 
 def transformers_installed() -> bool:
@@ -55,20 +56,39 @@ def _trained_on(adapter: Adapter) -> str:
     return f"adapter_config.json says it was trained on {name}" if name else ""
 
 
-def other_bases(base: Checkpoint, adapters: Sequence[Adapter]) -> list[str]:
-    """Where an adapter names another base than this one; by the last part of both names.
+def other_bases(base: Checkpoint, adapters: Sequence[Adapter]) -> list[Problem]:
+    """Every adapter that names another base than this one, or another revision of it.
 
-    What an adapter was trained on may lie in another folder here, or be quantised there.
+    A base of the right shape merges without any other sign that it is the wrong one. Names are
+    compared by their last part: what an adapter was trained on may lie in another folder here, or
+    be quantised there. The revision of a base is known where it lies in the Hugging Face cache.
     """
-    if base.layout != "folder":
+    folder = base.root.resolve().name if base.layout == "folder" else ""
+    given = repository_of(base.root) or folder
+    if not given:
         return []
-    given = repository_of(base.root) or base.root.resolve().name
-    names = dict.fromkeys(adapter.trained_on for adapter in adapters if adapter.trained_on)
-    return [
-        f"adapter_config.json says it was trained on {name}; the base given is {given}"
-        for name in names
-        if _last(given) not in {_last(name), _last(without_scheme(name) or name)}
-    ]
+    found: dict[str, Problem] = {}
+    for adapter in adapters:
+        name = adapter.trained_on
+        if name and _last(given) not in {_last(name), _last(without_scheme(name) or name)}:
+            found.setdefault(name, _other_base(adapter, f"trained on {name}", given))
+        elif commit := _other_commit(base, adapter):
+            what = f"trained on revision {adapter.revision} of {name}"
+            found.setdefault(f"{name}@{commit}", _other_base(adapter, what, f"revision {commit}"))
+    return list(found.values())
+
+
+def _other_base(adapter: Adapter, trained_on: str, given: str) -> Problem:
+    message = f"adapter_config.json says that it was {trained_on}; the base given is {given}"
+    hint = "an adapter is right only on the weights that it was trained on: check the base"
+    return Problem(message, str(adapter.path), hint)
+
+
+def _other_commit(base: Checkpoint, adapter: Adapter) -> str:
+    """The commit of the base where the adapter's revision is known to be another; else empty."""
+    commit = commit_of(base.root)
+    wanted = commit_of_revision(base.root, adapter.revision) if adapter.revision else ""
+    return commit if wanted and commit and wanted != commit else ""
 
 
 def _last(name: str) -> str:

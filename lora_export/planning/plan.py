@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.hf_cache import repository_of
 from lora_export.dialects.loralib import factor_key
 from lora_export.errors import InputError, UsageError
 from lora_export.planning.around import plan_around
@@ -76,8 +75,7 @@ def make_plan(
     draft.mixed = len({u.said is None for adapter in adapters for u in adapter.updates}) > 1
     _tell_wrappers(draft, adapters)
     _tell_prefixes(draft, adapters)
-    told = draft.warnings if repository_of(base.root) else draft.choices
-    told += other_bases(base, adapters)
+    _tell_other_bases(draft, adapters)
     draft.base = base = _without_factors(draft)
     plan_replication(draft, adapters)
     draft.stop_on_problems()
@@ -165,6 +163,15 @@ def _tell_wrappers(draft: Draft, adapters: Sequence[Adapter]) -> None:
     draft.choices += [f"{path.name}: read from its {key!r}" for path, key in wrapped if key]
     draft.choices += [note for adapter in adapters for note in adapter.notes]
     draft.warnings += [f"{a.path.name}: {doubt}" for a in adapters for doubt in a.doubts]
+
+
+def _tell_other_bases(draft: Draft, adapters: Sequence[Adapter]) -> None:
+    """A base of the right shape may be the wrong one; with --strict that is a refusal."""
+    found = other_bases(draft.base, adapters)
+    if draft.options.strict:
+        draft.unfit += found
+    else:
+        draft.warnings += [f"{problem.message} (--strict refuses it)" for problem in found]
 
 
 def _tell_prefixes(draft: Draft, adapters: Sequence[Adapter]) -> None:

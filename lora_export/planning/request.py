@@ -248,11 +248,12 @@ def _read_one(path: Path, base: Path, dialect: str | None, weight: float) -> Ada
     file = read_adapter_file(path)
     _refuse_model(path, base, file)
     adapter = read_adapter(file, dialect=dialect, weight=weight)
-    trained_on = file.config.get("base_model_name_or_path")
+    trained_on, revision = map(file.config.get, ("base_model_name_or_path", "revision"))
     return replace(
         adapter,
         digest=tensors_sha256(file.tensors.values()),
         trained_on=trained_on if isinstance(trained_on, str) else "",
+        revision=revision if isinstance(revision, str) else "",
         notes=file.notes,
     )
 

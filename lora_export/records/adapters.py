@@ -90,8 +90,9 @@ class Adapter:
 
     In exactly one, but for factors that several updates share. wrapper: as of the file. digest:
     SHA-256 of what the tensors hold, whatever the file's format. config_file: where the adapter's
-    own configuration lies, if it has one. trained_on: the base's name in it. notes: how the file
-    was chosen, in words; doubts: what a user should be warned of in it. task: PEFT's task_type.
+    own configuration lies, if it has one. trained_on, revision: the base's name and revision in it.
+    notes: how the file was chosen, in words; doubts: what a user should be warned of in it. task:
+    PEFT's task_type.
     heads: names of modules that the adapter brings whole, also where the base has none of that
     name. replication: (first, last + 1) layers, of which the model is put together anew; empty
     where it stays as it is. left_out: tensors that take no part, and why. bias: which biases were
@@ -107,6 +108,7 @@ class Adapter:
     digest: str = ""
     config_file: Path | None = None
     trained_on: str = ""
+    revision: str = ""
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     task: str = ""

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from lora_export.api import merge
+from lora_export.cli import main
 from lora_export.errors import FitError
 from lora_export.planning.misfit import other_bases
 from lora_export.records import Adapter, Checkpoint
@@ -97,6 +99,69 @@ def test_the_adapter_names_another_base(root, trained_on, differ):
     adapter = Adapter(Path("x"), "peft", (), (), trained_on=trained_on)
     told = other_bases(Checkpoint(Path(root), "folder", ()), [adapter, adapter])
     assert len(told) == differ
+
+
+COMMIT, OLDER = "ab" * 20, "cd" * 20
+
+
+@pytest.mark.parametrize(
+    ("revision", "differ"),
+    [
+        ("", False),
+        (COMMIT, False),
+        (OLDER, True),
+        ("main", False),
+        ("v1", True),
+        ("never-fetched", False),
+        ("../refs/v1", False),
+    ],
+)
+def test_the_adapter_names_another_revision(revision, differ, tmp_path):
+    repository = tmp_path / "models--org--x"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "refs" / "v1").write_text(OLDER)
+    base = Checkpoint(repository / "snapshots" / COMMIT, "folder", ())
+    adapter = Adapter(Path("x"), "peft", (), (), trained_on="org/x", revision=revision)
+    told = other_bases(base, [adapter])
+    assert len(told) == differ
+    assert all(COMMIT in str(problem) and revision in str(problem) for problem in told)
+
+
+@pytest.fixture
+def other(case):
+    """An adapter that fits the base by its shapes, and names another one."""
+    (case / "lora").mkdir()
+    low = {"m.layers.0.q.lora_A.weight": torch.randn(2, 4)}
+    low["m.layers.0.q.lora_B.weight"] = torch.randn(6, 2)
+    save_file(low, case / "lora" / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"],
+        "base_model_name_or_path": "org/other",
+    }  # fmt: skip
+    (case / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    return case
+
+
+@pytest.mark.parametrize("flags", [[], ["-q"], ["--dry-run"]])
+def test_another_base_of_the_right_shape_is_told_whatever_is_quiet(flags, other):
+    words = ["merge", *(str(other / name) for name in ("base", "lora"))]
+    result = CliRunner().invoke(main, [*words, "-o", str(other / "out"), "--no-verify", *flags])
+    assert result.exit_code == 0, result.output
+    assert "note: adapter_config.json says that it was trained on org/other" in result.stderr
+
+
+def test_another_base_is_in_json_and_in_the_report(other):
+    words = ["merge", *(str(other / name) for name in ("base", "lora", "out"))]
+    words.insert(3, "-o")
+    result = CliRunner().invoke(main, [*words, "--no-verify", "--json"])
+    assert any("org/other" in line for line in json.loads(result.stdout)["warnings"])
+
+
+def test_strict_refuses_another_base(other):
+    with pytest.raises(FitError, match="trained on org/other; the base given is base"):
+        merge(other / "base", [other / "lora"], other / "out", strict=True)
+    assert not (other / "out").exists()
 
 
 def loralib(case, name):
