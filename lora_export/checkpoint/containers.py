@@ -23,7 +23,7 @@ IGNORED_STARTS = ("optim", "scheduler", "lr_scheduler", "ema")
 """Keys of training state: only looked at when nothing else holds tensors."""
 
 MAX_DEPTH = 4
-_NOT_RUN = "nothing of it was imported or run"
+NOT_RUN = "nothing of it was imported or run"
 Where: TypeAlias = "tuple[str, ...]"
 Level: TypeAlias = "Mapping[object, object]"
 
@@ -59,7 +59,7 @@ def _check_root(root: object, path: Path) -> None:
         )
     if not isinstance(root, dict):
         kind = getattr(root, "name", type(root).__name__)
-        not_run = f"; {_NOT_RUN}" if isinstance(root, Opaque) else ""
+        not_run = f"; {NOT_RUN}" if isinstance(root, Opaque) else ""
         raise InputError(f"holds one {kind}, not a state dict{not_run}", where=str(path))
 
 
@@ -109,22 +109,27 @@ def _is_parameter_name(key: object) -> bool:
 
 def _tensor_mappings(level: Level, where: Where) -> dict[Where, Level]:
     """Every mapping down to MAX_DEPTH that holds tensors; training state if there is no other."""
-    found = dict(_walk(level, where, set()))
+    found = dict(_walk(level, where, set(), {}))
     weights = {place: item for place, item in found.items() if not _is_training_state(place)}
     return weights or found
 
 
-def _walk(level: Level, where: Where, seen: set[int]) -> Iterator[tuple[Where, Level]]:
+def _walk(
+    level: Level, where: Where, seen: set[int], known: dict[int, bool]
+) -> Iterator[tuple[Where, Level]]:
+    """Each mapping with tensors below; `known`: which have any, as thousands may be the same."""
     if len(where) >= MAX_DEPTH or id(level) in seen:
         return
     seen.add(id(level))
     for key, value in level.items():
         if not isinstance(value, dict):
             continue
-        if direct_tensors(value):
+        if id(value) not in known:
+            known[id(value)] = bool(direct_tensors(value))
+        if known[id(value)]:
             yield (*where, key_text(key)), value
         else:
-            yield from _walk(value, (*where, key_text(key)), seen)
+            yield from _walk(value, (*where, key_text(key)), seen, known)
 
 
 def _is_training_state(where: Where) -> bool:
@@ -148,9 +153,9 @@ def is_training_state(key: object) -> bool:
     return isinstance(key, str) and _is_training_state((key,))
 
 
-def count_tensors(value: object) -> int:
-    """Tensors anywhere below a value, each container counted once."""
-    total, waiting, seen = 0, [value], set()
+def count_tensors(value: object, seen: set[int] | None = None) -> int:
+    """Tensors anywhere below a value, each container counted once; `seen` were counted before."""
+    total, waiting, seen = 0, [value], set() if seen is None else seen
     while waiting:
         item = waiting.pop()
         if isinstance(item, StoredTensor) or is_tensor_like(item):
@@ -174,5 +179,5 @@ def _refuse_empty(level: Level, where: Where, path: Path) -> None:
     keys = ", ".join(key_text(key) for key in list(level)[:20]) or "none"
     inside = f" under {'.'.join(where)}" if where else ""
     foreign = sorted({item.name[:200] for item in level.values() if isinstance(item, Opaque)})
-    named = f"; it names {', '.join(foreign[:5])}: {_NOT_RUN}" if foreign else ""
+    named = f"; it names {', '.join(foreign[:5])}: {NOT_RUN}" if foreign else ""
     raise InputError(f"holds no tensors{inside}; its keys: {keys}{named}", where=str(path))

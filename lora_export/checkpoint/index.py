@@ -78,7 +78,8 @@ def read_adapter_file(path: Path) -> AdapterFile:
         shard = read_shard(place.file)
     tensors = {ref.spec.name: ref for ref in shard.tensors}
     refuse_without_config(place.file, tensors, config, shard.metadata)
-    return AdapterFile(place.file, tensors, shard.metadata, config, shard.wrapper, place.notes)
+    notes = (*place.notes, *shard.notes)
+    return AdapterFile(place.file, tensors, shard.metadata, config, shard.wrapper, notes)
 
 
 def read_shard(path: Path) -> Shard:
@@ -88,7 +89,7 @@ def read_shard(path: Path) -> Shard:
         raise lfs_error(path)
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
         stored = read_pickles(path)
-        return Shard(path, stored.tensors, stored.metadata, stored.wrapper, "torch")
+        return Shard(path, stored.tensors, stored.metadata, stored.wrapper, "torch", stored.notes)
     if start[8:9] != b"{" and (kind := _foreign_kind(start)):
         raise InputError(
             f"{kind}: neither a safetensors file nor one of torch.save", where=str(path)

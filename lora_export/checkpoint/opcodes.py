@@ -8,51 +8,26 @@ from __future__ import annotations
 
 import pickletools
 import struct
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lora_export.checkpoint.inert import Global, Opaque
+from lora_export.checkpoint.callables import Named
+from lora_export.checkpoint.inert import Built, Global, Opaque, PickleError, mapping_key
+from lora_export.checkpoint.machine import MARK, Machine
 from lora_export.errors import InputError, LimitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from lora_export.checkpoint.inert import BoundedReader
+    from lora_export.checkpoint.machine import Builder
 
 MAX_OPCODES = 20_000_000
 """A state dict takes about 40 opcodes a tensor."""
 
-Builder: TypeAlias = "Callable[[tuple[Any, ...]], object]"
-"""Makes a value of the arguments of a call; must not run for long and may raise ValueError."""
+_OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "exceptions": "builtins"}
+"""Modules of Python 2, whose names torch.save writes until today."""
 
-_MARK = object()
-_KEY_TYPES = (str, int, float, bytes, type(None))
 _BROKEN = (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, struct.error)
-
-
-@dataclass(slots=True)
-class Machine:
-    """The state of one reading: a stack, a memo, and what to do with names that we know."""
-
-    builders: Mapping[str, Builder]
-    persistent: Callable[[object], object]
-    stack: list[Any] = field(default_factory=list)
-    memo: dict[int, Any] = field(default_factory=dict)
-
-    def pop_to_mark(self) -> list[Any]:
-        """Everything above the last mark; the mark goes as well."""
-        items = []
-        while (item := self.stack.pop()) is not _MARK:
-            items.append(item)
-        items.reverse()
-        return items
-
-    def build(self, function: object, arguments: object) -> object:
-        """The value of a call that the pickle asks for: our builder's, or an inert stand-in."""
-        if not isinstance(function, Global) or not isinstance(arguments, tuple):
-            return Opaque(f"a call of {type(function).__name__}")
-        builder = self.builders.get(function.name)
-        return builder(arguments) if builder else Opaque(function.name, arguments)
 
 
 def read_pickle(
@@ -60,19 +35,23 @@ def read_pickle(
     builders: Mapping[str, Builder],
     persistent: Callable[[object], object],
     where: str,
+    named: Named | None = None,
 ) -> object:
     """The object of one pickle, inert; the reader is left after its last byte.
 
     builders: for calls of these "module.name"s, given the arguments. persistent: makes the value
-    of a persistent id. Raises InputError when the pickle is broken, LimitError when it is too big.
+    of a persistent id. named: collects what else the pickle names to call. Raises InputError when
+    the pickle is broken or two readers would differ, LimitError when it is too big.
     """
-    machine = Machine(builders, persistent)
+    machine = Machine(builders, persistent, named or Named())
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(reader)):  # type: ignore[arg-type]
             if count > MAX_OPCODES:
                 raise LimitError(f"a pickle of more than {MAX_OPCODES:,} opcodes", where=where)
             _OPERATIONS[opcode.name](machine, argument)
-        return machine.stack.pop()
+        return machine.pop()
+    except PickleError as fault:
+        raise InputError(str(fault), where=where, hint=fault.hint) from fault
     except _BROKEN as error:
         raise InputError(
             f"broken pickle: {type(error).__name__}: {error}"[:300],
@@ -102,34 +81,42 @@ def _from_mark(make: Callable[[list[Any]], object]) -> Operation:
 
 def _tuple_of(length: int) -> Operation:
     def operation(machine: Machine, _argument: object) -> None:
-        if len(machine.stack) < length:
-            raise IndexError("the stack is too short")
-        machine.stack[-length:] = [tuple(machine.stack[-length:])]
+        machine.stack.append(tuple(_take(machine, length)))
 
     return operation
 
 
+def _text(machine: Machine, argument: str) -> None:
+    """A string of Python 2: bytes, which torch reads as UTF-8 (and pickletools as Latin-1)."""
+    content = argument.encode("latin-1")
+    try:
+        machine.stack.append(content.decode())
+    except UnicodeDecodeError:  # not text: the state of an array
+        machine.stack.append(content)
+
+
 def _pairs(items: list[Any]) -> dict[object, object]:
-    return {_key(items[at]): items[at + 1] for at in range(0, len(items), 2)}
-
-
-def _key(value: object) -> object:
-    """A key of a dict: hashing a tuple may take for ever, so anything else becomes unique."""
-    return value if isinstance(value, _KEY_TYPES) else Opaque(type(value).__name__)
+    return {mapping_key(items[at]): items[at + 1] for at in range(0, len(items), 2)}
 
 
 def _set_items(machine: Machine, items: list[Any]) -> None:
-    if isinstance(machine.stack[-1], dict):
-        machine.stack[-1].update(_pairs(items))
+    target = machine.top()
+    if isinstance(target, dict):
+        target.update(_pairs(items))
+    elif not isinstance(target, Opaque):  # an object's own items stay closed with it
+        raise TypeError(f"items given to a {type(target).__name__}")
 
 
 def _append_items(machine: Machine, items: list[Any]) -> None:
-    if isinstance(machine.stack[-1], list):
-        machine.stack[-1].extend(items)
+    target = machine.top()
+    if isinstance(target, list):
+        target.extend(items)
+    elif not isinstance(target, Opaque):
+        raise TypeError(f"items appended to a {type(target).__name__}")
 
 
 def _take(machine: Machine, count: int) -> list[Any]:
-    return [machine.stack.pop() for _ in range(count)][::-1]
+    return [machine.pop() for _ in range(count)][::-1]
 
 
 def _append(machine: Machine, _argument: object) -> None:
@@ -157,7 +144,7 @@ def _pop_mark(machine: Machine, _argument: object) -> None:
 
 
 def _duplicate(machine: Machine, _argument: object) -> None:
-    machine.stack.append(machine.stack[-1])
+    machine.stack.append(machine.top())
 
 
 def _get(machine: Machine, index: int) -> None:
@@ -165,52 +152,68 @@ def _get(machine: Machine, index: int) -> None:
 
 
 def _put(machine: Machine, index: int) -> None:
-    machine.memo[index] = machine.stack[-1]
+    machine.memo[index] = machine.top()
 
 
 def _memoize(machine: Machine, _argument: object) -> None:
-    machine.memo[len(machine.memo)] = machine.stack[-1]
+    machine.memo[len(machine.memo)] = machine.top()
+
+
+def _name(module: str, name: str) -> Global:
+    return Global(f"{_OLD_MODULES.get(module, module)}.{name}")
 
 
 def _global(machine: Machine, names: str) -> None:
-    machine.stack.append(Global(names.replace(" ", ".")))
+    module, _, name = names.partition(" ")
+    machine.stack.append(_name(module, name))
 
 
 def _stack_global(machine: Machine, _argument: object) -> None:
     module, name = _take(machine, 2)
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError("a class name that is no string")
-    machine.stack.append(Global(f"{module}.{name}"))
+    machine.stack.append(_name(module, name))
 
 
-def _instance(machine: Machine, names: str) -> None:
+def _old_instance(machine: Machine, names: str) -> None:
     arguments = tuple(machine.pop_to_mark())
-    machine.stack.append(machine.build(Global(names.replace(" ", ".")), arguments))
+    _global(machine, names)
+    machine.stack.append(machine.call(machine.pop(), arguments))
 
 
-def _object(machine: Machine, _argument: object) -> None:
+def _old_object(machine: Machine, _argument: object) -> None:
     function, *arguments = machine.pop_to_mark()
-    machine.stack.append(machine.build(function, tuple(arguments)))
+    machine.stack.append(machine.call(function, tuple(arguments)))
 
 
 def _call(machine: Machine, _argument: object) -> None:
-    function, arguments = _take(machine, 2)
-    machine.stack.append(machine.build(function, arguments))
+    machine.stack.append(machine.call(*_take(machine, 2)))
 
 
-def _call_with_keywords(machine: Machine, _argument: object) -> None:
-    function, arguments, _keywords = _take(machine, 3)
-    machine.stack.append(machine.build(function, arguments))
+def _instance(machine: Machine, _argument: object) -> None:
+    machine.stack.append(machine.instance(*_take(machine, 2)))
+
+
+def _instance_with_keywords(machine: Machine, _argument: object) -> None:
+    kind, arguments, _keywords = _take(machine, 3)
+    machine.stack.append(machine.instance(kind, arguments))
 
 
 def _give_state(machine: Machine, _argument: object) -> None:
-    state = machine.stack.pop()
-    if isinstance(machine.stack[-1], Opaque):
-        machine.stack[-1].state = state
+    """A dictionary's attributes (_metadata) do not matter; those of a tensor are its values."""
+    state = machine.pop()
+    target = machine.top()
+    if isinstance(target, Opaque):
+        target.state = state
+    elif not isinstance(target, Built):
+        raise PickleError(
+            "its pickle changes a value after it was made, and readers differ about the result",
+            "load the checkpoint where it was made and torch.save its state dict again",
+        )
 
 
 def _persistent(machine: Machine, _argument: object) -> None:
-    machine.stack.append(machine.persistent(machine.stack.pop()))
+    machine.stack.append(machine.persistent(machine.pop()))
 
 
 _OPERATIONS: Mapping[str, Operation] = {
@@ -218,15 +221,16 @@ _OPERATIONS: Mapping[str, Operation] = {
     **dict.fromkeys(
         (
             "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-            "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+            "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
             "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BYTEARRAY8",
         ),
         _push_argument,
     ),
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _text),
     "NONE": _constant(lambda: None),
     "NEWTRUE": _constant(lambda: True),
     "NEWFALSE": _constant(lambda: False),
-    "MARK": _constant(lambda: _MARK),
+    "MARK": _constant(lambda: MARK),
     "EMPTY_LIST": _constant(list),
     "EMPTY_DICT": _constant(dict),
     "EMPTY_TUPLE": _constant(tuple),
@@ -244,18 +248,18 @@ _OPERATIONS: Mapping[str, Operation] = {
     "SETITEM": _set_item,
     "SETITEMS": _set_all,
     "POP": _pop,
-    "POP_MARK": _pop_mark,
+    "POPMARK": _pop_mark,
     "DUP": _duplicate,
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _get),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _put),
     "MEMOIZE": _memoize,
     "GLOBAL": _global,
     "STACK_GLOBAL": _stack_global,
-    "INST": _instance,
-    "OBJ": _object,
+    "INST": _old_instance,
+    "OBJ": _old_object,
     "REDUCE": _call,
-    "NEWOBJ": _call,
-    "NEWOBJ_EX": _call_with_keywords,
+    "NEWOBJ": _instance,
+    "NEWOBJ_EX": _instance_with_keywords,
     "BUILD": _give_state,
     "BINPERSID": _persistent,
 }  # fmt: skip

@@ -6,10 +6,12 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.callables import Named
 from lora_export.checkpoint.files import open_for_reading, system_errors
 from lora_export.checkpoint.inert import MAX_PICKLE_BYTES, BoundedReader
 from lora_export.checkpoint.opcodes import read_pickle
-from lora_export.checkpoint.torch_values import BUILDERS, Place, StorageTable, TorchObject
+from lora_export.checkpoint.torch_rebuild import BUILDERS
+from lora_export.checkpoint.torch_values import Place, StorageTable, TorchObject
 from lora_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class _LegacyFile:
     file: BinaryIO
     size: int
     storages: StorageTable = field(default_factory=StorageTable)
+    named: Named = field(default_factory=Named)
 
     def read_object(self) -> TorchObject:
         self._check_start()
@@ -47,7 +50,7 @@ class _LegacyFile:
         keys = self._pickle()
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise self._damaged("its list of storages is broken")
-        return TorchObject(root, self._places(keys))
+        return TorchObject(root, self._places(keys), self.named)
 
     def _check_start(self) -> None:
         if self._pickle() != _MAGIC:
@@ -63,7 +66,7 @@ class _LegacyFile:
 
     def _pickle(self) -> object:
         reader = BoundedReader(self.file, MAX_PICKLE_BYTES, str(self.path))
-        return read_pickle(reader, BUILDERS, self.storages.add, str(self.path))
+        return read_pickle(reader, BUILDERS, self.storages.add, str(self.path), self.named)
 
     def _places(self, keys: list[str]) -> dict[str, Place]:
         places = {}

@@ -6,12 +6,15 @@ import io
 import os
 import struct
 import zipfile
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.callables import Named
 from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
 from lora_export.checkpoint.inert import MAX_PICKLE_BYTES, BoundedReader
 from lora_export.checkpoint.opcodes import read_pickle
-from lora_export.checkpoint.torch_values import BUILDERS, Place, StorageTable, TorchObject
+from lora_export.checkpoint.torch_rebuild import BUILDERS
+from lora_export.checkpoint.torch_values import Place, StorageTable, TorchObject
 from lora_export.errors import InputError, LimitError
 
 if TYPE_CHECKING:
@@ -19,8 +22,31 @@ if TYPE_CHECKING:
 
 ZIP_START = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
+_MAX_END_BYTES = 22 + 0xFFFF
 _ENCRYPTED = 1
+_AGAIN = "load the checkpoint where it was made and torch.save it again"
 _BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A record at an archive's end: its signature, its layout, and the field that is wanted."""
+
+    start: bytes
+    layout: struct.Struct
+    field: int
+
+    def read(self, content: bytes) -> int:
+        """The wanted field; -1 where the record does not stand or is cut short."""
+        whole = content[: self.layout.size]
+        if len(whole) != self.layout.size or not whole.startswith(self.start):
+            return -1
+        return int(self.layout.unpack(whole)[self.field])
+
+
+_END = _Record(b"PK\x05\x06", struct.Struct("<4sHHHHIIH"), 6)
+_LOCATOR = _Record(b"PK\x06\x07", struct.Struct("<4sIQI"), 2)
+_END_64 = _Record(b"PK\x06\x06", struct.Struct("<4sQHHIIQQQQ"), 9)
 
 
 class TorchZip:
@@ -40,19 +66,47 @@ class TorchZip:
                 os.fdopen(os.dup(self._descriptor), "rb") as file,
                 zipfile.ZipFile(file) as archive,
             ):
-                listed = archive.infolist()
+                listed, start = archive.infolist(), archive.start_dir
         except _BROKEN as error:
             raise self._damaged(f"a zip archive that is damaged or cut short: {error}") from error
-        entries = {info.filename: info for info in listed}
-        if len(entries) != len(listed):
-            raise InputError("an archive with two entries of one name", where=str(self._path))
-        return entries
+        self._refuse_ambiguous(listed, start)
+        return {info.filename: info for info in listed}
+
+    def _refuse_ambiguous(self, listed: list[zipfile.ZipInfo], start: int) -> None:
+        """Refuse what readers of zip archives, torch's among them, read differently.
+
+        start: where Python's reader found the directory. It mends a wrong offset, torch does not.
+        """
+        if len({info.filename.lower() for info in listed}) != len(listed):
+            fault = "an archive with two entries of one name, upper and lower case being one"
+        elif start != self._directory_offset():
+            fault = "two archives in one file, or one behind other bytes"
+        else:
+            return
+        raise InputError(
+            f"{fault}: its readers differ about what it holds", where=str(self._path), hint=_AGAIN
+        )
+
+    def _directory_offset(self) -> int:
+        """Where the archive itself says that its directory begins; -1 when it does not."""
+        length = min(self._size, _MAX_END_BYTES)
+        tail = pread_exact(self._descriptor, length, self._size - length)
+        at = tail.rfind(_END.start)
+        locator = tail[max(at - _LOCATOR.layout.size, 0) : max(at, 0)]
+        if not locator.startswith(_LOCATOR.start):
+            return _END.read(tail[max(at, 0) :])
+        place = _LOCATOR.read(locator)
+        if not 0 <= place <= self._size:
+            return -1
+        return _END_64.read(pread_exact(self._descriptor, _END_64.layout.size, place))
 
     def _find_prefix(self) -> str:
         pickles = [name for name in self._entries if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
+            count = len(pickles) or "no"
             raise InputError(
-                "a zip archive, but none of torch.save: it has no data.pkl", where=str(self._path)
+                f"a zip archive, but none of torch.save: it has {count} data.pkl",
+                where=str(self._path),
             )
         prefix = pickles[0].removesuffix("data.pkl")
         if any(
@@ -81,8 +135,9 @@ class TorchZip:
         content = io.BytesIO(pread_exact(self._descriptor, size, offset))
         storages = StorageTable()
         reader = BoundedReader(content, MAX_PICKLE_BYTES, str(self._path))
-        root = read_pickle(reader, BUILDERS, storages.add, str(self._path))
-        return TorchObject(root, {key: self._storage(key) for key in storages.by_key})
+        named = Named()
+        root = read_pickle(reader, BUILDERS, storages.add, str(self._path), named)
+        return TorchObject(root, {key: self._storage(key) for key in storages.by_key}, named)
 
     def _check_byte_order(self) -> None:
         name = f"{self._prefix}byteorder"
@@ -108,7 +163,7 @@ class TorchZip:
             raise InputError(
                 f"the archive's entry {name!r} is compressed or encrypted",
                 where=str(self._path),
-                hint="torch.save does neither: load the checkpoint and torch.save it again",
+                hint=f"torch.save does neither: {_AGAIN}",
             )
         at = info.header_offset if 0 <= info.header_offset <= self._size else self._size
         header = pread_exact(self._descriptor, _LOCAL_HEADER.size, at)

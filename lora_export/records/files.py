@@ -89,6 +89,7 @@ class Shard:
 
     container: how the file is written, whatever its name says.
     wrapper: the keys, joined by dots, under which a torch pickle held the state dict, else "".
+    notes: what the file holds that was not opened, in words.
     """
 
     file: Path
@@ -96,6 +97,7 @@ class Shard:
     metadata: Mapping[str, str] = field(default_factory=dict)
     wrapper: str = ""
     container: Literal["safetensors", "torch"] = "safetensors"
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

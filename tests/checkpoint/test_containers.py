@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 
 import pytest
 import torch
@@ -57,10 +58,15 @@ class Foreign:
 
 
 REFUSED = {
-    "a foreign call": (Foreign(), "holds one (posix|nt).system, .*nothing of it was .*run"),
+    "a foreign call": (Foreign(), "calls (posix|nt).system, .*nothing of it was .*run"),
     "a foreign call and no tensors": (
         {"x": Foreign()},
-        "no tensors; its keys: x; it names (posix|nt).system: nothing of it was .*run",
+        "calls (posix|nt).system, .*nothing of it was .*run",
+    ),
+    "a foreign object": (Namespace(), "holds one argparse.Namespace, .*nothing of it was .*run"),
+    "a foreign object and no tensors": (
+        {"x": Namespace()},
+        "no tensors; its keys: x; it names argparse.Namespace: nothing of it was .*run",
     ),
     "two known": ({"model": STATE, "net": OTHER}, r"several state dicts.*model \(2\), net \(1\)"),
     "two unknown": ({"gen": STATE, "disc": OTHER}, r"gen \(2\), disc \(1\)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import io
 import os
 import pickle
@@ -14,11 +15,13 @@ import pytest
 import torch
 
 from lora_export.checkpoint import inert, opcodes
+from lora_export.checkpoint.callables import Named
 from lora_export.checkpoint.containers import choose_state_dict
 from lora_export.checkpoint.inert import BoundedReader, Global, Opaque
 from lora_export.checkpoint.opcodes import read_pickle
 from lora_export.checkpoint.pickles import read_pickles
-from lora_export.checkpoint.torch_values import BUILDERS, make_storage
+from lora_export.checkpoint.torch_rebuild import BUILDERS, VALUE_ATTRIBUTES
+from lora_export.checkpoint.torch_values import StorageTable, StoredTensor, make_storage
 from lora_export.errors import InputError, LimitError
 
 
@@ -56,23 +59,142 @@ def test_nothing_is_executed(tmp_path, protocol):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_malicious_checkpoint_is_read_for_its_weights_only(tmp_path, zipped):
+def test_a_checkpoint_that_calls_something_is_refused_with_all_names(tmp_path, zipped):
     marker = tmp_path / "executed"
     path = tmp_path / "x.pt"
     state = {"a.weight": torch.ones(2)}
     evil = {f"evil{i}": one for i, one in enumerate(evil_commands(marker))}
     torch.save({"model": state, **evil}, path, _use_new_zipfile_serialization=zipped)
-    assert [ref.spec.name for ref in read_pickles(path).tensors] == ["a.weight"]
-    torch.save({**state, "b.weight": evil["evil0"]}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=r"'b.weight': not a plain dense tensor but \w+.system"):
+    with pytest.raises(InputError) as caught:
         read_pickles(path)
+    (problem,) = caught.value.problems
+    for name in ("system", "builtins.exec", "builtins.eval", ".open", "mkdir"):
+        assert name in problem.message
+    assert f"torch.load({str(path)!r}, weights_only=False)['model'], 'weights.pt')" in problem.hint
     assert not marker.exists()
 
 
-def test_state_and_items_given_to_strangers_change_nothing():
-    value = read(b"cos\nsystem\n}X\x01\x00\x00\x00aK\x01sb.")
-    assert value == Global("os.system")
+def test_items_of_a_closed_object_stay_closed():
     assert read(b"cbuiltins\nset\n)R(K\x01K\x02u.").name == "builtins.set"
+
+
+def test_a_call_of_what_is_no_name_is_noted():
+    named = Named()
+    reader = BoundedReader(io.BytesIO(b"K\x01)R."), 100, "test")
+    value = read_pickle(reader, BUILDERS, make_storage, "test", named)
+    assert isinstance(value, Opaque)
+    assert named.told_calls() == "what is no name (int)"
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+STORAGE = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04tQ"
+FACTS = b"(" + STORAGE + b"K\x00K\x04\x85K\x01\x85\x89}"
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n" + FACTS + b"tR"
+
+
+def parameter(state: bytes) -> bytes:
+    return b"ctorch._utils\n_rebuild_parameter_with_state\n(" + TENSOR + b"\x89}" + state + b"tR."
+
+
+def attributes(state: bytes) -> bytes:
+    name = b"ctorch._utils\n_rebuild_tensor_v2\nctorch\nTensor\n"
+    return b"ctorch._tensor\n_rebuild_from_type_v2\n(" + name + FACTS + b"t" + state + b"tR."
+
+
+def test_attributes_of_a_tensor_are_left_out():
+    for state in (b"N", b"}", b"}" + text("note") + b"K\x01s", b"NN\x86"):
+        assert isinstance(read(parameter(state)), StoredTensor)
+        assert isinstance(read(attributes(state)), StoredTensor)
+
+
+@pytest.mark.parametrize("name", VALUE_ATTRIBUTES)
+def test_attributes_that_are_a_tensors_values_are_refused(name):
+    state = b"}" + text(name) + TENSOR + b"s"
+    for content in (parameter(state), attributes(state), parameter(b"N" + state + b"\x86")):
+        with pytest.raises(InputError, match=f"sets '{name}' of a tensor"):
+            read(content)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_attribute_of_torch_that_holds_values_is_known():
+    """Found by setting each one; what replaces the values must be in our list."""
+    found = set()
+    for name, kind in vars(torch._C.TensorBase).items():
+        if type(kind).__name__ == "getset_descriptor":
+            for value in (torch.zeros(2), 1, True, None):
+                tensor = torch.ones(2)
+                with contextlib.suppress(Exception):
+                    setattr(tensor, name, value)
+                found |= set() if tensor.tolist() == [1, 1] else {name}
+    assert found <= VALUE_ATTRIBUTES
+    assert "data" in found
+
+
+BITS = {
+    "neg": ("negative", "resolve_neg"),
+    "conj": ("conjugate", "resolve_conj"),
+}
+
+
+@pytest.mark.parametrize("value", [b"\x88", b"\x89"])
+@pytest.mark.parametrize("key", BITS)
+def test_a_bit_is_set_by_its_key_whatever_its_value(key, value):
+    """As torch does it: {"neg": False} negates."""
+    word, method = BITS[key]
+    metadata = b"}" + text(key) + value + b"s"
+    found = read(b"ctorch._utils\n_rebuild_tensor_v2\n" + FACTS + metadata + b"tR.")
+    assert isinstance(found, Opaque)
+    assert (found.name, found.tensor_like) == (f"a tensor whose {word} bit is set", True)
+    assert found.hint == f"save tensor.{method}() instead"
+
+
+def test_a_storage_of_two_dtypes_or_sizes_is_refused():
+    for other in (STORAGE.replace(b"Float", b"Half"), STORAGE.replace(b"K\x04", b"K\x03")):
+        reader = BoundedReader(io.BytesIO(STORAGE + other + b"\x86."), 1000, "test")
+        with pytest.raises(InputError, match=r"'0' is named as 4 x F32 and as [34] x F"):
+            read_pickle(reader, BUILDERS, StorageTable().add, "test")
+
+
+def test_rebuilders_inside_rebuilders_end():
+    name = b"ctorch._tensor\n_rebuild_from_type_v2\n"
+    inner = b"(" + name + b"ctorch\nTensor\n)}t"
+    found = read(name + b"(" + name + b"ctorch\nTensor\n" + inner + b"}tR.")
+    assert isinstance(found, Opaque)
+
+
+def test_strings_of_python_2_are_utf_8_or_bytes():
+    assert read(b"U\x02\xc3\xa9.") == "é"
+    assert read(b"U\x02\xff\xfe.") == b"\xff\xfe"
+
+
+CHANGED = {
+    "a tensor": TENSOR + b"(" + STORAGE + b"K\x00K\x04\x85K\x01\x85tb.",
+    "a parameter": parameter(b"N")[:-1] + b"}b.",
+    "a name": b"cos\nsystem\n}b.",
+    "a plain mapping": b"}}b.",
+    "a number": b"K\x01}b.",
+}
+
+
+@pytest.mark.parametrize("content", CHANGED.values(), ids=CHANGED)
+def test_what_is_changed_after_it_was_made_is_refused(content):
+    with pytest.raises(InputError, match="changes a value after it was made"):
+        read(content)
+
+
+def test_one_list_or_mapping_under_many_keys_is_looked_into_once(tmp_path):
+    start = time.monotonic()
+    path = tmp_path / "x.pt"
+    shared, mapping = [None] * 100_000, dict.fromkeys(range(20_000))
+    torch.save({"a.weight": torch.ones(2), **{f"k{i}": shared for i in range(3000)}}, path)
+    assert len(read_pickles(path).tensors) == 1
+    torch.save({f"k{i}": mapping for i in range(10_000)}, path)
+    with pytest.raises(InputError, match="holds no tensors"):
+        read_pickles(path)
+    assert time.monotonic() - start < 10
 
 
 def tuple_bomb() -> bytes:
@@ -125,6 +247,15 @@ BROKEN = {
     "pairs of no mapping": b"ccollections\nOrderedDict\n](K\x01e\x85R.",
     "storage without facts": b"(X\x07\x00\x00\x00storagetQ.",
     "tensor without facts": b"ctorch._utils\n_rebuild_tensor_v2\n)R.",
+    "a mark as a value": b"}(K\x01s.",
+    "a mark as the result": b"(.",
+    "items of a number": b"K\x01(K\x01K\x02u.",
+    "an item of a tuple": b")K\x01a.",
+    "a list as a key": b"}]K\x01s.",
+    "an instance of a number": b"K\x01)\x81.",
+    "keys of no pairs": b"ccollections\nOrderedDict\nK\x01\x85R.",
+    "a counted list": b"ccollections\nCounter\n]\x85R.",
+    "too many facts": b"ctorch._utils\n_rebuild_tensor\n(NNNNNtR.",
     "parameter without data": b"ctorch._utils\n_rebuild_parameter\n)R.",
 }
 

@@ -61,6 +61,7 @@ LAYOUTS = {
     "every second": (lambda t: t[::2, ::2]),
     "expanded": (lambda t: t[:1].expand(4, 6)),
     "column": (lambda t: t[:, 1]),
+    "one element of a step": (lambda t: t[1, 2::4]),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,44 @@ def test_refuses_archives_that_torch_does_not_write(tmp_path, change, expected):
         read_pickles(path)
     assert expected in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def archive(path: pathlib.Path, value: float, **extra: bytes) -> bytes:
+    save({"a": torch.full((3,), value)}, path)
+    with zipfile.ZipFile(path, "a") as opened:
+        for name, content in extra.items():
+            opened.writestr(f"{path.stem}/{name.replace('_', '/')}", content)
+    return path.read_bytes()
+
+
+def moved_directory(content: bytes) -> bytes:
+    """Bytes before the directory: Python's reader moves every offset by them, torch's none."""
+    at = content.rindex(b"PK\x05\x06")
+    offset = struct.unpack_from("<I", content, at + 16)[0]
+    return content[:offset] + bytes(7) + content[offset:]
+
+
+def test_archives_that_two_readers_read_differently_are_refused(tmp_path):
+    one, other = archive(tmp_path / "x.pt", 1), archive(tmp_path / "x.pt", 2)
+    rewritten = rewrite(tmp_path / "x.pt", lambda _name, data: (data, STORED)).read_bytes()
+    cases = {
+        "two archives": (one + other, "two archives in one file"),
+        "bytes before": (b"PK\x03\x04" + one, "two archives in one file"),
+        "directory moved": (moved_directory(rewritten), "two archives in one file"),
+        "case": (archive(tmp_path / "x.pt", 1, DATA_0=bytes(12)), "upper and lower case"),
+        "two pickles": (archive(tmp_path / "x.pt", 1, **{"b_data.pkl": b""}), "none of torch.save"),
+    }
+    for content, expected in cases.values():
+        (tmp_path / "case.pt").write_bytes(content)
+        with pytest.raises(InputError, match=expected):
+            read_pickles(tmp_path / "case.pt")
+
+
+def test_bytes_behind_an_archive_change_nothing(tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(archive(path, 3) + bytes(9))
+    (ref,) = read_pickles(path).tensors
+    assert torch.equal(read_tensor(ref), torch.load(path, weights_only=True)["a"])
 
 
 def test_archives_rewritten_by_zip_are_read_at_their_true_offsets(tmp_path):
