@@ -14,7 +14,9 @@ from lora_export.checkpoint.quantized import find_quantization
 from lora_export.checkpoint.side_files import ADAPTER_CONFIG, manifest_path
 from lora_export.dialects import Evidence, all_dialects, read_adapter
 from lora_export.errors import InputError
+from lora_export.planning.fused import unsaid
 from lora_export.planning.names import weight_names
+from lora_export.records import Facts
 from lora_export.report.columns import counted
 from lora_export.report.result import Report
 
@@ -78,6 +80,8 @@ def _missing_facts(adapter: Adapter) -> list[str]:
     """What the user must say, of an adapter without a configuration of its own."""
     if all(update.said for update in adapter.updates):
         return []
+    if any(update.family == "litgpt" for update in adapter.updates):
+        return unsaid([update.own or Facts() for update in adapter.updates])
     return ["alpha", "fan_in_fan_out of square weights", "enable_lora"]
 
 

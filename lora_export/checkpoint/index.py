@@ -45,6 +45,7 @@ _BASE_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_LITGPT = "lit_model.pth.lora"
 _NEAR = 0.6
 _FOREIGN_STARTS = {b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file of Keras or TensorFlow"}
 
@@ -73,12 +74,20 @@ def read_adapter_file(path: Path) -> AdapterFile:
     """
     with system_errors(path, "read"):
         root = _locate(path)
-        place = find_adapter(root) if root.is_dir() else AdapterPlace(root)
+        place = _adapter_place(root)
         config = read_adapter_config(place.file)
         shard = read_shard(place.file)
     tensors = {ref.spec.name: ref for ref in shard.tensors}
     refuse_without_config(place.file, tensors, config, shard.metadata)
     return AdapterFile(place.file, tensors, shard.metadata, config, shard.wrapper, place.notes)
+
+
+def _adapter_place(root: Path) -> AdapterPlace:
+    """The file itself, or the adapter of a folder; litgpt's lies beside the merged model."""
+    if not root.is_dir():
+        return AdapterPlace(root)
+    litgpt = root / _LITGPT
+    return AdapterPlace(litgpt) if litgpt.exists() else find_adapter(root)
 
 
 def read_shard(path: Path) -> Shard:

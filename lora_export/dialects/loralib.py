@@ -33,7 +33,12 @@ def _recognizes(file: AdapterFile) -> Evidence:
     return Evidence.TENSOR_NAMES if named else Evidence.NONE
 
 
-def _read(file: AdapterFile, weight: float) -> Adapter:
+def read_factors(file: AdapterFile, weight: float, dialect: str) -> Adapter:
+    """An adapter of loralib's names: one update a pair of factors, all else full tensors.
+
+    Raises:
+        InputError: a factor lacks its partner, or is no matrix of floats; all problems together.
+    """
     factors: dict[str, dict[str, TensorRef]] = {}
     replacements = []
     for name, ref in file.tensors.items():
@@ -45,7 +50,7 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     if problems:
         raise InputError.of(problems)
     updates = tuple(Update(module, pair) for module, pair in factors.items())
-    return Adapter(file.path, DIALECT.name, updates, tuple(replacements), weight, file.wrapper)
+    return Adapter(file.path, dialect, updates, tuple(replacements), weight, file.wrapper)
 
 
 def _pair_problems(file: AdapterFile, module: str, pair: Mapping[str, TensorRef]) -> list[Problem]:
@@ -71,6 +76,10 @@ def _pair_problems(file: AdapterFile, module: str, pair: Mapping[str, TensorRef]
                 Problem(f"lora_{role} is stored as {ref.spec.dtype}, not a float type", where)
             )
     return problems
+
+
+def _read(file: AdapterFile, weight: float) -> Adapter:
+    return read_factors(file, weight, DIALECT.name)
 
 
 DIALECT = Dialect("loralib", _recognizes, _read)

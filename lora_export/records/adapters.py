@@ -21,6 +21,10 @@ ScalingRule = Literal[
 """How a library makes the scaling of alpha and rank; the merge and the proof each compute it."""
 
 
+Family = Literal["loralib", "litgpt"]
+"""Whose layers an update belongs to, where no configuration names a tuner."""
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """What an adapter's own configuration says about one of its updates.
@@ -31,6 +35,7 @@ class Said:
     library that wrote the file, where the arithmetic depends on it. held_as_base: the library
     rounds the factors to the weight's dtype when it loads them, of VeRA the projection alone. seed:
     of the projection that all updates of the adapter share, where the file leaves it out.
+    zero_says_nothing: alpha = 0 is read as the rank by trainers and as no update by merge scripts.
     """
 
     tuner: str
@@ -43,6 +48,7 @@ class Said:
     version: str = ""
     held_as_base: bool = False
     seed: int | None = None
+    zero_says_nothing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,9 @@ class Update:
     beside the factors, as loralib's. instead: the same factors as updates of other parameters,
     where only the base tells which of them it is. level: of updates that lie around each other
     in one module, the outermost, of the parameter that the module registers last, has 0.
-    optional: there is none where the base lacks the parameter, or has zeros there.
+    optional: there is none where the base lacks the parameter, or has zeros there. family: the
+    layers that can read it where `said` is None. own: what files beside the adapter say of it then;
+    the options add what is missing, and must not contradict it.
     """
 
     module: str
@@ -63,6 +71,8 @@ class Update:
     instead: tuple[Update, ...] = ()
     level: int = 0
     optional: bool = False
+    family: Family = "loralib"
+    own: Facts | None = None
 
     def readings(self) -> tuple[Update, ...]:
         """Every update that the factors can be."""
@@ -128,7 +138,8 @@ class Facts:
 
     Reproduces the constructor arguments of loralib 0.1.2 layers. `rank` is only read from a model,
     of a module that holds factors. `embeds` is False for a plain layer that is no embedding.
-    `source` says where the facts come from, for messages.
+    `n_head` and `n_query_groups` divide a fused query, key and value of litgpt; its rows lie group
+    by group where `by_group` is True. `source` says where the facts come from, for messages.
     """
 
     alpha: float | None = None
@@ -137,6 +148,9 @@ class Facts:
     kind: str | None = None
     rank: int | None = None
     embeds: bool | None = None
+    n_head: int | None = None
+    n_query_groups: int | None = None
+    by_group: bool | None = None
     source: str = ""
 
 
@@ -172,7 +186,8 @@ class Delta:
     base stores the parameter in several tensors. held: the dtype to which the library rounds the
     factors when it loads them (where there is a projection, that alone); empty where it takes them
     as they are. projection: (seed, rows of B, columns of A) of a shared projection that is drawn
-    anew, else empty.
+    anew, else empty. heads: (heads of the query, groups of key and value) of a fused weight of
+    litgpt, else empty. by_group: its rows lie group by group.
     """
 
     adapter: str
@@ -194,3 +209,5 @@ class Delta:
     start: int = 0
     held: str = ""
     projection: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    by_group: bool = False

@@ -16,6 +16,18 @@ CASES = {
         {"h.0.attn.bias", "flora_net.weight", "lora_A.weight"},
         {},
     ),
+    "litgpt": (
+        {
+            "transformer.h.0.attn.qkv.lora_A": (4, 8),
+            "transformer.h.0.attn.qkv.lora_B": (12, 2),
+            "transformer.h.0.mlp.fc_1.lora_A": (2, 8),
+            "transformer.h.0.mlp.fc_1.lora_B": (12, 2),
+            "transformer.h.0.attn.qkv.bias": (16,),
+        },
+        {"transformer.h.0.attn.qkv": {"A", "B"}, "transformer.h.0.mlp.fc_1": {"A", "B"}},
+        {"transformer.h.0.attn.qkv.bias"},
+        {},
+    ),
     "peft": (
         {
             "base_model.model.h.0.q.lora_A.weight": (2, 8),
