@@ -87,5 +87,6 @@ def are_members(lines: Sequence[str]) -> bool:
 
 def _is_open(lines: Sequence[str]) -> bool:
     """A quoted or bracketed value that ends in the lines of a later member."""
-    value = "\n".join(lines).partition(":")[2].strip()
+    inside = [line for line in lines[1:] if _says_something(line)]
+    value = "\n".join([lines[0], *inside]).partition(":")[2].strip()
     return any(value.startswith(one) and not value[1:].endswith(other) for one, other in _FLOWS)
