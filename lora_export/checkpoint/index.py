@@ -46,8 +46,15 @@ _BASE_NAMES = (
     "pytorch_model.bin.index.json",
 )
 _LITGPT = "lit_model.pth.lora"
+_GGUF = (
+    "merge the adapter and the base from which it was converted, then convert the result: "
+    "convert_hf_to_gguf.py for a model; llama.cpp's llama-export-lora merges GGUF into GGUF"
+)
 _NEAR = 0.6
-_FOREIGN_STARTS = {b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file of Keras or TensorFlow"}
+_FOREIGN_STARTS = {
+    b"GGUF": "a GGUF file of llama.cpp",
+    b"\x89HDF": "an HDF5 file of Keras or TensorFlow",
+}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -99,9 +106,9 @@ def read_shard(path: Path) -> Shard:
         stored = read_pickles(path)
         return Shard(path, stored.tensors, stored.metadata, stored.wrapper, "torch")
     if start[8:9] != b"{" and (kind := _foreign_kind(start)):
-        raise InputError(
-            f"{kind}: neither a safetensors file nor one of torch.save", where=str(path)
-        )
+        hint = _GGUF if start.startswith(b"GGUF") else ""
+        message = f"{kind}: neither a safetensors file nor one of torch.save"
+        raise InputError(message, where=str(path), hint=hint)
     metadata, tensors = read_header(path)
     return Shard(path, tensors, metadata)
 

@@ -46,14 +46,20 @@ def read_factors(file: AdapterFile, weight: float, dialect: str) -> Adapter:
             factors.setdefault(key[0], {})[key[1]] = ref
         else:
             replacements.append(Replacement(name, ref))
-    problems = [p for module, pair in factors.items() for p in _pair_problems(file, module, pair)]
+    problems = [p for module, pair in factors.items() for p in pair_problems(file, module, pair)]
     if problems:
         raise InputError.of(problems)
     updates = tuple(Update(module, pair) for module, pair in factors.items())
     return Adapter(file.path, dialect, updates, tuple(replacements), weight, file.wrapper)
 
 
-def _pair_problems(file: AdapterFile, module: str, pair: Mapping[str, TensorRef]) -> list[Problem]:
+def pair_problems(
+    file: AdapterFile, module: str, pair: Mapping[str, TensorRef], *, matrices: bool = True
+) -> list[Problem]:
+    """A factor without its partner, of no float type, or of no usable sizes.
+
+    matrices: both have two sizes each, as loralib's.
+    """
     where = f"{file.path}: {module or '(root module)'}"
     if missing := {"A", "B"} - pair.keys():
         return [
@@ -65,7 +71,8 @@ def _pair_problems(file: AdapterFile, module: str, pair: Mapping[str, TensorRef]
         ]
     problems = []
     for role, ref in pair.items():
-        if len(ref.spec.shape) != 2 or 0 in ref.spec.shape:  # noqa: PLR2004
+        odd = len(ref.spec.shape) != 2 if matrices else len(ref.spec.shape) < 2  # noqa: PLR2004
+        if odd or 0 in ref.spec.shape:
             problems.append(
                 Problem(
                     f"lora_{role} has shape {list(ref.spec.shape)}, not two positive sizes", where

@@ -96,17 +96,16 @@ class Replacement:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What a dialect understood: every tensor of the file is in an update or a replacement.
+    """What a dialect understood: every tensor of the file is in an update, a replacement or a fact.
 
     In exactly one, but for factors that several updates share. wrapper: as of the file. digest:
     SHA-256 of what the tensors hold, whatever the file's format. config_file: where the adapter's
     own configuration lies, if it has one. trained_on, revision: the base's name and revision in it.
     notes: how the file was chosen, in words; doubts: what a user should be warned of in it. task:
-    PEFT's task_type.
-    heads: names of modules that the adapter brings whole, also where the base has none of that
-    name. replication: (first, last + 1) layers, of which the model is put together anew; empty
-    where it stays as it is. left_out: tensors that take no part, and why. bias: which biases were
-    trained, in PEFT's words.
+    PEFT's task_type. heads: names of modules that the adapter brings whole, also where the base has
+    none of that name. replication: (first, last + 1) layers, of which the model is put together
+    anew; empty where it stays as it is. left_out: tensors that take no part, and why. bias: which
+    biases were trained, in PEFT's words. facts: tensors that are read as numbers, such as alpha.
     """
 
     path: Path
@@ -126,6 +125,7 @@ class Adapter:
     replication: tuple[tuple[int, int], ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     bias: str = "none"
+    facts: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""

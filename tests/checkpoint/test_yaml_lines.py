@@ -30,7 +30,13 @@ HIDDEN = [
     "note: {a: 1,\nlora_alpha: 99}",
     "note: [a,\nlora_alpha: 99]",
 ]
-ODD = ["{lora_alpha: 16}", "? lora_alpha\n: 16", "a: 1\n---\na: 2", "a: 1\n...\nb: 2", "!!map\na: 1"]
+ODD = [
+    "{lora_alpha: 16}",
+    "? lora_alpha\n: 16",
+    "a: 1\n---\na: 2",
+    "a: 1\n...\nb: 2",
+    "!!map\na: 1",
+]
 
 
 def test_members_are_those_of_a_yaml_reader():

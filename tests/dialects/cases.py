@@ -28,6 +28,20 @@ CASES = {
         {"transformer.h.0.attn.qkv.bias"},
         {},
     ),
+    "lora-with-alpha": (
+        {
+            "h.0.q.lora_A.weight": (2, 8),
+            "h.0.q.lora_B.weight": (12, 2),
+            "h.0.q.alpha": (),
+            "h.0.k.lora_A": (2, 8),
+            "h.0.k.lora_B": (12, 2),
+            "h.0.k.bias": (12,),
+            "h.0.act.alpha": (),  # no factors there: a parameter of an activation
+        },
+        {"h.0.q": {"A", "B"}, "h.0.k": {"A", "B"}},
+        {"h.0.k.bias", "h.0.act.alpha"},
+        {},
+    ),
     "peft": (
         {
             "base_model.model.h.0.q.lora_A.weight": (2, 8),
