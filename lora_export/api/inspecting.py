@@ -12,9 +12,11 @@ from lora_export.api.keywords import checked
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.checkpoint.quantized import find_quantization
 from lora_export.checkpoint.side_files import ADAPTER_CONFIG, manifest_path
-from lora_export.dialects import Evidence, all_dialects, read_adapter
+from lora_export.dialects import Evidence, all_dialects, foreign_trainer, read_adapter
 from lora_export.errors import InputError
+from lora_export.planning.fused import unsaid
 from lora_export.planning.names import weight_names
+from lora_export.records import Facts
 from lora_export.report.columns import counted
 from lora_export.report.result import Report
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from lora_export.dialects.foreign import Trainer
     from lora_export.records import Adapter, AdapterFile, Checkpoint, TensorSpec, Update
 
 
@@ -37,7 +40,11 @@ def inspect(path: str | Path) -> Report:
     if place.suffix == ".onnx" and place.is_file():
         return Report("inspect", facts={"found": _onnx(place)})
     file = _adapter_file(place)
-    found = _adapter(file) if file else _checkpoint(place)
+    trainer = foreign_trainer(file) if file else None
+    if file and trainer:
+        found = _foreign(file, trainer)
+    else:
+        found = _adapter(file) if file else _checkpoint(place)
     return Report("inspect", facts={"found": {**found, **_manifest(place)}})
 
 
@@ -50,7 +57,8 @@ def _adapter_file(place: Path) -> AdapterFile | None:
             raise
         return None
     grades = (dialect.recognizes(file) for dialect in all_dialects().values())
-    return file if max(grades) > Evidence.NONE else None
+    is_known = max(grades) > Evidence.NONE or foreign_trainer(file) is not None
+    return file if is_known else None
 
 
 def _is_adapters_place(place: Path) -> bool:
@@ -58,6 +66,22 @@ def _is_adapters_place(place: Path) -> bool:
     if not place.is_dir() or (place / "config.json").exists():
         return False
     return any((folder / ADAPTER_CONFIG).exists() for folder in (place, *place.iterdir()))
+
+
+def _foreign(file: AdapterFile, trainer: Trainer) -> dict[str, Any]:
+    """An adapter that is known and not read yet."""
+    specs = [ref.spec for ref in file.tensors.values()]
+    return {
+        "kind": "adapter",
+        "path": str(file.path),
+        "wrapper": file.wrapper,
+        "dialect": trainer.name,
+        "known_by": trainer.mark,
+        "tensors": len(specs),
+        "bytes": sum(spec.nbytes for spec in specs),
+        "dtypes": _dtypes(specs),
+        "notes": [f"it is not merged yet: {trainer.hint}"],
+    }
 
 
 def _adapter(file: AdapterFile) -> dict[str, Any]:
@@ -78,6 +102,8 @@ def _missing_facts(adapter: Adapter) -> list[str]:
     """What the user must say, of an adapter without a configuration of its own."""
     if all(update.said for update in adapter.updates):
         return []
+    if any(update.family == "litgpt" for update in adapter.updates):
+        return unsaid([update.own or Facts() for update in adapter.updates])
     return ["alpha", "fan_in_fan_out of square weights", "enable_lora"]
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from lora_export.checkpoint.files import system_errors
 from lora_export.checkpoint.tensors import CHUNK_BYTES, iter_chunks, rounds_to
+from lora_export.errors import InputError
 from lora_export.records import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -23,6 +25,27 @@ if TYPE_CHECKING:
 
 LOOK_BYTES = 1 << 16
 """Bytes that are looked at in one go: nearly always the first of them show a value."""
+
+
+_SCALARS = {
+    "F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b",
+    "U8": "<B", "U16": "<H", "U32": "<I", "U64": "<Q",
+}  # fmt: skip
+
+
+def scalar_value(ref: TensorRef) -> float:
+    """The value of a tensor of one element.
+
+    Raises:
+        InputError: its dtype is none of numbers.
+    """
+    data = b"".join(bytes(piece) for piece in iter_chunks(ref))
+    if ref.spec.dtype == "BF16":  # the upper half of a float32
+        return float(struct.unpack("<f", b"\0\0" + data)[0])
+    if ref.spec.dtype not in _SCALARS:
+        where = f"{ref.file}: {ref.spec.name}"
+        raise InputError(f"is stored as {ref.spec.dtype}, not a number", where=where)
+    return float(struct.unpack(_SCALARS[ref.spec.dtype], data)[0])
 
 
 def is_zero(ref: TensorRef) -> bool:

@@ -45,8 +45,16 @@ _BASE_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_LITGPT = "lit_model.pth.lora"
+_GGUF = (
+    "merge the adapter and the base from which it was converted, then convert the result: "
+    "convert_hf_to_gguf.py for a model; llama.cpp's llama-export-lora merges GGUF into GGUF"
+)
 _NEAR = 0.6
-_FOREIGN_STARTS = {b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file of Keras or TensorFlow"}
+_FOREIGN_STARTS = {
+    b"GGUF": "a GGUF file of llama.cpp",
+    b"\x89HDF": "an HDF5 file of Keras or TensorFlow",
+}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -73,13 +81,21 @@ def read_adapter_file(path: Path) -> AdapterFile:
     """
     with system_errors(path, "read"):
         root = _locate(path)
-        place = find_adapter(root) if root.is_dir() else AdapterPlace(root)
+        place = _adapter_place(root)
         config = read_adapter_config(place.file)
         shard = read_shard(place.file)
     tensors = {ref.spec.name: ref for ref in shard.tensors}
     refuse_without_config(place.file, tensors, config, shard.metadata)
     notes = (*place.notes, *shard.notes)
     return AdapterFile(place.file, tensors, shard.metadata, config, shard.wrapper, notes)
+
+
+def _adapter_place(root: Path) -> AdapterPlace:
+    """The file itself, or the adapter of a folder; litgpt's lies beside the merged model."""
+    if not root.is_dir():
+        return AdapterPlace(root)
+    litgpt = root / _LITGPT
+    return AdapterPlace(litgpt) if litgpt.exists() else find_adapter(root)
 
 
 def read_shard(path: Path) -> Shard:
@@ -91,9 +107,9 @@ def read_shard(path: Path) -> Shard:
         stored = read_pickles(path)
         return Shard(path, stored.tensors, stored.metadata, stored.wrapper, "torch", stored.notes)
     if start[8:9] != b"{" and (kind := _foreign_kind(start)):
-        raise InputError(
-            f"{kind}: neither a safetensors file nor one of torch.save", where=str(path)
-        )
+        hint = _GGUF if start.startswith(b"GGUF") else ""
+        message = f"{kind}: neither a safetensors file nor one of torch.save"
+        raise InputError(message, where=str(path), hint=hint)
     metadata, tensors = read_header(path)
     return Shard(path, tensors, metadata)
 

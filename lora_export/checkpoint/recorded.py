@@ -135,12 +135,15 @@ def _facts(top: _Table, adapters: int) -> dict[tuple[int, str], Facts]:
             index = entry.get("adapter", int)
             if index not in range(adapters):
                 entry.refuse("adapter", f"names adapter {index} of {adapters}")
+            heads = entry.heads("heads")
             found = Facts(
                 alpha=entry.number("alpha"),
                 fan_in_fan_out=entry.get("fan_in_fan_out", bool),
                 enable_lora=entry.blocks("enable_lora") or None,
                 kind=entry.get("kind", str),
                 rank=entry.get("rank", int),
+                n_head=heads[0],
+                n_query_groups=heads[1],
                 source="the manifest",
             )
             key = (index, entry.get("module", str))
@@ -206,6 +209,16 @@ class _Table:
         if not all(value in (0, 1) for value in values):
             self.refuse(key, "must be a list of 0 and 1")
         return tuple(bool(value) for value in values)
+
+    def heads(self, key: str) -> tuple[int, int] | tuple[None, None]:
+        """Two numbers above 0, or None twice where there are none."""
+        if key not in self:
+            return None, None
+        values = self._list(key)
+        whole = [value for value in values if type(value) is int and value > 0]
+        if len(whole) != len(values) or len(whole) != 2:  # noqa: PLR2004
+            self.refuse(key, "must be two whole numbers above 0")
+        return whole[0], whole[1]
 
     def _list(self, key: str) -> Sequence[object]:
         value = self.members.get(key)

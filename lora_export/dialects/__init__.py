@@ -8,14 +8,16 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_export.dialects.dialect import Dialect, Evidence
+from lora_export.dialects.foreign import not_merged, trainer_of
 from lora_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lora_export.dialects.foreign import Trainer
     from lora_export.records import Adapter, AdapterFile
 
-__all__ = ["Dialect", "Evidence", "all_dialects", "read_adapter"]
+__all__ = ["Dialect", "Evidence", "all_dialects", "foreign_trainer", "read_adapter"]
 
 
 @cache
@@ -47,7 +49,20 @@ def read_adapter(file: AdapterFile, *, dialect: str | None, weight: float = 1.0)
     return chosen.read(file, weight)
 
 
+def foreign_trainer(file: AdapterFile) -> Trainer | None:
+    """The trainer whose adapter the file is, where no dialect reads its files yet.
+
+    A configuration of PEFT's is stronger than any names; faint names are weaker than all else.
+    """
+    best = max(dialect.recognizes(file) for dialect in all_dialects().values())
+    if best is Evidence.CONFIGURATION:
+        return None
+    return trainer_of(file, faint=best is Evidence.NONE)
+
+
 def _recognized(file: AdapterFile) -> Dialect:
+    if trainer := foreign_trainer(file):
+        raise not_merged(file, trainer)
     graded = [(dialect.recognizes(file), dialect) for dialect in all_dialects().values()]
     best = max(grade for grade, _ in graded)
     if best is Evidence.NONE:

@@ -17,7 +17,8 @@ class Evidence(IntEnum):
 
     NONE = 0
     TENSOR_NAMES = 1
-    CONFIGURATION = 2
+    TRAINERS_NAMES = 2  # names that one trainer alone gives
+    CONFIGURATION = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,12 @@ def _recognizes(file: AdapterFile) -> Evidence:
     return Evidence.TENSOR_NAMES if named else Evidence.NONE
 
 
-def _read(file: AdapterFile, weight: float) -> Adapter:
+def read_factors(file: AdapterFile, weight: float, dialect: str) -> Adapter:
+    """An adapter of loralib's names: one update a pair of factors, all else full tensors.
+
+    Raises:
+        InputError: a factor lacks its partner, or is no matrix of floats; all problems together.
+    """
     factors: dict[str, dict[str, TensorRef]] = {}
     replacements = []
     for name, ref in file.tensors.items():
@@ -41,14 +46,20 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
             factors.setdefault(key[0], {})[key[1]] = ref
         else:
             replacements.append(Replacement(name, ref))
-    problems = [p for module, pair in factors.items() for p in _pair_problems(file, module, pair)]
+    problems = [p for module, pair in factors.items() for p in pair_problems(file, module, pair)]
     if problems:
         raise InputError.of(problems)
     updates = tuple(Update(module, pair) for module, pair in factors.items())
-    return Adapter(file.path, DIALECT.name, updates, tuple(replacements), weight, file.wrapper)
+    return Adapter(file.path, dialect, updates, tuple(replacements), weight, file.wrapper)
 
 
-def _pair_problems(file: AdapterFile, module: str, pair: Mapping[str, TensorRef]) -> list[Problem]:
+def pair_problems(
+    file: AdapterFile, module: str, pair: Mapping[str, TensorRef], *, matrices: bool = True
+) -> list[Problem]:
+    """A factor without its partner, of no float type, or of no usable sizes.
+
+    matrices: both have two sizes each, as loralib's.
+    """
     where = f"{file.path}: {module or '(root module)'}"
     if missing := {"A", "B"} - pair.keys():
         return [
@@ -60,7 +71,8 @@ def _pair_problems(file: AdapterFile, module: str, pair: Mapping[str, TensorRef]
         ]
     problems = []
     for role, ref in pair.items():
-        if len(ref.spec.shape) != 2 or 0 in ref.spec.shape:  # noqa: PLR2004
+        odd = len(ref.spec.shape) != 2 if matrices else len(ref.spec.shape) < 2  # noqa: PLR2004
+        if odd or 0 in ref.spec.shape:
             problems.append(
                 Problem(
                     f"lora_{role} has shape {list(ref.spec.shape)}, not two positive sizes", where
@@ -71,6 +83,10 @@ def _pair_problems(file: AdapterFile, module: str, pair: Mapping[str, TensorRef]
                 Problem(f"lora_{role} is stored as {ref.spec.dtype}, not a float type", where)
             )
     return problems
+
+
+def _read(file: AdapterFile, weight: float) -> Adapter:
+    return read_factors(file, weight, DIALECT.name)
 
 
 DIALECT = Dialect("loralib", _recognizes, _read)

@@ -47,5 +47,5 @@ KIND = LayerKind(
     weight_matrix,
     _product,
     "A (r, in), B (out, r) for a weight (out, in)",
-    tuners=frozenset({"loralib", "lora"}),
+    tuners=frozenset({"loralib", "litgpt", "lora"}),
 )

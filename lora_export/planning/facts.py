@@ -1,4 +1,4 @@
-"""The facts that a loralib file does not hold, from options, an --hparams file or a user's model.
+"""The facts that an adapter file does not hold, from options, an --hparams file or a user's model.
 
 Facts are asked for, never guessed; two sources that disagree are an error.
 """
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     Patterns = tuple[tuple[str, Facts], ...]
 
-_KEYS = ("alpha", "enable_lora", "fan_in_fan_out", "kind")
+_COUNTS = ("n_head", "n_query_groups")
+_KEYS = ("alpha", "enable_lora", "fan_in_fan_out", "kind", *_COUNTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,7 @@ class FactTable:
                 self.taken[module] = keys
         if read is None:
             return given
-        _refuse_contradiction(module, read, given)
-        return overlay(read, given)
+        return agreed(module, read, given)
 
 
 def overlay(upper: Facts, lower: Facts) -> Facts:
@@ -140,18 +140,21 @@ def _option(key: str, value: object) -> str:
     return f"--{name} {_plain(value)}"
 
 
-def _refuse_contradiction(module: str, read: Facts, given: Facts) -> None:
+def agreed(
+    module: str, read: Facts, given: Facts, hint: str = "drop the option, or correct the model"
+) -> Facts:
+    """`read`, with what it does not say taken from `given`.
+
+    Raises:
+        UsageError: they contradict each other; both are named.
+    """
     problems = [
-        Problem(
-            f"{key} is {getattr(read, key)} in {read.source} but {getattr(given, key)} in "
-            f"{given.source}",
-            module,
-            "drop the option, or correct the model",
-        )
-        for key, _, _ in _differences(read, given)
+        Problem(f"{key} is {here} in {read.source} but {there} in {given.source}", module, hint)
+        for key, here, there in _differences(read, given)
     ]
     if problems:
         raise UsageError.of(problems)
+    return overlay(read, given)
 
 
 def read_hparams(path: Path) -> tuple[Facts, Patterns]:
@@ -224,6 +227,8 @@ def _checked(key: str, value: object) -> tuple[Any, str]:
     if key == "kind":
         known = sorted(all_kinds())
         return (value if value in known else None), f"a kind of layer: {', '.join(known)}"
+    if key in _COUNTS:
+        return (value if type(value) is int and value > 0 else None), "a whole number above 0"
     entries = value if isinstance(value, list) else []
     blocks = tuple(bool(entry) for entry in entries if entry in (0, 1))
     good = any(blocks) and len(blocks) == len(entries)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lora_export.checkpoint.contents import is_zero, same_content
 from lora_export.layers import all_kinds
+from lora_export.planning.fused import resolve_litgpt, tell_cast
 from lora_export.planning.misfit import lacking_extra, with_origin
 from lora_export.planning.names import BaseNames, join, replacement_names, without_wrappers
 from lora_export.planning.orientation import stored_by
@@ -73,6 +74,7 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         if target and without_wrappers(target) not in {plain, space.change.apply(plain)}:
             draft.choices.append(f"{replacement.name}: the base calls it {target}")
     fit_whole(draft, adapter, replacements, targets)
+    tell_cast(draft, adapter)
     tell_unweighted(draft, adapter)
     tell_biases(draft, adapter)
 
@@ -231,6 +233,8 @@ def _one_delta(draft: Draft, adapter: Adapter, settled: Settled, base: TensorSpe
     if update.said is None:
         facts = draft.facts.of(module, str(adapter.path))
         _refuse_foreign_recipe(draft, adapter)
+        if update.family == "litgpt":
+            return resolve_litgpt(adapter, update, module, base, facts)
         has_bias = join(module, "bias") in draft.stored
         model = draft.model.source if draft.model else ""
         return resolve(adapter, update, module, base, facts, has_bias=has_bias, model=model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.layers import Shapes
@@ -43,6 +44,7 @@ def resolve_said(
         Unresolved: no reading fits, or an option or a rank contradicts the file.
     """
     where = f"{adapter.path}: {update.module or '(root module)'}"
+    said = _with_alpha(said, given, where)
     _refuse_other_alpha(said, given, where)
     shapes = Shapes.of(update.factors, base.shape)
     readings = readings_of(said.tuner, shapes)
@@ -154,6 +156,20 @@ def _single(value: float) -> float:
     except OverflowError:
         return math.copysign(math.inf, value)
     return float(single)
+
+
+def _with_alpha(said: Said, given: Facts, where: str) -> Said:
+    """`said`; the user's alpha where an alpha of 0 has two meanings, so that it has none."""
+    if said.alpha or not said.zero_says_nothing:
+        return said
+    if given.alpha:
+        return replace(said, alpha=given.alpha, source=given.source)
+    message = f"alpha is 0 in {said.source}: trainers read that as the rank, merge scripts as 0"
+    hint = (
+        "say which alpha it was trained with: --alpha 16, or per module in --hparams FILE; "
+        "--allow-unmatched GLOB leaves the module out"
+    )
+    raise Unresolved(Problem(message, where, hint), missing=True)
 
 
 def _refuse_other_alpha(said: Said, given: Facts, where: str) -> None:

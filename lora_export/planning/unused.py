@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from lora_export.planning.fit import keys_of
+from lora_export.planning.fused import QKV
 from lora_export.planning.names import join
 from lora_export.planning.said import has_orientation
 from lora_export.records import Problem
@@ -45,6 +46,9 @@ def _unused_globs(draft: Draft, adapters: Sequence[Adapter]) -> Iterator[Problem
     yield from _without_match("--allow-new", options.allow_new, full)
 
 
+_WITH_BLOCKS = {"merged_linear", QKV}
+
+
 def _without_match(option: str, globs: Sequence[str], names: Iterable[str]) -> Iterator[Problem]:
     listed = list(names)
     for glob in globs:
@@ -56,11 +60,15 @@ def _without_match(option: str, globs: Sequence[str], names: Iterable[str]) -> I
 
 def _unused_blocks(draft: Draft) -> Iterator[Problem]:
     """enable_lora that no MergedLinear takes; of one block it says what every Linear does."""
-    blocks = draft.facts.top.enable_lora
+    top = draft.facts.top
     kinds = {delta.kind for deltas in draft.merged.values() for delta in deltas}
-    if blocks is not None and len(blocks) > 1 and "merged_linear" not in kinds:
-        message = f"no MergedLinear is in the plan, only {', '.join(sorted(kinds))}"
+    listed = ", ".join(sorted(kinds))
+    if top.enable_lora is not None and len(top.enable_lora) > 1 and not kinds & _WITH_BLOCKS:
+        message = f"no MergedLinear is in the plan, only {listed}"
         yield Problem(message, "--enable-lora", "leave it out, also of --hparams")
+    if (top.n_head is not None or top.n_query_groups is not None) and QKV not in kinds:
+        message = f"no fused query, key and value of litgpt is in the plan, only {listed}"
+        yield Problem(message, "n_head, n_query_groups", "leave them out of --hparams")
 
 
 def _unused_orientation(draft: Draft) -> Iterator[Problem]:

@@ -21,6 +21,10 @@ ScalingRule = Literal[
 """How a library makes the scaling of alpha and rank; the merge and the proof each compute it."""
 
 
+Family = Literal["loralib", "litgpt"]
+"""Whose layers an update belongs to, where no configuration names a tuner."""
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
     """What an adapter's own configuration says about one of its updates.
@@ -31,6 +35,7 @@ class Said:
     library that wrote the file, where the arithmetic depends on it. held_as_base: the library
     rounds the factors to the weight's dtype when it loads them, of VeRA the projection alone. seed:
     of the projection that all updates of the adapter share, where the file leaves it out.
+    zero_says_nothing: alpha = 0 is read as the rank by trainers and as no update by merge scripts.
     """
 
     tuner: str
@@ -43,6 +48,7 @@ class Said:
     version: str = ""
     held_as_base: bool = False
     seed: int | None = None
+    zero_says_nothing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,9 @@ class Update:
     beside the factors, as loralib's. instead: the same factors as updates of other parameters,
     where only the base tells which of them it is. level: of updates that lie around each other
     in one module, the outermost, of the parameter that the module registers last, has 0.
-    optional: there is none where the base lacks the parameter, or has zeros there.
+    optional: there is none where the base lacks the parameter, or has zeros there. family: the
+    layers that can read it where `said` is None. own: what files beside the adapter say of it then;
+    the options add what is missing, and must not contradict it.
     """
 
     module: str
@@ -63,6 +71,8 @@ class Update:
     instead: tuple[Update, ...] = ()
     level: int = 0
     optional: bool = False
+    family: Family = "loralib"
+    own: Facts | None = None
 
     def readings(self) -> tuple[Update, ...]:
         """Every update that the factors can be."""
@@ -86,17 +96,16 @@ class Replacement:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What a dialect understood: every tensor of the file is in an update or a replacement.
+    """What a dialect understood: every tensor of the file is in an update, a replacement or a fact.
 
     In exactly one, but for factors that several updates share. wrapper: as of the file. digest:
     SHA-256 of what the tensors hold, whatever the file's format. config_file: where the adapter's
     own configuration lies, if it has one. trained_on, revision: the base's name and revision in it.
     notes: how the file was chosen, in words; doubts: what a user should be warned of in it. task:
-    PEFT's task_type.
-    heads: names of modules that the adapter brings whole, also where the base has none of that
-    name. replication: (first, last + 1) layers, of which the model is put together anew; empty
-    where it stays as it is. left_out: tensors that take no part, and why. bias: which biases were
-    trained, in PEFT's words.
+    PEFT's task_type. heads: names of modules that the adapter brings whole, also where the base has
+    none of that name. replication: (first, last + 1) layers, of which the model is put together
+    anew; empty where it stays as it is. left_out: tensors that take no part, and why. bias: which
+    biases were trained, in PEFT's words. facts: tensors that are read as numbers, such as alpha.
     """
 
     path: Path
@@ -116,6 +125,7 @@ class Adapter:
     replication: tuple[tuple[int, int], ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     bias: str = "none"
+    facts: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""
@@ -128,7 +138,8 @@ class Facts:
 
     Reproduces the constructor arguments of loralib 0.1.2 layers. `rank` is only read from a model,
     of a module that holds factors. `embeds` is False for a plain layer that is no embedding.
-    `source` says where the facts come from, for messages.
+    `n_head` and `n_query_groups` divide a fused query, key and value of litgpt; its rows lie group
+    by group where `by_group` is True. `source` says where the facts come from, for messages.
     """
 
     alpha: float | None = None
@@ -137,6 +148,9 @@ class Facts:
     kind: str | None = None
     rank: int | None = None
     embeds: bool | None = None
+    n_head: int | None = None
+    n_query_groups: int | None = None
+    by_group: bool | None = None
     source: str = ""
 
 
@@ -172,7 +186,8 @@ class Delta:
     base stores the parameter in several tensors. held: the dtype to which the library rounds the
     factors when it loads them (where there is a projection, that alone); empty where it takes them
     as they are. projection: (seed, rows of B, columns of A) of a shared projection that is drawn
-    anew, else empty.
+    anew, else empty. heads: (heads of the query, groups of key and value) of a fused weight of
+    litgpt, else empty. by_group: its rows lie group by group.
     """
 
     adapter: str
@@ -194,3 +209,5 @@ class Delta:
     start: int = 0
     held: str = ""
     projection: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    by_group: bool = False

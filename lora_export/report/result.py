@@ -176,6 +176,7 @@ def updates_json(step: Step) -> list[dict[str, Any]]:
             "weight": delta.weight,
             "fan_in_fan_out": delta.fan_in_fan_out,
             "enable_lora": [int(block) for block in delta.enable_lora],
+            **({"heads": list(delta.heads)} if delta.heads else {}),
         }
         for delta in step.deltas
     ]

@@ -143,11 +143,13 @@ def _delta_row(delta: Delta) -> Sequence[str]:
         f"alpha={delta.alpha:g}",
         f"scaling={delta.scaling:g}",
         f"enable_lora={blocks}" if blocks else "",
+        "n_head={}  n_query_groups={}".format(*delta.heads) if delta.heads else "",
     )
 
 
 def _whole_row(step: Step) -> Sequence[str]:
-    return (step.out.name, "added" if step.action == "add" else "replaced", step.reason, "", "", "")
+    action = "added" if step.action == "add" else "replaced"
+    return (step.out.name, action, step.reason, "", "", "", "")
 
 
 def checks_text(checks: Sequence[Check], *, verbose: bool = False) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from lora_export.errors import FitError
-from lora_export.verification import branches_peft, branches_tuners, token_rows
+from lora_export.verification import branches_peft, branches_tuners, fused_qkv, token_rows
 from lora_export.verification.expected import factors_of, scaling_of
 from lora_export.verification.parameter_branches import ParameterBranch
 
@@ -67,7 +67,7 @@ class Branch:
         shapes = tuple((role, held.spec.shape) for role, held in delta.factors.items())
         return (
             type(self._module()), delta.kind, delta.shape, shapes, delta.fan_in_fan_out,
-            delta.enable_lora, delta.rule, delta.weight, self.taken,
+            delta.enable_lora, delta.heads, delta.by_group, delta.rule, delta.weight, self.taken,
         )  # fmt: skip
 
     def _note(self, x: torch.Tensor) -> None:
@@ -191,6 +191,7 @@ FORMS: dict[str, Form] = {
     "embedding": _adds(_embedding),
     "conv": _adds(_conv),
     "merged_linear": _adds(_merged_linear),
+    "litgpt_qkv": _adds(fused_qkv.branch),
     "peft_conv": _adds(branches_peft.conv_branch),
     "lora_bias": _adds(branches_peft.bias_branch),
     "dora_linear": _changes(branches_peft.dora_linear),

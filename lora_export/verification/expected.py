@@ -14,6 +14,7 @@ from lora_export.verification import (
     expected_attention,
     expected_dora,
     expected_tuners,
+    fused_qkv,
     token_rows,
 )
 from lora_export.verification.expected_experts import experts
@@ -134,6 +135,7 @@ def _blocks(
 FORMULAS: dict[str, Formula] = {
     **{kind: _product_of(sides) for kind, sides in SIDES.items()},
     "merged_linear": _merged_linear,
+    "litgpt_qkv": fused_qkv.update_rows,
     "peft_conv": _peft_conv,
     "lora_bias": _lora_bias,
     "experts": experts,
@@ -217,5 +219,5 @@ def factors_of(delta: Delta, *, exact: bool, narrow: bool = False) -> Factors:
     return complete(delta, wide) if complete else wide
 
 
-SCREENED = frozenset({*SIDES, "merged_linear"})
+SCREENED = frozenset({*SIDES, "merged_linear", "litgpt_qkv"})
 """Kinds whose update is made of A and B, which half-precision weights are screened with."""

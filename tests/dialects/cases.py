@@ -16,6 +16,32 @@ CASES = {
         {"h.0.attn.bias", "flora_net.weight", "lora_A.weight"},
         {},
     ),
+    "litgpt": (
+        {
+            "transformer.h.0.attn.qkv.lora_A": (4, 8),
+            "transformer.h.0.attn.qkv.lora_B": (12, 2),
+            "transformer.h.0.mlp.fc_1.lora_A": (2, 8),
+            "transformer.h.0.mlp.fc_1.lora_B": (12, 2),
+            "transformer.h.0.attn.qkv.bias": (16,),
+        },
+        {"transformer.h.0.attn.qkv": {"A", "B"}, "transformer.h.0.mlp.fc_1": {"A", "B"}},
+        {"transformer.h.0.attn.qkv.bias"},
+        {},
+    ),
+    "lora-with-alpha": (
+        {
+            "h.0.q.lora_A.weight": (2, 8),
+            "h.0.q.lora_B.weight": (12, 2),
+            "h.0.q.alpha": (),
+            "h.0.k.lora_A": (2, 8),
+            "h.0.k.lora_B": (12, 2),
+            "h.0.k.bias": (12,),
+            "h.0.act.alpha": (),  # no factors there: a parameter of an activation
+        },
+        {"h.0.q": {"A", "B"}, "h.0.k": {"A", "B"}},
+        {"h.0.k.bias", "h.0.act.alpha"},
+        {},
+    ),
     "peft": (
         {
             "base_model.model.h.0.q.lora_A.weight": (2, 8),

@@ -37,12 +37,17 @@ PEFT_ELSEWHERE = {
 }
 """Held against PEFT in tests/execution/test_peft_tuners.py and tests/layers/test_experts.py."""
 
+LITGPT = {"linear", "litgpt_qkv"}
+"""Held against litgpt's merge in tests/api/test_litgpt.py."""
+
 
 def test_every_kind_has_a_row_and_every_row_a_kind():
     rows = {LORALIB.get(kind.split()[0], kind.split()[0]) for kind in KINDS}
     by_tuner = {name: kind.tuners for name, kind in all_kinds().items()}
     assert rows == {name for name, tuners in by_tuner.items() if "loralib" in tuners}
-    assert {*PEFT, *PEFT_ELSEWHERE} == {n for n, tuners in by_tuner.items() if tuners - {"loralib"}}
+    others = {"loralib", "litgpt"}
+    assert {*PEFT, *PEFT_ELSEWHERE} == {n for n, tuners in by_tuner.items() if tuners - others}
+    assert {name for name, tuners in by_tuner.items() if "litgpt" in tuners} == LITGPT
 
 
 @pytest.mark.parametrize("kind", PEFT)

@@ -1,0 +1,164 @@
+"""Adapters of other trainers, which are not merged yet: known by their names, and refused by name.
+
+The order is that of the rows, and the first one that fits is meant. A row marked `faint` has names
+that other files may hold too, so it only counts where no dialect reads the file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_export.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lora_export.records import AdapterFile
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """One foreign way of writing adapters down.
+
+    name: whose adapter it is, in words. mark: what it is known by. fits: whether the file has it.
+    hint: what a user can do instead. faint: see the module.
+    """
+
+    name: str
+    mark: str
+    fits: Callable[[AdapterFile], bool]
+    hint: str
+    faint: bool = False
+
+
+def _names(*patterns: str) -> Callable[[AdapterFile], bool]:
+    """Every pattern fits a whole name of the file."""
+    compiled = [re.compile(pattern, re.DOTALL) for pattern in patterns]
+
+    def fits(file: AdapterFile) -> bool:
+        return all(any(map(one.fullmatch, file.tensors)) for one in compiled)
+
+    return fits
+
+
+_COMPONENTS = r"(?:unet|transformer(?!\.h\.\d)|text_encoder(?:_[23])?|diffusion_model)"
+_IN_COMPONENT = _names(rf"{_COMPONENTS}\..+\.lora_A\.weight")
+_MLX_NAMES = _names(r".+\.lora_a", r".+\.lora_b")
+
+
+def _of_diffusers(file: AdapterFile) -> bool:
+    return "lora_adapter_metadata" in file.metadata or _IN_COMPONENT(file)
+
+
+def _of_mlx(file: AdapterFile) -> bool:
+    return "fine_tune_type" in file.config or _MLX_NAMES(file)
+
+
+_COMFY = "ComfyUI loads it, and its Save nodes write the merged weights"
+_LYCORIS = f"{_COMFY}; LyCORIS's own merge applies the scaling of LoHa and LoKr twice"
+_FUSE = "load it with diffusers' load_lora_weights, then fuse_lora() and save_pretrained"
+
+TRAINERS = (
+    Trainer(
+        "a kohya or LoCon LoRA",
+        "*.lora_down.weight",
+        _names(r".+\.lora_down\.weight", r".+\.lora_up\.weight"),
+        f"sd-scripts merges it (networks/merge_lora.py and its siblings); {_COMFY}",
+    ),
+    Trainer("a LoHa of LyCORIS", "*.hada_w1_a", _names(r".+\.hada_w1_a"), _LYCORIS),
+    Trainer("a LoKr of LyCORIS", "*.lokr_w1", _names(r".+\.lokr_w1(?:_a)?"), _LYCORIS),
+    Trainer("an OFT of LyCORIS or kohya", "*.oft_blocks", _names(r".+\.oft_blocks"), _COMFY),
+    Trainer(
+        "a GLoRA of LyCORIS",
+        "*.a1.weight and *.b1.weight",
+        _names(r".+\.a1\.weight", r".+\.b1\.weight"),
+        _COMFY,
+        faint=True,
+    ),
+    Trainer(
+        "a LoRA of an older diffusers",
+        "*lora.down.weight",
+        _names(r".+(?:[._]lora|\.lora_linear_layer)\.down\.weight"),
+        _FUSE,
+    ),
+    Trainer(
+        "a LoRA of diffusers or ai-toolkit",
+        "*.lora_A.weight below unet., transformer., text_encoder. or diffusion_model.",
+        _of_diffusers,
+        f"{_FUSE}; of a language model, PEFT's adapter_config.json is missing beside it",
+    ),
+    Trainer(
+        "an adapter of mlx-lm",
+        "*.lora_a, or fine_tune_type in adapter_config.json",
+        _of_mlx,
+        "mlx_lm.fuse --model BASE --adapter-path FOLDER --save-path OUT merges it",
+    ),
+    Trainer(
+        "a LoRA of torchtune",
+        "*.lora_a.weight",
+        _names(r".+\.lora_a\.weight", r".+\.lora_b\.weight"),
+        "torchtune's Hugging Face checkpointer also writes adapter_model.safetensors and "
+        "adapter_config.json: name the folder that holds these",
+    ),
+    Trainer(
+        "a LoRA of NeMo or Megatron-Bridge",
+        "*.adapter.linear_in.weight",
+        _names(r".+\.adapter\.linear_in\.weight"),
+        "Megatron-Bridge's export_adapter.py writes it as a PEFT folder, which can be merged",
+    ),
+    Trainer(
+        "a LoRA of DeepSpeed-Chat",
+        "*.lora_right_weight",
+        _names(r".+\.lora_right_weight"),
+        "convert_lora_to_linear_layer(model) of DeepSpeed-Chat merges it; save that model",
+    ),
+    Trainer(
+        "a LoRA of AdapterHub",
+        "*.loras.NAME.lora_A",
+        _names(r".+\.loras\.[^.]+\.lora_A"),
+        "model.merge_adapter(NAME) of the adapters library merges it; save that model",
+    ),
+    Trainer(
+        "a LoRA of minLoRA, a parametrization",
+        "*.parametrizations.weight.0.lora_A",
+        _names(r"(?:.+\.)?parametrizations\.[^.]+\.\d+\.lora_A"),
+        "merge_lora(model) of minLoRA merges it; save that model's state dict",
+    ),
+    Trainer(
+        "a DoRA without PEFT's adapter_config.json",
+        "*.dora_scale or *.lora_magnitude_vector",
+        _names(r".+\.(?:dora_scale|lora_magnitude_vector(?:\.weight)?)"),
+        f"of PEFT: put its adapter_config.json beside it; of other trainers: {_COMFY}",
+    ),
+    Trainer(
+        "an adapter of LyCORIS with full differences or norms",
+        "*.diff, *.diff_b, *.w_norm or *.on_input",
+        _names(r".+\.(?:diff|diff_b|w_norm|on_input)"),
+        _COMFY,
+        faint=True,
+    ),
+    Trainer(
+        "a textual inversion",
+        "emb_params, string_to_param or bundle_emb",
+        _names(r"emb_params|(?:.+\.)?string_to_param(?:\..+)?|bundle_emb\..+"),
+        "it holds embeddings of new words, no update of weights",
+        faint=True,
+    ),
+)
+
+
+def trainer_of(file: AdapterFile, *, faint: bool) -> Trainer | None:
+    """The first row that fits; of the faint ones only where asked for."""
+    rows = (row for row in TRAINERS if faint or not row.faint)
+    return next((row for row in rows if row.fits(file)), None)
+
+
+def not_merged(file: AdapterFile, trainer: Trainer) -> InputError:
+    """The refusal of a file that `trainer` fits."""
+    return InputError(
+        f"this is {trainer.name} ({trainer.mark}), which is not merged yet",
+        where=str(file.path),
+        hint=trainer.hint,
+    )

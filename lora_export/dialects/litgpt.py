@@ -1,0 +1,109 @@
+"""litgpt's LoRA files (0.2.0 to 0.5.13): factors with loralib's names, of other layers.
+
+The weight `attn.qkv` (`attn.attn` up to 0.5.4) holds query, key and value in blocks of unequal
+size, so a loralib MergedLinear, which cuts into equal ones, would merge it wrongly. alpha, the
+blocks and their sizes are in two files that litgpt saves beside the LoRA.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lora_export.dialects.dialect import Dialect, Evidence
+from lora_export.dialects.litgpt_settings import (
+    HYPERPARAMETERS,
+    MODEL_CONFIG,
+    Settings,
+    read_settings,
+)
+from lora_export.dialects.loralib import factor_key, read_factors
+from lora_export.errors import InputError
+from lora_export.records import Facts, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from lora_export.records import Adapter, AdapterFile, Update
+
+_FUSED = re.compile(r"(?:.+\.)?transformer\.h\.[0-9]+\.attn\.(?P<name>qkv|attn)")
+_LAYER = re.compile(r"(?:.+\.)?transformer\.h\.[0-9]+\.(?P<part>attn\.proj|mlp\..+)|lm_head")
+_QKV_FLAGS = ("query", "key", "value")
+_BY_GROUP = "attn"
+"""The name of the fused weight up to 0.5.4, where its rows lie group by group."""
+
+
+def _recognizes(file: AdapterFile) -> Evidence:
+    """By the fused weight's name; without one, by litgpt's own file beside names of its layers."""
+    modules = [key[0] for name in file.tensors if (key := factor_key(name))]
+    if any(_FUSED.fullmatch(module) for module in modules):
+        return Evidence.TRAINERS_NAMES
+    if modules and all(_LAYER.fullmatch(module) for module in modules):
+        beside = (file.path.with_name(HYPERPARAMETERS), file.path.with_name(MODEL_CONFIG))
+        return Evidence.TRAINERS_NAMES if all(path.exists() for path in beside) else Evidence.NONE
+    return Evidence.NONE
+
+
+def _read(file: AdapterFile, weight: float) -> Adapter:
+    settings = read_settings(file.path.parent)
+    adapter = read_factors(file, weight, DIALECT.name)
+    problems = list(_contradictions(file, settings, [u.module for u in adapter.updates]))
+    if problems:
+        raise InputError.of(problems)
+    updates = tuple(_with_facts(update, settings) for update in adapter.updates)
+    notes = (f"{file.path.name}: facts from {settings.source}",) if settings.source else ()
+    return replace(adapter, updates=updates, notes=notes)
+
+
+def _with_facts(update: Update, settings: Settings) -> Update:
+    fused = _FUSED.fullmatch(update.module)
+    flags = settings.flags
+    own = Facts(
+        alpha=settings.alpha,
+        fan_in_fan_out=False,
+        enable_lora=tuple(flags[name] for name in _QKV_FLAGS) if flags else None,
+        kind="litgpt_qkv" if fused else "linear",
+        rank=settings.rank,
+        n_head=settings.n_head,
+        n_query_groups=settings.n_query_groups,
+        by_group=fused["name"] == _BY_GROUP if fused else None,
+        source=settings.source,
+    )
+    return replace(update, family="litgpt", own=own)
+
+
+def _part(module: str) -> str:
+    """Which of litgpt's switches adapts the module."""
+    if _FUSED.fullmatch(module):
+        return "query"
+    found = _LAYER.fullmatch(module)
+    part = found["part"] if found else None
+    return "head" if part is None else "projection" if part == "attn.proj" else "mlp"
+
+
+def _contradictions(
+    file: AdapterFile, settings: Settings, modules: Collection[str]
+) -> Iterator[Problem]:
+    """Where the switches name what the file lacks, or the file holds what they leave out."""
+    flags = settings.flags
+    if flags is None:
+        return
+    held = {_part(module) for module in modules}
+    fused = any(flags[name] for name in _QKV_FLAGS)
+    hint = "the files belong to different trainings, or the LoRA was not saved whole"
+    for part, wanted in {**flags, "query": fused}.items():
+        if part in ("key", "value") or wanted == (part in held):
+            continue
+        name = "query, lora_key or lora_value" if part == "query" else part
+        verb = "is on, but the file holds no factors" if wanted else "is off, but it holds factors"
+        message = f"lora_{name} in {HYPERPARAMETERS} {verb} for it"
+        yield Problem(message, str(file.path), hint)
+    count = sum(_FUSED.fullmatch(module) is not None for module in modules)
+    if fused and settings.n_layer not in (None, count):
+        told = f"{MODEL_CONFIG} says n_layer = {settings.n_layer}"
+        message = f"the file adapts {count} layers, {told}"
+        yield Problem(message, str(file.path), hint)
+
+
+DIALECT = Dialect("litgpt", _recognizes, _read)

@@ -1,0 +1,144 @@
+"""What litgpt saves beside a LoRA: hyperparameters.yaml and model_config.yaml (0.4.13, 0.5.13)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
+from lora_export.checkpoint.yaml_lines import are_members, members_of
+from lora_export.errors import InputError
+from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    Members = dict[str, str | tuple[str, ...] | None]
+
+HYPERPARAMETERS, MODEL_CONFIG = "hyperparameters.yaml", "model_config.yaml"
+FLAGS = ("query", "key", "value", "projection", "mlp", "head")
+"""What litgpt can adapt, as `lora_query` and so on switch it."""
+
+_MAX_BYTES = 1 << 20
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
+_NUMBER = re.compile(r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{0,40}(?:e[+-][0-9]{1,3})?)?", re.ASCII)
+_WORDS = {"true": True, "false": False}
+_NULLS = frozenset({"", "null", "~"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What both files say; None where a file or a member is not there.
+
+    flags: which of FLAGS were adapted. source: the files that were read, for messages.
+    """
+
+    alpha: float | None = None
+    rank: int | None = None
+    flags: dict[str, bool] | None = None
+    n_head: int | None = None
+    n_query_groups: int | None = None
+    n_layer: int | None = None
+    source: str = ""
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings in `folder`, as litgpt's Config takes them.
+
+    Raises:
+        InputError: a file holds YAML that is not plain members, or a member of a wrong type; all
+            problems together.
+        StorageError: a file cannot be read.
+    """
+    problems: list[Problem] = []
+    hyper = _File.read(folder / HYPERPARAMETERS, problems)
+    model = _File.read(folder / MODEL_CONFIG, problems)
+    flags = {name: hyper.flag(f"lora_{name}") for name in FLAGS}
+    known = {name: value for name, value in flags.items() if value is not None}
+    n_head = model.whole("n_head")
+    settings = Settings(
+        alpha=hyper.number("lora_alpha"),
+        rank=hyper.whole("lora_r"),
+        flags=known if len(known) == len(flags) else None,
+        n_head=n_head,
+        # litgpt's Config: as many groups as heads where it says nothing.
+        n_query_groups=n_head if model.is_null("n_query_groups") else model.whole("n_query_groups"),
+        n_layer=model.whole("n_layer"),
+        source=" and ".join(file.path.name for file in (hyper, model) if file.members),
+    )
+    if problems:
+        raise InputError.of(problems)
+    return settings
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The members of one of the files, none where it is not there; problems go to `problems`."""
+
+    path: Path
+    members: Members
+    problems: list[Problem]
+
+    @classmethod
+    def read(cls, path: Path, problems: list[Problem]) -> _File:
+        if not path.exists():
+            return cls(path, {}, problems)
+        lines = _lines(path)
+        if not are_members(lines):
+            message = "is no YAML of plain members, as litgpt writes it"
+            problems.append(Problem(message, str(path), "give the facts in --hparams FILE instead"))
+            return cls(path, {}, problems)
+        return cls(path, dict(members_of(lines)), problems)
+
+    def is_null(self, key: str) -> bool:
+        """The member is not there, or is null."""
+        return bool(self.members) and self._text(key) in _NULLS
+
+    def number(self, key: str) -> float | None:
+        """A number that is not negative."""
+        text = self._given(key)
+        if text is None:
+            return None
+        if not _NUMBER.fullmatch(text):
+            return self._refuse(key, "a number")
+        return float(text)
+
+    def whole(self, key: str) -> int | None:
+        """A whole number above 0."""
+        text = self._given(key)
+        if text is None:
+            return None
+        if not _WHOLE.fullmatch(text) or text == "0":
+            return self._refuse(key, "a whole number above 0")
+        return int(text)
+
+    def flag(self, key: str) -> bool | None:
+        """True or false."""
+        text = self._given(key)
+        if text is None:
+            return None
+        if text.lower() not in _WORDS:
+            return self._refuse(key, "true or false")
+        return _WORDS[text.lower()]
+
+    def _given(self, key: str) -> str | None:
+        """The text of a member that is there and not null."""
+        return None if self._text(key) in _NULLS else self._text(key)
+
+    def _text(self, key: str) -> str:
+        """A null is told by members_of as something that is not understood."""
+        value = self.members.get(key)
+        return value if isinstance(value, str) else "" if value is None else "a list"
+
+    def _refuse(self, key: str, wanted: str) -> None:
+        self.problems.append(Problem(f"{key} is not {wanted}", str(self.path)))
+
+
+def _lines(path: Path) -> Sequence[str]:
+    with open_for_reading(path) as descriptor, system_errors(path, "read"):
+        content = pread_exact(descriptor, _MAX_BYTES + 1, 0)
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"is larger than {_MAX_BYTES:,} bytes", where=str(path))
+    return content.decode("utf-8", "replace").removeprefix("\ufeff").splitlines()
