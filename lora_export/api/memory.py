@@ -1,6 +1,7 @@
 """Whether a model fits into memory: free memory alone counts no page cache, which is given back.
 
-Linux says what is available in /proc/meminfo, and a control group (a container, a batch job) may allow less.
+Linux says what is available in /proc/meminfo. A control group (a container, a batch job) may allow
+less.
 """
 
 from __future__ import annotations

@@ -116,7 +116,12 @@ class ModelProof:
         from lora_export.verification.narrowing import attribute_model
 
         found = blame(self.checks, partial(attribute_model, self.suspects))
-        return Proven(self.checks, (told,) if told else (), found)
+        return Proven(self.checks, (*((told,) if told else ()), *self.warnings), found)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be told of how the level ran."""
+        return self.witnesses.told()
 
 
 @dataclass(frozen=True, slots=True)
