@@ -16,6 +16,7 @@ from lora_export.models.casting import to_float32
 from lora_export.records import Attribution, Check, Problem
 from lora_export.verification.branches import branch_of, distinct_sites
 from lora_export.verification.compare import distance
+from lora_export.verification.expected import changes_nothing
 from lora_export.verification.runs import nudge, run, run_exact, run_otherwise, run_split
 from lora_export.verification.tolerance import Tolerance, derive
 
@@ -217,7 +218,9 @@ def _refuse_silent(branches: Sequence[Live], unfed: Sequence[str]) -> None:
     silent = [
         branch.delta.module
         for branch in branches
-        if branch.calls == 0 and not any(_is_one(branch.delta, delta) for delta in heard)
+        if branch.calls == 0
+        and not any(_is_one(branch.delta, delta) for delta in heard)
+        and not changes_nothing(branch.delta)
     ]
     if silent and unfed:
         hint = "--inputs FILE.npz with them as well"
