@@ -273,7 +273,7 @@ def _make_pair(
         tuple(file for part in parts.values() for file in part.files),
         {"graphs": pair_facts(parts, proven.saved), "stored_twice": twice},
         proven.checks,
-        (*told, *stored_twice(twice)),
+        (*proven.warnings, *told, *stored_twice(twice)),
         proven.attribution,
     )
 

@@ -116,10 +116,9 @@ def prove_pair(
     if readable:
         checks = (*checks, *_prove_runtime(folder, job, pair, by_model))
     if not all(check.passed for check in by_model.checks):
-        return Proven(
-            checks, attribution=blame(checks, partial(attribute_model, by_model.suspects))
-        )
-    return Proven(checks, attribution=blame(checks, by_checks))
+        found = blame(checks, partial(attribute_model, by_model.suspects))
+        return Proven(checks, by_model.warnings, found)
+    return Proven(checks, by_model.warnings, blame(checks, by_checks))
 
 
 def _prove_runtime(

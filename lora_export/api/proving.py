@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_export.api.memory import why_too_large
 from lora_export.errors import InputError, UsageError
 from lora_export.models.choose import (
     class_for_task,
@@ -116,7 +116,12 @@ class ModelProof:
         from lora_export.verification.narrowing import attribute_model
 
         found = blame(self.checks, partial(attribute_model, self.suspects))
-        return Proven(self.checks, (told,) if told else (), found)
+        return Proven(self.checks, (*((told,) if told else ()), *self.warnings), found)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be told of how the level ran."""
+        return self.witnesses.told()
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +275,7 @@ def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
     that its inputs are not known. A base that gives one is a witness like any other.
     """
     base = merged if job.plan.reshaped else job.plan.base
-    why = why_no_model(base, job.network.task) or _too_large(base)
+    why = why_no_model(base, job.network.task) or why_too_large(base)
     if why:
         return Proven(warnings=(why,))
     try:
@@ -293,16 +298,3 @@ def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
 
 def _unloadable(reason: object) -> str:
     return f"transformers cannot load this base, so neither the result: {reason}"
-
-
-def _too_large(base: Checkpoint) -> str:
-    """A float64 run needs 8 bytes an element, and a float32 one lies beside it while it loads."""
-    elements = sum(math.prod(ref.spec.shape) for ref in base.tensors().values())
-    needed = 16 * elements
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed <= free // 2:
-        return ""
-    return (
-        f"running the model in float64 needs about {needed >> 30} GB, {free >> 30} GB are free: "
-        "the proof is by weights only"
-    )

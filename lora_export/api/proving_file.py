@@ -52,11 +52,11 @@ def prove_file(
     if all(check.passed for check in static[:2]):  # the file can be read
         checks = (*checks, *_prove_runtime(artifact, by_model, job))
     if not all(check.passed for check in by_model.checks):
-        return Proven(checks, attribution=by_model.proven().attribution)
+        return Proven(checks, by_model.warnings, by_model.proven().attribution)
     found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
     with job.clock("overhead"):
         extra = None if found else saved(job.plan, by_model.witnesses.sites)
-    return Proven(checks, attribution=found, saved=extra)
+    return Proven(checks, by_model.warnings, found, extra)
 
 
 def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:

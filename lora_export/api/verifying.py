@@ -269,7 +269,8 @@ def _again(path: Path, job: Job, form: Form) -> tuple[Proven, dict[str, Any]]:
         proven = prove_file(path, exported, job, source, merged)
         facts = {"graph": graph_facts(exported, proven.saved), **job.clock.facts()}
         checks = (*by_weights, *proven.checks)
-        return replace(proven, checks=checks, warnings=exported.warnings), facts
+        warnings = (*proven.warnings, *exported.warnings)
+        return replace(proven, checks=checks, warnings=warnings), facts
 
 
 def _lowered_again(
@@ -284,6 +285,6 @@ def _lowered_again(
     proven = prove_file(fresh, exported, full_proof(job, form), source, merged)
     refuse_failed(proven.checks, str(path), proven.attribution)  # it is no yardstick then
     more, facts = prove_again(path, Full(job, source, merged, exported, fresh), form)
-    told = (*exported.warnings, *lossy_warnings(facts))
+    told = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
     outcome = replace(proven, checks=(*proven.checks, *more), warnings=told)
     return outcome, {**facts, **job.clock.facts()}

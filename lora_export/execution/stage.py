@@ -7,6 +7,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.contents import is_zero
 from lora_export.checkpoint.writer import copy_file, write_bytes
 from lora_export.errors import FitError
 from lora_export.execution.digests import follow, hash_files, whole
@@ -16,6 +17,7 @@ from lora_export.execution.head_start import HeadStart, keep_freed_memory
 from lora_export.execution.layout import segments_of
 from lora_export.execution.pipeline import Pipeline
 from lora_export.execution.tasks import FileTask
+from lora_export.layers import all_kinds
 from lora_export.layers.threads import one_thread_each
 from lora_export.records import Problem
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_export.execution.segments import Watcher
-    from lora_export.records import MergePlan, ShardPlan, WrittenFile
+    from lora_export.records import MergePlan, ShardPlan, Step, WrittenFile
 
 
 def write_plan(
@@ -74,7 +76,7 @@ def write_plan(
         stack.enter_context(one_thread_each())  # of BLAS: blocks are merged in threads of our own
         Pipeline(tasks, jobs, watcher, progress).run()
     if not allow_noop:
-        _refuse_unchanged(tasks)
+        _refuse_unchanged(plan, tasks)
     digests.update({file: lane.sha.hexdigest() for file, lane in followed.items()})
     digests.update(hash_files([file for file in base if file not in digests], jobs))
     written = [task.result() for task in tasks]
@@ -89,12 +91,22 @@ def _task(plan: MergePlan, shard: ShardPlan, root: Path) -> FileTask:
     return FileTask(path, path.name, lambda: segments_of(plan, shard), size)
 
 
-def _refuse_unchanged(tasks: Sequence[FileTask]) -> None:
+def _refuse_unchanged(plan: MergePlan, tasks: Sequence[FileTask]) -> None:
     hint = "merge into a base of higher precision, or accept it with --allow-noop"
     message = "the merged weight equals the base: the update is below its precision"
-    same = [Problem(message, name, hint) for task in tasks for name in task.unchanged]
+    unchanged = {name for task in tasks for name in task.unchanged}
+    steps = [step for step in plan.steps() if step.out.name in unchanged]
+    same = [Problem(message, step.out.name, hint) for step in steps if not _is_idle(step)]
     if same:
         raise FitError.of(same)
+
+
+def _is_idle(step: Step) -> bool:
+    """Every update is a product with a factor of zeros, which planning has accepted."""
+    return all(
+        all_kinds()[delta.kind].product is not None and any(map(is_zero, delta.factors.values()))
+        for delta in step.deltas
+    )
 
 
 def _write_around(plan: MergePlan, root: Path) -> list[WrittenFile]:

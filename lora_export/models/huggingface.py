@@ -14,6 +14,7 @@ from lora_export.models.blank import blank_state, without_notes
 from lora_export.models.calling import FAILURES
 from lora_export.models.loralib_modules import read_facts
 from lora_export.models.name_table import read_name_table
+from lora_export.models.plain_folder import without_adapter
 from lora_export.models.quiet import quiet
 from lora_export.models.state import same_values, untie
 from lora_export.models.tasks import class_for
@@ -166,9 +167,9 @@ class HuggingFaceModel:
         import torch
 
         try:
-            with quiet():
+            with quiet(), without_adapter(root) as folder:
                 model, info = self.model_class.from_pretrained(
-                    root,
+                    folder,
                     dtype=getattr(torch, dtype),
                     local_files_only=True,
                     output_loading_info=True,

@@ -53,7 +53,8 @@ class Draft:
     """Decisions by base tensor name, and the problems, grouped by the exit status they mean.
 
     table: asks for the names of the running model, where somebody knows them. kept: the adapter's
-    full tensors that are the base's own. promised: see lost.py. mixed: some adapters say alpha
+    full tensors that are the base's own. idle: (where, why) of updates that change nothing, by the
+    adapter's path. promised: see lost.py. mixed: some adapters say alpha
     themselves, and the options say it of the others. grown: the sizes of a vocabulary. copies: what
     stands in the base's place from the start, under any update (a resized table). own: names whose
     full tensor belongs to a module of the adapter's own, not to the parameter that others share.
@@ -79,6 +80,7 @@ class Draft:
     coupled: list[str] = field(default_factory=list)
     separated: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    idle: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     promised: list[Promise] = field(default_factory=list)
     copies: dict[str, TensorRef] = field(default_factory=dict)
     own: set[str] = field(default_factory=set)

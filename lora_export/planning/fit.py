@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from lora_export.checkpoint.contents import is_zero, same_content
 from lora_export.layers import all_kinds
 from lora_export.planning.fused import resolve_litgpt, tell_cast
+from lora_export.planning.idle import judge_idle, note_no_effect
 from lora_export.planning.misfit import lacking_extra, with_origin
 from lora_export.planning.names import BaseNames, join, replacement_names, without_wrappers
 from lora_export.planning.orientation import stored_by
@@ -67,6 +68,7 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     fit_copies(draft, adapter, replacements, targets)
     for one in settled:
         _fit_update(draft, adapter, one)
+    judge_idle(draft, adapter, settled)
     size_projection(draft, adapter)
     for replacement in replacements:
         plain = without_wrappers(replacement.name)
@@ -126,7 +128,7 @@ def _fit_update(draft: Draft, adapter: Adapter, settled: Settled) -> None:
         draft.missing += unresolved.missing
         draft.unfit += unresolved.unfit
         return
-    _refuse_no_effect(draft, update, next(iter(deltas.values())), where)
+    note_no_effect(draft, adapter, update, next(iter(deltas.values())))
     if located.parts:
         count = f"{len(deltas)} tensors of the base"
         draft.choices.append(f"{located.module}.{update.parameter}: {count} are its parts")
@@ -155,27 +157,6 @@ def _is_there(draft: Draft, space: Space, update: Update) -> bool:
         return False
     refs = [draft.value_of(name) for name in located.tensors]
     return not all(ref.spec.dtype in FLOAT_DTYPES and is_zero(ref) for ref in refs)
-
-
-def _stem(update: Update, role: str) -> str:
-    """The name of a factor as its key ends in it."""
-    if update.said is None:
-        return f"lora_{role}"
-    name = update.factors[role].spec.name.removesuffix(".weight").removesuffix(".default")
-    return name.rpartition(".")[2]
-
-
-def _refuse_no_effect(draft: Draft, update: Update, delta: Delta, where: str) -> None:
-    """A product with a zero factor; what depends on the weight may change it nevertheless."""
-    if all_kinds()[delta.kind].product is None or draft.options.allow_noop:
-        return
-    if zero := [role for role, ref in update.factors.items() if is_zero(ref)]:
-        message = f"{_stem(update, zero[0])} is all zero, so this update changes nothing"
-        hint = "an untrained or wrongly saved adapter? --allow-noop accepts it"
-        draft.unfit.append(Problem(message, where, hint))
-    if delta.scaling == 0:
-        message = f"the scaling is 0 (alpha = {delta.alpha:g}), so this update changes nothing"
-        draft.unfit.append(Problem(message, where, "--allow-noop accepts it"))
 
 
 def _refuse_missing_rows(delta: Delta, base: TensorSpec, where: str) -> None:

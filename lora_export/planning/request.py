@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from filecmp import cmp
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -11,6 +12,7 @@ from lora_export.checkpoint.contents import tensors_sha256
 from lora_export.checkpoint.files import read_json_object
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
+from lora_export.checkpoint.side_files import ADAPTER_CONFIG
 from lora_export.dialects import read_adapter
 from lora_export.errors import FitError, UsageError
 from lora_export.planning.draft import Options, Recipe, Tied, Tokenizer
@@ -195,7 +197,8 @@ def plan_request(
         runtime=runtime,
         classes=classes,
     )
-    return replace(plan, warnings=(*_merged_base(inputs.base.root), *plan.warnings))
+    told = (*_merged_base(inputs.base.root), *_left_beside(inputs), *plan.warnings)
+    return replace(plan, warnings=told)
 
 
 def _merged_base(root: Path) -> list[str]:
@@ -205,6 +208,21 @@ def _merged_base(root: Path) -> list[str]:
         return []
     names = first_names([adapter.name for adapter in recorded.adapters])
     return [f"the base is itself a merge of {names}, by its manifest: the adapters add up"]
+
+
+def _left_beside(inputs: Inputs) -> list[str]:
+    """A warning where the base's folder holds an adapter that takes no part.
+
+    transformers loads it along with the base, so it may have belonged to what was trained.
+    """
+    folder = inputs.base.root
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return []
+    pairs = [(adapter.path, folder / adapter.path.name) for adapter in inputs.adapters]
+    if any(beside.is_file() and cmp(named, beside, shallow=False) for named, beside in pairs):
+        return []
+    hint = "name the folder as an ADAPTER as well, if it is meant"
+    return [f"the base's folder holds an adapter too, which is not merged: {hint}"]
 
 
 def _read_adapters(request: Request) -> list[Adapter]:

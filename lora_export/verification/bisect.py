@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.verification.compare import distances, largest
 from lora_export.verification.graph_modules import read_modules
-from lora_export.verification.model import run
 from lora_export.verification.module_calls import BUDGET, Record, array_of, watching
+from lora_export.verification.runs import run, run_exact
 from lora_export.verification.runtime import open_session, run_session
 from lora_export.verification.tolerance import EPS, FACTOR
 
@@ -87,8 +87,8 @@ def compare_models(
 
     Args:
         expected: builds the model that is right.
-        noisy: gives it back in other forms (float64, nudged), of which every distance is noise; it
-            may change the model.
+        noisy: gives it back in other forms beside float64 (nudged), of which every distance is
+            noise; it may change the model.
         actual: builds the other one; the first is dropped before.
         probe: the inputs of both.
         budget: bytes of inputs and outputs that are held at once; beyond, both are run again.
@@ -133,7 +133,7 @@ def compare_graph(
     gaps: list[Gap] = []
     record = Record(budget=budget)
     while True:
-        _hold(expected, _in_float64, probe, record)
+        _hold(expected, _no_more, probe, record)
         wanted = modules.boundaries({call.module for call in record.held})
         values = run_session(session, path, probe, wanted)
         again = {call.module for call in record.held if call.turn}
@@ -183,13 +183,14 @@ def _hold(
     model = expected()
     with watching(model, record):
         run(model, [probe])
+    run_exact(model, [probe], lambda: watching(model, partial(_widen, record)))
     for again in noisy(model):
         with watching(again, partial(_widen, record)):
             run(again, [probe])
 
 
-def _in_float64(model: nn.Module) -> Iterable[nn.Module]:
-    yield model.double()
+def _no_more(_: nn.Module) -> Iterable[nn.Module]:
+    return ()
 
 
 def _widen(record: Record, call: Call, inputs: list[Tensor], outputs: list[Tensor]) -> None:

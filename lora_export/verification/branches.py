@@ -91,12 +91,16 @@ class Site:
 
 
 def distinct_sites(branches: Sequence[Live]) -> list[Site]:
-    """One layer of every form; empty where a branch is not on a layer, but on a parameter."""
+    """One layer of every form; empty where a branch is not on a layer, but on a parameter.
+
+    A layer that is never called is none: an export with the LoRA in the graph would lack it, too.
+    """
     groups: dict[tuple[object, ...], list[Branch]] = {}
     for branch in branches:
         if not isinstance(branch, Branch):
             return []
-        groups.setdefault(branch.key(), []).append(branch)
+        if branch.calls:
+            groups.setdefault(branch.key(), []).append(branch)
     sites = []
     for group in groups.values():
         module = group[0]._module()  # noqa: SLF001 - of the same file

@@ -219,5 +219,13 @@ def factors_of(delta: Delta, *, exact: bool, narrow: bool = False) -> Factors:
     return complete(delta, wide) if complete else wide
 
 
+def changes_nothing(delta: Delta) -> bool:
+    """Whether the update is a product with a factor of zeros, as of a layer never trained."""
+    from lora_export.checkpoint.tensors import read_tensor
+
+    is_product = delta.kind in FORMULAS
+    return is_product and any(not read_tensor(ref).any() for ref in delta.factors.values())
+
+
 SCREENED = frozenset({*SIDES, "merged_linear", "litgpt_qkv"})
 """Kinds whose update is made of A and B, which half-precision weights are screened with."""

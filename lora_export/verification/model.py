@@ -9,30 +9,26 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
-from lora_export.models.calling import call_model
-from lora_export.models.casting import to_float32, to_float64
+from lora_export.models.casting import to_float32
 from lora_export.records import Attribution, Check, Problem
 from lora_export.verification.branches import branch_of, distinct_sites
-from lora_export.verification.compare import distance, join_batches
-from lora_export.verification.probes import split_batch
+from lora_export.verification.compare import distance
+from lora_export.verification.expected import changes_nothing
+from lora_export.verification.runs import nudge, run, run_exact, run_otherwise, run_split
 from lora_export.verification.tolerance import Tolerance, derive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import torch
-    from numpy.typing import NDArray
     from torch import nn
 
     from lora_export.models.source import ModelSource
     from lora_export.records import Checkpoint, Delta, InputSpec, MergePlan, TensorRef
     from lora_export.verification.branches import Live, Site
-
-    Outputs = dict[str, NDArray[Any]]
-    Probe = Mapping[str, NDArray[Any]]
+    from lora_export.verification.runs import Outputs, Probe
 
 _MEDIA = ("pixel_values", "input_features", "input_values")
 
@@ -44,7 +40,9 @@ class Witnesses:
     unmerged: base with live branches. exact: the same in float64. nudged: the same with every
     adapted weight moved by one unit in the last place of its stored dtype. split: the same, one
     sample at a time. live: the user's own loralib modules, unmerged; empty without them. sites:
-    one adapted layer of every form, which the graph's overhead is counted on.
+    one adapted layer of every form, which the graph's overhead is counted on. narrow: why the
+    network does not run in float64, else empty; then `exact` has each operator alone in float64,
+    and `others` are runs as right as `unmerged`.
     """
 
     unmerged: list[Outputs]
@@ -55,6 +53,8 @@ class Witnesses:
     base: list[Outputs]
     live: list[Outputs] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
+    others: list[list[Outputs]] = field(default_factory=list)
+    narrow: str = ""
 
     def tolerance(self, *, atol: float | None, rtol: float | None) -> Tolerance:
         """The tolerance that the noise of this very model allows (or atol and rtol)."""
@@ -65,6 +65,7 @@ class Witnesses:
             split=self.split,
             base=self.base,
             merged=self.merged,
+            others=self.others,
             atol=atol,
             rtol=rtol,
         )
@@ -78,11 +79,26 @@ class Witnesses:
             return guard
         found = [
             tolerance.check("merged = unmerged (torch)", self.unmerged, self.merged),
-            tolerance.check("merged = unmerged in float64", self.exact, self.merged),
+            tolerance.check(self._exact_name(), self.exact, self.merged),
         ]
         if self.live:
             found.append(tolerance.check("merged = your own modules", self.live, self.merged))
         return (*found, *guard)
+
+    def _exact_name(self) -> str:
+        if self.narrow:
+            return "merged = unmerged, each operator in float64"
+        return "merged = unmerged in float64"
+
+    def told(self) -> tuple[str, ...]:
+        """A warning where the noise could not be measured in float64."""
+        if not self.narrow:
+            return ()
+        words = (
+            f"the network does not run in float64 ({self.narrow}): its noise was measured in "
+            "float32, by other orders of summation and by weights moved in their last place"
+        )
+        return (words,)
 
 
 def call_witnesses(
@@ -113,8 +129,9 @@ def call_witnesses(
     unmerged = run(model, probes)
     _refuse_silent(branches, _unfed(model, probes[0]))
     _refuse_random(model, probes[0], unmerged[0])
-    split = [_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
-    exact = run(to_float64(model), probes)
+    split = [run_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
+    exact, narrow = run_exact(model, probes)
+    others = run_otherwise(model, probes) if narrow else []
     nudge(to_float32(model), source, plan)
     nudged = run(model, probes)
     sites = distinct_sites(branches)
@@ -124,7 +141,9 @@ def call_witnesses(
         base = run(source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
     live = None if plan.reshaped else source.load_live(plan)
     own = run(live, probes) if live is not None else []
-    return Witnesses(unmerged, exact, nudged, split, merged_outputs, base, own, sites)
+    return Witnesses(
+        unmerged, exact, nudged, split, merged_outputs, base, own, sites, others, narrow
+    )
 
 
 def run_base(
@@ -199,7 +218,9 @@ def _refuse_silent(branches: Sequence[Live], unfed: Sequence[str]) -> None:
     silent = [
         branch.delta.module
         for branch in branches
-        if branch.calls == 0 and not any(_is_one(branch.delta, delta) for delta in heard)
+        if branch.calls == 0
+        and not any(_is_one(branch.delta, delta) for delta in heard)
+        and not changes_nothing(branch.delta)
     ]
     if silent and unfed:
         hint = "--inputs FILE.npz with them as well"
@@ -232,62 +253,3 @@ def _refuse_random(model: nn.Module, probe: Probe, before: Outputs) -> None:
         return
     hint = "switch dropout off in eval mode (training=self.training), keep no state between calls"
     raise UsageError(f"{problem}, so nothing can be proven", hint=hint)
-
-
-def run(model: nn.Module, probes: Sequence[Probe]) -> list[Outputs]:
-    """The model's outputs for every probe, whose floats are given in the model's own dtype."""
-    import torch
-
-    wide = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    results = []
-    for probe in probes:
-        tensors = {name: torch.from_numpy(array) for name, array in probe.items()}
-        cast = {n: t.to(wide) if t.is_floating_point() else t for n, t in tensors.items()}
-        outputs = call_model(model, cast)
-        results.append({name: _array(name, tensor) for name, tensor in outputs.items()})
-    return results
-
-
-def _array(name: str, tensor: torch.Tensor) -> NDArray[Any]:
-    try:
-        # A copy: what a model returns may be a buffer that the next call overwrites.
-        array: NDArray[Any] = tensor.resolve_conj().resolve_neg().numpy(force=True).copy()
-    except (TypeError, RuntimeError) as error:
-        hint = "let its forward return float32: the output's own rounding would hide the effect"
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        message = f"the model returns {dtype}, which cannot be compared"
-        raise UsageError(message, where=name, hint=hint) from error
-    return array
-
-
-def _split(model: nn.Module, probe: Probe, whole: Outputs, specs: Sequence[InputSpec]) -> Outputs:
-    samples = split_batch(specs, probe)
-    return join_batches(run(model, samples), whole) if len(samples) > 1 else {}
-
-
-def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
-    """Move every adapted weight by one unit in the last place of its stored dtype, up or down.
-
-    The direction is drawn with a fixed seed, so that the measured noise can be repeated.
-    """
-    import torch
-
-    from lora_export.checkpoint.tensors import torch_dtype
-    from lora_export.verification.branches_attention import stored_parameter
-
-    generator = torch.Generator().manual_seed(0)
-    done = set()
-    for step in plan.steps():
-        if step.deltas:
-            module = source.module(model, step.deltas[0].module)
-            owner = getattr(module, "conv", module)
-            leaf = step.deltas[0].parameter
-            leaf = leaf if hasattr(owner, leaf) else "w"  # as planning.names finds it
-            weight = stored_parameter(owner, leaf)
-            if id(weight) in done:
-                continue  # stored in several tensors: experts one by one, or a copy
-            done.add(id(weight))
-            eps = torch.finfo(torch_dtype(step.out.dtype)).eps
-            signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
-            with torch.no_grad():
-                weight.add_(weight.abs() * (eps / 2) * signs)

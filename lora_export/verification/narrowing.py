@@ -10,8 +10,9 @@ from lora_export.records import Attribution, example_sizes
 from lora_export.verification import bisect
 from lora_export.verification.attribution import GRAPH, UNREADABLE, by_checks
 from lora_export.verification.graph_modules import read_modules
-from lora_export.verification.model import attach, load_merged, load_unmerged, nudge, run
+from lora_export.verification.model import attach, load_merged, load_unmerged
 from lora_export.verification.probes import make_probes, other_sizes, probe_of_sizes
+from lora_export.verification.runs import nudge, run
 from lora_export.verification.runtime import LEVELS, open_session, run_model
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ class Suspects:
         return model
 
     def noisy(self, model: nn.Module) -> Iterable[nn.Module]:
-        """The unmerged model in float64, and with its weights moved by one ulp."""
-        yield model.double()
+        """The unmerged model with its weights moved by one ulp."""
         nudge(model.float(), self.source, self.plan)
         yield model
 

@@ -31,7 +31,8 @@ EPS = 2.0**-23
 class OutputTolerance:
     """The numbers for one output, all in that output's unit.
 
-    rounding: the float32 unmerged model against the same in float64. weight_ulp: what moving the
+    rounding: the float32 unmerged model against the same in float64, or where it does not run in
+    float64, against itself in other orders of summation. weight_ulp: what moving the
     adapted weights by one ulp does. batch_split: a batch against its samples run alone. scale: the
     largest absolute value. effect: the adapter's, |merged - base|, where both are finite. override:
     what the user allows instead of the derived number, if anything. eps: distance of 1 to the next
@@ -133,6 +134,7 @@ def derive(
     split: Runs,
     base: Runs,
     merged: Runs,
+    others: Sequence[Runs] = (),
     atol: float | None = None,
     rtol: float | None = None,
 ) -> Tolerance:
@@ -146,28 +148,29 @@ def derive(
             outputs that cannot be joined.
         base: the base without the adapter.
         merged: the merged model.
+        others: runs of the unmerged model in float32 that are as right as `float32`, each of
+            which is held against it as `float64` is.
         atol: when given, or rtol, then atol + rtol * max|output| is allowed instead.
         rtol: see atol.
 
     Raises:
         UsageError: atol or rtol is negative or no number.
     """
-    return Tolerance(
-        tuple(
-            _derive_one(name, (float32, float64, nudged, split, base, merged), atol, rtol)
-            for name in float32[0]
-        )
-    )
+    runs = (float32, (float64, *others), nudged, split, base, merged)
+    return Tolerance(tuple(_derive_one(name, runs, atol, rtol) for name in float32[0]))
 
 
 def _derive_one(
-    name: str, runs: tuple[Runs, ...], atol: float | None, rtol: float | None
+    name: str,
+    runs: tuple[Runs, Sequence[Runs], Runs, Runs, Runs, Runs],
+    atol: float | None,
+    rtol: float | None,
 ) -> OutputTolerance:
-    float32, float64, nudged, split, base, merged = runs
+    float32, as_right, nudged, split, base, merged = runs
     scale = max(largest(run, name) for run in float32)
     return OutputTolerance(
         name,
-        rounding=_apart(name, float64, float32),
+        rounding=max(_apart(name, other, float32) for other in as_right),
         weight_ulp=_apart(name, nudged, float32),
         batch_split=_apart(name, split, float32),
         scale=scale,

@@ -12,6 +12,7 @@ from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.layout import segments_of
 from lora_export.execution.rows import Rows, read_rows, refuse_non_finite
 from lora_export.records import Check
+from lora_export.verification.expected import changes_nothing
 from lora_export.verification.merged_rows import Expectation
 from lora_export.verification.tally import Tally
 
@@ -79,7 +80,7 @@ class WeightProof:
             _check_gain(merged),
         ]
         if not allow_noop:
-            checks.append(_check_changed(merged))
+            checks.append(_check_changed(planned, merged))
         return tuple(checks)
 
 
@@ -199,7 +200,11 @@ def _check_gain(merged: Sequence[Tally]) -> Check:
     return Check("scaling", passed, abs(worst.gain), worst.gain_tolerance, worst.name, detail)
 
 
-def _check_changed(merged: Sequence[Tally]) -> Check:
-    same = [one.name for one in merged if not one.changed]
-    detail = f"{len(merged)} planned tensors differ from the base"
-    return _check_list("every target changed", same, detail)
+def _check_changed(planned: Sequence[Step], merged: Sequence[Tally]) -> Check:
+    same = {one.name for one in merged if not one.changed}
+    steps = [step for step in planned if step.out.name in same]
+    lost = [step.out.name for step in steps if not all(map(changes_nothing, step.deltas))]
+    detail = f"{len(merged) - len(same)} planned tensors differ from the base"
+    if idle := len(same) - len(lost):
+        detail += f", the factors of {idle} are zero"
+    return _check_list("every target changed", lost, detail)

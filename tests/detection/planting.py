@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_export.errors import VerificationError
-from lora_export.verification.model import run
+from lora_export.verification.runs import run
 from lora_export.verification.runtime import run_model
 from lora_export.verification.tolerance import FACTOR
 

@@ -82,13 +82,15 @@ def test_ia3_of_zeros_is_an_update(saved):
 
 
 def test_factors_of_zeros_are_named(saved):
+    """Of one layer, which training passed over; the others have changed."""
     base, adapter = saved("lokr")
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
     key = next(key for key in tensors if "large.lokr_w1" in key)
     save_file({**tensors, key: torch.zeros_like(tensors[key])}, path)
-    with pytest.raises(FitError, match="lokr_w1 is all zero"):
-        plan(base, adapter)
+    (warning,) = plan(base, adapter).warnings
+    assert "lokr_w1 is all zero in 1 module of" in warning
+    assert "large" in warning
 
 
 def test_notes_become_warnings(saved):

@@ -117,9 +117,9 @@ REFUSED = {
         {"base": {**BASE, "h.0.attn.weight": torch.ones(12, 8, dtype=torch.int8)}},
         ["I8"],
     ),
-    "zero factor": (
+    "zero factors": (
         FitError,
-        {"adapter": {**ADAPTER, "h.0.attn.lora_B": torch.zeros(12, 2)}},
+        {"adapter": {n: torch.zeros_like(t) if "B" in n else t for n, t in ADAPTER.items()}},
         ["all zero", "--allow-noop"],
     ),
     "unknown full tensor": (

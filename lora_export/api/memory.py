@@ -1,0 +1,101 @@
+"""Whether a model fits into memory: free memory alone counts no page cache, which is given back.
+
+Linux says what is available in /proc/meminfo. A control group (a container, a batch job) may allow
+less.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from lora_export.records import Checkpoint
+
+_AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
+
+_V2 = ("memory.max", "memory.current", "inactive_file")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+"""Files of a control group: its limit, its use, and what memory.stat calls the cache that the
+system gives back first."""
+
+
+def why_too_large(base: Checkpoint) -> str:
+    """Why the model of `base` is not run; empty where it fits, or the system says nothing.
+
+    A float64 run needs 8 bytes an element, and a float32 one lies beside it while it loads.
+    """
+    elements = sum(math.prod(ref.spec.shape) for ref in base.tensors().values())
+    needed, available = 16 * elements, available_memory()
+    if available is None or needed <= available:
+        return ""
+    return (
+        f"running the model in float64 needs about {needed / 2**30:.1f} GB of memory, "
+        f"{available / 2**30:.1f} GB are available: the proof is by weights only"
+    )
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that a program may take without pushing others out.
+
+    The least of MemAvailable and of what each control group above this process leaves.
+
+    Args:
+        root: where /proc and /sys are found.
+
+    Returns:
+        None where the system says nothing of it.
+    """
+    found = _AVAILABLE.search(_text(root / "proc/meminfo"))
+    machine = [1024 * int(found[1])] if found else []
+    return min([*machine, *_left_by_groups(root)], default=None)
+
+
+def _left_by_groups(root: Path) -> Iterator[int]:
+    mount = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if not controllers:
+            yield from _left_along(mount, path, _V2)
+        elif "memory" in controllers.split(","):
+            yield from _left_along(mount / "memory", path, _V1)
+
+
+def _left_along(mount: Path, path: str, names: tuple[str, str, str]) -> Iterator[int]:
+    """What is left in a group and in all above it: each has a limit of its own.
+
+    In a container, the path may be the host's, of which only the mount itself is seen.
+    """
+    group = mount / path.lstrip("/")
+    for folder in (group, *group.parents):
+        left = _left_in(folder, *names)
+        if left is not None:
+            yield left
+        if folder == mount:
+            return
+
+
+def _left_in(group: Path, most: str, now: str, cache: str) -> int | None:
+    """None for a group without a limit."""
+    limit, used = _text(group / most).strip(), _text(group / now).strip()
+    if not (limit.isdecimal() and used.isdecimal()):
+        return None
+    given_back = _numbers(group / "memory.stat").get(cache, 0)
+    return max(int(limit) - int(used) + given_back, 0)
+
+
+def _numbers(file: Path) -> Mapping[str, int]:
+    pairs = (line.split() for line in _text(file).splitlines())
+    return {name: int(value) for name, value in pairs if value.isdecimal()}
+
+
+def _text(file: Path) -> str:
+    """Empty where there is no such file, as on another system, or it may not be read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
