@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.side_files import edit_json
+from lora_export.checkpoint.json_edit import edit_json
 from lora_export.planning.card import CARD_NAME, plan_card
 from lora_export.planning.quantized import stale_claims
 from lora_export.planning.tokenizers import plan_tokenizer
@@ -31,7 +31,10 @@ def plan_around(
         for file in files
         if file.name != CARD_NAME
     ]
-    config = {**draft.base.config, **draft.edits}
+    config = {
+        **draft.base.config,
+        **{path[0]: v for path, v in draft.edits.items() if not path[1:]},
+    }
     return tuple(files), plan_card(draft.base, adapters, files, config)
 
 

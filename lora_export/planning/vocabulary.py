@@ -101,7 +101,7 @@ def _edit(draft: Draft, old: int, new: int) -> None:
         return
     inner = draft.nested(_KEY)
     if inner is not None and inner[_KEY] == old:
-        draft.edit("text_config", {**inner, _KEY: new}, f"text_config.{_KEY}: {new}")
+        draft.edit(_KEY, new, inside="text_config")
     elif config.get(_KEY) != old:
         message = f"config.json has {_KEY} {config.get(_KEY)}, but the tables have {old} rows"
         draft.unfit.append(Problem(message, str(draft.base.root)))
