@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.json_edit import edit_json
 from lora_export.planning.card import CARD_NAME, plan_card
 from lora_export.planning.quantized import stale_claims
+from lora_export.planning.special_tokens import check_tokenizer
 from lora_export.planning.tokenizers import plan_tokenizer
 from lora_export.records import SideFile
 
@@ -24,7 +25,8 @@ def plan_around(
     draft: Draft, adapters: Sequence[Adapter]
 ) -> tuple[tuple[SideFile, ...], Card | None]:
     """The side files of the result, and its model card, which is written after the proof."""
-    files = plan_tokenizer(draft, adapters, grew=draft.grown is not None)
+    files = plan_tokenizer(draft, adapters)
+    check_tokenizer(draft, files)
     gone = stale_claims(draft.base, draft)
     files = [
         _edited(file, draft, gone) if file.name == "config.json" else file

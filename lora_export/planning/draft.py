@@ -54,8 +54,9 @@ class Draft:
 
     table: asks for the names of the running model, where somebody knows them. kept: the adapter's
     full tensors that are the base's own. promised: see lost.py. mixed: some adapters say alpha
-    themselves, and the options say it of the others. grown: the sizes of a vocabulary. copies: what
-    stands in the base's place from the start, under any update (a resized table). own: names whose
+    themselves, and the options say it of the others. vocabulary: its sizes before and after, where
+    it is resized. copies: what stands in the base's place from the start, under any update (a
+    resized table). own: names whose
     full tensor belongs to a module of the adapter's own, not to the parameter that others share.
     heads: names that the base lacks and the adapter brings. resized: full tensors of another shape
     than the base's, with their place for messages and whether they belong to a module that the
@@ -86,7 +87,7 @@ class Draft:
     heads: set[str] = field(default_factory=set)
     resized: dict[str, tuple[str, bool]] = field(default_factory=dict)
     mixed: bool = False
-    grown: tuple[int, int] | None = None
+    vocabulary: tuple[int, int] | None = None
     twins: list[Delta] = field(default_factory=list)
     reshaped: list[str] = field(default_factory=list)
     in_turn: set[str] = field(default_factory=set)
