@@ -103,17 +103,18 @@ def file_sha256(path: Path) -> str:
 
 
 def same_first_rows(copy: TensorRef, base: TensorRef) -> Literal["same", "rounded", ""]:
-    """Whether the first rows of `copy` are `base`, which has as many rows or fewer.
+    """Whether `copy` and `base` are the same in as many of their first rows as both have.
 
     "same": in the base's dtype they are equal. "rounded": they are the base's in the copy's own,
     narrower dtype. The dtypes are floats and all other sizes are equal.
     """
-    rows = base.spec.shape[0] if base.spec.shape else 1
+    rows = min([*copy.spec.shape[:1], *base.spec.shape[:1]], default=1)
+    copy, base = first_rows(copy, rows), first_rows(base, rows)
     if copy.spec.dtype == base.spec.dtype:
-        return "same" if same_content(first_rows(copy, rows), base) else ""
-    if rounds_to(first_rows(copy, rows), base):
+        return "same" if same_content(copy, base) else ""
+    if rounds_to(copy, base):
         return "same"
-    return "rounded" if rounds_to(base, first_rows(copy, rows)) else ""
+    return "rounded" if rounds_to(base, copy) else ""
 
 
 def first_rows(ref: TensorRef, rows: int) -> TensorRef:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 from collections import Counter
@@ -25,6 +26,11 @@ MAX_JSON_BYTES = 100_000_000
 """Upper bound of every JSON file that is parsed, the same as that of a safetensors header."""
 
 LFS_START = b"version https://git-lfs"
+
+FLOAT_TAG = "__float__"
+"""The one key of an object that stands for a number that JSON has not, in a config.json."""
+
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 @contextmanager
@@ -113,8 +119,10 @@ def fail_on(problems: list[Problem]) -> None:
         raise InputError.of(problems)
 
 
-def read_json_object(path: Path, *, unique_keys: bool = False) -> dict[str, object]:
-    """The JSON object in the file `path`.
+def read_json_object(
+    path: Path, *, unique_keys: bool = False, tagged_floats: bool = False
+) -> dict[str, object]:
+    """The JSON object in the file `path`; `unique_keys`, `tagged_floats`: see parse_json.
 
     Raises InputError when it is missing, too large, not UTF-8, broken or not an object, and with
     `unique_keys` when a key occurs twice in any object.
@@ -123,37 +131,55 @@ def read_json_object(path: Path, *, unique_keys: bool = False) -> dict[str, obje
         content = pread_exact(descriptor, MAX_JSON_BYTES + 1, 0)
     if is_lfs_pointer(content):
         raise lfs_error(path)
-    return parse_json_object(content, str(path), unique_keys=unique_keys)
+    return parse_json_object(
+        content, str(path), unique_keys=unique_keys, tagged_floats=tagged_floats
+    )
 
 
-def parse_json_object(content: bytes, where: str, *, unique_keys: bool) -> dict[str, object]:
+def parse_json_object(
+    content: bytes, where: str, *, unique_keys: bool, tagged_floats: bool = False
+) -> dict[str, object]:
     """The JSON object that `content` is; InputError, naming `where`, when it is none."""
-    value = parse_json(content, where, unique_keys=unique_keys)
+    value = parse_json(content, where, unique_keys=unique_keys, tagged_floats=tagged_floats)
     if not isinstance(value, dict):
         raise InputError("the JSON is not an object", where=where)
     return value
 
 
-def parse_json(content: bytes, where: str, *, unique_keys: bool = False) -> object:
-    """The JSON value that `content` is; InputError, naming `where`, when it is broken."""
+def parse_json(
+    content: bytes, where: str, *, unique_keys: bool = False, tagged_floats: bool = False
+) -> object:
+    """The JSON value that `content` is; InputError, naming `where`, when it is broken.
+
+    tagged_floats: `{"__float__": "Infinity"}` is the number, as in a config.json of transformers
+    (5.24, PreTrainedConfig._decode_special_floats). Python's own `Infinity` and `NaN`, which older
+    versions wrote, are numbers everywhere.
+    """
     if len(content) > MAX_JSON_BYTES:
         raise InputError(f"JSON of more than {MAX_JSON_BYTES:,} bytes", where=where)
     twice: list[str] = []
 
-    def keep_all(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    def read_object(pairs: list[tuple[str, object]]) -> object:
         mapping = dict(pairs)
-        if len(mapping) != len(pairs):
+        if unique_keys and len(mapping) != len(pairs):
             counts = Counter(key for key, _ in pairs)
             twice.extend(key for key, count in counts.items() if count > 1)
-        return mapping
+        return _untagged(mapping) if tagged_floats else mapping
 
+    hook = read_object if unique_keys or tagged_floats else None
     try:
-        value: object = json.loads(
-            content.decode(), object_pairs_hook=keep_all if unique_keys else None
-        )
+        value: object = json.loads(content.decode(), object_pairs_hook=hook)
     except (ValueError, RecursionError) as error:
         raise InputError(f"broken JSON: {str(error) or 'nested too deep'}", where=where) from error
     if twice:
         names = ", ".join(repr(key) for key in twice[:5])
         raise InputError(f"{len(twice)} duplicate keys in the JSON: {names}", where=where)
     return value
+
+
+def _untagged(mapping: dict[str, object]) -> object:
+    """The number that a tagged object stands for, else the object."""
+    tag = mapping.get(FLOAT_TAG)
+    if len(mapping) == 1 and isinstance(tag, str) and tag in _FLOATS:
+        return _FLOATS[tag]
+    return mapping

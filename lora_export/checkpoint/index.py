@@ -158,7 +158,7 @@ def _base_file(folder: Path) -> Path:
 
 def _read_folder(folder: Path, file: Path) -> Checkpoint:
     config_path = folder / "config.json"
-    config = read_json_object(config_path) if config_path.exists() else {}
+    config = read_json_object(config_path, tagged_floats=True) if config_path.exists() else {}
     side_files = list_side_files(folder)
     if not file.name.endswith(INDEX_SUFFIX):
         return Checkpoint(folder, "folder", (read_shard(file),), side_files, config)

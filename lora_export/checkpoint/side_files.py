@@ -1,22 +1,16 @@
-"""Which files of a model folder go along with its weights, and how config.json is edited.
-
-Byte for byte is the rule: a tokenizer or a pooling module must not change, and an edit touches
-only the value that it is about.
-"""
+"""Which files of a model folder go along with its weights, byte for byte."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import fail_on, parse_json, parse_json_object, read_start
+from lora_export.checkpoint.files import fail_on, parse_json, read_start
 from lora_export.records import Problem, SideFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
 MANIFEST_NAME = "lora_export.json"
@@ -28,8 +22,6 @@ FOREIGN_SUFFIXES = (
     ".tflite", ".npz", ".pb", ".mlmodel", ".mlpackage",
 )  # fmt: skip
 _NO_WEIGHTS = frozenset({"training_args.bin"})
-_SPACE = re.compile(r"[ \t\r\n]*")
-_FIRST_MEMBER = re.compile(r'\s*\{(?P<before>\s*)"(?:[^"\\]|\\.)*"(?P<colon>\s*:\s*)', re.DOTALL)
 _CHECKPOINT_FOLDER = re.compile(r"checkpoint-\d+")
 _BIN_STARTS = (b"PK\x03\x04", b"\x80", b"version https://git-lfs")
 
@@ -131,86 +123,3 @@ def _module_folders(folder: Path) -> frozenset[str]:
     items = modules if isinstance(modules, list) else []
     paths = (item.get("path") for item in items if isinstance(item, dict))
     return frozenset(path for path in paths if isinstance(path, str) and path)
-
-
-def edit_json(content: bytes, edits: Mapping[str, object], without: Iterable[str] = ()) -> bytes:
-    """A JSON object's text with top-level values set; every other byte stays as it is.
-
-    A key that is missing is added at the end, in the style of the first. without: members that
-    are taken out. Raises InputError when the content is no JSON object.
-    """
-    parse_json_object(content, "JSON to edit", unique_keys=False)
-    text = _without_members(content.decode(), without)
-    spans = _value_spans(text)
-    style = _Style.of(text, is_ascii=content.isascii())
-    added = [style.member(key, value) for key, value in edits.items() if key not in spans]
-    changed = [(*spans[key], style.value(value)) for key, value in edits.items() if key in spans]
-    if added:
-        end = max((end for _, end in spans.values()), default=text.index("{") + 1)
-        insertion = ",".join(["", *added] if spans else added)
-        changed.append((end, end, insertion if spans else f"{insertion}{style.closing}"))
-    for start, end, value in sorted(changed, reverse=True):
-        text = text[:start] + value + text[end:]
-    return text.encode()
-
-
-def _without_members(text: str, names: Iterable[str]) -> str:
-    """`text` less these members, each with the comma and the space that set it off."""
-    for name in names:
-        spans = list(_value_spans(text).items())
-        place = next((n for n, (key, _) in enumerate(spans) if key == name), None)
-        if place is None:
-            continue
-        start = text.index("{") + 1 if place == 0 else spans[place - 1][1][1]
-        end = spans[place][1][1]
-        if place == 0 and len(spans) > 1:
-            end = text.index(",", end) + 1
-        text = text[:start] + text[end:]
-    return text
-
-
-def _value_spans(text: str) -> dict[str, tuple[int, int]]:
-    """Where the value of each top-level key begins and ends, in valid JSON of an object."""
-    decoder = json.JSONDecoder()
-    spans = {}
-    at = _skip(text, text.index("{") + 1)
-    while text[at] != "}":
-        key, at = decoder.raw_decode(text, at)
-        start = _skip(text, _skip(text, at) + 1)
-        _, end = decoder.raw_decode(text, start)
-        spans[key] = (start, end)
-        at = _skip(text, end)
-        at = _skip(text, at + 1) if text[at] == "," else at
-    return spans
-
-
-def _skip(text: str, at: int) -> int:
-    space = _SPACE.match(text, at)
-    return space.end() if space else at
-
-
-@dataclass(frozen=True, slots=True)
-class _Style:
-    """How a JSON text sets its members: what stands before a key, after it, at the very end."""
-
-    before: str
-    colon: str
-    closing: str
-    is_ascii: bool
-
-    @classmethod
-    def of(cls, text: str, *, is_ascii: bool) -> _Style:
-        found = _FIRST_MEMBER.match(text)
-        if found is None:
-            return cls("\n  ", ": ", "\n", is_ascii)
-        return cls(found["before"], found["colon"], "", is_ascii)
-
-    def member(self, key: str, value: object) -> str:
-        name = json.dumps(key, ensure_ascii=self.is_ascii)
-        return f"{self.before}{name}{self.colon}{self.value(value)}"
-
-    def value(self, value: object) -> str:
-        line, _, unit = self.before.rpartition("\n")
-        indent = unit if "\n" in self.before else None
-        dumped = json.dumps(value, ensure_ascii=self.is_ascii, indent=indent)
-        return dumped.replace("\n", f"{line}\n{unit}")

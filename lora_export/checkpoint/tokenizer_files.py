@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import system_errors
+from lora_export.checkpoint.files import read_json_object, system_errors
 from lora_export.records import SideFile
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 _TEMPLATES = "additional_chat_templates"
@@ -39,3 +40,27 @@ def tokenizer_files(folder: Path) -> list[SideFile]:
     files = [SideFile(path.relative_to(folder).as_posix(), path) for path in paths]
     kept = [file for file in files if is_tokenizer_file(file.name)]
     return sorted(kept, key=lambda file: file.name)
+
+
+def highest_token(files: Iterable[SideFile]) -> int | None:
+    """The highest id in tokenizer.json, as the tokenizers library writes it.
+
+    None where there is no such file, or it lists no tokens: then only the tokenizer's class knows.
+
+    Raises:
+        InputError: the file is no JSON object.
+    """
+    source = next((file.source for file in files if file.name == "tokenizer.json"), None)
+    if source is None:
+        return None
+    document = read_json_object(source)
+    model, added = document.get("model"), document.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids: list[object] = []
+    if isinstance(vocabulary, dict):
+        ids += vocabulary.values()
+    if isinstance(vocabulary, list):  # Unigram: a token's place is its id
+        ids += range(len(vocabulary))
+    if isinstance(added, list):
+        ids += [item.get("id") for item in added if isinstance(item, dict)]
+    return max((one for one in ids if isinstance(one, int)), default=None)

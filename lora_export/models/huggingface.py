@@ -59,7 +59,8 @@ class HuggingFaceModel:
 
         Raises:
             MissingExtraError: transformers is not installed.
-            InputError: config.json names no architecture of transformers.
+            InputError: config.json names no architecture of transformers, or transformers cannot
+                read it.
             UsageError: there is no class for the task.
         """
         if not transformers_installed():
@@ -70,8 +71,7 @@ class HuggingFaceModel:
             )
         self._label = str(base.root)
         self.model_class = _class_of(base, task)
-        with quiet():
-            self.config = self.model_class.config_class.from_dict(dict(base.config))
+        self.config = _config_of(base, self.model_class)
         self._given = inputs
 
     @property
@@ -250,6 +250,16 @@ class HuggingFaceModel:
 
     def _hint(self) -> str:
         return f"is {self.model_class.__name__} the architecture of this checkpoint?"
+
+
+def _config_of(base: Checkpoint, model_class: Any) -> Any:  # noqa: ANN401 - transformers' own
+    try:
+        with quiet():
+            return model_class.config_class.from_dict(deepcopy(dict(base.config)))
+    except Exception as error:  # huggingface_hub's derive from nothing else
+        reason = " ".join(str(error).split())[:300]
+        message = f"transformers cannot read it for {model_class.__name__}: {reason}"
+        raise InputError(message, where=str(base.root / "config.json")) from error
 
 
 def _class_of(base: Checkpoint, task: str | None) -> Any:  # noqa: ANN401 - transformers' own

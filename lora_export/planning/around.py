@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.side_files import edit_json
+from lora_export.checkpoint.json_edit import edit_json
 from lora_export.planning.card import CARD_NAME, plan_card
 from lora_export.planning.quantized import stale_claims
+from lora_export.planning.special_tokens import check_tokenizer
 from lora_export.planning.tokenizers import plan_tokenizer
 from lora_export.records import SideFile
 
@@ -24,14 +25,18 @@ def plan_around(
     draft: Draft, adapters: Sequence[Adapter]
 ) -> tuple[tuple[SideFile, ...], Card | None]:
     """The side files of the result, and its model card, which is written after the proof."""
-    files = plan_tokenizer(draft, adapters, grew=draft.grown is not None)
+    files = plan_tokenizer(draft, adapters)
+    check_tokenizer(draft, files)
     gone = stale_claims(draft.base, draft)
     files = [
         _edited(file, draft, gone) if file.name == "config.json" else file
         for file in files
         if file.name != CARD_NAME
     ]
-    config = {**draft.base.config, **draft.edits}
+    config = {
+        **draft.base.config,
+        **{path[0]: v for path, v in draft.edits.items() if not path[1:]},
+    }
     return tuple(files), plan_card(draft.base, adapters, files, config)
 
 

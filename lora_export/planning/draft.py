@@ -54,15 +54,16 @@ class Draft:
 
     table: asks for the names of the running model, where somebody knows them. kept: the adapter's
     full tensors that are the base's own. idle: (where, why) of updates that change nothing, by the
-    adapter's path. promised: see lost.py. mixed: some adapters say alpha
-    themselves, and the options say it of the others. grown: the sizes of a vocabulary. copies: what
+    adapter's path. promised: see lost.py. mixed: some adapters say alpha themselves, and the options
+    say it of the others. vocabulary: its sizes before and after, where it is resized. copies: what
     stands in the base's place from the start, under any update (a resized table). own: names whose
     full tensor belongs to a module of the adapter's own, not to the parameter that others share.
     heads: names that the base lacks and the adapter brings. resized: full tensors of another shape
     than the base's, with their place for messages and whether they belong to a module that the
-    adapter brings whole. twins, reshaped: see MergePlan. in_turn: see Step. edits: of config.json;
-    told: the same in words. layers: the names under which a tensor of a layer is written, where
-    that is not its own. turned_by: who says how square weights are stored, by adapter and module.
+    adapter brings whole. twins, reshaped: see MergePlan. in_turn: see Step. edits: of config.json,
+    by the keys that lead to the value; told: the same in words. layers: the names under which a
+    tensor of a layer is written, where that is not its own. turned_by: who says how square weights
+    are stored, by adapter and module.
     """
 
     base: Checkpoint
@@ -87,12 +88,12 @@ class Draft:
     heads: set[str] = field(default_factory=set)
     resized: dict[str, tuple[str, bool]] = field(default_factory=dict)
     mixed: bool = False
-    grown: tuple[int, int] | None = None
+    vocabulary: tuple[int, int] | None = None
     twins: list[Delta] = field(default_factory=list)
     reshaped: list[str] = field(default_factory=list)
     in_turn: set[str] = field(default_factory=set)
-    edits: dict[str, object] = field(default_factory=dict)
-    told: dict[str, str] = field(default_factory=dict)
+    edits: dict[tuple[str, ...], object] = field(default_factory=dict)
+    told: dict[tuple[str, ...], str] = field(default_factory=dict)
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     turned_by: dict[tuple[str, str], str] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
@@ -111,26 +112,28 @@ class Draft:
         table = self.table_of(name)
         return self.copies.get(table, self.stored[table])
 
-    def edit(self, key: str, value: object, told: str = "") -> None:
-        """Set a top-level value of config.json; told: the edit in words, where `value` is long."""
-        self.edits[key] = value
-        before = f"{self.told[key]}; " if told and key in self.told else ""
-        self.told[key] = before + (told or f"{key}: {json.dumps(value)}")
+    def edit(self, key: str, value: object, told: str = "", *, inside: str = "") -> None:
+        """Set a value of config.json, or of the object that it holds under `inside`.
 
-    def nested(self, key: str) -> Mapping[str, object] | None:
-        """text_config as it is so far, of a config.json that has `key` there."""
-        value = self.edits.get("text_config", self.base.config.get("text_config"))
+        told: the edit in words, where `value` is long.
+        """
+        path = (inside, key) if inside else (key,)
+        self.edits[path] = value
+        self.told[path] = told or f"{'.'.join(path)}: {json.dumps(value)}"
+
+    def nested(self, key: str, inside: str = "text_config") -> Mapping[str, object] | None:
+        """The object under `inside` of a config.json that has `key` there."""
+        value = self.base.config.get(inside)
         return value if isinstance(value, dict) and key in value else None
 
     def edit_everywhere(self, key: str, value: object) -> bool:
         """Set what config.json or its text_config holds; whether one of them does."""
-        inner = self.nested(key)
-        if inner is not None:
-            text = f"text_config.{key}: {json.dumps(value)}"
-            self.edit("text_config", {**inner, key: value}, text)
+        is_inside = self.nested(key) is not None
+        if is_inside:
+            self.edit(key, value, inside="text_config")
         if key in self.base.config:
             self.edit(key, value)
-        return inner is not None or key in self.base.config
+        return is_inside or key in self.base.config
 
     def stop_on_problems(self) -> None:
         """Raise everything that is wrong at once.

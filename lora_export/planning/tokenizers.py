@@ -1,4 +1,4 @@
-"""Whose tokenizer the result gets: the base's, unless the adapter's vocabulary is a larger one."""
+"""Whose tokenizer the result gets: the base's, unless training resized the vocabulary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _OPTION = "--tokenizer"
 
 
-def plan_tokenizer(draft: Draft, adapters: Sequence[Adapter], *, grew: bool) -> list[SideFile]:
+def plan_tokenizer(draft: Draft, adapters: Sequence[Adapter]) -> list[SideFile]:
     """The base's side files, its tokenizer exchanged for the adapter's where that is meant."""
     wanted = draft.options.tokenizer
     files = list(draft.base.side_files)
@@ -29,11 +29,11 @@ def plan_tokenizer(draft: Draft, adapters: Sequence[Adapter], *, grew: bool) -> 
             draft.missing.append(Problem(message, _OPTION, "name the folder that holds it"))
         return files
     theirs = _tokenizers(adapters)
-    if wanted == "base" or (wanted is None and not grew):
+    if wanted == "base" or (wanted is None and draft.vocabulary is None):
         _tell_difference(draft, files, theirs)
         return files
     if len(theirs) == 1:
-        return _exchanged(draft, files, next(iter(theirs.values())), grew=grew)
+        return _exchanged(draft, files, next(iter(theirs.values())))
     if theirs:
         message = f"{len(theirs)} adapters have different tokenizers: {', '.join(theirs)}"
         hint = "--tokenizer base, and put the right files into the result yourself"
@@ -41,7 +41,7 @@ def plan_tokenizer(draft: Draft, adapters: Sequence[Adapter], *, grew: bool) -> 
     elif wanted == "adapter":
         message = "no adapter's folder holds tokenizer files"
         draft.missing.append(Problem(message, _OPTION, "leave it out to keep the base's"))
-    else:
+    elif draft.vocabulary and draft.vocabulary[1] > draft.vocabulary[0]:
         draft.warnings.append(
             "the vocabulary grew, but no adapter's folder holds a tokenizer: the base's, which is "
             "kept, does not know the new tokens"
@@ -63,12 +63,15 @@ def _tokenizers(adapters: Sequence[Adapter]) -> dict[str, list[SideFile]]:
 
 
 def _exchanged(
-    draft: Draft, files: Sequence[SideFile], theirs: Sequence[SideFile], *, grew: bool
+    draft: Draft, files: Sequence[SideFile], theirs: Sequence[SideFile]
 ) -> list[SideFile]:
     kept = [file for file in files if not is_tokenizer_file(file.name)]
     names = {file.name for file in theirs}
     gone = [f.name for f in files if is_tokenizer_file(f.name) and f.name not in names]
-    why = "its vocabulary is larger than the base's" if grew else _OPTION
+    why = _OPTION
+    if draft.vocabulary:
+        old, new = draft.vocabulary
+        why = f"its vocabulary is {'larger' if new > old else 'smaller'} than the base's"
     left = f"; left out, as the adapter has none: {first_names(gone)}" if gone else ""
     draft.choices.append(f"tokenizer: the adapter's {first_names(sorted(names))} ({why}){left}")
     taken = [replace(file, edits=("the adapter's",)) for file in theirs]

@@ -1,13 +1,15 @@
-"""A vocabulary that has grown in training: every table and head over it, and config.json.
+"""A vocabulary that training has resized: every table and head over it, and config.json.
 
-The new rows are nowhere but in the adapter file: what it does not hold nobody can know, as
-transformers draws new rows at random when it resizes a model.
+New rows are nowhere but in the adapter file: what it does not hold nobody can know, as
+transformers draws new rows at random when it resizes a model. Of a vocabulary that was cut, the
+file must hold every table and head as well: which rows are left is said nowhere else.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_export.planning.special_tokens import check_special_tokens
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
@@ -26,33 +28,34 @@ _KEY = "vocab_size"
 
 
 def plan_vocabulary(draft: Draft) -> None:
-    """Check that everything over the vocabulary has grown alike, and edit config.json."""
-    grown = _grown(draft)
-    if not grown:
+    """Check that everything over the vocabulary was resized alike, and edit config.json."""
+    found = _resized(draft)
+    if not found:
         return
-    sizes = {(draft.stored[draft.table_of(n)].spec.shape[0], ref.spec.shape[0]) for n, ref in grown}
-    names = list(dict.fromkeys(name for name, _ in grown))
+    sizes = {(draft.stored[draft.table_of(n)].spec.shape[0], ref.spec.shape[0]) for n, ref in found}
+    names = list(dict.fromkeys(name for name, _ in found))
     if len(sizes) > 1:
         listed = ", ".join(f"{old} to {new}" for old, new in sorted(sizes))
-        draft.unfit.append(Problem(f"the vocabulary grows in several ways: {listed}", names[0]))
+        message = f"the vocabulary is resized in several ways: {listed}"
+        draft.unfit.append(Problem(message, names[0]))
         return
     ((old, new),) = sizes
     for name in names:
         draft.resized.pop(name, None)
-    if new < old:
-        message = f"the adapter's vocabulary has {new} tokens, fewer than the base's {old}"
-        hint = "merge into the base whose vocabulary was cut before training"
-        draft.unfit.append(Problem(message, ", ".join(names), hint))
-        return
     _refuse_missing(draft, names, old, new)
+    if new < old:
+        check_special_tokens(draft, old, new)
     _edit(draft, old, new)
-    told = f"the vocabulary grows from {old} to {new} tokens: {', '.join(names)}"
-    draft.choices.append(told)
+    draft.choices.append(f"the vocabulary {_verb(old, new)}: {', '.join(names)}")
     draft.reshaped.append(f"vocabulary: {old} -> {new}")
-    draft.grown = (old, new)
+    draft.vocabulary = (old, new)
 
 
-def _grown(draft: Draft) -> list[tuple[str, TensorRef]]:
+def _verb(old: int, new: int) -> str:
+    return f"{'grows' if new > old else 'is cut'} from {old} to {new} tokens"
+
+
+def _resized(draft: Draft) -> list[tuple[str, TensorRef]]:
     whole = {**draft.added, **draft.replaced}
     resized = [(n, whole[n]) for n in draft.resized if _is_over_vocabulary(draft, n)]
     copies = [
@@ -85,10 +88,12 @@ def _refuse_missing(draft: Draft, names: list[str], old: int, new: int) -> None:
             continue
         over = sizes[0] == old and _is_over_vocabulary(draft, name)
         if over or name.endswith("final_logits_bias"):
-            message = (
-                f"the vocabulary grows from {old} to {new} tokens, and the rows of {name} for the "
-                "new ones are not in the file: they were drawn when the model was resized"
+            lost = (
+                "for the new ones are not in the file: they were drawn when the model was resized"
             )
+            if new < old:
+                lost = "that are left are not in the file"
+            message = f"the vocabulary {_verb(old, new)}, and the rows of {name} {lost}"
             hint = "save the adapter with save_pretrained(..., save_embedding_layers=True)"
             draft.unfit.append(Problem(message, names[0], hint))
 
@@ -97,11 +102,11 @@ def _edit(draft: Draft, old: int, new: int) -> None:
     config = draft.base.config
     if not config:
         told = f"build the model with a vocabulary of {new} tokens before the result is loaded"
-        draft.warnings.append(f"the vocabulary grows from {old} to {new}: {told}")
+        draft.warnings.append(f"the vocabulary {_verb(old, new)}: {told}")
         return
     inner = draft.nested(_KEY)
     if inner is not None and inner[_KEY] == old:
-        draft.edit("text_config", {**inner, _KEY: new}, f"text_config.{_KEY}: {new}")
+        draft.edit(_KEY, new, inside="text_config")
     elif config.get(_KEY) != old:
         message = f"config.json has {_KEY} {config.get(_KEY)}, but the tables have {old} rows"
         draft.unfit.append(Problem(message, str(draft.base.root)))

@@ -31,7 +31,7 @@ _DOUBLE = (
 def fit_copies(
     draft: Draft, adapter: Adapter, replacements: Sequence[Replacement], targets: Targets
 ) -> None:
-    """The copies of layers under an update: the base's own, or a table that has grown."""
+    """The copies of layers under an update: the base's own, or a table of another length."""
     for replacement in replacements:
         if replacement.origin == "base":
             where = f"{adapter.path}: {replacement.ref.spec.name}"
@@ -44,9 +44,9 @@ def _fit_copy(draft: Draft, replacement: Replacement, target: str | None, where:
         return
     ref, base = replacement.ref, draft.stored[draft.table_of(target)]
     sizes, old = ref.spec.shape, base.spec.shape
-    grown = len(sizes) == len(old) and sizes[1:] == old[1:] and sizes[:1] >= old[:1]
+    alike = len(sizes) == len(old) and sizes[1:] == old[1:]
     floats = {ref.spec.dtype, base.spec.dtype} <= FLOAT_DTYPES
-    likeness = same_first_rows(ref, base) if grown and floats else ""
+    likeness = same_first_rows(ref, base) if alike and floats else ""
     if not likeness:
         message = f"is a copy {list(sizes)} of another base: here {target} is {list(old)}"
         if sizes == old:

