@@ -88,9 +88,10 @@ MISSING = {
 }
 
 
+@pytest.mark.parametrize("enabled", [(True, False, True), (True, True, True)])
 @pytest.mark.parametrize("lacking", [*([name] for name in MISSING), [*MISSING]])
-def test_without_the_files_one_message_names_them_and_the_facts(lacking, tmp_path):
-    base, lora, _ = write(tmp_path, WHOLE)
+def test_without_the_files_one_message_names_them_and_the_facts(lacking, enabled, tmp_path):
+    base, lora, _ = write(tmp_path, replace(WHOLE, enabled=enabled))
     for name in lacking:
         lora.with_name(name).unlink()
     with pytest.raises(UsageError) as caught:
