@@ -53,7 +53,19 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
         raise InputError.of(problems)
     updates = tuple(_with_facts(update, settings) for update in adapter.updates)
     notes = (f"{file.path.name}: facts from {settings.source}",) if settings.source else ()
-    return replace(adapter, updates=updates, notes=notes)
+    return replace(adapter, updates=updates, notes=notes, doubts=_doubts(adapter, settings))
+
+
+def _doubts(adapter: Adapter, settings: Settings) -> tuple[str, ...]:
+    """Files without settings may be older than the right rows of a group (litgpt#891)."""
+    fused = [found for u in adapter.updates if (found := _FUSED.fullmatch(u.module))]
+    if settings.flags or not any(found["name"] == _BY_GROUP for found in fused):
+        return ()
+    told = (
+        f"the update is spread over the query groups as litgpt 0.2.0 to 0.5.4 does; without "
+        f"{HYPERPARAMETERS} it may be of lit-gpt before February 2024, which did not"
+    )
+    return (told,)
 
 
 def _with_facts(update: Update, settings: Settings) -> Update:

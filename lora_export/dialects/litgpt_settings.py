@@ -102,7 +102,8 @@ class _File:
         if text is None:
             return None
         if not _NUMBER.fullmatch(text):
-            return self._refuse(key, "a number")
+            self._refuse(key, "a number")
+            return None
         return float(text)
 
     def whole(self, key: str) -> int | None:
@@ -111,7 +112,8 @@ class _File:
         if text is None:
             return None
         if not _WHOLE.fullmatch(text) or text == "0":
-            return self._refuse(key, "a whole number above 0")
+            self._refuse(key, "a whole number above 0")
+            return None
         return int(text)
 
     def flag(self, key: str) -> bool | None:
@@ -120,7 +122,8 @@ class _File:
         if text is None:
             return None
         if text.lower() not in _WORDS:
-            return self._refuse(key, "true or false")
+            self._refuse(key, "true or false")
+            return None
         return _WORDS[text.lower()]
 
     def _given(self, key: str) -> str | None:

@@ -63,7 +63,7 @@ def _blocks(delta: Delta, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             for count, on in zip((n_head, groups, groups), delta.enable_lora, strict=True)
             if on
         ]
-        downs, ups = down.chunk(enabled, dim=1), up.split([count * size for count in heads])
+        downs, ups = down.chunk(enabled, dim=1), torch.split(up, [count * size for count in heads])
         parts = [F.conv1d(one, other) for one, other in zip(downs, ups, strict=True)]
     return torch.cat(parts, dim=1).squeeze(0)
 

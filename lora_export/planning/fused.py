@@ -16,7 +16,7 @@ from lora_export.planning.resolve import Unresolved, no_fit, readings_of
 from lora_export.records import Delta, Facts, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from lora_export.planning.draft import Draft
     from lora_export.records import Adapter, TensorSpec, Update
@@ -51,15 +51,15 @@ def resolve_litgpt(
     if not readings:
         raise Unresolved(no_fit(update.family, shapes, base, where), missing=False)
     rank = readings[0].rank
+    told = unsaid([facts])
     if facts.enable_lora is None:  # with all three adapted the shapes tell it
         facts = replace(facts, enable_lora=readings[0].enable_lora)
-    _refuse_missing(facts, where)
+    _refuse_missing(facts, told, where)
     if facts.rank not in (None, rank):
         message = f"rank is {rank} in the file but {facts.rank} in {facts.source}"
         raise Unresolved(Problem(message, where), missing=False)
-    alpha, heads = facts.alpha or 0.0, ()
-    if own.kind == QKV:
-        heads = _heads(facts, shapes, base, where)
+    alpha = facts.alpha or 0.0
+    heads = _heads(facts, shapes, base, where) if own.kind == QKV else ()
     return Delta(
         adapter=str(adapter.path),
         module=module,
@@ -99,11 +99,11 @@ def unsaid(facts: Iterable[Facts]) -> list[str]:
     return [key for key in _NEEDED if any(getattr(one, key) is None for one in listed)]
 
 
-def _refuse_missing(facts: Facts, where: str) -> None:
-    """The facts that this kind of module needs; all that the adapter lacks are told together."""
+def _refuse_missing(facts: Facts, told: Sequence[str], where: str) -> None:
+    """The facts that this kind of module needs; `told`, all that the adapter lacks, in one text."""
     missing = unsaid([facts])
     if missing and (facts.kind == QKV or "alpha" in missing):
-        message = f"a LoRA of litgpt, without its {', '.join(missing)}: they are not in the file"
+        message = f"a LoRA of litgpt, without its {', '.join(told)}: they are not in the file"
         raise Unresolved(Problem(message, where, _FILES), missing=True)
     if facts.alpha is not None and not (math.isfinite(facts.alpha) and facts.alpha > 0):
         message = f"alpha = {facts.alpha:g} from {facts.source} is not a positive number"

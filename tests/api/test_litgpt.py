@@ -88,9 +88,10 @@ MISSING = {
 }
 
 
+@pytest.mark.parametrize("enabled", [(True, False, True), (True, True, True)])
 @pytest.mark.parametrize("lacking", [*([name] for name in MISSING), [*MISSING]])
-def test_without_the_files_one_message_names_them_and_the_facts(lacking, tmp_path):
-    base, lora, _ = write(tmp_path, WHOLE)
+def test_without_the_files_one_message_names_them_and_the_facts(lacking, enabled, tmp_path):
+    base, lora, _ = write(tmp_path, replace(WHOLE, enabled=enabled))
     for name in lacking:
         lora.with_name(name).unlink()
     with pytest.raises(UsageError) as caught:
@@ -162,6 +163,19 @@ def test_what_the_options_repeat_is_fine(tmp_path):
     repeated = {"alpha": ALPHA, "enable_lora": "1,0,1", "fan_in_fan_out": False}
     report = merge(base, [lora], tmp_path / "out.safetensors", **repeated)
     assert_merged(report, tmp_path / "out.safetensors", expected)
+
+
+@pytest.mark.parametrize("settings", [True, False])
+def test_a_file_that_may_be_older_than_the_right_rows_is_warned_of(settings, tmp_path):
+    base, lora, expected = write(tmp_path, Training(by_group=True), settings=settings)
+    (tmp_path / "facts.toml").write_text(
+        f"alpha = {ALPHA}\nenable_lora = [true, false, true]\nn_head = 4\nn_query_groups = 2\n"
+    )
+    out = tmp_path / "out.safetensors"
+    report = merge(base, [lora], out, hparams=None if settings else tmp_path / "facts.toml")
+    assert_merged(report, out, expected)
+    told = [warning for warning in report.plan.warnings if "before February 2024" in warning]
+    assert len(told) == (0 if settings else 1)
 
 
 def test_no_groups_are_as_many_as_heads(tmp_path):
