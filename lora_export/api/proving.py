@@ -102,13 +102,15 @@ class Job:
 class ModelProof:
     """The model level's outcome: checks, what was seen, and the tolerance that was derived.
 
-    suspects: what to look at again where a check failed.
+    suspects: what to look at again where a check failed. allow_noop: an adapter without effect is
+    accepted.
     """
 
     checks: tuple[Check, ...]
     witnesses: Witnesses
     tolerance: Tolerance
     suspects: Suspects
+    allow_noop: bool = False
 
     def proven(self, told: str = "") -> Proven:
         """The outcome, with the module that is to blame where there is one."""
@@ -121,7 +123,9 @@ class ModelProof:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is to be told of how the level ran."""
-        return self.witnesses.told()
+        unresolved = "" if self.allow_noop else self.tolerance.unresolved()
+        words = f"the model level does not resolve this adapter, the weights prove it: {unresolved}"
+        return (*self.witnesses.told(), *([words] if unresolved else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +252,7 @@ def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof
     equal = not job.plan.coupled
     checks = witnesses.checks(tolerance, equal=equal, allow_noop=job.allow_noop)
     suspects = Suspects(source, job.plan, merged, probes, job.proof.seed)
-    return ModelProof(at_level("model", checks), witnesses, tolerance, suspects)
+    return ModelProof(at_level("model", checks), witnesses, tolerance, suspects, job.allow_noop)
 
 
 def probes_for(job: Job, source: ModelSource, rounds: int = 1) -> list[dict[str, NDArray[Any]]]:

@@ -68,6 +68,16 @@ class OutputTolerance:
         """The effect below which a model without the adapter would pass the check as well."""
         return max(FACTOR * self.floor, self.allowed)
 
+    @property
+    def is_resolved(self) -> bool:
+        """The adapter's effect stands out of the noise, and out of what is allowed."""
+        return self.effect > self.needed_effect
+
+    @property
+    def is_drowned(self) -> bool:
+        """What the user allows is more than the adapter does."""
+        return self.override is not None and self.effect <= self.override
+
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
@@ -113,8 +123,9 @@ class Tolerance:
         One output that shows it is enough. `worst` is the effect, `tolerance` the least that is
         needed; here the check passes when `worst` is ABOVE.
         """
-        best = max(self.outputs, key=lambda one: _surplus(one.effect, one.needed_effect))
-        passed = best.effect > best.needed_effect
+        best = self._clearest()
+        passed = best.is_resolved
+        hint = f"--atol below {best.effect:.2g}, or without it" if best.is_drowned else ""
         return Check(
             "the adapter has an effect",
             passed=passed,
@@ -123,7 +134,24 @@ class Tolerance:
             where=best.output,
             detail="" if passed else "vacuous: the base without adapter would pass as well",
             at_least=True,
+            hint="" if passed else hint,
         )
+
+    def unresolved(self) -> str:
+        """What is to be told where the adapter is smaller than the noise, for no fault of anyone.
+
+        Empty where its effect is resolved, where a tolerance that was given hides it, and where the
+        noise is no number.
+        """
+        best = self._clearest()
+        if best.is_resolved or best.is_drowned or not isfinite(best.needed_effect):
+            return ""
+        needed = f"{best.needed_effect:.2g} would stand out of its noise ({_noise(best)})"
+        return f"it moves {best.output} by {best.effect:.2g}, and {needed}"
+
+    def _clearest(self) -> OutputTolerance:
+        """The output that shows the adapter best."""
+        return max(self.outputs, key=lambda one: _surplus(one.effect, one.needed_effect))
 
 
 def derive(
@@ -237,10 +265,14 @@ def _headroom(ratio: float, limits: OutputTolerance | None) -> str:
         return "no tolerance is known for this output"
     if not isfinite(limits.allowed):
         return "this output holds NaN, or infinities that come and go with rounding"
-    source = "given" if limits.override is not None else (
-        f"noise: rounding {limits.rounding:.1e}, weights' ulp {limits.weight_ulp:.1e}, "
-        f"batch {limits.batch_split:.1e}"
-    )  # fmt: skip
+    source = "given" if limits.override is not None else f"noise: {_noise(limits)}"
     if ratio > 1:
         return f"{ratio:.3g} x what is allowed; {source}"
     return f"{1 / ratio:.1f} x headroom; {source}" if ratio else f"equal; {source}"
+
+
+def _noise(limits: OutputTolerance) -> str:
+    return (
+        f"rounding {limits.rounding:.1e}, weights' ulp {limits.weight_ulp:.1e}, "
+        f"batch {limits.batch_split:.1e}"
+    )
