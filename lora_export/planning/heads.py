@@ -87,6 +87,8 @@ def _edit_class(draft: Draft, tasks: set[str], classes: Classes) -> None:
         if not tasks and (only := _only_classifier(draft, classes)):
             _write_class(draft, now, only)
             return
+        if draft.heads and all(map(draft.options.allows_new, draft.heads)):
+            return  # for a class of the user's own
         new = ", ".join(sorted(draft.heads))
         verb, it = ("is", "it") if len(draft.heads) == 1 else ("are", "them")
         message = f"{new} {verb} new, and {now or 'no class'} has no place for {it}"
