@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lora_export.planning.timm_heads import is_timm, plan_timm_heads
 from lora_export.records import FLOAT_DTYPES, Problem
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def plan_heads(draft: Draft, adapters: Sequence[Adapter], classes: Classes) -> N
     if draft.heads:
         draft.choices.append(f"new: {', '.join(sorted(draft.heads))}, as the adapter's own modules")
     if not draft.base.config:
+        return
+    if is_timm(draft.base.config):
+        plan_timm_heads(draft)
         return
     tasks = {adapter.task for adapter in adapters if adapter.task in _SUFFIXES}
     # A head of the same name may be another task's: a classifier of tokens, not of sequences.
