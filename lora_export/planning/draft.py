@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from lora_export.errors import FitError, UsageError
@@ -29,10 +30,10 @@ class Options:
 
     allow_unmatched, allow_new: globs on names of the adapter file. unmerged_base: BASE is a
     training checkpoint whose own factors are to be left out. tokenizer: whose tokenizer files the
-    result gets; None: the base's, unless the vocabulary grew. ignore: names of weight files in an
-    adapter's folder that take no part. trust_file: where an adapter's file and its configuration
-    disagree, True takes the file, False the configuration, None refuses. strict: refuse another
-    base than the adapter names.
+    result gets; None: the base's, unless training resized the vocabulary. ignore: names of weight
+    files in an adapter's folder that take no part. trust_file: where an adapter's file and its
+    configuration disagree, True takes the file, False the configuration, None refuses. strict:
+    refuse another base than the adapter names.
     """
 
     recipe: Recipe = "auto"
@@ -46,6 +47,10 @@ class Options:
     ignore: tuple[str, ...] = ()
     trust_file: bool | None = None
     strict: bool = False
+
+    def allows_new(self, name: str) -> bool:
+        """Whether a full tensor of this name may be new in the result."""
+        return any(fnmatchcase(name, glob) for glob in self.allow_new)
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lora_export.planning.timm_heads import is_timm, plan_timm_heads
 from lora_export.records import FLOAT_DTYPES, Problem
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def plan_heads(draft: Draft, adapters: Sequence[Adapter], classes: Classes) -> N
         draft.choices.append(f"new: {', '.join(sorted(draft.heads))}, as the adapter's own modules")
     if not draft.base.config:
         return
+    if is_timm(draft.base.config):
+        plan_timm_heads(draft)
+        return
     tasks = {adapter.task for adapter in adapters if adapter.task in _SUFFIXES}
     # A head of the same name may be another task's: a classifier of tokens, not of sequences.
     trained = any(f".{name}".endswith(_ENDS) for name in draft.replaced)
@@ -87,6 +91,8 @@ def _edit_class(draft: Draft, tasks: set[str], classes: Classes) -> None:
         if not tasks and (only := _only_classifier(draft, classes)):
             _write_class(draft, now, only)
             return
+        if draft.heads and all(map(draft.options.allows_new, draft.heads)):
+            return  # for a class of the user's own
         new = ", ".join(sorted(draft.heads))
         verb, it = ("is", "it") if len(draft.heads) == 1 else ("are", "them")
         message = f"{new} {verb} new, and {now or 'no class'} has no place for {it}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content, same_first_rows
@@ -149,12 +148,10 @@ def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
     name, ref = replacement.name, replacement.ref
     plain = without_wrappers(name)
     in_model = draft.model is not None and draft.model.tensors.get(plain) == ref.spec.shape
-    if in_model or any(fnmatchcase(name, glob) for glob in draft.options.allow_new):
-        _promise(draft, replacement, name, where)
-        _put(draft, draft.added, name, ref, where)
-        return
-    if replacement.origin == "module" and draft.model is None:
+    is_head = replacement.origin == "module" and draft.model is None
+    if is_head:
         draft.heads.add(name)
+    if in_model or is_head or draft.options.allows_new(name):
         _promise(draft, replacement, name, where)
         _put(draft, draft.added, name, ref, where)
         return
