@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ FAILURES = (
 
 SINGLE = "output"
 
+_NO_FACTORS = re.compile(r"no attribute 'lora_[AB]'")
+_FACTORS_HINT = (
+    "a graph is made of plain layers, and this forward reads the factors of one all the same: let "
+    "it ask `if layer.r > 0` first, as loralib's layers do"
+)
 _INPUTS_HINT = "describe the inputs with --input, or give working ones with --inputs FILE.npz"
 
 
@@ -46,6 +52,8 @@ def user_code(problem: str, where: str = "", hint: str = "--debug shows where") 
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())[:300]
         message = f"{problem} {type(error).__name__}: {reason}"
+        if isinstance(error, AttributeError) and _NO_FACTORS.search(reason):
+            hint = _FACTORS_HINT
         raise UsageError(message, where=where, hint=hint) from error
 
 

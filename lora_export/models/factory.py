@@ -90,7 +90,7 @@ class FactoryModel:
         dtype: str = "float32",
     ) -> nn.Module:
         """See source.ModelSource.load."""
-        model = self.blank(checkpoint, untied=untied, dtype=dtype)
+        model = self._plain(untied, dtype, zeros=True)
         load_strictly(model, {**checkpoint.tensors(), **full}, self.target)
         return model
 
@@ -106,10 +106,14 @@ class FactoryModel:
         They are not replaced by cheaper ones: an alias that the user's code has of a weight would
         then be lost, and no longer be known for what it is.
         """
+        return self._plain(untied, dtype, zeros=False)
+
+    def _plain(self, untied: Sequence[str], dtype: str, *, zeros: bool) -> nn.Module:
+        """The model without low-rank factors; zeros: see loralib_modules.remove_factors."""
         import torch
 
         model = self._build()
-        remove_factors(model)
+        remove_factors(model, zeros=zeros)
         untie(model, untied)
         return model.to(getattr(torch, dtype)).eval().requires_grad_(requires_grad=False)
 

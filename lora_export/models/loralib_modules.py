@@ -16,12 +16,21 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-_ATTRIBUTES = ("r", "lora_alpha", "merged", "merge_weights")
+_ATTRIBUTES = ("r", "lora_alpha")
+_FACTORS = ("lora_A", "lora_B")
 
 
 def is_live(module: nn.Module) -> bool:
-    """A loralib module that holds factors."""
-    return all(hasattr(module, name) for name in (*_ATTRIBUTES, "lora_A", "lora_B"))
+    """A loralib module that holds factors, or one of the user's own with the same attributes.
+
+    PEFT's layers hold several adapters, by name, where these hold one.
+    """
+    import torch
+
+    factors = (getattr(module, name, None) for name in _FACTORS)
+    return all(hasattr(module, name) for name in _ATTRIBUTES) and all(
+        isinstance(factor, torch.Tensor) for factor in factors
+    )
 
 
 def read_facts(model: nn.Module, source: str) -> ModelFacts:
@@ -73,9 +82,10 @@ def _module_facts(module: nn.Module, source: str) -> Facts | None:
 
 
 def _live_facts(module: Any, source: str) -> Facts:  # noqa: ANN401 - duck-typed loralib module
-    if abs(module.scaling - module.lora_alpha / module.r) > 1e-12 * abs(module.scaling):
+    scaling = getattr(module, "scaling", module.lora_alpha / module.r)
+    if abs(scaling - module.lora_alpha / module.r) > 1e-12 * abs(scaling):
         raise UsageError(
-            f"scaling {module.scaling} is not lora_alpha / r = {module.lora_alpha} / {module.r}",
+            f"scaling {scaling} is not lora_alpha / r = {module.lora_alpha} / {module.r}",
             where=source,
             hint="loralib 0.1.2 defines it so; set lora_alpha instead of scaling",
         )
@@ -100,19 +110,30 @@ def _kind(module: nn.Module) -> str:
     return "embedding" if isinstance(module, nn.Embedding) else "linear"
 
 
-def remove_factors(model: nn.Module, keep: Container[nn.Module] = ()) -> None:
+def remove_factors(
+    model: nn.Module, keep: Container[nn.Module] = (), *, zeros: bool = False
+) -> None:
     """Turn every loralib module that is not in `keep` into the plain layer it is with r = 0.
+
+    zeros: leave factors of zeros behind, which are no part of the state dict. A forward of the
+    user's own may read `lora_A` without asking for r, here or in the parent.
 
     Raises:
         UsageError: a module is merged already, so its weight is no longer the base's.
     """
+    import torch
+
     for name, module in model.named_modules():
         if is_live(module):
-            if module.merged:
+            if getattr(module, "merged", False):
                 raise UsageError("the factory returns merged modules", where=name)
             if module in keep:
                 continue
-            del module.lora_A, module.lora_B
+            plain = {role: torch.zeros_like(getattr(module, role).detach()) for role in _FACTORS}
+            for role, zero in plain.items():
+                delattr(module, role)
+                if zeros:
+                    module.register_buffer(role, zero, persistent=False)
             module.r = 0
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.models.casting import to_float32
 from lora_export.records import Attribution, Check, Problem
+from lora_export.report.text import first_names
 from lora_export.verification.branches import branch_of, distinct_sites
 from lora_export.verification.compare import distance
 from lora_export.verification.expected import changes_nothing
@@ -42,7 +43,8 @@ class Witnesses:
     sample at a time. live: the user's own loralib modules, unmerged; empty without them. sites:
     one adapted layer of every form, which the graph's overhead is counted on. narrow: why the
     network does not run in float64, else empty; then `exact` has each operator alone in float64,
-    and `others` are runs as right as `unmerged`.
+    and `others` are runs as right as `unmerged`. silent: modules that are never called; then
+    the user's own modules take the place of live branches.
     """
 
     unmerged: list[Outputs]
@@ -55,6 +57,7 @@ class Witnesses:
     sites: list[Site] = field(default_factory=list)
     others: list[list[Outputs]] = field(default_factory=list)
     narrow: str = ""
+    silent: list[str] = field(default_factory=list)
 
     def tolerance(self, *, atol: float | None, rtol: float | None) -> Tolerance:
         """The tolerance that the noise of this very model allows (or atol and rtol)."""
@@ -73,8 +76,13 @@ class Witnesses:
     def checks(
         self, tolerance: Tolerance, *, equal: bool, allow_noop: bool = False
     ) -> tuple[Check, ...]:
-        """The effect guard, and where they must be equal, merged against every unmerged model."""
-        guard = () if allow_noop else (tolerance.effect_check(),)
+        """The effect guard, and where they must be equal, merged against every unmerged model.
+
+        An adapter may be smaller than the noise, for no fault of anyone: there is no guard then,
+        and each check says that it does not resolve the adapter.
+        """
+        unresolved = "" if allow_noop else tolerance.unresolved()
+        guard = () if allow_noop or unresolved else (tolerance.effect_check(),)
         if not equal:
             return guard
         found = [
@@ -83,6 +91,8 @@ class Witnesses:
         ]
         if self.live:
             found.append(tolerance.check("merged = your own modules", self.live, self.merged))
+        if unresolved:
+            return tuple(replace(one, detail=f"not resolved; {one.detail}") for one in found)
         return (*found, *guard)
 
     def _exact_name(self) -> str:
@@ -91,14 +101,19 @@ class Witnesses:
         return "merged = unmerged in float64"
 
     def told(self) -> tuple[str, ...]:
-        """A warning where the noise could not be measured in float64."""
+        """Warnings where there were no live branches, or no noise in float64."""
+        own = (
+            f"the model's forward never calls {first_names(self.silent)}, and reads what it holds: "
+            "your own modules are the unmerged model, without live branches of ours"
+        )
+        told = (own,) if self.silent else ()
         if not self.narrow:
-            return ()
+            return told
         words = (
             f"the network does not run in float64 ({self.narrow}): its noise was measured in "
             "float32, by other orders of summation and by weights moved in their last place"
         )
-        return (words,)
+        return (*told, words)
 
 
 def call_witnesses(
@@ -127,7 +142,10 @@ def call_witnesses(
         torch.compiler.reset()
     branches = attach(source, model, plan)
     unmerged = run(model, probes)
-    _refuse_silent(branches, _unfed(model, probes[0]))
+    silent = _silent(branches)
+    if silent:
+        model = _own_modules(source, plan, silent, _unfed(model, probes[0]))
+        unmerged = run(model, probes)
     _refuse_random(model, probes[0], unmerged[0])
     split = [run_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
     exact, narrow = run_exact(model, probes)
@@ -142,7 +160,7 @@ def call_witnesses(
     live = None if plan.reshaped else source.load_live(plan)
     own = run(live, probes) if live is not None else []
     return Witnesses(
-        unmerged, exact, nudged, split, merged_outputs, base, own, sites, others, narrow
+        unmerged, exact, nudged, split, merged_outputs, base, own, sites, others, narrow, silent
     )
 
 
@@ -213,23 +231,40 @@ def _unfed(model: nn.Module, probe: Probe) -> list[str]:
     return [name for name in parameters if name.startswith(_MEDIA) and name not in probe]
 
 
-def _refuse_silent(branches: Sequence[Live], unfed: Sequence[str]) -> None:
+def _silent(branches: Sequence[Live]) -> list[str]:
+    """Modules with an update that were never called."""
     heard = [branch.delta for branch in branches if branch.calls]
-    silent = [
+    return [
         branch.delta.module
         for branch in branches
         if branch.calls == 0
         and not any(_is_one(branch.delta, delta) for delta in heard)
         and not changes_nothing(branch.delta)
     ]
-    if silent and unfed:
+
+
+def _own_modules(
+    source: ModelSource, plan: MergePlan, silent: Sequence[str], unfed: Sequence[str]
+) -> nn.Module:
+    """The user's own network, unmerged, where a live branch of ours would not be called.
+
+    Raises:
+        UsageError: an input is missing without which the modules are not called.
+        FitError: there are no modules of the user's own.
+    """
+    if unfed:
         hint = "--inputs FILE.npz with them as well"
         message = f"without {' and '.join(unfed)} the model's forward never calls this module"
         raise UsageError.of([Problem(message, module, hint) for module in silent])
-    if silent:
-        hint = "its parent may read the weight directly: use loralib's own modules in --model"
-        message = "the model's forward never calls this module, so its live branch proves nothing"
-        raise FitError.of([Problem(message, module, hint) for module in silent])
+    own = None if plan.reshaped else source.load_live(plan)
+    if own is not None:
+        return own
+    hint = (
+        "its parent may read the weight directly: build the network of --model with the low-rank "
+        "modules of its training, or leave the update out with --allow-unmatched"
+    )
+    message = "the model's forward never calls this module, so its live branch proves nothing"
+    raise FitError.of([Problem(message, module, hint) for module in silent])
 
 
 def _is_one(left: Delta, right: Delta) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
-class EachInFloat64(TorchDispatchMode):
+class EachInFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, every operator computes in float64, and rounds its result once to float32.
 
     Operators that write into a tensor or share its memory are left as they are, and so are those
@@ -44,7 +44,7 @@ class EachInFloat64(TorchDispatchMode):
         return _rounded(exact, plain)
 
 
-class Backwards(TorchDispatchMode):
+class Backwards(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, products of matrices and convolutions add up from the last element to the first."""
 
     def __torch_dispatch__(

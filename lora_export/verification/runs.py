@@ -81,7 +81,7 @@ def run_exact(
     except UsageError as error:
         why = " ".join(str(error.__cause__ or error.problems[0]).split())[:200]
     to_float32(model)
-    with watch(), EachInFloat64():
+    with watch(), EachInFloat64():  # type: ignore[no-untyped-call]
         return run(model, probes), why
 
 
@@ -94,7 +94,7 @@ def run_otherwise(model: nn.Module, probes: Sequence[Probe]) -> list[list[Output
 
     from lora_export.verification.orders import Backwards
 
-    with Backwards():
+    with Backwards():  # type: ignore[no-untyped-call]
         backwards = run(model, probes)
     kept = [parameter.detach().clone() for parameter in model.parameters()]
     generator = torch.Generator().manual_seed(0)
