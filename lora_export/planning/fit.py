@@ -17,7 +17,7 @@ from lora_export.planning.parameters import settle, wanted_of
 from lora_export.planning.projection import size_projection
 from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.planning.said import resolve_said
-from lora_export.planning.spaces import Space, find_space
+from lora_export.planning.spaces import Space, find_space, renamed_tensors
 from lora_export.planning.whole import fit_copies, fit_whole, tell_biases, tell_unweighted
 from lora_export.records import FLOAT_DTYPES, Facts, Problem
 
@@ -64,7 +64,7 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     if unsure:
         return
     draft.choices += [f"{adapter.path.name}: {choice}" for choice in choices]
-    targets = _targets(replacements, space, names)
+    targets = _targets(replacements, space, names, draft)
     fit_copies(draft, adapter, replacements, targets)
     for one in settled:
         _fit_update(draft, adapter, one)
@@ -82,11 +82,15 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
 
 
 def _targets(
-    replacements: Sequence[Replacement], space: Space, names: BaseNames
+    replacements: Sequence[Replacement], space: Space, names: BaseNames, draft: Draft
 ) -> Mapping[str, str | None]:
     """The base tensor that each full tensor is for, None where the base has none."""
-    found = replacement_names([r.name for r in replacements], space.change, names)
-    return {name: space.full_tensor(without_wrappers(name)) or one for name, one in found.items()}
+    plain = {r.name: without_wrappers(r.name) for r in replacements}
+    found = replacement_names(list(plain), space.change, names)
+    targets = {name: space.full_tensor(plain[name]) or one for name, one in found.items()}
+    lacking = [plain[name] for name, one in targets.items() if one is None]
+    renamed = renamed_tensors(lacking, space, draft.table)
+    return {name: one or renamed.get(plain[name]) for name, one in targets.items()}
 
 
 def keys_of(update: Update) -> Sequence[str]:

@@ -23,9 +23,15 @@ INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module")
 # Where loralib layers and older GPT-2 checkpoints keep the weight of a module.
 _WEIGHT_SUFFIXES = ("weight", "conv.weight", "w")
 _BIAS_SUFFIXES = ("bias", "conv.bias", "b")
-# The same tensor under other last names: in loralib's convolutions (`conv.weight`), and in GPT-2
-# checkpoints of the TensorFlow line (`ln_1.g`, `ln_1.b`, `c_attn.w`).
-_ALIASES = (("conv.weight", "weight", "w", "g"), ("conv.bias", "bias", "b"))
+# The same tensor under other last names: in loralib's convolutions (`conv.weight`), in checkpoints
+# of the TensorFlow line (GPT-2's `ln_1.g`, `ln_1.b`, `c_attn.w`, BERT's `LayerNorm.gamma`), and in
+# the two forms of torch's weight_norm.
+_ALIASES = (
+    ("conv.weight", "weight", "w", "g", "gamma"),
+    ("conv.bias", "bias", "b", "beta"),
+    ("weight_g", "parametrizations.weight.original0"),
+    ("weight_v", "parametrizations.weight.original1"),
+)
 _LISTED = 5
 _LEAVE_OUT = "--allow-unmatched GLOB leaves keys out"
 

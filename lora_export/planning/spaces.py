@@ -141,6 +141,24 @@ def find_space(
     return space, [], problems
 
 
+def renamed_tensors(
+    names: Sequence[str], space: Space, table: Callable[[], NameTable | None]
+) -> Mapping[str, str]:
+    """The base's tensors that full tensors called by the running model's names replace.
+
+    names: of full tensors that the base has not, beside modules that it has under their own names.
+    Names that the table has no place for in the base are left out.
+    """
+    spelled = {changed: name for name in names if (changed := space.change.apply(name)) is not None}
+    known = table() if spelled and space.homes is None else None
+    if known is None:
+        return {}
+    homes = homes_of(known, space.stored)
+    places = known.places(spelled)
+    found = {name: homes.get(place.name) for name, place in places.items() if place.is_whole}
+    return {spelled[name]: home.whole[0] for name, home in found.items() if home and home.whole}
+
+
 def _unknown(lacking: Sequence[str], count: int, advice: str) -> Problem:
     """Names that may be the running model's, which nobody knows: one problem for all."""
     message = f"{len(lacking)} of {count} modules are not in this base by its own names"
