@@ -14,6 +14,7 @@ from lora_export.models.choose import (
     class_for_task,
     factory_model,
     folder_model,
+    layers_of,
     runtime_names,
     tied_groups,
     told_of_task,
@@ -186,6 +187,7 @@ def plan_job(
         lookup=partial(tied_groups, task=task),
         runtime=partial(runtime_names, task=task),
         classes=class_for_task,
+        architecture=partial(layers_of, task=task),
     )
     told = source.told() if source else told_of_task(plan.base, task)
     plan = replace(plan, warnings=(*plan.warnings, *told))
