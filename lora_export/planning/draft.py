@@ -162,10 +162,11 @@ def _raise(kind: type[FitError | UsageError], problems: list[Problem]) -> NoRetu
 
 def grouped(problems: list[Problem]) -> list[Problem]:
     """The same problem at many places told once, with the number of places and the first three."""
-    places: dict[tuple[str, str], list[str]] = {}
+    places: dict[tuple[str, str, str], list[str]] = {}
     for problem in problems:
-        places.setdefault((problem.message, problem.hint), []).append(problem.where)
-    return [Problem(message, _places(where), hint) for (message, hint), where in places.items()]
+        key = (problem.message, problem.hint, problem.asks)
+        places.setdefault(key, []).append(problem.where)
+    return [Problem(key[0], _places(where), *key[1:]) for key, where in places.items()]
 
 
 def _places(where: list[str]) -> str:

@@ -14,6 +14,7 @@ from lora_export.planning.fused import resolve_litgpt, tell_cast
 from lora_export.planning.idle import judge_idle, note_no_effect
 from lora_export.planning.misfit import lacking_extra, with_origin
 from lora_export.planning.names import BaseNames, join, replacement_names, without_wrappers
+from lora_export.planning.network import in_network
 from lora_export.planning.orientation import stored_by
 from lora_export.planning.parameters import settle, wanted_of
 from lora_export.planning.projection import size_projection
@@ -67,6 +68,8 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         return
     draft.choices += [f"{adapter.path.name}: {choice}" for choice in choices]
     targets = _targets(replacements, space, names)
+    if draft.model and draft.model.change != ("", "") and space.homes is None:
+        replacements, targets = in_network(draft, replacements, space)
     fit_copies(draft, adapter, replacements, targets)
     for one in settled:
         _fit_update(draft, adapter, one)

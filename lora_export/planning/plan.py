@@ -16,6 +16,7 @@ from lora_export.planning.lost import refuse_lost
 from lora_export.planning.misfit import other_bases
 from lora_export.planning.modules import join_shared, refuse_forgotten
 from lora_export.planning.names import INNER_WRAPPERS, BaseNames, weight_names
+from lora_export.planning.network import tell_network
 from lora_export.planning.orientation import square_weights
 from lora_export.planning.quantized import without_quantized
 from lora_export.planning.replication import plan_replication
@@ -89,6 +90,7 @@ def make_plan(
         fit_adapter(draft, adapter, names)
     refuse_unused(draft, adapters)
     _tell_choices(draft, adapters)
+    tell_network(draft)
     join_shared(draft)
     refuse_forgotten(draft)
     plan_vocabulary(draft)
