@@ -31,8 +31,8 @@ from lora_export.planning.network import (
 )
 from lora_export.planning.request import make_request, plan_request, read_inputs
 from lora_export.records import at_level
-from lora_export.report.text import first_names
 from lora_export.report.stopwatch import Stopwatch
+from lora_export.report.text import first_names
 from lora_export.verification.runtime import find_providers
 
 if TYPE_CHECKING:
@@ -195,9 +195,7 @@ def plan_job(
     source = factory_model(network.model, proof.input, proof.inputs)
     facts, names = None, NetworkNames()
     if source:
-        facts, names = meet_network(
-            source.facts(), inputs.base, inputs.adapters, request.options
-        )
+        facts, names = meet_network(source.facts(), inputs.base, inputs.adapters, request.options)
     plan = plan_request(
         request,
         facts,

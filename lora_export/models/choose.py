@@ -82,7 +82,12 @@ def runtime_names(base: Checkpoint, task: str | None = None) -> NameTable | None
 
 
 def layers_of(base: Checkpoint, task: str | None = None) -> Callable[[str], Facts | None] | None:
-    """What the folder's model says of a module of the base; None where nobody knows the model."""
+    """What the folder's model says of a module of the base; None where the model is not known.
+
+    Code of its own, which auto_map names, may store a weight otherwise.
+    """
+    if "auto_map" in base.config:
+        return None
     return _asked(base, task, lambda model: model.layers())
 
 

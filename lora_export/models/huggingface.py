@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     )
 
 
+_TASK = "--task builds another class of the model, e.g. text-classification"
+
+
 def is_known_type(model_type: str) -> bool:
     """Whether transformers has a configuration of this model_type."""
     with quiet():
@@ -233,7 +236,7 @@ class HuggingFaceModel:
 
     def _refuse_homeless(self, targets: Mapping[str, str | None]) -> None:
         problems = [
-            Problem("the model has no such parameter", name, self._hint())
+            Problem("the model has no such parameter", name, f"{self._hint()} {_TASK}")
             for name, target in targets.items()
             if target is None
         ]

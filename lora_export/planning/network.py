@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lora_export.planning.names import (
@@ -39,21 +40,24 @@ if TYPE_CHECKING:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NetworkNames:
-    """What the network calls each tensor and module, by the base's name for it.
+    """What the network calls each tensor and module, by the base's name without wrappers.
 
-    change: from the network's names to the base's. Where it is none, both mappings are empty.
+    Both mappings are empty where the names are the same.
     """
 
-    change: PrefixChange = IDENTITY
     tensors: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str) -> str:
         """The network's name of a tensor; `name` itself where it is no other."""
-        known = BaseNames(self.tensors).tensor(name) if self.tensors else None
+        known = self._known.tensor(name)
         return self.tensors[known] if known else name
+
+    @cached_property
+    def _known(self) -> BaseNames:
+        return BaseNames(self.tensors)
 
     def module(self, name: str) -> str:
         """The network's name of a module; `name` itself where it is no other."""
@@ -75,7 +79,6 @@ def meet_network(
     tensors = _tensors(model, BaseNames(stored), change)
     modules = _modules(tensors)
     names = NetworkNames(
-        change,
         {base_name: name for name, base_name in tensors.items()},
         {base_name: name for name, base_name in modules.items()},
     )
@@ -98,7 +101,10 @@ def meet_network(
 
 
 def _find_change(
-    model: ModelFacts, stored: Mapping[str, TensorRef], adapters: Sequence[Adapter], options: Options
+    model: ModelFacts,
+    stored: Mapping[str, TensorRef],
+    adapters: Sequence[Adapter],
+    options: Options,
 ) -> PrefixChange:
     """From the network's names to the base's, by the modules of the first adapter that fits."""
     network, base = BaseNames(model.tensors), BaseNames(stored)
@@ -135,9 +141,10 @@ def _tensors(model: ModelFacts, base: BaseNames, change: PrefixChange) -> dict[s
     taken: set[str] = set()
 
     def take(name: str, base_name: str | None) -> None:
-        if base_name is not None and name not in found and base_name not in taken:
-            found[name] = base_name
-            taken.add(base_name)
+        plain = without_wrappers(base_name or "")
+        if base_name is not None and name not in found and plain not in taken:
+            found[name] = plain
+            taken.add(plain)
 
     changed = {name: change.apply(name) for name in model.tensors}
     for name, new in changed.items():
