@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
+from lora_export.api.command_line import add_command
 from lora_export.api.proving import ProofOptions
-from lora_export.errors import UsageError
+from lora_export.errors import FitError, UsageError
 from lora_export.options import ADAPTER, PROOF, VERBS
 from lora_export.planning.request import AdapterOptions
 from lora_export.records import Problem
@@ -57,7 +58,11 @@ def checked(verb: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             problems = [*_unknown(kwargs, known), *_wrong(values, options)]
             if problems:
                 raise UsageError.of(problems)
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except (FitError, UsageError) as error:
+                add_command(error, verb, values)
+                raise
 
         return call
 

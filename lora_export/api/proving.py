@@ -14,6 +14,7 @@ from lora_export.models.choose import (
     class_for_task,
     factory_model,
     folder_model,
+    layers_of,
     runtime_names,
     tied_groups,
     told_of_task,
@@ -22,9 +23,16 @@ from lora_export.models.choose import (
 )
 from lora_export.models.decoding import CachedDecoder
 from lora_export.models.inputs import parse_inputs
+from lora_export.planning.network import (
+    NetworkNames,
+    meet_network,
+    whole_parts_without_values,
+    without_place,
+)
 from lora_export.planning.request import make_request, plan_request, read_inputs
 from lora_export.records import at_level
 from lora_export.report.stopwatch import Stopwatch
+from lora_export.report.text import first_names
 from lora_export.verification.runtime import find_providers
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lora_export.api.network import Network
+    from lora_export.models.factory import FactoryModel
     from lora_export.models.source import ModelSource
     from lora_export.planning.request import AdapterOptions, Inputs, Request
     from lora_export.records import Attribution, Check, Checkpoint, Facts, MergePlan
@@ -82,20 +91,27 @@ class ProofOptions:
 class Job:
     """A plan with what is needed to carry it out and to prove it.
 
-    source: the user's factory, or None where none is named. clock: of the stages of the command.
+    source: the user's factory, or None where none is named. unset: tensors of parts of its network
+    that neither base nor adapter holds. clock: of the stages of the command.
     """
 
     plan: MergePlan
-    source: ModelSource | None
+    source: FactoryModel | None
     proof: ProofOptions
     settings: AdapterOptions
     network: Network
+    unset: tuple[str, ...] = ()
     clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @property
     def allow_noop(self) -> bool:
         """Whether updates that change nothing are accepted."""
         return self.settings.get("allow_noop", False)
+
+    @property
+    def is_proof_asked(self) -> bool:
+        """Whether an option says how the model is to be run: then it is not left out."""
+        return self.proof != ProofOptions(seed=self.proof.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +193,9 @@ def plan_job(
     network.check(proof.input)
     task = network.task
     source = factory_model(network.model, proof.input, proof.inputs)
-    facts = source.facts() if source else None
+    facts, names = None, NetworkNames()
+    if source:
+        facts, names = meet_network(source.facts(), inputs.base, inputs.adapters, request.options)
     plan = plan_request(
         request,
         facts,
@@ -186,10 +204,15 @@ def plan_job(
         lookup=partial(tied_groups, task=task),
         runtime=partial(runtime_names, task=task),
         classes=class_for_task,
+        architecture=partial(layers_of, task=task),
     )
     told = source.told() if source else told_of_task(plan.base, task)
     plan = replace(plan, warnings=(*plan.warnings, *told))
-    return Job(plan, source, proof, settings, network)
+    unset: list[str] = []
+    if source and facts:
+        source.place(names, without_place(facts, plan.base.tensors()))
+        unset = whole_parts_without_values(facts, plan)
+    return Job(plan, source, proof, settings, network, tuple(unset))
 
 
 def prove_checkpoint(job: Job, merged: Checkpoint) -> Proven:
@@ -220,7 +243,8 @@ def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Pr
     if not all(check.passed for check in checks):
         return Proven(checks)
     if job.source:
-        more = prove_model(job, job.source, merged).proven()
+        why = "" if job.is_proof_asked else _not_run(job, job.source)
+        more = Proven(warnings=(why,)) if why else prove_model(job, job.source, merged).proven()
     else:
         more = _prove_folder(job, merged)
     unused = _unused(job.proof) if more.warnings and not more.checks else ()
@@ -272,6 +296,14 @@ def probes_for(job: Job, source: ModelSource, rounds: int = 1) -> list[dict[str,
     return make_probes(source.inputs, job.proof.seed, list(tokens), rounds)
 
 
+def _not_run(job: Job, source: FactoryModel) -> str:
+    """Why the user's network is not run, where nobody asked for it; empty where it is."""
+    why = source.why_no_inputs()
+    if job.unset:
+        why = f"neither base nor adapter holds {first_names(job.unset)} of {source.target}"
+    return f"the proof is by weights only: {why}" if why else ""
+
+
 def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
     """Level "model" where the base folder itself gives a model, else the warning why it does not.
 
@@ -295,7 +327,7 @@ def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
         why = why_unloadable(base)
         return prove_model(job, source, merged).proven(_unloadable(why) if why else "")
     except UsageError as error:
-        if job.proof != ProofOptions(seed=job.proof.seed):
+        if job.is_proof_asked:
             raise  # what the user asked for is not left out in silence
         return Proven(warnings=(f"the proof is by weights only: {error.problems[0]}",))
 

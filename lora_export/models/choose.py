@@ -20,7 +20,7 @@ from lora_export.records import HALF_DTYPES
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lora_export.records import Checkpoint, NameTable
+    from lora_export.records import Checkpoint, Facts, NameTable
 
 Answer = TypeVar("Answer")
 
@@ -79,6 +79,16 @@ def tied_groups(base: Checkpoint, task: str | None = None) -> tuple[tuple[str, .
 def runtime_names(base: Checkpoint, task: str | None = None) -> NameTable | None:
     """What the folder's model calls its tensors while it runs; None where nobody knows."""
     return _asked(base, task, lambda model: model.names)
+
+
+def layers_of(base: Checkpoint, task: str | None = None) -> Callable[[str], Facts | None] | None:
+    """What the folder's model says of a module of the base; None where the model is not known.
+
+    Code of its own, which auto_map names, may store a weight otherwise.
+    """
+    if "auto_map" in base.config:
+        return None
+    return _asked(base, task, lambda model: model.layers())
 
 
 def _asked(

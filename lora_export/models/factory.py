@@ -22,14 +22,22 @@ from lora_export.models.inputs import GRAMMAR, parse_inputs
 from lora_export.models.loralib_modules import is_live, keep_unmerged, read_facts, remove_factors
 from lora_export.models.state import load_strictly, untie
 from lora_export.planning.names import BaseNames, join
+from lora_export.planning.network import NetworkNames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import ModuleType
 
     from torch import nn
 
     from lora_export.records import Checkpoint, InputSpec, MergePlan, ModelFacts, TensorRef
+
+
+_UNDECLARED = "the model's inputs are not declared"
+_DECLARE = (
+    "--input 'input_ids=int64[batch,sequence]<30522' for each input, or a tuple INPUTS of such "
+    "texts beside the factory, or --inputs FILE.npz"
+)
 
 
 class FactoryModel:
@@ -47,6 +55,15 @@ class FactoryModel:
         self._given = inputs
         self._arrays = arrays
         self._built: WeakSet[nn.Module] = WeakSet()
+        self._names = NetworkNames()
+        self._left_out: frozenset[str] = frozenset()
+
+    def place(self, names: NetworkNames, left_out: Iterable[str]) -> None:
+        """Build the network for a base with other names, or other tensors, from now on.
+
+        left_out: tensors of the base that the network has no place for.
+        """
+        self._names, self._left_out = names, frozenset(left_out)
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
@@ -55,13 +72,14 @@ class FactoryModel:
         if not inputs and self._arrays:
             return declared_by_arrays(self._arrays)
         if not inputs:
-            raise UsageError(
-                "the model's inputs are not declared",
-                where=self.target,
-                hint="--input 'input_ids=int64[batch,sequence]<30522' for each input, or a tuple "
-                "INPUTS of such texts beside the factory, or --inputs FILE.npz",
-            )
+            raise UsageError(_UNDECLARED, where=self.target, hint=_DECLARE)
         return inputs
+
+    def why_no_inputs(self) -> str:
+        """Why the model cannot be run, and what to do; empty where its inputs are declared."""
+        if self._given or self._arrays or self._declared():
+            return ""
+        return f"{_UNDECLARED} ({_DECLARE})"
 
     def told(self) -> tuple[str, ...]:
         """A warning where only arrays declare the inputs."""
@@ -91,8 +109,13 @@ class FactoryModel:
     ) -> nn.Module:
         """See source.ModelSource.load."""
         model = self._plain(untied, dtype, zeros=True)
-        load_strictly(model, {**checkpoint.tensors(), **full}, self.target)
+        load_strictly(model, self._placed({**checkpoint.tensors(), **full}), self.target)
         return model
+
+    def _placed(self, tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
+        """The tensors by the network's names, less those that it has no place for."""
+        kept = {name: ref for name, ref in tensors.items() if name not in self._left_out}
+        return {self._names.tensor(name): ref for name, ref in kept.items()}
 
     def blank(
         self,
@@ -114,7 +137,7 @@ class FactoryModel:
 
         model = self._build()
         remove_factors(model, zeros=zeros)
-        untie(model, untied)
+        untie(model, [self._names.tensor(name) for name in untied])
         return model.to(getattr(torch, dtype)).eval().requires_grad_(requires_grad=False)
 
     def identity(self, checkpoint: Checkpoint) -> None:
@@ -133,17 +156,18 @@ class FactoryModel:
         keep_unmerged(model)
         model.float().eval().requires_grad_(requires_grad=False)
         factors = {
-            join(module, f"lora_{role}"): ref
+            join(self._names.module(module), f"lora_{role}"): ref
             for module, delta in deltas.items()
             for role, ref in delta.factors.items()
         }
-        load_strictly(model, {**plan.base.tensors(), **plan.full_tensors(), **factors}, self.target)
+        whole = self._placed({**plan.base.tensors(), **plan.full_tensors()})
+        load_strictly(model, {**whole, **factors}, self.target)
         return model
 
     def module(self, model: nn.Module, name: str) -> nn.Module:
         """See source.ModelSource.module."""
         modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-        found = BaseNames(modules).find(name)
+        found = BaseNames(modules).find(self._names.module(name))
         if found is None:
             raise FitError("the model has no such module", where=name)
         return modules[found]

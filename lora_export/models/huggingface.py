@@ -6,6 +6,7 @@ transformers is used to build a model for tracing and for forward checks, never 
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +25,23 @@ from lora_export.planning.names import BaseNames
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
 
     from lora_export.records import (
         Checkpoint,
+        Facts,
         InputSpec,
         MergePlan,
         ModelFacts,
         NameTable,
         TensorRef,
     )
+
+
+_TASK = "--task builds another class of the model, e.g. text-classification"
 
 
 def is_known_type(model_type: str) -> bool:
@@ -82,6 +87,12 @@ class HuggingFaceModel:
     def facts(self) -> ModelFacts:
         """Facts from the model built without weights."""
         return read_facts(self.skeleton(), self._label)
+
+    def layers(self) -> Callable[[str], Facts | None]:
+        """Facts of a module by the base's name of it; None of one that the model does not have."""
+        found = self.facts()
+        modules = {name: replace(f, source=found.source) for name, f in found.modules.items()}
+        return lambda name: next((modules[n] for n in self._spellings(name) if n in modules), None)
 
     @cached_property
     def names(self) -> NameTable | None:
@@ -225,7 +236,7 @@ class HuggingFaceModel:
 
     def _refuse_homeless(self, targets: Mapping[str, str | None]) -> None:
         problems = [
-            Problem("the model has no such parameter", name, self._hint())
+            Problem("the model has no such parameter", name, f"{self._hint()} {_TASK}")
             for name, target in targets.items()
             if target is None
         ]

@@ -13,6 +13,7 @@ from lora_export.records import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from lora_export.planning.architecture import Layers
     from lora_export.planning.facts import FactTable
     from lora_export.planning.lost import Promise
     from lora_export.planning.names import PrefixChange
@@ -57,8 +58,8 @@ class Options:
 class Draft:
     """Decisions by base tensor name, and the problems, grouped by the exit status they mean.
 
-    table: asks for the names of the running model, where somebody knows them. kept: the adapter's
-    full tensors that are the base's own. idle: (where, why) of updates that change nothing, by the
+    table: asks for the names of the running model, where somebody knows them. layers_of: asks
+    for the kinds of its layers, as `table` does. kept: the adapter's full tensors that are the base's own. idle: (where, why) of updates that change nothing, by the
     adapter's path. promised: see lost.py. mixed: some adapters say alpha themselves, and the
     options say it of the others. vocabulary: its sizes before and after, where it is resized.
     copies: what stands in the base's place from the start, under any update (a resized table). own:
@@ -79,6 +80,7 @@ class Draft:
     options: Options
     ties: tuple[Tie, ...]
     table: Callable[[], NameTable | None] = lambda: None
+    layers_of: Callable[[], Layers | None] = lambda: None
     merged: dict[str, list[Delta]] = field(default_factory=dict)
     replaced: dict[str, TensorRef] = field(default_factory=dict)
     added: dict[str, TensorRef] = field(default_factory=dict)
@@ -160,10 +162,11 @@ def _raise(kind: type[FitError | UsageError], problems: list[Problem]) -> NoRetu
 
 def grouped(problems: list[Problem]) -> list[Problem]:
     """The same problem at many places told once, with the number of places and the first three."""
-    places: dict[tuple[str, str], list[str]] = {}
+    places: dict[tuple[str, str, str], list[str]] = {}
     for problem in problems:
-        places.setdefault((problem.message, problem.hint), []).append(problem.where)
-    return [Problem(message, _places(where), hint) for (message, hint), where in places.items()]
+        key = (problem.message, problem.hint, problem.asks)
+        places.setdefault(key, []).append(problem.where)
+    return [Problem(key[0], _places(where), *key[1:]) for key, where in places.items()]
 
 
 def _places(where: list[str]) -> str:

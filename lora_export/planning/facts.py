@@ -93,21 +93,34 @@ class FactTable:
         table = self._table(module)
         return overlay(table, self.top) if table else self.top
 
-    def of(self, module: str, adapter: str = "") -> Facts:
+    def of(self, module: str, adapter: str = "", built: Facts | None = None) -> Facts:
         """What is known about the update that `adapter` has for `module`.
 
+        built: what the base's architecture says of the module, None where it is not known.
+
         Raises:
-            UsageError: the model (or the manifest) and the options contradict each other.
+            UsageError: two of architecture, model (or manifest) and options contradict each other.
         """
         given = self.given(module)
+        built = built or Facts()
         read = self.modules.get(module, self.modules.get(without_wrappers(module)))
         if read is None and (read := self.recorded.get((adapter, module))):
-            new = [key for key in _KEYS if getattr(given, key) is None]
+            new = [key for key in _KEYS if getattr(overlay(given, built), key) is None]
             if keys := [key for key in new if getattr(read, key) is not None]:
                 self.taken[module] = keys
-        if read is None:
-            return given
-        return agreed(module, read, given)
+        read = read or Facts()
+        agreed(module, built, read, _BUILT)
+        agreed(module, built, given, _BUILT)
+        known = overlay(agreed(module, read, given), built)
+        speakers = [facts.source for facts in (read, given, built) if _says(facts)]
+        return replace(known, source=" and ".join(speakers)) if speakers else known
+
+
+_BUILT = "drop the option, or say it of single modules in --hparams FILE"
+
+
+def _says(facts: Facts) -> bool:
+    return any(getattr(facts, key) is not None for key in (*_KEYS, "rank"))
 
 
 def overlay(upper: Facts, lower: Facts) -> Facts:
@@ -150,11 +163,21 @@ def agreed(
     """
     problems = [
         Problem(f"{key} is {here} in {read.source} but {there} in {given.source}", module, hint)
-        for key, here, there in _differences(read, given)
+        for key, here, there in [*_differences(read, given), *_other_kinds(read, given)]
     ]
     if problems:
         raise UsageError.of(problems)
     return overlay(read, given)
+
+
+def _other_kinds(one: Facts, other: Facts) -> list[tuple[str, str, str]]:
+    """An embedding by the one, and by the other a layer that is none."""
+    no_embedding = "a layer that is no embedding"
+    if one.embeds is False and other.kind == "embedding":
+        return [("kind", no_embedding, "embedding")]
+    if other.embeds is False and one.kind == "embedding":
+        return [("kind", "embedding", no_embedding)]
+    return []
 
 
 def read_hparams(path: Path) -> tuple[Facts, Patterns]:

@@ -7,11 +7,14 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_export.checkpoint.contents import is_zero, same_content
+from lora_export.errors import UsageError
 from lora_export.layers import all_kinds
+from lora_export.planning.architecture import built_facts
 from lora_export.planning.fused import resolve_litgpt, tell_cast
 from lora_export.planning.idle import judge_idle, note_no_effect
 from lora_export.planning.misfit import lacking_extra, with_origin
 from lora_export.planning.names import BaseNames, join, replacement_names, without_wrappers
+from lora_export.planning.network import in_network
 from lora_export.planning.orientation import stored_by
 from lora_export.planning.parameters import settle, wanted_of
 from lora_export.planning.projection import size_projection
@@ -65,6 +68,8 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         return
     draft.choices += [f"{adapter.path.name}: {choice}" for choice in choices]
     targets = _targets(replacements, space, names, draft)
+    if draft.model and draft.model.change != ("", "") and space.homes is None:
+        replacements, targets = in_network(draft, replacements, space)
     fit_copies(draft, adapter, replacements, targets)
     for one in settled:
         _fit_update(draft, adapter, one)
@@ -128,6 +133,9 @@ def _fit_update(draft: Draft, adapter: Adapter, settled: Settled) -> None:
         deltas = _resolved(draft, adapter, settled)
         for weight, delta in deltas.items():
             _refuse_missing_rows(delta, draft.value_of(weight).spec, where)
+    except UsageError as error:
+        draft.missing += error.problems
+        return
     except Unresolved as unresolved:
         draft.missing += unresolved.missing
         draft.unfit += unresolved.unfit
@@ -216,7 +224,10 @@ def _one_delta(draft: Draft, adapter: Adapter, settled: Settled, base: TensorSpe
     """By the adapter's own word, or by the facts that the user gives."""
     update, module = settled.update, settled.located.module
     if update.said is None:
-        facts = draft.facts.of(module, str(adapter.path))
+        built = built_facts(draft, module, base) if update.family == "loralib" else None
+        facts = draft.facts.of(module, str(adapter.path), built)
+        if built and draft.facts.given(module).fan_in_fan_out is None:
+            draft.turned_by[str(adapter.path), module] = f"by {built.source}"
         _refuse_foreign_recipe(draft, adapter)
         if update.family == "litgpt":
             return resolve_litgpt(adapter, update, module, base, facts)

@@ -16,6 +16,7 @@ from lora_export.planning.lost import refuse_lost
 from lora_export.planning.misfit import other_bases
 from lora_export.planning.modules import join_shared, refuse_forgotten
 from lora_export.planning.names import INNER_WRAPPERS, BaseNames, weight_names
+from lora_export.planning.network import tell_network
 from lora_export.planning.orientation import square_weights
 from lora_export.planning.quantized import without_quantized
 from lora_export.planning.replication import plan_replication
@@ -31,6 +32,7 @@ from lora_export.report.text import first_names
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
+    from lora_export.planning.architecture import Layers
     from lora_export.planning.facts import FactTable
     from lora_export.planning.heads import Classes
     from lora_export.planning.ties import Lookup
@@ -55,6 +57,7 @@ def make_plan(
     lookup: Lookup = lambda _: None,
     runtime: Callable[[Checkpoint], NameTable | None] = lambda _: None,
     classes: Classes = lambda _base, _task: None,
+    architecture: Callable[[Checkpoint], Layers | None] = lambda _: None,
 ) -> MergePlan:
     """Decide every output tensor and every edit of a side file; no byte is written.
 
@@ -62,6 +65,7 @@ def make_plan(
     architecture, None where nobody knows; asked only when a table or a head may be concerned.
     runtime: the names of the running model, asked only when the base's own do not suffice.
     classes: the class of transformers for a base and a task; asked only for a new head.
+    architecture: the kinds of the model's layers, asked only where shapes and names do not decide.
 
     Raises:
         InputError: the base holds low-rank factors and nobody said that it is unmerged.
@@ -71,7 +75,8 @@ def make_plan(
     touched = [name for adapter in adapters for name in adapter.names()]
     table = cache(lambda: runtime(base))
     ties = find_ties(base, touched, model, lookup, table)
-    draft = Draft(base, base.tensors(), facts, model, options, ties, table)
+    layers = cache(lambda: architecture(base))
+    draft = Draft(base, base.tensors(), facts, model, options, ties, table, layers)
     draft.mixed = len({u.said is None for adapter in adapters for u in adapter.updates}) > 1
     _tell_wrappers(draft, adapters)
     _tell_prefixes(draft, adapters)
@@ -85,6 +90,7 @@ def make_plan(
         fit_adapter(draft, adapter, names)
     refuse_unused(draft, adapters)
     _tell_choices(draft, adapters)
+    tell_network(draft)
     join_shared(draft)
     refuse_forgotten(draft)
     plan_vocabulary(draft)

@@ -26,6 +26,7 @@ from lora_export.report.text import first_names
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lora_export.planning.architecture import Layers
     from lora_export.planning.heads import Classes
     from lora_export.planning.ties import Lookup
     from lora_export.records import (
@@ -173,12 +174,13 @@ def plan_request(
     lookup: Lookup = lambda _: None,
     runtime: Callable[[Checkpoint], NameTable | None] = lambda _: None,
     classes: Classes = lambda _base, _task: None,
+    architecture: Callable[[Checkpoint], Layers | None] = lambda _: None,
 ) -> MergePlan:
     """The plan for `request`.
 
     model: what the user's model tells. inputs: what read_inputs gave, if it was called before.
     recorded: facts by adapter's path and module from an earlier manifest, used where there is no
-    model. lookup, runtime, classes: see planning.plan.make_plan.
+    model. lookup, runtime, classes, architecture: see planning.plan.make_plan.
 
     Raises:
         InputError, FitError, UsageError: see read_inputs and make_plan.
@@ -196,6 +198,7 @@ def plan_request(
         lookup=lookup,
         runtime=runtime,
         classes=classes,
+        architecture=architecture,
     )
     told = (*_merged_base(inputs.base.root), *_left_beside(inputs), *plan.warnings)
     return replace(plan, warnings=told)

@@ -84,12 +84,16 @@ class _Ask:
     where: str
     model: str
 
-    def missing(self, message: str, hint: str = "") -> Problem:
-        """The fact that is missing; `hint` without the advice to name a model."""
+    def missing(self, message: str, hint: str, asks: str) -> Problem:
+        """The fact that is missing; `hint` without the advice to name a model.
+
+        asks: the option that gives it, with a placeholder.
+        """
         if not self.model:
-            return Problem(message, self.where, f"{hint}, or name your own model with --model")
+            hint = f"{hint}, or name your own model with --model"
+            return Problem(message, self.where, hint, asks)
         why = f"{self.model} has no loralib module there (another name, or r = 0)"
-        return Problem(message, self.where, f"{why}: {hint}")
+        return Problem(message, self.where, f"{why}: {hint}", asks)
 
 
 def _check_rank(reading: Reading, facts: Facts, where: str) -> None:
@@ -103,7 +107,7 @@ def _alpha_faults(ask: _Ask) -> list[Problem]:
     if alpha is None:
         message = "alpha is not in the file, and it is never guessed"
         hint = "give the lora_alpha used in training: --alpha 16, or per module in --hparams FILE"
-        return [ask.missing(message, hint)]
+        return [ask.missing(message, hint, "--alpha ALPHA")]
     if math.isfinite(alpha) and alpha > 0:
         return []
     wanted = "give the lora_alpha used in training"
@@ -179,6 +183,7 @@ def _with_blocks(reading: Reading, ask: _Ask) -> Reading:
                 f"the shapes say that {enabled} of {blocks} blocks are adapted, not which",
                 "give the enable_lora of your MergedLinear: --enable-lora 1,0,1 for query and "
                 "value, or in --hparams FILE",
+                "--enable-lora BLOCKS",
             ),
             missing=True,
         )
@@ -206,6 +211,7 @@ def _ambiguous(readings: list[Reading], ask: _Ask, base: TensorSpec) -> Unresolv
         f"a weight {list(base.shape)} can be {ways}; the file does not say which",
         "--no-fan-in-fan-out for nn.Linear, --fan-in-fan-out for GPT-2's Conv1D, kind = "
         '"embedding" in --hparams FILE for an embedding',
+        "--[no-]fan-in-fan-out",
     )
     unresolved = Unresolved(problem, missing=True)
     if len({reading.blocks for reading in readings}) == 1:  # the same question whichever it is

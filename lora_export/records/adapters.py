@@ -162,7 +162,9 @@ class ModelFacts:
     tensors: shape of every entry of the state dict less the low-rank factors.
     ties: groups of names that are one parameter.
     normed: embeddings with max_norm, which no merge can reproduce.
-    shared: groups of names that are one module.
+    shared: groups of names that are one module. change: the prefix of the network's own names, and
+    what stands for it in the names here, which are the base's. outside: names of tensors that are
+    the same in both.
     """
 
     source: str
@@ -171,6 +173,8 @@ class ModelFacts:
     ties: tuple[tuple[str, ...], ...] = ()
     normed: frozenset[str] = frozenset()
     shared: tuple[tuple[str, ...], ...] = ()
+    change: tuple[str, str] = ("", "")
+    outside: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

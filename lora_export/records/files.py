@@ -28,11 +28,15 @@ FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: what, where, and what to do about it."""
+    """One thing that is wrong: what, where, and what to do about it.
+
+    asks: the option that gives a missing fact, with a placeholder for its value.
+    """
 
     message: str
     where: str = ""
     hint: str = ""
+    asks: str = ""
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
