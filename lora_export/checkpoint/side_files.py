@@ -80,7 +80,7 @@ def list_side_files(folder: Path) -> tuple[SideFile, ...]:
     nowhere and folders nested deeper than MAX_DEPTH.
     """
     problems: list[Problem] = []
-    modules = _module_folders(folder)
+    modules = module_folders(folder)
     files = []
     for path in _walk(folder, 0, problems):
         name = path.relative_to(folder).as_posix()
@@ -114,7 +114,7 @@ def _too_deep(path: Path) -> Problem:
     return Problem(f"folders nested deeper than {MAX_DEPTH}", str(path), hint)
 
 
-def _module_folders(folder: Path) -> frozenset[str]:
+def module_folders(folder: Path) -> frozenset[str]:
     """The sub-folders that modules.json of sentence-transformers names."""
     listing = folder / "modules.json"
     if not listing.is_file():
