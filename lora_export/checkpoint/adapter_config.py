@@ -59,5 +59,6 @@ def refuse_without_config(
             f"a PEFT adapter without its {ADAPTER_CONFIG}: alpha, and how the scaling is made of "
             "it, are not in the weights, and they are never guessed",
             where=str(file),
-            hint=f"put the {ADAPTER_CONFIG} that was saved with it into {file.parent}",
+            hint=f"put the {ADAPTER_CONFIG} that was saved with it into {file.parent}; if it is "
+            "lost, write one with peft_type, r, lora_alpha and use_rslora as in training",
         )

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from lora_export.checkpoint.adapter_folder import AdapterPlace
     from lora_export.records import WeightSet
 
 _BASE_NAMES = (

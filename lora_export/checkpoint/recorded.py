@@ -28,11 +28,15 @@ _OPTIONS = ("dialect", "rename", "tokenizer")
 
 @dataclass(frozen=True, slots=True)
 class RecordedAdapter:
-    """An adapter that went in. digest: of what its tensors hold, whatever the file's format."""
+    """An adapter that went in. digest: of what its tensors hold, whatever the file's format.
+
+    joined_digest: the same of the weights beside it, "" where none was used.
+    """
 
     name: str
     digest: str
     weight: float
+    joined_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,10 @@ def _read(path: Path) -> Recorded:
         base=tuple(file.get("sha256", str, "") for file in inputs.tables("base")),
         adapters=tuple(
             RecordedAdapter(
-                entry.get("name", str), entry.get("tensors_sha256", str), entry.number("weight")
+                entry.get("name", str),
+                entry.get("tensors_sha256", str),
+                entry.number("weight"),
+                entry.get("joined_sha256", str, ""),
             )
             for entry in adapters
         ),

@@ -11,6 +11,7 @@ from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from lora_export.planning.facts import FactTable
     from lora_export.planning.lost import Promise
@@ -63,7 +64,8 @@ class Draft:
     adapter brings whole. twins, reshaped: see MergePlan. in_turn: see Step. edits: of config.json,
     by the keys that lead to the value; told: the same in words. layers: the names under which a
     tensor of a layer is written, where that is not its own. turned_by: who says how square weights
-    are stored, by adapter and module.
+    are stored, by adapter and module. joined: files beside adapters, each with the name that
+    --ignore takes. foreign: of those files, the names that the base lacks.
     """
 
     base: Checkpoint
@@ -96,6 +98,8 @@ class Draft:
     told: dict[tuple[str, ...], str] = field(default_factory=dict)
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     turned_by: dict[tuple[str, str], str] = field(default_factory=dict)
+    joined: dict[Path, str] = field(default_factory=dict)
+    foreign: dict[Path, list[str]] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unfit: list[Problem] = field(default_factory=list)
@@ -111,6 +115,11 @@ class Draft:
         """What `name` holds before any update, unless the adapter has a module of its own there."""
         table = self.table_of(name)
         return self.copies.get(table, self.stored[table])
+
+    def way_out(self, ref: TensorRef, hint: str) -> str:
+        """`hint`, and of a tensor in a file beside the adapter's, how to leave the file out."""
+        name = self.joined.get(ref.file)
+        return f"{hint}; --ignore '{name}' leaves the file out" if name else hint
 
     def edit(self, key: str, value: object, told: str = "", *, inside: str = "") -> None:
         """Set a value of config.json, or of the object that it holds under `inside`.

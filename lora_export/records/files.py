@@ -145,8 +145,9 @@ class AdapterFile:
 
     path: the weight file, or the index of its shards. config: adapter_config.json beside it, else
     empty. wrapper: the keys, joined by dots, under which a torch pickle held the state dict, else
-    "". notes: how the file was chosen of several, in words. files: that hold `tensors`. beside:
-    other weights in the same folder, not read yet; looked for where there is a configuration.
+    "". notes: how the file was chosen of several, in words. files: the adapter's own. beside: other
+    weights in the same folder, not read yet; looked for where there is a configuration. joined:
+    those of their files whose tensors are among `tensors`, each with the name of its set.
     """
 
     path: Path
@@ -157,3 +158,4 @@ class AdapterFile:
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     beside: tuple[WeightSet, ...] = ()
+    joined: Mapping[Path, str] = field(default_factory=dict)

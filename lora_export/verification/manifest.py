@@ -54,8 +54,8 @@ def check_inputs(
 ) -> tuple[Check, ...]:
     """The base's files and the adapters are those of the manifest; no claim without a digest."""
     wrong = _other(
-        {str(adapter.path): adapter.digest for adapter in adapters},
-        [adapter.digest for adapter in recorded.adapters],
+        {str(adapter.path): f"{adapter.digest} {adapter.joined_digest}" for adapter in adapters},
+        [f"{adapter.digest} {adapter.joined_digest}" for adapter in recorded.adapters],
     )
     detail = f"{len(adapters)} adapters"
     if all(recorded.base):

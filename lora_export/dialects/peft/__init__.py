@@ -19,6 +19,7 @@ from lora_export.dialects.peft.promised import lacking_modules, lacking_rows
 from lora_export.dialects.peft.refusals import refuse_type
 from lora_export.dialects.peft.trainable_tokens import STEM, token_updates
 from lora_export.dialects.peft.tuner import Tuner
+from lora_export.dialects.peft.untyped import notes, typed
 from lora_export.dialects.peft.whole import replication_of, saved_modules, task_of, whole_tensors
 from lora_export.errors import InputError
 from lora_export.records import FLOAT_DTYPES, Adapter, Problem
@@ -41,11 +42,11 @@ def all_tuners() -> Mapping[str, Tuner]:
 
 
 def _recognizes(file: AdapterFile) -> Evidence:
-    return Evidence.CONFIGURATION if file.config.get("peft_type") else Evidence.NONE
+    return Evidence.CONFIGURATION if typed(file).get("peft_type") else Evidence.NONE
 
 
 def _read(file: AdapterFile, weight: float) -> Adapter:
-    config = PeftConfig(file.path.with_name(CONFIG_NAME), file.config)
+    config = PeftConfig(file.path.with_name(CONFIG_NAME), typed(file))
     tuner = all_tuners().get(config.peft_type)
     if tuner is None:
         refuse_type(config)
@@ -57,7 +58,7 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     updates, problems = tuner.read(config, factors)
     rows, told = token_updates(config, tokens)
     updates, problems = [*updates, *rows], [*problems, *told, *_unusable(file, [*updates, *rows])]
-    replacements, left_out, told = whole_tensors(config, found.others, found.adapters)
+    replacements, left_out, told = whole_tensors(config, found.others, found.adapters, file.joined)
     problems += told
     whole = [*(item.name for item in replacements), *map(plain_key, left_out)]
     checks = [lacking_modules(config, whole), lacking_rows(config, list(tokens))]
@@ -81,8 +82,9 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
         task=task_of(config),
         heads=saved_modules(config),
         replication=replication_of(config),
-        left_out=left_out,
+        left_out={**found.twice, **left_out},
         bias=config.text("bias", "none"),
+        notes=notes(file),
     )
 
 
