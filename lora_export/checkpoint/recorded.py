@@ -30,13 +30,15 @@ _OPTIONS = ("dialect", "rename", "tokenizer")
 class RecordedAdapter:
     """An adapter that went in. digest: of what its tensors hold, whatever the file's format.
 
-    joined_digest: the same of the weights beside it, "" where none was used.
+    joined_digest: the same of the weights beside it, "" where none was used. ignored: those that
+    --ignore left out.
     """
 
     name: str
     digest: str
     weight: float
     joined_digest: str = ""
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ def _read(path: Path) -> Recorded:
                 entry.get("tensors_sha256", str),
                 entry.number("weight"),
                 entry.get("joined_sha256", str, ""),
+                entry.texts("ignored") if "ignored" in entry else (),
             )
             for entry in adapters
         ),

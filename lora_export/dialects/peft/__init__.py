@@ -10,6 +10,7 @@ import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.elsewhere import EMPTY
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
 from lora_export.dialects.peft.fields import unknown_fields
@@ -96,7 +97,8 @@ def _unusable(file: AdapterFile, updates: Sequence[Update]) -> list[Problem]:
         if ref.spec.dtype not in FLOAT_DTYPES:
             problems.append(Problem(f"is stored as {ref.spec.dtype}, not a float type", where))
         if 0 in ref.spec.shape:
-            problems.append(Problem(f"has shape {list(ref.spec.shape)}: it is empty", where))
+            message = f"has shape {list(ref.spec.shape)}: it is empty"
+            problems.append(Problem(message, where, EMPTY))
     return problems
 
 
