@@ -67,7 +67,8 @@ def find_adapter(folder: Path, holds_factors: Callable[[WeightSet], bool]) -> Ad
     if nested:
         raise _several(folder, nested)
     if sets:
-        raise no_single_file(folder, "holds several weight files", "name the adapter's file itself")
+        hint = elsewhere(folder) or "name the adapter's file itself"
+        raise no_single_file(folder, "holds several weight files", hint)
     raise no_single_file(folder, "holds no weight file", elsewhere(folder))
 
 

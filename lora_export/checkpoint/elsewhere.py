@@ -73,7 +73,8 @@ def _pieces(folder: Path) -> str:
 
 
 def _zero(folder: Path) -> str:
-    return f"DeepSpeed's checkpoint in pieces: cd {folder} && python {_SCRIPT} . OUT"
+    script = _SCRIPT if (folder / _SCRIPT).is_file() else f"-m deepspeed.utils.{_SCRIPT[:-3]}"
+    return f"DeepSpeed's checkpoint in pieces: cd {folder} && python {script} . OUT"
 
 
 def _has_zero_pieces(folder: Path) -> bool:
