@@ -7,12 +7,12 @@ the checkpoints of a training. What cannot be told apart for certain is refused,
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.elsewhere import elsewhere
 from lora_export.checkpoint.hf_cache import repository_of
-from lora_export.checkpoint.side_files import ADAPTER_CONFIG
+from lora_export.checkpoint.side_files import ADAPTER_CONFIG, is_foreign_weights, module_folders
 from lora_export.checkpoint.weight_sets import holds_weights, set_of, shard_number, weight_sets
 from lora_export.errors import InputError
 
@@ -89,9 +89,23 @@ def named_adapter(file: Path) -> AdapterPlace:
 
 
 def beside(place: AdapterPlace) -> tuple[WeightSet, ...]:
-    """All other weights in the folder of an adapter."""
-    taken = set(place.chosen.files)
-    return tuple(one for one in weight_sets(place.file.parent) if not taken & set(one.files))
+    """All other weights in the folder of an adapter, and in its sub-folders of further modules.
+
+    Those are the modules that sentence-transformers runs after the adapted one, as 2_Dense.
+    """
+    folder, taken = place.file.parent, set(place.chosen.files)
+    found = list(weight_sets(folder))
+    for name in sorted(module_folders(folder)):
+        if (folder / name).is_dir():
+            inside = weight_sets(folder / name)
+            found += [replace(one, name=f"{name}/{one.name}") for one in inside]
+    return tuple(one for one in found if not taken & set(one.files))
+
+
+def unread(folder: Path) -> list[str]:
+    """A note on each file beside an adapter that holds weights of another framework."""
+    names = sorted(path.name for path in folder.iterdir() if is_foreign_weights(path))
+    return [f"{name} beside the adapter is of another framework, and not read" for name in names]
 
 
 def _is_named(found: WeightSet) -> bool:

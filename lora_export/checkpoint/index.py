@@ -20,6 +20,7 @@ from lora_export.checkpoint.adapter_folder import (
     find_adapter,
     named_adapter,
     no_single_file,
+    unread,
 )
 from lora_export.checkpoint.elsewhere import elsewhere
 from lora_export.checkpoint.files import (
@@ -93,6 +94,7 @@ def read_adapter_file(path: Path) -> AdapterFile:
         config = read_adapter_config(place.file)
         shards = read_weights(place.chosen)
         others = beside(place) if config else ()
+        notes = (*place.notes, *(unread(place.file.parent) if config else ()))
     tensors = {ref.spec.name: ref for shard in shards for ref in shard.tensors}
     metadata, wrapper = shards[0].metadata, shards[0].wrapper
     refuse_without_config(place.file, tensors, config, metadata)

@@ -50,6 +50,12 @@ def _is_safetensors(path: Path) -> bool:
     return read_start(path, 9)[8:] == b"{"
 
 
+def is_foreign_weights(path: Path) -> bool:
+    """Whether a file holds weights of another framework, by name; Lightning's .ckpt is torch's."""
+    name = path.name.lower()
+    return path.is_file() and name.endswith(FOREIGN_SUFFIXES) and not name.endswith(".ckpt")
+
+
 def is_weights(path: Path) -> bool:
     """Whether a file holds weights of any framework or is the index of such files."""
     name = path.name.lower()

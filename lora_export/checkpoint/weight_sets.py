@@ -7,10 +7,12 @@ what is known to serve training alone is passed over.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.files import read_json_object, read_start
 from lora_export.checkpoint.side_files import TORCH_SUFFIXES, is_torch_weights, manifest_beside
+from lora_export.errors import StorageError
 from lora_export.records import WeightSet
 
 if TYPE_CHECKING:
@@ -103,7 +105,9 @@ def _is_weights(path: Path) -> bool:
         return name.lower().endswith(TORCH_SUFFIXES)
     if not path.is_file() or path.with_name(manifest_beside(path)).exists():
         return False
-    return is_torch_weights(path) or _is_torch_archive(path)
+    with suppress(StorageError):  # what cannot be opened is told where it is read, or is no weight
+        return is_torch_weights(path) or _is_torch_archive(path)
+    return name.lower().endswith(TORCH_SUFFIXES)
 
 
 def _is_torch_archive(path: Path) -> bool:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.containers import NoTensorsError
-from lora_export.checkpoint.contents import same_content, tensors_sha256
+from lora_export.checkpoint.contents import file_sha256, same_content, tensors_sha256
 from lora_export.checkpoint.index import read_weights
 from lora_export.dialects import read_adapter
 from lora_export.dialects.peft.keys import plain_key
-from lora_export.errors import InputError, UsageError
+from lora_export.errors import InputError, LimitError, UsageError
 from lora_export.records import Problem
 from lora_export.report.columns import counted
 from lora_export.report.text import first_names
@@ -88,7 +88,6 @@ def join_beside(file: AdapterFile, base: Checkpoint, ignore: Sequence[str]) -> J
     """
     joined = Joined(file)
     own = {shard.file.resolve() for shard in base.shards}
-    stored = base.tensors()
     tensors = dict(file.tensors)
     problems: list[Problem] = []
     for one in file.beside:
@@ -96,9 +95,13 @@ def join_beside(file: AdapterFile, base: Checkpoint, ignore: Sequence[str]) -> J
             joined.ignored.append(one.name)
         elif not own >= {path.resolve() for path in one.files}:
             try:
-                _join(joined, tensors, one, stored)
+                _join(joined, tensors, one, base)
             except InputError as error:
                 problems += [_with_way_out(problem, one.name) for problem in error.problems]
+            except LimitError as error:
+                raise LimitError.of(
+                    [_with_way_out(problem, one.name) for problem in error.problems]
+                ) from error
     if problems:
         raise InputError.of(problems)
     further = [ref for name, ref in tensors.items() if name not in file.tensors]
@@ -107,9 +110,10 @@ def join_beside(file: AdapterFile, base: Checkpoint, ignore: Sequence[str]) -> J
     return joined
 
 
-def _join(
-    joined: Joined, tensors: dict[str, TensorRef], one: WeightSet, stored: Mapping[str, TensorRef]
-) -> None:
+def _join(joined: Joined, tensors: dict[str, TensorRef], one: WeightSet, base: Checkpoint) -> None:
+    if "/" in one.name:
+        joined.notes.append(_same_module(joined, one, base))
+        return
     try:
         shards = read_weights(one)
     except NoTensorsError:
@@ -117,6 +121,7 @@ def _join(
     if any(UNDO in shard.metadata for shard in shards):
         return
     refs = [ref for shard in shards for ref in shard.tensors]
+    stored = base.tensors()
     left = [ref for ref in refs if not _is_the_base_s(ref, stored)]
     known = [(ref, tensors[ref.spec.name]) for ref in left if ref.spec.name in tensors]
     other = [ref for ref, mine in known if not same_content(ref, mine)]
@@ -128,6 +133,22 @@ def _join(
     tensors.update({ref.spec.name: ref for ref in new})
     joined.names.update({shard.file: one.name for shard in shards if new})
     joined.notes.append(f"{one.name} beside the adapter: {_told(refs, left, new)}")
+
+
+def _same_module(joined: Joined, one: WeightSet, base: Checkpoint) -> str:
+    """A note where a further module of sentence-transformers is the base's, byte for byte.
+
+    Raises:
+        InputError: the base has another or none: the result gets the base's files beside it.
+    """
+    root = joined.file.path.parent
+    for path in one.files:
+        same = base.root / path.relative_to(root)
+        if not same.is_file() or file_sha256(same) != file_sha256(path):
+            message = "weights of a further module, which the base's folder does not hold"
+            hint = "a merge keeps the base's modules: put this file into the result yourself"
+            raise InputError(message, where=str(path), hint=hint)
+    return f"{one.name} beside the adapter: equal to the base's"
 
 
 def _is_the_base_s(ref: TensorRef, stored: Mapping[str, TensorRef]) -> bool:

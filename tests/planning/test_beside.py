@@ -1,6 +1,7 @@
 """Weights beside an adapter's file: merged where the base has them, else refused by the file."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -298,3 +299,30 @@ def test_an_empty_partition_of_zero_3_names_the_script(folder):
     empty = {key: torch.empty(0) for key in FACTORS}
     put(folder, "adapter_model.safetensors", empty)
     assert "python zero_to_fp32.py . OUT" in refused(folder, InputError)
+
+
+def test_a_further_module_of_sentence_transformers(folder):
+    modules = [{"idx": 0, "path": ""}, {"idx": 1, "path": "1_Dense"}]
+    save_file(BASE, folder / "lora" / "model.safetensors")
+    dense = folder / "lora" / "1_Dense"
+    dense.mkdir()
+    save_file({"linear.weight": torch.ones(2, 2)}, dense / "model.safetensors")
+    (folder / "lora" / "modules.json").write_text(json.dumps(modules))
+    shutil.copytree(folder / "lora", folder / "base")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (folder / "base" / name).unlink()
+    (folder / "lora" / "model.safetensors").unlink()
+    merge(folder / "base", [folder / "lora"], folder / "out")
+    name = "1_Dense/model.safetensors"
+    assert (folder / "out" / name).read_bytes() == (dense / "model.safetensors").read_bytes()
+    save_file({"linear.weight": torch.zeros(2, 2)}, dense / "model.safetensors")
+    with pytest.raises(InputError, match="further module") as caught:
+        merge(folder / "base", [folder / "lora"], dry_run=True)
+    assert f"--ignore '{name}'" in str(caught.value)
+    assert merge(folder / "base", [folder / "lora"], dry_run=True, ignore=[name])
+
+
+def test_weights_of_another_framework_are_told(folder):
+    (folder / "lora" / "adapter.gguf").write_bytes(b"GGUF")
+    _, report = run(folder)
+    assert any("adapter.gguf" in choice for choice in report.plan.choices)
