@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_export.api import inspect, merge, verify
+from lora_export.api import inspect, merge, unmerge, verify
 from lora_export.errors import FitError, InputError, OutputError, UsageError, VerificationError
 
 PREFIX = "base_model.model."
@@ -326,3 +326,12 @@ def test_weights_of_another_framework_are_told(folder):
     (folder / "lora" / "adapter.gguf").write_bytes(b"GGUF")
     _, report = run(folder)
     assert any("adapter.gguf" in choice for choice in report.plan.choices)
+
+
+def test_unmerge_gives_the_base_back(folder):
+    put(folder, "vit.safetensors", TRAINED)
+    run(folder, undo=folder / "undo.safetensors")
+    unmerge(
+        folder / "out.safetensors", folder / "back.safetensors", undo=folder / "undo.safetensors"
+    )
+    assert (folder / "back.safetensors").read_bytes() == (folder / "base.safetensors").read_bytes()
