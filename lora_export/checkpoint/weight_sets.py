@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from lora_export.checkpoint.files import read_json_object, read_start
 from lora_export.checkpoint.side_files import TORCH_SUFFIXES, is_torch_weights, manifest_beside
@@ -93,7 +93,7 @@ def _indexed(index: Path, files: Mapping[str, Path]) -> WeightSet | None:
     return WeightSet(index.name, tuple(listed), index)
 
 
-def _is_map(value: object) -> bool:
+def _is_map(value: object) -> TypeGuard[Mapping[str, str]]:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
 
 

@@ -91,7 +91,7 @@ def join_beside(file: AdapterFile, base: Checkpoint, ignore: Sequence[str]) -> J
     tensors = dict(file.tensors)
     problems: list[Problem] = []
     for one in file.beside:
-        if any(is_named(one, name) for name in ignore):
+        if any(_is_named(one, name) for name in ignore):
             joined.ignored.append(one.name)
         elif not own >= {path.resolve() for path in one.files}:
             try:
@@ -122,13 +122,14 @@ def _join(joined: Joined, tensors: dict[str, TensorRef], one: WeightSet, base: C
         return
     refs = [ref for shard in shards for ref in shard.tensors]
     stored = base.tensors()
-    left = [ref for ref in refs if not _is_the_base_s(ref, stored)]
+    left = [ref for ref in refs if not _is_in_base(ref, stored)]
     known = [(ref, tensors[ref.spec.name]) for ref in left if ref.spec.name in tensors]
-    other = [ref for ref, mine in known if not same_content(ref, mine)]
+    other = [(ref, mine) for ref, mine in known if not same_content(ref, mine)]
     if other:
-        names = first_names([ref.spec.name for ref in other])
-        message = f"{counted(len(other), 'tensor')} differ from {joined.file.path.name}'s: {names}"
-        raise InputError(message, where=str(refs[0].file))
+        names = first_names([ref.spec.name for ref, _ in other])
+        files = first_names(list(dict.fromkeys(mine.file.name for _, mine in other)))
+        message = f"holds other values than {files} for {counted(len(other), 'tensor')}: {names}"
+        raise InputError(message, where=str(other[0][0].file))
     new = [ref for ref in left if ref.spec.name not in tensors]
     tensors.update({ref.spec.name: ref for ref in new})
     joined.names.update({shard.file: one.name for shard in shards if new})
@@ -151,7 +152,8 @@ def _same_module(joined: Joined, one: WeightSet, base: Checkpoint) -> str:
     return f"{one.name} beside the adapter: equal to the base's"
 
 
-def _is_the_base_s(ref: TensorRef, stored: Mapping[str, TensorRef]) -> bool:
+def _is_in_base(ref: TensorRef, stored: Mapping[str, TensorRef]) -> bool:
+    """Whether the base holds the same tensor under the same name, which is then no trained one."""
     same = stored.get(plain_key(ref.spec.name))
     return same is not None and same_content(ref, same)
 
@@ -172,7 +174,7 @@ def _with_way_out(problem: Problem, name: str) -> Problem:
     return replace(problem, hint=f"{problem.hint}; {way_out}" if problem.hint else way_out)
 
 
-def is_named(found: WeightSet, name: str) -> bool:
+def _is_named(found: WeightSet, name: str) -> bool:
     """Whether --ignore means these weights: by their name, a glob on it, or their path."""
     if fnmatchcase(found.name, name) or found.name == name:
         return True
@@ -184,10 +186,10 @@ def refuse_unused_ignore(files: Iterable[AdapterFile], ignore: Sequence[str]) ->
     """Refuse an --ignore that means nothing beside any adapter.
 
     Raises:
-        UsageError: so it is.
+        UsageError: an --ignore fits none of their weights.
     """
     sets = [one for file in files for one in file.beside]
-    unused = [name for name in ignore if not any(is_named(one, name) for one in sets)]
+    unused = [name for name in ignore if not any(_is_named(one, name) for one in sets)]
     if unused:
         there = first_names([one.name for one in sets]) if sets else "there are none"
         message = "fits no other weight file in the adapters' folders"

@@ -189,8 +189,8 @@ def refuse_foreign(draft: Draft) -> None:
         message = f"{counted(len(names), 'tensor')} that the base lacks: {first_names(names)}"
         near = ", ".join(BaseNames(draft.stored).nearest(names[0]))
         hint = (
-            f"--ignore '{draft.joined[file]}' leaves the file out; --allow-new GLOB adds them; "
-            f"nearest to the first in the base: {near or 'nothing'}"
+            f"--ignore '{draft.joined[file]}' leaves the file out, --allow-unmatched GLOB these "
+            f"tensors alone; --allow-new GLOB adds them; nearest to the first: {near or 'nothing'}"
         )
         draft.unfit.append(Problem(message, str(file), hint))
 

@@ -139,6 +139,24 @@ def test_allow_new_adds_them(folder):
     assert torch.equal(merged["v_head.summary.weight"], torch.ones(1, 3))
 
 
+def test_allow_unmatched_leaves_these_tensors_alone_out(folder):
+    put(folder, "state.pt", {**TRAINED, "v_head.summary.weight": torch.ones(1, 3)})
+    assert "--allow-unmatched GLOB" in refused(folder, FitError)
+    merged, _ = run(folder, allow_unmatched=["v_head.*"])
+    assert merged.keys() == BASE.keys()
+    assert torch.equal(merged["projector.bias"], TRAINED["projector.bias"])
+
+
+def test_two_files_beside_that_differ_are_both_named(folder):
+    put(folder, "a.pt", {"projector.bias": torch.ones(3)})
+    put(folder, "b.pt", {"projector.bias": torch.zeros(3) + 2})
+    told = refused(folder, InputError)
+    assert "b.pt: holds other values than a.pt for 1 tensor: projector.bias" in told
+    put(folder, "b.pt", {"projector.bias": torch.zeros(3) + 2}, PREFIX)
+    assert "differs from what a.pt holds of it" in refused(folder, InputError)
+    assert torch.equal(run(folder, ignore=["b.pt"])[0]["projector.bias"], torch.ones(3))
+
+
 def test_verify_does_not_believe_the_manifest_that_a_file_may_be_ignored(folder):
     put(folder, "value_head.safetensors", {"v_head.summary.weight": torch.ones(1, 3)})
     run(folder, ignore=["value_head.safetensors"])
@@ -201,7 +219,7 @@ def test_the_second_format_of_the_same_adapter_is_told(folder):
 def test_two_formats_that_differ_are_two_readings(folder):
     put(folder, "adapter_model.bin", {key: value * 2 for key, value in FACTORS.items()})
     told = refused(folder, InputError)
-    assert "2 tensors differ from adapter_model.safetensors's" in told
+    assert "holds other values than adapter_model.safetensors for 2 tensors" in told
     assert "--ignore 'adapter_model.bin'" in told
     assert torch.equal(run(folder, ignore=["adapter_model.bin"])[0]["model.q.weight"], MERGED)
     other, _ = run(folder, "lora/adapter_model.bin", ignore=["adapter_model.safetensors"])
