@@ -136,8 +136,9 @@ def _tell_choices(draft: Draft, adapters: Sequence[Adapter]) -> None:
     draft.choices += square_weights(draft, deltas)
     for adapter in adapters:
         for why in dict.fromkeys(adapter.left_out.values()):
-            keys = [key for key, reason in adapter.left_out.items() if reason == why]
-            draft.choices.append(f"{first_names(keys)} takes no part: {why}")
+            same = [key for key, reason in adapter.left_out.items() if reason == why]
+            verb = "takes" if len(same) == 1 else "take"
+            draft.choices.append(f"{first_names(same)} {verb} no part: {why}")
     if draft.kept:
         equal = counted(len(draft.kept), "full tensor")
         names = first_names(draft.kept)
