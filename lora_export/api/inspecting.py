@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.api.keywords import checked
-from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
+from lora_export.checkpoint.containers import NoTensorsError
+from lora_export.checkpoint.index import read_adapter_file, read_checkpoint, read_weights
 from lora_export.checkpoint.quantized import find_quantization
 from lora_export.checkpoint.side_files import ADAPTER_CONFIG, manifest_path
 from lora_export.dialects import Evidence, all_dialects, foreign_trainer, read_adapter
@@ -19,6 +20,7 @@ from lora_export.planning.names import weight_names
 from lora_export.records import Facts
 from lora_export.report.columns import counted
 from lora_export.report.result import Report
+from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +28,14 @@ if TYPE_CHECKING:
     import onnx
 
     from lora_export.dialects.foreign import Trainer
-    from lora_export.records import Adapter, AdapterFile, Checkpoint, TensorSpec, Update
+    from lora_export.records import (
+        Adapter,
+        AdapterFile,
+        Checkpoint,
+        TensorSpec,
+        Update,
+        WeightSet,
+    )
 
 
 @checked("inspect")
@@ -94,8 +103,20 @@ def _adapter(file: AdapterFile) -> dict[str, Any]:
         "modules": [_update(update) for update in adapter.updates],
         "full_tensors": [_spec(r.ref.spec) for r in adapter.replacements],
         "not_in_the_file": _missing_facts(adapter),
-        "notes": _notes(adapter),
+        **({"beside": beside} if (beside := [_beside(one) for one in file.beside]) else {}),
+        "notes": [*file.notes, *_notes(adapter)],
     }
+
+
+def _beside(found: WeightSet) -> dict[str, Any]:
+    """What another weight file of the adapter's folder holds, or why it cannot be read."""
+    try:
+        names = [ref.spec.name for shard in read_weights(found) for ref in shard.tensors]
+    except NoTensorsError:
+        names = []
+    except InputError as error:
+        return {"file": found.name, "tensors": "?", "names": str(error.problems[0].message)}
+    return {"file": found.name, "tensors": len(names), "names": first_names(names)}
 
 
 def _missing_facts(adapter: Adapter) -> list[str]:

@@ -160,7 +160,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         proven = prove_further(job, merged, at_level("weights", by_weights))
     checks = proven.checks
     refuse_failed(checks, str(stage.output), proven.attribution)
-    left = [adapter.path for adapter in plan.adapters if adapter.path not in digests]
+    left = [f for adapter in plan.adapters for f in adapter.files() if f not in digests]
     digests = {**digests, **{path: file_sha256(path) for path in left}}
     card = describe(job, stage.path, checks, digests, writing.max_shard_size)
     files = (*files, *card)

@@ -58,11 +58,14 @@ def given_options(job: Job) -> dict[str, Any]:
 
 def input_files(
     plan: MergePlan, digests: Mapping[Path, str]
-) -> tuple[list[WrittenFile], list[WrittenFile]]:
-    """The files of the base, with a digest where `digests` has one, and of the adapters."""
+) -> tuple[list[WrittenFile], list[list[WrittenFile]]]:
+    """The files of the base, with a digest where `digests` has one, and of each adapter."""
     base = [_input(shard.file, digests.get(shard.file, "")) for shard in plan.base.shards]
-    paths = [adapter.path for adapter in plan.adapters]
-    return base, [_input(path, digests.get(path) or file_sha256(path)) for path in paths]
+    adapters = [
+        [_input(path, digests.get(path) or file_sha256(path)) for path in adapter.files()]
+        for adapter in plan.adapters
+    ]
+    return base, adapters
 
 
 def _input(path: Path, digest: str) -> WrittenFile:
@@ -73,4 +76,5 @@ def input_paths(plan: MergePlan) -> list[Path]:
     """Every path that must not be written to."""
     files = [shard.file for shard in plan.base.shards]
     configs = [adapter.config_file for adapter in plan.adapters if adapter.config_file]
-    return [plan.base.root, *files, *(adapter.path for adapter in plan.adapters), *configs]
+    adapters = [path for adapter in plan.adapters for path in adapter.files()]
+    return [plan.base.root, *files, *adapters, *configs]

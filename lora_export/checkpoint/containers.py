@@ -28,6 +28,10 @@ Where: TypeAlias = "tuple[str, ...]"
 Level: TypeAlias = "Mapping[object, object]"
 
 
+class NoTensorsError(InputError):
+    """A file that holds plain values and no tensor at all, so that nothing in it can be lost."""
+
+
 @dataclass(frozen=True, slots=True)
 class StateDict:
     """The mapping that was chosen and the keys that lead to it ("" stands for none)."""
@@ -180,4 +184,6 @@ def _refuse_empty(level: Level, where: Where, path: Path) -> None:
     inside = f" under {'.'.join(where)}" if where else ""
     foreign = sorted({item.name[:200] for item in level.values() if isinstance(item, Opaque)})
     named = f"; it names {', '.join(foreign[:5])}: {NOT_RUN}" if foreign else ""
-    raise InputError(f"holds no tensors{inside}; its keys: {keys}{named}", where=str(path))
+    is_plain = not where and not foreign and not count_tensors(level)
+    kind = NoTensorsError if is_plain else InputError
+    raise kind(f"holds no tensors{inside}; its keys: {keys}{named}", where=str(path))

@@ -7,18 +7,22 @@ with its shards both ways, so that no tensor is lost or read from the wrong file
 from __future__ import annotations
 
 import difflib
+import re
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.adapter_config import read_adapter_config, refuse_without_config
 from lora_export.checkpoint.adapter_folder import (
     ADAPTER_NAMES,
-    AdapterPlace,
+    beside,
     find_adapter,
+    named_adapter,
     no_single_file,
-    read_adapter_config,
-    refuse_without_config,
-    weight_files_here,
+    unread,
 )
+from lora_export.checkpoint.elsewhere import elsewhere
 from lora_export.checkpoint.files import (
     fail_on,
     is_lfs_pointer,
@@ -31,6 +35,7 @@ from lora_export.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, read_h
 from lora_export.checkpoint.hf_cache import cached_snapshot, is_repository_name
 from lora_export.checkpoint.pickles import read_pickles
 from lora_export.checkpoint.side_files import list_side_files
+from lora_export.checkpoint.weight_sets import INDEX_SUFFIX, missing_shards, weight_sets
 from lora_export.errors import InputError
 from lora_export.records import AdapterFile, Checkpoint, Problem, Shard
 
@@ -38,7 +43,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-INDEX_SUFFIX = ".index.json"
+    from lora_export.checkpoint.adapter_folder import AdapterPlace
+    from lora_export.records import WeightSet
+
 _BASE_NAMES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -51,6 +58,7 @@ _GGUF = (
     "convert_hf_to_gguf.py for a model; llama.cpp's llama-export-lora merges GGUF into GGUF"
 )
 _NEAR = 0.6
+_FACTOR = re.compile(r"(?:^|[._])(?:lora|hada|lokr|vera|ia3)_")
 _FOREIGN_STARTS = {
     b"GGUF": "a GGUF file of llama.cpp",
     b"\x89HDF": "an HDF5 file of Keras or TensorFlow",
@@ -77,25 +85,64 @@ def read_adapter_file(path: Path) -> AdapterFile:
     """The adapter at `path`: a weight file, or a folder that holds one, or org/name in the cache.
 
     A folder's sub-folders count where it holds no adapter itself. adapter_config.json beside the
-    file is parsed as well. Raises as `read_checkpoint` does.
+    file is parsed as well; where it is there, all other weights in the folder are listed. Raises
+    as `read_checkpoint` does.
     """
     with system_errors(path, "read"):
         root = _locate(path)
         place = _adapter_place(root)
         config = read_adapter_config(place.file)
-        shard = read_shard(place.file)
-    tensors = {ref.spec.name: ref for ref in shard.tensors}
-    refuse_without_config(place.file, tensors, config, shard.metadata)
-    notes = (*place.notes, *shard.notes)
-    return AdapterFile(place.file, tensors, shard.metadata, config, shard.wrapper, notes)
+        shards = read_weights(place.chosen)
+        others = beside(place) if config else ()
+        notes = (*place.notes, *(unread(place.file.parent) if config else ()))
+    tensors = {ref.spec.name: ref for shard in shards for ref in shard.tensors}
+    metadata, wrapper = shards[0].metadata, shards[0].wrapper
+    refuse_without_config(place.file, tensors, config, metadata)
+    notes = (*place.notes, *(note for shard in shards for note in shard.notes))
+    files = tuple(shard.file for shard in shards)
+    return AdapterFile(
+        place.file, tensors, metadata, config, wrapper, notes, files=files, beside=others
+    )
 
 
 def _adapter_place(root: Path) -> AdapterPlace:
     """The file itself, or the adapter of a folder; litgpt's lies beside the merged model."""
     if not root.is_dir():
-        return AdapterPlace(root)
+        return named_adapter(root)
     litgpt = root / _LITGPT
-    return AdapterPlace(litgpt) if litgpt.exists() else find_adapter(root)
+    return named_adapter(litgpt) if litgpt.exists() else find_adapter(root, _holds_factors)
+
+
+def _holds_factors(found: WeightSet) -> bool:
+    """Whether low-rank factors are among the names; no weights that cannot be read do."""
+    with suppress(InputError):
+        names = [ref.spec.name for shard in read_weights(found) for ref in shard.tensors]
+        return any(_FACTOR.search(name) for name in names)
+    return False
+
+
+def read_weights(found: WeightSet) -> tuple[Shard, ...]:
+    """The shards of a set, in the order of their names; an index must agree with them.
+
+    Raises:
+        InputError: one is missing or damaged, or a tensor lies in two of them.
+        LimitError, StorageError: see read_checkpoint.
+    """
+    if found.index:
+        return _read_shards(found.index.parent, _read_index(found.index))
+    if missing := missing_shards(found):
+        where = str(found.files[0].parent)
+        raise InputError(f"{found.name} lacks {', '.join(missing[:3])}", where=where)
+    shards = tuple(read_shard(file) for file in found.files)
+    counts = Counter(ref.spec.name for shard in shards for ref in shard.tensors)
+    fail_on(
+        [
+            Problem(f"{name!r} lies in two shards", str(found.files[0].parent / found.name))
+            for name, count in counts.items()
+            if count > 1
+        ]
+    )
+    return shards
 
 
 def read_shard(path: Path) -> Shard:
@@ -144,15 +191,17 @@ def _near_names(path: Path) -> str:
 
 
 def _base_file(folder: Path) -> Path:
+    """The weights that transformers would load, or the only ones under another name."""
     for name in _BASE_NAMES:
         if (folder / name).exists():
             return folder / name
-    files = weight_files_here(folder)
-    alone = [file for file in files if file.suffix == ".safetensors"]
-    if len(alone) == 1 and alone[0].name not in ADAPTER_NAMES:
-        return alone[0]
-    is_adapter = any(file.name in ADAPTER_NAMES for file in files)
-    hint = "this folder holds an adapter, not a base model" if is_adapter else ""
+    sets = weight_sets(folder)
+    alone = [one for one in sets if one.index or one.name.endswith(".safetensors")]
+    only = alone[0] if len(alone) == 1 else None
+    if only and only.name not in ADAPTER_NAMES and (only.index or len(only.files) == 1):
+        return only.index or only.files[0]
+    is_adapter = any(one.name in ADAPTER_NAMES for one in sets)
+    hint = "this folder holds an adapter, not a base model" if is_adapter else elsewhere(folder)
     raise no_single_file(folder, f"holds none of {', '.join(_BASE_NAMES)}", hint)
 
 

@@ -28,11 +28,17 @@ _OPTIONS = ("dialect", "rename", "tokenizer")
 
 @dataclass(frozen=True, slots=True)
 class RecordedAdapter:
-    """An adapter that went in. digest: of what its tensors hold, whatever the file's format."""
+    """An adapter that went in. digest: of what its tensors hold, whatever the file's format.
+
+    joined_digest: the same of the weights beside it, "" where none was used. ignored: those that
+    --ignore left out.
+    """
 
     name: str
     digest: str
     weight: float
+    joined_digest: str = ""
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,11 @@ def _read(path: Path) -> Recorded:
         base=tuple(file.get("sha256", str, "") for file in inputs.tables("base")),
         adapters=tuple(
             RecordedAdapter(
-                entry.get("name", str), entry.get("tensors_sha256", str), entry.number("weight")
+                entry.get("name", str),
+                entry.get("tensors_sha256", str),
+                entry.number("weight"),
+                entry.get("joined_sha256", str, ""),
+                entry.texts("ignored") if "ignored" in entry else (),
             )
             for entry in adapters
         ),

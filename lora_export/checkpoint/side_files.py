@@ -50,6 +50,12 @@ def _is_safetensors(path: Path) -> bool:
     return read_start(path, 9)[8:] == b"{"
 
 
+def is_foreign_weights(path: Path) -> bool:
+    """Whether a file holds weights of another framework, by name; Lightning's .ckpt is torch's."""
+    name = path.name.lower()
+    return path.is_file() and name.endswith(FOREIGN_SUFFIXES) and not name.endswith(".ckpt")
+
+
 def is_weights(path: Path) -> bool:
     """Whether a file holds weights of any framework or is the index of such files."""
     name = path.name.lower()
@@ -80,7 +86,7 @@ def list_side_files(folder: Path) -> tuple[SideFile, ...]:
     nowhere and folders nested deeper than MAX_DEPTH.
     """
     problems: list[Problem] = []
-    modules = _module_folders(folder)
+    modules = module_folders(folder)
     files = []
     for path in _walk(folder, 0, problems):
         name = path.relative_to(folder).as_posix()
@@ -114,7 +120,7 @@ def _too_deep(path: Path) -> Problem:
     return Problem(f"folders nested deeper than {MAX_DEPTH}", str(path), hint)
 
 
-def _module_folders(folder: Path) -> frozenset[str]:
+def module_folders(folder: Path) -> frozenset[str]:
     """The sub-folders that modules.json of sentence-transformers names."""
     listing = folder / "modules.json"
     if not listing.is_file():

@@ -78,7 +78,15 @@ def _recognized(file: AdapterFile) -> Dialect:
 
 def _unrecognized(file: AdapterFile) -> InputError:
     names = sorted(file.tensors)
-    if any(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in names):
+    is_peft = any(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in names)
+    if is_peft and file.config:
+        return InputError(
+            "these are a PEFT adapter's tensors, but adapter_config.json beside them has no "
+            "peft_type, and is not certainly LORA's",
+            where=str(file.path),
+            hint='add "peft_type" to it, with "r" and "lora_alpha" as in training',
+        )
+    if is_peft:
         return InputError(
             "these are a PEFT adapter's tensors, but adapter_config.json, which holds alpha and "
             "more, is not beside them",

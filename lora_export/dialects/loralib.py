@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.elsewhere import EMPTY
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.errors import InputError
 from lora_export.records import FLOAT_DTYPES, Adapter, Problem, Replacement, Update
@@ -75,7 +76,9 @@ def pair_problems(
         if odd or 0 in ref.spec.shape:
             problems.append(
                 Problem(
-                    f"lora_{role} has shape {list(ref.spec.shape)}, not two positive sizes", where
+                    f"lora_{role} has shape {list(ref.spec.shape)}, not two positive sizes",
+                    where,
+                    EMPTY if 0 in ref.spec.shape else "",
                 )
             )
         if ref.spec.dtype not in FLOAT_DTYPES:

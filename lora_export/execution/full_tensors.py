@@ -21,7 +21,7 @@ def refuse_unusable(plan: MergePlan) -> None:
         InputError: one holds NaN or infinity.
         FitError: one has values that the base's dtype cannot hold.
     """
-    files = {adapter.path for adapter in plan.adapters}
+    files = {path for adapter in plan.adapters for path in adapter.files()}
     steps = [s for s in plan.changed() if not s.deltas and s.source.file in files]
     looked = [(step, *_look(step)) for step in steps]
     broken = [_problem(step, "holds NaN or infinity") for step, finite, _ in looked if not finite]

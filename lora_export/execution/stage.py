@@ -63,7 +63,7 @@ def write_plan(
         root.mkdir(exist_ok=True)
     jobs = jobs or os.cpu_count() or 1
     base = [shard.file for shard in plan.base.shards] if digest_base else []
-    adapters = [adapter.path for adapter in plan.adapters]
+    adapters = [path for adapter in plan.adapters for path in adapter.files()]
     tasks = [_task(plan, shard, root) for shard in plan.shards]
     keep_freed_memory()
     with ExitStack() as stack:

@@ -12,6 +12,7 @@ from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from lora_export.planning.architecture import Layers
     from lora_export.planning.facts import FactTable
@@ -59,18 +60,19 @@ class Draft:
     """Decisions by base tensor name, and the problems, grouped by the exit status they mean.
 
     table: asks for the names of the running model, where somebody knows them. layers_of: asks
-    for the kinds of its layers, as `table` does. kept: the adapter's full tensors that are the base's own. idle: (where, why) of updates that change nothing, by the
-    adapter's path. promised: see lost.py. mixed: some adapters say alpha themselves, and the
-    options say it of the others. vocabulary: its sizes before and after, where it is resized.
-    copies: what stands in the base's place from the start, under any update (a resized table). own:
-    names whose full tensor belongs to a module of the adapter's own, not to the parameter that
-    others share.
+    for the kinds of its layers, as `table` does. kept: the adapter's full tensors that are the
+    base's own. idle: (where, why) of updates that change nothing, by the adapter's path. promised:
+    see lost.py. mixed: some adapters say alpha themselves, and the options say it of the others.
+    vocabulary: its sizes before and after, where it is resized. copies: what stands in the base's
+    place from the start, under any update (a resized table). own: names whose full tensor belongs
+    to a module of the adapter's own, not to the parameter that others share.
     heads: names that the base lacks and the adapter brings. resized: full tensors of another shape
     than the base's, with their place for messages and whether they belong to a module that the
     adapter brings whole. twins, reshaped: see MergePlan. in_turn: see Step. edits: of config.json,
     by the keys that lead to the value; told: the same in words. layers: the names under which a
     tensor of a layer is written, where that is not its own. turned_by: who says how square weights
-    are stored, by adapter and module.
+    are stored, by adapter and module. joined: files beside adapters, each with the name that
+    --ignore takes. foreign: of those files, the names that the base lacks.
     """
 
     base: Checkpoint
@@ -104,6 +106,8 @@ class Draft:
     told: dict[tuple[str, ...], str] = field(default_factory=dict)
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     turned_by: dict[tuple[str, str], str] = field(default_factory=dict)
+    joined: dict[Path, str] = field(default_factory=dict)
+    foreign: dict[Path, list[str]] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unfit: list[Problem] = field(default_factory=list)
@@ -119,6 +123,11 @@ class Draft:
         """What `name` holds before any update, unless the adapter has a module of its own there."""
         table = self.table_of(name)
         return self.copies.get(table, self.stored[table])
+
+    def way_out(self, ref: TensorRef, hint: str) -> str:
+        """`hint`, and of a tensor in a file beside the adapter's, how to leave the file out."""
+        name = self.joined.get(ref.file)
+        return f"{hint}; --ignore '{name}' leaves the file out" if name else hint
 
     def edit(self, key: str, value: object, told: str = "", *, inside: str = "") -> None:
         """Set a value of config.json, or of the object that it holds under `inside`.

@@ -70,7 +70,7 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     targets = _targets(replacements, space, names, draft)
     if draft.model and draft.model.change != ("", "") and space.homes is None:
         replacements, targets = in_network(draft, replacements, space)
-    fit_copies(draft, adapter, replacements, targets)
+    fit_copies(draft, replacements, targets)
     for one in settled:
         _fit_update(draft, adapter, one)
     judge_idle(draft, adapter, settled)
@@ -80,7 +80,7 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         target = targets[replacement.name]
         if target and without_wrappers(target) not in {plain, space.change.apply(plain)}:
             draft.choices.append(f"{replacement.name}: the base calls it {target}")
-    fit_whole(draft, adapter, replacements, targets)
+    fit_whole(draft, replacements, targets)
     tell_cast(draft, adapter)
     tell_unweighted(draft, adapter)
     tell_biases(draft, adapter)

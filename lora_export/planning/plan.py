@@ -24,7 +24,7 @@ from lora_export.planning.tied import plan_ties
 from lora_export.planning.ties import find_ties
 from lora_export.planning.unused import refuse_unused
 from lora_export.planning.vocabulary import plan_vocabulary
-from lora_export.planning.whole import refuse_contested, refuse_other_shapes
+from lora_export.planning.whole import refuse_contested, refuse_foreign, refuse_other_shapes
 from lora_export.records import MergePlan, ShardPlan, Step, TensorSpec
 from lora_export.report.columns import counted
 from lora_export.report.text import first_names
@@ -77,6 +77,7 @@ def make_plan(
     ties = find_ties(base, touched, model, lookup, table)
     layers = cache(lambda: architecture(base))
     draft = Draft(base, base.tensors(), facts, model, options, ties, table, layers)
+    draft.joined = {file: name for adapter in adapters for file, name in adapter.joined.items()}
     draft.mixed = len({u.said is None for adapter in adapters for u in adapter.updates}) > 1
     _tell_wrappers(draft, adapters)
     _tell_prefixes(draft, adapters)
@@ -95,6 +96,7 @@ def make_plan(
     refuse_forgotten(draft)
     plan_vocabulary(draft)
     plan_heads(draft, adapters, classes)
+    refuse_foreign(draft)
     refuse_other_shapes(draft)
     refuse_contested(draft)
     plan_ties(draft)
@@ -139,8 +141,10 @@ def _tell_choices(draft: Draft, adapters: Sequence[Adapter]) -> None:
     draft.choices += draft.facts.overridden(dict.fromkeys(delta.module for delta in deltas))
     draft.choices += square_weights(draft, deltas)
     for adapter in adapters:
-        for key, why in adapter.left_out.items():
-            draft.choices.append(f"{key} takes no part: {why}")
+        for why in dict.fromkeys(adapter.left_out.values()):
+            same = [key for key, reason in adapter.left_out.items() if reason == why]
+            verb = "takes" if len(same) == 1 else "take"
+            draft.choices.append(f"{first_names(same)} {verb} no part: {why}")
     if draft.kept:
         equal = counted(len(draft.kept), "full tensor")
         names = first_names(draft.kept)

@@ -8,13 +8,12 @@ from filecmp import cmp
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from lora_export.checkpoint.contents import tensors_sha256
 from lora_export.checkpoint.files import read_json_object
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
 from lora_export.checkpoint.side_files import ADAPTER_CONFIG
-from lora_export.dialects import read_adapter
 from lora_export.errors import FitError, UsageError
+from lora_export.planning.beside import read_joined, refuse_unused_ignore
 from lora_export.planning.draft import Options, Recipe, Tied, Tokenizer
 from lora_export.planning.facts import FactTable, parse_enable_lora, read_hparams
 from lora_export.planning.names import PrefixChange
@@ -160,7 +159,7 @@ def read_inputs(request: Request) -> Inputs:
     """
     base = read_checkpoint(request.base)
     refuse_adapter_as_base(base)
-    adapters = _read_adapters(request)
+    adapters = _read_adapters(request, base)
     _refuse_twice(base, adapters)
     return Inputs(base, tuple(adapters))
 
@@ -228,7 +227,7 @@ def _left_beside(inputs: Inputs) -> list[str]:
     return [f"the base's folder holds an adapter too, which is not merged: {hint}"]
 
 
-def _read_adapters(request: Request) -> list[Adapter]:
+def _read_adapters(request: Request, base: Checkpoint) -> list[Adapter]:
     if not request.adapters:
         raise UsageError("no adapter is named")
     if request.weights and len(request.weights) != len(request.adapters):
@@ -239,9 +238,11 @@ def _read_adapters(request: Request) -> list[Adapter]:
             hint="give --weight once for each adapter, in their order",
         )
     weights = request.weights or (1.0,) * len(request.adapters)
+    files = [_read_file(path, request.base) for path in request.adapters]
+    refuse_unused_ignore(files, request.options.ignore)
     return [
-        _read_one(path, request.base, request.dialect, weight)
-        for path, weight in zip(request.adapters, weights, strict=True)
+        read_joined(file, base, request.options.ignore, dialect=request.dialect, weight=weight)
+        for file, weight in zip(files, weights, strict=True)
     ]
 
 
@@ -265,18 +266,10 @@ def _refuse_model(path: Path, base: Path, file: AdapterFile) -> None:
     )
 
 
-def _read_one(path: Path, base: Path, dialect: str | None, weight: float) -> Adapter:
+def _read_file(path: Path, base: Path) -> AdapterFile:
     file = read_adapter_file(path)
     _refuse_model(path, base, file)
-    adapter = read_adapter(file, dialect=dialect, weight=weight)
-    trained_on, revision = map(file.config.get, ("base_model_name_or_path", "revision"))
-    return replace(
-        adapter,
-        digest=tensors_sha256(file.tensors.values()),
-        trained_on=trained_on if isinstance(trained_on, str) else "",
-        revision=revision if isinstance(revision, str) else "",
-        notes=file.notes,
-    )
+    return file
 
 
 def _refuse_twice(base: Checkpoint, adapters: list[Adapter]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content, same_first_rows
+from lora_export.checkpoint.elsewhere import EMPTY
 from lora_export.planning.lost import Promise
 from lora_export.planning.names import BaseNames, without_wrappers
 from lora_export.records import FLOAT_DTYPES, Problem
@@ -27,19 +28,18 @@ _DOUBLE = (
 )
 
 
-def fit_copies(
-    draft: Draft, adapter: Adapter, replacements: Sequence[Replacement], targets: Targets
-) -> None:
+def fit_copies(draft: Draft, replacements: Sequence[Replacement], targets: Targets) -> None:
     """The copies of layers under an update: the base's own, or a table of another length."""
     for replacement in replacements:
         if replacement.origin == "base":
-            where = f"{adapter.path}: {replacement.ref.spec.name}"
+            where = f"{replacement.ref.file}: {replacement.ref.spec.name}"
             _fit_copy(draft, replacement, targets[replacement.name], where)
 
 
 def _fit_copy(draft: Draft, replacement: Replacement, target: str | None, where: str) -> None:
     if target is None:
-        draft.unfit.append(Problem("the base holds no such tensor", where, _BASE))
+        hint = draft.way_out(replacement.ref, _BASE)
+        draft.unfit.append(Problem("the base holds no such tensor", where, hint))
         return
     ref, base = replacement.ref, draft.stored[draft.table_of(target)]
     sizes, old = ref.spec.shape, base.spec.shape
@@ -50,7 +50,7 @@ def _fit_copy(draft: Draft, replacement: Replacement, target: str | None, where:
         message = f"is a copy {list(sizes)} of another base: here {target} is {list(old)}"
         if sizes == old:
             message = f"is a copy of another base: {target} has other values here"
-        draft.unfit.append(Problem(message, where, _BASE))
+        draft.unfit.append(Problem(message, where, draft.way_out(ref, _BASE)))
     elif sizes == old and likeness == "same":
         draft.kept.append(replacement.name)
     else:
@@ -69,13 +69,11 @@ def _put_copy(draft: Draft, target: str, ref: TensorRef, where: str) -> None:
             _put(draft, draft.copies, name, ref, where)
 
 
-def fit_whole(
-    draft: Draft, adapter: Adapter, replacements: Sequence[Replacement], targets: Targets
-) -> None:
+def fit_whole(draft: Draft, replacements: Sequence[Replacement], targets: Targets) -> None:
     """Everything that takes the place of a tensor of the base, or is new."""
     own_first = sorted(replacements, key=lambda replacement: replacement.origin != "module")
     for replacement in own_first:
-        where = f"{adapter.path}: {replacement.name}"
+        where = f"{replacement.ref.file}: {replacement.name}"
         target = targets[replacement.name]
         if replacement.origin == "base":
             continue
@@ -100,7 +98,7 @@ def _fit_replacement(draft: Draft, replacement: Replacement, target: str, where:
     pair = {ref.spec.dtype, base.spec.dtype}
     if len(pair) > 1 and not (pair <= FLOAT_DTYPES or pair <= _INTEGERS):
         message = f"is stored as {ref.spec.dtype}, the base's {target} as {base.spec.dtype}"
-        draft.unfit.append(Problem(message, where, _BASE))
+        draft.unfit.append(Problem(message, where, draft.way_out(ref, _BASE)))
         return
     if same_content(ref, base):
         draft.kept.append(replacement.name)
@@ -109,11 +107,7 @@ def _fit_replacement(draft: Draft, replacement: Replacement, target: str, where:
         _put_copy(draft, target, ref, where)
         return
     if target in draft.merged:
-        message = (
-            "the file holds low-rank factors and a full weight for this module, and the weight "
-            "differs from the base's: whether it already contains the update is not in the file"
-        )
-        draft.unfit.append(Problem(message, where, _DOUBLE))
+        draft.unfit.append(_double(draft, ref, where))
         return
     if ref.spec.shape != base.spec.shape:
         draft.resized[target] = (where, is_own)
@@ -123,13 +117,29 @@ def _fit_replacement(draft: Draft, replacement: Replacement, target: str, where:
     _put(draft, table_of_names, target, ref, where)
 
 
+def _double(draft: Draft, ref: TensorRef, where: str) -> Problem:
+    """Factors and another full weight of one module."""
+    if ref.file in draft.joined:
+        message = (
+            "differs from the base's, and the adapter updates it: whether this weight contains the "
+            "update already is not in the file"
+        )
+        return Problem(message, where, draft.way_out(ref, "the merged model, or another base?"))
+    message = (
+        "the file holds low-rank factors and a full weight for this module, and the weight "
+        "differs from the base's: whether it already contains the update is not in the file"
+    )
+    return Problem(message, where, _DOUBLE)
+
+
 def refuse_other_shapes(draft: Draft) -> None:
     """Whatever nobody has found a reason for, after vocabulary and heads have looked."""
     for name, (where, _) in draft.resized.items():
         ref = draft.replaced.get(name) or draft.added[name]
         base = draft.stored[draft.table_of(name)].spec
         message = f"has shape {list(ref.spec.shape)}, the base's {name} {list(base.shape)}"
-        draft.unfit.append(Problem(message, where, _BASE))
+        hint = EMPTY if 0 in ref.spec.shape else _BASE
+        draft.unfit.append(Problem(message, where, draft.way_out(ref, hint)))
 
 
 def refuse_contested(draft: Draft) -> None:
@@ -155,6 +165,9 @@ def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
         _promise(draft, replacement, name, where)
         _put(draft, draft.added, name, ref, where)
         return
+    if ref.file in draft.joined:
+        draft.foreign.setdefault(ref.file, []).append(name)
+        return
     near = ", ".join(BaseNames(draft.stored).nearest(name))
     kind = "" if ref.spec.dtype in FLOAT_DTYPES else f" ({ref.spec.dtype}: a mask buffer?)"
     draft.unfit.append(
@@ -165,6 +178,18 @@ def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
             f"not needed: --allow-unmatched '{name}'",
         )
     )
+
+
+def refuse_foreign(draft: Draft) -> None:
+    """One problem for each file beside an adapter with tensors that the base lacks."""
+    for file, names in draft.foreign.items():
+        message = f"{counted(len(names), 'tensor')} that the base lacks: {first_names(names)}"
+        near = ", ".join(BaseNames(draft.stored).nearest(names[0]))
+        hint = (
+            f"--ignore '{draft.joined[file]}' leaves the file out, --allow-unmatched GLOB these "
+            f"tensors alone; --allow-new GLOB adds them; nearest to the first: {near or 'nothing'}"
+        )
+        draft.unfit.append(Problem(message, str(file), hint))
 
 
 def _put(draft: Draft, table: dict[str, TensorRef], name: str, ref: TensorRef, where: str) -> None:

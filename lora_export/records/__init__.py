@@ -28,6 +28,7 @@ from lora_export.records.files import (
     SideFile,
     TensorRef,
     TensorSpec,
+    WeightSet,
 )
 from lora_export.records.plan import MergePlan, ShardPlan, Step, StepAction
 from lora_export.records.proof import (
@@ -82,6 +83,7 @@ __all__ = [
     "TensorRef",
     "TensorSpec",
     "Update",
+    "WeightSet",
     "WrittenFile",
     "at_level",
     "example_sizes",

@@ -106,6 +106,9 @@ class Adapter:
     none of that name. replication: (first, last + 1) layers, of which the model is put together
     anew; empty where it stays as it is. left_out: tensors that take no part, and why. bias: which
     biases were trained, in PEFT's words. facts: tensors that are read as numbers, such as alpha.
+    own_files: the weight file, or the shards. joined: further files of the folder whose tensors are
+    used as well, each with the name that --ignore takes. joined_digest: SHA-256 of what their
+    tensors hold. ignored: weights in the folder that --ignore left out.
     """
 
     path: Path
@@ -126,6 +129,14 @@ class Adapter:
     left_out: Mapping[str, str] = field(default_factory=dict)
     bias: str = "none"
     facts: tuple[str, ...] = ()
+    own_files: tuple[Path, ...] = ()
+    joined: Mapping[Path, str] = field(default_factory=dict)
+    joined_digest: str = ""
+    ignored: tuple[str, ...] = ()
+
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is read, `path` first: an index, shards, those beside."""
+        return tuple(dict.fromkeys((self.path, *self.own_files, *self.joined)))
 
     def names(self) -> list[str]:
         """Names of all adapted modules and full tensors."""

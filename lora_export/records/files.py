@@ -105,6 +105,22 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightSet:
+    """A weight file, or the shards that make one together; nothing of it has been read.
+
+    name: of the file or the index, or a glob that fits all shards where they have no index.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    index: Path | None = None
+
+    def paths(self) -> tuple[Path, ...]:
+        """Every file of the set, with its index."""
+        return (*self.files, self.index) if self.index else self.files
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A base (or merged) model on disk.
 
@@ -131,9 +147,11 @@ class Checkpoint:
 class AdapterFile:
     """An adapter as it lies on disk, before any dialect has read it.
 
-    path: the weight file. config: adapter_config.json beside it, else empty. wrapper: the keys,
-    joined by dots, under which a torch pickle held the state dict, else "". notes: how the file
-    was chosen of several, in words.
+    path: the weight file, or the index of its shards. config: adapter_config.json beside it, else
+    empty. wrapper: the keys, joined by dots, under which a torch pickle held the state dict, else
+    "". notes: how the file was chosen of several, in words. files: the adapter's own. beside: other
+    weights in the same folder, not read yet; looked for where there is a configuration. joined:
+    those of their files whose tensors are among `tensors`, each with the name of its set.
     """
 
     path: Path
@@ -142,3 +160,6 @@ class AdapterFile:
     config: Mapping[str, object] = field(default_factory=dict)
     wrapper: str = ""
     notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    beside: tuple[WeightSet, ...] = ()
+    joined: Mapping[Path, str] = field(default_factory=dict)

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _SHOWN = 8
-_TITLES = {"full_tensors": "full tensors, which take the place of the base's"}
+_TITLES = {
+    "full_tensors": "full tensors, which take the place of the base's",
+    "beside": "other weight files in the folder, which are merged as well",
+}
 
 
 def found_text(found: Mapping[str, Any], *, verbose: bool) -> str:

@@ -14,7 +14,7 @@ from lora_export.report.result import json_text, tensor_counts, updates_json, ve
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_export.records import Check, MergePlan, WrittenFile
+    from lora_export.records import Adapter, Check, MergePlan, WrittenFile
 
 FORMAT = 1
 _PACKAGES = ("lora-export", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "transformers")
@@ -26,7 +26,7 @@ def manifest(
     command: str,
     options: Mapping[str, Any],
     base_files: Sequence[WrittenFile],
-    adapter_files: Sequence[WrittenFile],
+    adapter_files: Sequence[Sequence[WrittenFile]],
     adapter_configs: Sequence[WrittenFile | None],
     outputs: Sequence[WrittenFile],
     checks: Sequence[Check],
@@ -36,6 +36,7 @@ def manifest(
     """The manifest as JSON text.
 
     base_files: without a digest where nothing was verified, as it costs as much as the copying.
+    adapter_files: of each adapter, first the one that names it.
     adapter_configs: of each adapter, None where it has no configuration of its own.
     merged_before: digests of adapters that the base's own manifest already names.
     graph: of an ONNX file its precision, its interface and how it was run.
@@ -51,13 +52,14 @@ def manifest(
             "base": [_file(file) for file in base_files],
             "adapters": [
                 {
-                    **_file(file),
+                    **_file(files[0]),
                     "tensors_sha256": adapter.digest,
                     "dialect": adapter.dialect,
                     "weight": adapter.weight,
                     **({"config": _file(config)} if config else {}),
+                    **_further(adapter, files[1:]),
                 }
-                for file, config, adapter in zip(
+                for files, config, adapter in zip(
                     adapter_files, adapter_configs, plan.adapters, strict=True
                 )
             ],
@@ -81,6 +83,16 @@ def manifest(
         "verification": verification_json(tuple(checks)) if checks else None,
     }
     return json_text(document).encode() + b"\n"
+
+
+def _further(adapter: Adapter, files: Sequence[WrittenFile]) -> dict[str, Any]:
+    """Shards and weights beside the adapter's file, and what --ignore left out."""
+    entries = {
+        "files": [_file(file) for file in files],
+        "joined_sha256": adapter.joined_digest,
+        "ignored": list(adapter.ignored),
+    }
+    return {key: value for key, value in entries.items() if value}
 
 
 def _file(file: WrittenFile) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def model_card(
     *,
     options: Mapping[str, Any],
     base_files: Sequence[WrittenFile],
-    adapter_files: Sequence[WrittenFile],
+    adapter_files: Sequence[Sequence[WrittenFile]],
     checks: Sequence[Check],
 ) -> bytes:
     """The card as the bytes of README.md; arguments as for the manifest."""
@@ -106,14 +106,17 @@ def _loading(card: Card) -> Iterator[str]:
 
 
 def _inputs(
-    plan: MergePlan, base_files: Sequence[WrittenFile], adapter_files: Sequence[WrittenFile]
+    plan: MergePlan,
+    base_files: Sequence[WrittenFile],
+    adapter_files: Sequence[Sequence[WrittenFile]],
 ) -> Iterator[str]:
     yield "| input | file | bytes | SHA-256 |"
     yield "|---|---|---|---|"
     for file in base_files:
         yield _row("base", file)
-    for adapter, file in zip(plan.adapters, adapter_files, strict=True):
-        yield _row(_described(adapter), file)
+    for adapter, files in zip(plan.adapters, adapter_files, strict=True):
+        yield _row(_described(adapter), files[0])
+        yield from (_row("with it", file) for file in files[1:])
 
 
 def _row(what: str, file: WrittenFile) -> str:

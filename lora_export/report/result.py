@@ -121,6 +121,8 @@ def plan_json(plan: MergePlan, *, whole: bool) -> dict[str, Any]:
                 "weight": adapter.weight,
                 "updates": len(adapter.updates),
                 "full_tensors": len(adapter.replacements),
+                "joined": list(dict.fromkeys(adapter.joined.values())),
+                "ignored": adapter.ignored,
             }
             for adapter in plan.adapters
         ],

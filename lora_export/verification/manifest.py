@@ -54,8 +54,8 @@ def check_inputs(
 ) -> tuple[Check, ...]:
     """The base's files and the adapters are those of the manifest; no claim without a digest."""
     wrong = _other(
-        {str(adapter.path): adapter.digest for adapter in adapters},
-        [adapter.digest for adapter in recorded.adapters],
+        {str(adapter.path): f"{adapter.digest} {adapter.joined_digest}" for adapter in adapters},
+        [f"{adapter.digest} {adapter.joined_digest}" for adapter in recorded.adapters],
     )
     detail = f"{len(adapters)} adapters"
     if all(recorded.base):
@@ -69,7 +69,17 @@ def check_inputs(
         names = ", ".join(adapter.name for adapter in recorded.adapters)
         detail = f"other SHA-256 than the manifest's; its adapters are {names}; {detail}"
     name = "inputs are those of the manifest"
-    return (Check(name, not wrong, len(wrong), 0, where, detail, hint=_OTHER),)
+    return (Check(name, not wrong, len(wrong), 0, where, detail, hint=_hint(adapters, recorded)),)
+
+
+def _hint(adapters: Sequence[Adapter], recorded: Recorded) -> str:
+    """What to do about other inputs. What was ignored must be ignored again by who verifies."""
+    here = {name for adapter in adapters for name in adapter.ignored}
+    left = [name for one in recorded.adapters for name in one.ignored if name not in here]
+    if not left:
+        return _OTHER
+    options = " ".join(f"--ignore '{name}'" for name in dict.fromkeys(left))
+    return f"the manifest says that it was made with {options}; {_OTHER}"
 
 
 def _other(given: dict[str, str], recorded: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_export.api import inspect
-from lora_export.checkpoint.index import read_adapter_file
+from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.errors import InputError
 
 KEY = "base_model.model.a.lora_A.weight"
@@ -146,3 +146,154 @@ def test_a_base_beside_adapters_is_still_inspected(tmp_path):
     (tmp_path / "config.json").unlink()
     (tmp_path / "model.safetensors").unlink()
     assert "holds 2 adapters" in refusal(tmp_path, inspect)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "lora.safetensors", "last.ckpt", "w.pth"])
+def test_weights_of_another_name_beside_a_configuration(name, tmp_path):
+    folder = put(tmp_path / "lora", name=name)
+    torch.save({"state": torch.ones(1)}, folder / "optimizer.pt")
+    found = read_adapter_file(folder)
+    assert (found.path.name, found.config, found.beside) == (name, CONFIG, ())
+    assert found.notes == (f"lora: {name} is read as the adapter's weights",)
+    assert read_adapter_file(folder / name).tensors == found.tensors
+    assert read_adapter_file(tmp_path).path == found.path
+
+
+def test_of_several_names_the_only_one_with_factors(tmp_path):
+    folder = put(tmp_path / "lora", name="lora.safetensors")
+    save_file({"v_head.weight": torch.ones(2)}, folder / "head.safetensors")
+    (folder / "odd.pt").write_bytes(b"PK\x03\x04")
+    found = read_adapter_file(folder)
+    assert found.path.name == "lora.safetensors"
+    assert [one.name for one in found.beside] == ["head.safetensors", "odd.pt"]
+    put(folder, name="second.bin")
+    told = refusal(folder)
+    assert "lies beside lora.safetensors, second.bin, each of which holds low-rank factors" in told
+    assert f"name the adapter's file itself, for example {folder / 'lora.safetensors'}" in told
+    for one in ("lora.safetensors", "second.bin"):
+        (folder / one).unlink()
+    assert "lies beside head.safetensors, odd.pt, none of which holds factors" in refusal(folder)
+
+
+def shard(folder: Path, suffix: str, index: str | None) -> Path:
+    """Two tensors in two shards, as transformers splits what it saves."""
+    put(folder, name=f"adapter_model-00001-of-00002{suffix}")
+    save = save_file if suffix == ".safetensors" else torch.save
+    save(
+        {KEY.replace("_A", "_B"): torch.ones(2, 2)},
+        folder / f"adapter_model-00002-of-00002{suffix}",
+    )
+    if index:
+        homes = {KEY: 1, KEY.replace("_A", "_B"): 2}
+        names = {key: f"adapter_model-0000{n}-of-00002{suffix}" for key, n in homes.items()}
+        (folder / index).write_text(json.dumps({"weight_map": names}))
+    return folder
+
+
+SHARDED = [
+    (".safetensors", "adapter_model.safetensors.index.json"),
+    (".safetensors", "model.safetensors.index.json"),  # as transformers 5 calls it
+    (".safetensors", None),
+    (".bin", "adapter_model.bin.index.json"),
+    (".bin", None),
+]
+
+
+@pytest.mark.parametrize(("suffix", "index"), SHARDED)
+def test_an_adapter_in_shards(suffix, index, tmp_path):
+    folder = shard(tmp_path / "lora", suffix, index)
+    found = read_adapter_file(folder)
+    assert sorted(found.tensors) == [KEY, KEY.replace("_A", "_B")]
+    assert [path.name for path in found.files] == [
+        f"adapter_model-0000{n}-of-00002{suffix}" for n in (1, 2)
+    ]
+    assert (found.config, found.beside) == (CONFIG, ())
+    assert found.path == (folder / index if index else found.files[0])
+    assert read_adapter_file(tmp_path).files == found.files
+    told = refusal(found.files[1])
+    assert "is shard 2 of 2, a part of the adapter" in told
+    assert str(folder / index if index else folder) in told.partition("->")[2]
+    found.files[0].unlink()
+    assert "adapter_model-00001-of-00002" in refusal(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    folder = shard(tmp_path / "lora", ".safetensors", None)
+    put(folder, name="adapter_model-00002-of-00002.safetensors")
+    assert "lies in two shards" in refusal(folder)
+
+
+ZERO = "python zero_to_fp32.py . OUT"
+MODULE = "python -m deepspeed.utils.zero_to_fp32 . OUT"
+DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+FSDP = "accelerate merge-weights"
+PIECES = {
+    "zero": (["zero_to_fp32.py", "global_step5/zero_pp_rank_0_mp_rank_00_model_states.pt"], ZERO),
+    "zero without its script": (["global_step5/bf16_zero_pp_rank_0_optim_states.pt"], MODULE),
+    "dcp": ([".metadata", "__0_0.distcp"], DCP),
+    "dcp below": (["model/.metadata", "model/__0_0.distcp"], DCP),
+    "fsdp": (
+        [
+            f"{part}_0/{name}"
+            for part in ("pytorch_model_fsdp", "optimizer")
+            for name in (".metadata", "__0_0.distcp")
+        ],
+        FSDP,
+    ),
+}
+
+
+@pytest.mark.parametrize("config", [CONFIG, None], ids=["adapter", "bare"])
+@pytest.mark.parametrize(("files", "command"), PIECES.values(), ids=PIECES)
+def test_a_checkpoint_in_pieces_names_the_command_that_joins_them(files, command, config, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"PK")
+    if config:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert command in refusal(tmp_path).partition("->")[2]
+    assert command in refusal(tmp_path, read_checkpoint).partition("->")[2]
+
+
+def test_the_pieces_themselves_are_told_of_too(tmp_path):
+    step = tmp_path / "global_step5"
+    step.mkdir()
+    (step / "zero_pp_rank_0_mp_rank_00_model_states.pt").write_bytes(b"PK")
+    (step / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"PK")
+    for read in (read_adapter_file, read_checkpoint):
+        assert f"cd {tmp_path} && {MODULE}" in refusal(step, read)
+
+
+def test_a_folder_of_components_names_the_one_with_the_weights(tmp_path):
+    for name in ("vae", "transformer", "scheduler"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
+    for name in ("vae", "transformer"):
+        save_file(
+            {"a.weight": torch.ones(2)}, tmp_path / name / "diffusion_pytorch_model.safetensors"
+        )
+    for read in (read_adapter_file, read_checkpoint):
+        told = refusal(tmp_path, read)
+        assert "a diffusers pipeline: transformer, vae hold the weights" in told
+        assert f"name {tmp_path / 'transformer'}" in told
+    assert list(read_checkpoint(tmp_path / "transformer").tensors()) == ["a.weight"]
+
+
+def test_a_sentence_transformers_folder_names_its_transformer(tmp_path):
+    inner = tmp_path / "0_Transformer"
+    inner.mkdir()
+    listed = [{"idx": 0, "path": "0_Transformer"}, {"idx": 1, "path": "1_Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    save_file({"a.weight": torch.ones(2)}, inner / "model.safetensors")
+    told = refusal(tmp_path, read_checkpoint)
+    assert f"0_Transformer holds the weights: name {inner}" in told
+
+
+def test_a_base_in_shards_of_another_name(tmp_path):
+    stem = "diffusion_pytorch_model"
+    for n in (1, 2):
+        save_file({f"w{n}": torch.ones(2)}, tmp_path / f"{stem}-0000{n}-of-00002.safetensors")
+    assert "holds none of model.safetensors" in refusal(tmp_path, read_checkpoint)
+    names = {f"w{n}": f"{stem}-0000{n}-of-00002.safetensors" for n in (1, 2)}
+    (tmp_path / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert list(read_checkpoint(tmp_path).tensors()) == ["w1", "w2"]

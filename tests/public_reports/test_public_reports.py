@@ -16,6 +16,8 @@ TOPICS = [
 REPORTS = [report for topic in TOPICS for report in topic.REPORTS]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed")
 @pytest.mark.parametrize("report", REPORTS, ids=[report.name for report in REPORTS])
 def test_public_report(report, tmp_path):
     report.check(tmp_path)

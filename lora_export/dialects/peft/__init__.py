@@ -10,6 +10,7 @@ import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.elsewhere import EMPTY
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
 from lora_export.dialects.peft.fields import unknown_fields
@@ -19,6 +20,7 @@ from lora_export.dialects.peft.promised import lacking_modules, lacking_rows
 from lora_export.dialects.peft.refusals import refuse_type
 from lora_export.dialects.peft.trainable_tokens import STEM, token_updates
 from lora_export.dialects.peft.tuner import Tuner
+from lora_export.dialects.peft.untyped import notes, typed
 from lora_export.dialects.peft.whole import replication_of, saved_modules, task_of, whole_tensors
 from lora_export.errors import InputError
 from lora_export.records import FLOAT_DTYPES, Adapter, Problem
@@ -41,11 +43,11 @@ def all_tuners() -> Mapping[str, Tuner]:
 
 
 def _recognizes(file: AdapterFile) -> Evidence:
-    return Evidence.CONFIGURATION if file.config.get("peft_type") else Evidence.NONE
+    return Evidence.CONFIGURATION if typed(file).get("peft_type") else Evidence.NONE
 
 
 def _read(file: AdapterFile, weight: float) -> Adapter:
-    config = PeftConfig(file.path.with_name(CONFIG_NAME), file.config)
+    config = PeftConfig(file.path.with_name(CONFIG_NAME), typed(file))
     tuner = all_tuners().get(config.peft_type)
     if tuner is None:
         refuse_type(config)
@@ -57,7 +59,7 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     updates, problems = tuner.read(config, factors)
     rows, told = token_updates(config, tokens)
     updates, problems = [*updates, *rows], [*problems, *told, *_unusable(file, [*updates, *rows])]
-    replacements, left_out, told = whole_tensors(config, found.others, found.adapters)
+    replacements, left_out, told = whole_tensors(config, found.others, found.adapters, file.joined)
     problems += told
     whole = [*(item.name for item in replacements), *map(plain_key, left_out)]
     checks = [lacking_modules(config, whole), lacking_rows(config, list(tokens))]
@@ -81,8 +83,9 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
         task=task_of(config),
         heads=saved_modules(config),
         replication=replication_of(config),
-        left_out=left_out,
+        left_out={**found.twice, **left_out},
         bias=config.text("bias", "none"),
+        notes=notes(file),
     )
 
 
@@ -94,7 +97,8 @@ def _unusable(file: AdapterFile, updates: Sequence[Update]) -> list[Problem]:
         if ref.spec.dtype not in FLOAT_DTYPES:
             problems.append(Problem(f"is stored as {ref.spec.dtype}, not a float type", where))
         if 0 in ref.spec.shape:
-            problems.append(Problem(f"has shape {list(ref.spec.shape)}: it is empty", where))
+            message = f"has shape {list(ref.spec.shape)}: it is empty"
+            problems.append(Problem(message, where, EMPTY))
     return problems
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.contents import same_content
 from lora_export.errors import InputError
+from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
+    from pathlib import Path
 
     from lora_export.records import AdapterFile, TensorRef
 
@@ -56,12 +59,14 @@ def split_key(key: str, stems: Collection[str]) -> FactorKey | None:
 class Sorted:
     """The tensors of a file: factors by module and by `stem` or `stem.bias`, and all others.
 
-    adapters: the names of adapters that keys may hold.
+    adapters: the names of adapters that keys may hold. twice: factors that a second file of the
+    folder holds as well, and where the ones that are used lie.
     """
 
     factors: Mapping[str, Mapping[str, TensorRef]]
     others: Mapping[str, TensorRef]
     adapters: frozenset[str]
+    twice: Mapping[str, str]
 
 
 def sort_keys(file: AdapterFile, stems: Collection[str]) -> Sorted:
@@ -75,16 +80,39 @@ def sort_keys(file: AdapterFile, stems: Collection[str]) -> Sorted:
     _refuse_several(file, adapters)
     factors: dict[str, dict[str, TensorRef]] = {}
     others = {}
+    twice: dict[str, str] = {}
+    problems = []
     for key, ref in file.tensors.items():
         found = split[key]
         if found is None:
             others[key] = ref
             continue
         role = f"{found.stem}.bias" if found.leaf == "bias" else found.stem
-        if factors.setdefault(found.module, {}).setdefault(role, ref) is not ref:
+        first = factors.setdefault(found.module, {}).setdefault(role, ref)
+        if first is ref:
+            continue
+        if first.file == ref.file or ref.file not in file.joined:
             message = f"two keys are the {role} of one module: the other is {key}"
-            raise InputError(message, where=f"{file.path}: {found.module}")
-    return Sorted(factors, others, adapters | {"default"})
+            problems.append(Problem(message, f"{file.path}: {found.module}"))
+        elif same_content(first, ref):
+            twice[key] = equal_to(first)
+        else:
+            problems.append(other_reading(first, ref, file.joined))
+    if problems:
+        raise InputError.of(problems)
+    return Sorted(factors, others, adapters | {"default"}, twice)
+
+
+def equal_to(first: TensorRef) -> str:
+    """Why a tensor takes no part that another file of the adapter's folder holds as well."""
+    return f"equal to those of {first.file.name}"
+
+
+def other_reading(first: TensorRef, ref: TensorRef, joined: Mapping[Path, str]) -> Problem:
+    """Two files of an adapter's folder that hold other values for one tensor."""
+    message = f"differs from what {first.file.name} holds of it: which one is meant?"
+    name = joined.get(ref.file, ref.file.name)
+    return Problem(message, f"{ref.file}: {ref.spec.name}", f"--ignore '{name}' leaves it out")
 
 
 def _refuse_several(file: AdapterFile, names: Iterable[str]) -> None:

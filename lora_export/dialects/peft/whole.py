@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.contents import same_content
-from lora_export.dialects.peft.keys import plain_key
+from lora_export.dialects.peft.keys import equal_to, other_reading, plain_key
 from lora_export.records import Problem, Replacement
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from pathlib import Path
 
     from lora_export.dialects.peft.config import PeftConfig
     from lora_export.records import Origin, TensorRef
@@ -70,16 +71,20 @@ def replication_of(config: PeftConfig) -> tuple[tuple[int, int], ...]:
 
 
 def whole_tensors(
-    config: PeftConfig, others: Mapping[str, TensorRef], adapters: Collection[str]
+    config: PeftConfig,
+    others: Mapping[str, TensorRef],
+    adapters: Collection[str],
+    joined: Mapping[Path, str],
 ) -> Whole:
     """(replacements, tensors left out and why, problems) of all tensors that are no factors.
 
-    adapters: the names that PEFT may have put behind modules_to_save.
+    adapters: the names that PEFT may have put behind modules_to_save. joined: see AdapterFile.
     """
     saved = saved_modules(config)
     found: dict[str, Replacement] = {}
     left_out: dict[str, str] = {}
     untrained = []
+    problems: list[Problem] = []
     for key, ref in others.items():
         parts = plain_key(key).split(".")
         name = _target(parts, adapters)
@@ -88,12 +93,20 @@ def whole_tensors(
             continue
         item = Replacement(name, ref, _origin(parts, name, (*saved, *_tied_modules(config))))
         other = found.setdefault(name, item)
-        if other is not item:
-            left_out[key] = f"the same as {other.ref.spec.name}"
-            if not same_content(other.ref, ref):
-                message = f"differs from {other.ref.spec.name}, and both are the base's {name}"
-                where = f"{config.path.parent}: {key}"
-                return [], {}, [Problem(message, where, "save the adapter again")]
+        if other is item:
+            continue
+        same = same_content(other.ref, ref)
+        if other.ref.file != ref.file and ref.file in joined:
+            left_out[key] = equal_to(other.ref)
+            problems += [] if same else [other_reading(other.ref, ref, joined)]
+            continue
+        left_out[key] = f"the same as {other.ref.spec.name}"
+        if not same:
+            message = f"differs from {other.ref.spec.name}, and both are the base's {name}"
+            where = f"{config.path.parent}: {key}"
+            problems.append(Problem(message, where, "save the adapter again"))
+    if problems:
+        return [], {}, problems
     left_out.update((k, "what modules_to_save has replaced") for k, n in untrained if n in found)
     problems = [_only_original(config, key) for key, name in untrained if name not in found]
     return list(found.values()), left_out, problems

@@ -86,5 +86,5 @@ def test_two_meanings_are_refused(keys, words):
 )
 def test_the_name_of_a_full_tensor(key, name):
     config = PeftConfig(Path("x"), {})
-    [found], left_out, problems = whole_tensors(config, file(key).tensors, {"default"})
+    [found], left_out, problems = whole_tensors(config, file(key).tensors, {"default"}, {})
     assert (found.name, left_out, problems) == (name, {}, [])
