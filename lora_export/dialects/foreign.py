@@ -43,6 +43,8 @@ def _names(*patterns: str) -> Callable[[AdapterFile], bool]:
     return fits
 
 
+# Networks may have layers of some names of LyCORIS; with its prefix they are an adapter's.
+_PREFIX = r"(?:lora_(?:unet|te[123]?|transformer|prior_unet)|lycoris)_"
 _COMPONENTS = r"(?:unet|transformer(?!\.h\.\d)|text_encoder(?:_[23])?|diffusion_model)"
 _IN_COMPONENT = _names(rf"{_COMPONENTS}\..+\.lora_A\.weight")
 _MLX_NAMES = _names(r".+\.lora_a", r".+\.lora_b")
@@ -72,8 +74,8 @@ TRAINERS = (
     Trainer("an OFT of LyCORIS or kohya", "*.oft_blocks", _names(r".+\.oft_blocks"), _COMFY),
     Trainer(
         "a GLoRA of LyCORIS",
-        "*.a1.weight and *.b1.weight",
-        _names(r".+\.a1\.weight", r".+\.b1\.weight"),
+        "lora_*.a1.weight and lora_*.b1.weight",
+        _names(rf"{_PREFIX}.+\.a1\.weight", rf"{_PREFIX}.+\.b1\.weight"),
         _COMFY,
         faint=True,
     ),
@@ -134,8 +136,8 @@ TRAINERS = (
     ),
     Trainer(
         "an adapter of LyCORIS with full differences or norms",
-        "*.diff, *.diff_b, *.w_norm or *.on_input",
-        _names(r".+\.(?:diff|diff_b|w_norm|on_input)"),
+        "lora_*.diff, .diff_b, .w_norm or .on_input",
+        _names(rf"{_PREFIX}.+\.(?:diff|diff_b|w_norm|on_input)"),
         _COMFY,
         faint=True,
     ),

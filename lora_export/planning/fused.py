@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 QKV = "litgpt_qkv"
 _NEEDED = ("alpha", "enable_lora", "n_head", "n_query_groups")
+_LORALIB = "if these are loralib's own layers, say --dialect loralib"
 _FILES = (
     "hyperparameters.yaml and model_config.yaml, which litgpt saves with it, say them: put both "
     "beside it; or give them in --hparams FILE as alpha, enable_lora, n_head and n_query_groups; "
-    "if these are loralib's own layers, say --dialect loralib"
+    f"{_LORALIB}"
 )
 _OTHER_BASE = "is this the base that the adapter was trained on?"
 
@@ -44,7 +45,9 @@ def resolve_litgpt(
     """
     where = f"{adapter.path}: {update.module}"
     own = update.own or Facts()
-    facts = agreed(where, own, given, "leave it out: the files beside the adapter say it")
+    named = replace(own, source=own.source or "the names of litgpt's layers")
+    facts = agreed(where, named, given, f"leave it out; {_LORALIB}")
+    facts = replace(facts, source=own.source or given.source or named.source)
     shapes = Shapes.of(update.factors, base.shape)
     readings = [one for one in readings_of(update.family, shapes) if one.kind == own.kind]
     readings = [one for one in readings if not one.fan_in_fan_out]  # litgpt has nn.Linear alone

@@ -201,6 +201,14 @@ def test_loralibs_own_layers_of_that_name_can_be_told(tmp_path):
     assert_merged(report, tmp_path / "out.safetensors", expected)
 
 
+def test_another_kind_of_layer_is_refused_and_the_way_named(tmp_path):
+    base, lora, _ = write(tmp_path, QV, settings=False)
+    (tmp_path / "facts.toml").write_text('alpha = 10\nkind = "merged_linear"\n')
+    with pytest.raises(UsageError, match="names of litgpt's layers") as caught:
+        merge(base, [lora], tmp_path / "out.safetensors", hparams=tmp_path / "facts.toml")
+    assert "--dialect loralib" in str(caught.value)
+
+
 def test_head_counts_without_litgpt_are_refused(tmp_path):
     save_file({"m.weight": torch.zeros(4, 6)}, tmp_path / "base.safetensors")
     torch.save({"m.lora_A": torch.ones(2, 6), "m.lora_B": torch.ones(4, 2)}, tmp_path / "lora.pt")

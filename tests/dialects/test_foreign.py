@@ -21,7 +21,7 @@ FILES = {
     "LoKr": ({"lora_unet_q.lokr_w1": B, "lora_unet_q.lokr_w2": A}, "LoKr"),
     "LoKr in factors": ({"q.lokr_w1_a": B, "q.lokr_w1_b": A, "q.lokr_w2": A}, "LoKr"),
     "OFT": ({"oft_unet_q.oft_blocks": (2, 4, 4), "oft_unet_q.alpha": ()}, "OFT"),
-    "GLoRA": ({"q.a1.weight": A, "q.a2.weight": B, "q.b1.weight": A, "q.b2.weight": B}, "GLoRA"),
+    "GLoRA": ({f"lora_unet_q.{n}.weight": A for n in ("a1", "a2", "b1", "b2")}, "GLoRA"),
     "full differences": ({"lora_unet_q.diff": B, "lora_unet_q.diff_b": (8,)}, "LyCORIS"),
     "norms": ({"lora_unet_n.w_norm": (8,), "lora_unet_n.b_norm": (8,)}, "LyCORIS"),
     "(IA)^3": ({"lora_unet_q.weight": (8,), "lora_unet_q.on_input": ()}, "LyCORIS"),
@@ -113,6 +113,21 @@ OURS = {
 def test_loralibs_files_are_not_taken_for_others(tensors, tmp_path):
     adapter = save(tmp_path, tensors)
     assert inspect(adapter).facts["found"]["dialect"] == "loralib"
+
+
+PLAIN = {
+    "layers called as GLoRA's": {"net.a1.weight": A, "net.b1.weight": B},
+    "a parameter called diff": {"net.diff": B, "net.w_norm": (8,)},
+    "layers called up and down": {"net.up.weight": A, "net.down.weight": B},
+}
+
+
+@pytest.mark.parametrize("tensors", PLAIN.values(), ids=PLAIN)
+def test_a_checkpoint_with_such_names_is_none(tensors, tmp_path):
+    path = save(tmp_path, tensors)
+    assert inspect(path).facts["found"]["kind"] == "checkpoint"
+    with pytest.raises(InputError, match="no low-rank factors found"):
+        merge(base(tmp_path), [path], tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("name", ["transformer.h.0.attn.c_attn", "model.q"])
