@@ -94,14 +94,14 @@ def read_adapter_file(path: Path) -> AdapterFile:
         config = read_adapter_config(place.file)
         shards = read_weights(place.chosen)
         others = beside(place) if config else ()
-        notes = (*place.notes, *(unread(place.file.parent) if config else ()))
+        notes = [*place.notes, *(unread(place.file.parent) if config else ())]
     tensors = {ref.spec.name: ref for shard in shards for ref in shard.tensors}
     metadata, wrapper = shards[0].metadata, shards[0].wrapper
     refuse_without_config(place.file, tensors, config, metadata)
-    notes = (*place.notes, *(note for shard in shards for note in shard.notes))
+    notes += [note for shard in shards for note in shard.notes]
     files = tuple(shard.file for shard in shards)
     return AdapterFile(
-        place.file, tensors, metadata, config, wrapper, notes, files=files, beside=others
+        place.file, tensors, metadata, config, wrapper, tuple(notes), files=files, beside=others
     )
 
 
