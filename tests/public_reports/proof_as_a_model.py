@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -33,7 +35,9 @@ def _mamba(folder):
 
 
 def _a_layer_that_is_never_called_keeps_its_weight(folder):
-    expected = _mamba(folder).merge_and_unload().state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PEFT and transformers about each other
+        expected = _mamba(folder).merge_and_unload().state_dict()
     report = merge(folder / "base", [folder / "adapter"], folder / "out")
     found = load_file(folder / "out/model.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in found)
