@@ -211,7 +211,7 @@ def plan_job(
     unset: list[str] = []
     if source and facts:
         source.place(names, without_place(facts, plan.base.tensors()))
-        unset = whole_parts_without_values(facts, plan)
+        unset = [*whole_parts_without_values(facts, plan), *names.nameless]
     return Job(plan, source, proof, settings, network, tuple(unset))
 
 

@@ -44,11 +44,13 @@ if TYPE_CHECKING:
 class NetworkNames:
     """What the network calls each tensor and module, by the base's name without wrappers.
 
-    Both mappings are empty where the names are the same.
+    Both mappings are empty where the names are the same. nameless: tensors of the network, by its
+    own names, whose names are those of other tensors in the base: no file gives them a value.
     """
 
     tensors: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, str] = field(default_factory=dict)
+    nameless: tuple[str, ...] = ()
 
     def tensor(self, name: str) -> str:
         """The network's name of a tensor; `name` itself where it is no other."""
@@ -81,9 +83,12 @@ def meet_network(
     names = NetworkNames(
         {base_name: name for name, base_name in tensors.items()},
         {base_name: name for name, base_name in modules.items()},
+        tuple(name for name in model.tensors if name not in tensors),
     )
 
-    def groups(listed: Sequence[Sequence[str]], known: Mapping[str, str]) -> Iterator[tuple[str]]:
+    def groups(
+        listed: Sequence[Sequence[str]], known: Mapping[str, str]
+    ) -> Iterator[tuple[str, ...]]:
         changed = (tuple(known[name] for name in group if name in known) for group in listed)
         yield from (group for group in changed if len(group) > 1)
 
@@ -108,6 +113,7 @@ def _find_change(
 ) -> PrefixChange:
     """From the network's names to the base's, by the modules of the first adapter that fits."""
     network, base = BaseNames(model.tensors), BaseNames(stored)
+    live = {name for name, facts in model.modules.items() if facts.rank is not None}
     for adapter in adapters:
         wanted = {
             without_wrappers(module): parameters
@@ -119,11 +125,13 @@ def _find_change(
         change, problems = choose_prefix(wanted, base, options.rename)
         if problems:
             continue
+        if all(name in live for name in wanted):
+            return change  # a file of factors has the names of the network that was trained
         in_base = {change.apply(name) or name: found for name, found in wanted.items()}
         if all(network.holds(name, found) for name, found in in_base.items()):
             return IDENTITY
         if all(network.holds(name, found) for name, found in wanted.items()):
-            return change  # an adapter has the names of the network that it was trained in
+            return change
         back, problems = choose_prefix(in_base, network)
         if not problems:
             return PrefixChange(back.new, back.old)

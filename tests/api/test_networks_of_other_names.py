@@ -202,6 +202,22 @@ def test_a_tensor_outside_of_the_prefix_never_replaces_the_encoders(tmp_path):
         merged(tmp_path, code, base, adapter)
 
 
+@pytest.mark.parametrize("alpha", [6, 9])
+def test_the_adapters_names_are_those_of_the_network(alpha, tmp_path):
+    """Another module of the network has the base's names, and no factors in the file."""
+    code = WRAPPED.replace("lora_alpha=6", f"lora_alpha={alpha}")
+    code = code.replace("self.head =", "self.layers = nn.Sequential(nn.Linear(6, 8)); self.head =")
+    model = network(code)
+    base = under("model.encoder.", state(model))
+    outside = {n: t for n, t in state(model).items() if n.startswith("head.")}
+    report, found = merged(tmp_path, code, base, {**state(model, factors=True), **outside})
+    [delta] = [delta for step in report.plan.steps() for delta in step.deltas]
+    assert delta.alpha == alpha
+    wanted = evaluated(model)["model.encoder.layers.0.weight"]
+    assert torch.equal(found["layers.0.weight"], wanted)
+    assert any("holds layers.0.weight, layers.0.bias" in note for note in report.warnings)
+
+
 def test_a_base_of_names_outside_of_the_prefix(tmp_path):
     model, base, adapter = tagger()
     base["head.weight"] = torch.randn(3, 6)  # as GPT-2's lm_head stands beside h.0
