@@ -215,14 +215,24 @@ def plan_job(
     return Job(plan, source, proof, settings, network, tuple(unset))
 
 
-def prove_checkpoint(job: Job, merged: Checkpoint) -> Proven:
-    """The proof of a checkpoint that lies on disk: by weights, then as a model."""
+def prove_checkpoint(job: Job, merged: Checkpoint, *, foreign: bool = False) -> Proven:
+    """The proof of a checkpoint that lies on disk: by weights, then as a model.
+
+    foreign: another tool may have written it, so the files around the weights count by meaning.
+    """
+    from lora_export.verification.foreign_files import check_foreign_files
     from lora_export.verification.side_files import check_side_files
 
     checks = prove_weights(job, merged)
+    notes: tuple[str, ...] = ()
     if job.plan.base.layout == merged.layout == "folder":
-        checks = (*checks, *at_level("manifest", check_side_files(job.plan, merged.root)))
-    return prove_further(job, merged, checks)
+        if foreign:
+            files, notes = check_foreign_files(job.plan, merged)
+        else:
+            files = check_side_files(job.plan, merged.root)
+        checks = (*checks, *at_level("manifest", files))
+    proven = prove_further(job, merged, checks)
+    return replace(proven, warnings=(*notes, *proven.warnings))
 
 
 def not_verified(job: Job, *, but: Sequence[str] = ()) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,10 +17,11 @@ from lora_export.api.exporting_pair import (
     pair_facts,
     prove_pair,
 )
+from lora_export.api.following import prove_foreign
 from lora_export.api.keywords import adapter_options, checked, proof_options
 from lora_export.api.lowering import Form, Full, full_proof, lossy_warnings, prove_again
 from lora_export.api.network import Network
-from lora_export.api.proving import plan_job, prove_checkpoint, prove_weights
+from lora_export.api.proving import make_job, plan_job, prove_checkpoint, prove_weights
 from lora_export.api.proving_file import prove_file
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.recorded import read_manifest
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from lora_export.api.following import PlanAgain
     from lora_export.api.keywords import Settings
     from lora_export.api.proving import Job, ProofOptions, Proven
     from lora_export.checkpoint.recorded import Recorded
@@ -71,7 +74,7 @@ def verify(
     Without `base` and `adapters` the files are held against the digests of the manifest. With
     them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
     weight, recipe, rename, precision) are taken from the manifest, and told; what allows more is
-    not.
+    not. A merge by another tool has no manifest: see following.prove_foreign.
     capture_cache, no_capture_cache, provider: see export_onnx.
 
     Raises:
@@ -119,7 +122,8 @@ def verify(
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
         form = Form(lower, opset, captures, allow_lossy=allow_lossy)
-        proven, facts = _again(path, job, form)
+        plan_again = partial(make_job, base, adapters, network=network, proof=proof)
+        job, proven, facts = _again(path, job, form, None if recorded else plan_again)
     except InputError:
         refuse_failed(before, str(path))  # the damage that the manifest shows says more
         raise
@@ -244,10 +248,22 @@ def _precision(
     return find_precision(precision or said), (told,) if taken else ()
 
 
-def _again(path: Path, job: Job, form: Form) -> tuple[Proven, dict[str, Any]]:
-    """The outcome and the facts of everything computed again."""
-    if not _is_onnx(path, job):
-        return prove_checkpoint(job, read_checkpoint(path)), {}
+def _again(
+    path: Path, job: Job, form: Form, plan_again: PlanAgain | None
+) -> tuple[Job, Proven, dict[str, Any]]:
+    """The outcome and the facts of everything computed again, and the job that was proven.
+
+    plan_again: given where there is no manifest, and another tool may have made the merge.
+    """
+    if _is_onnx(path, job):
+        return job, *_graph_again(path, job, form)
+    merged = read_checkpoint(path)
+    if plan_again:
+        return *prove_foreign(job, merged, plan_again), {}
+    return job, prove_checkpoint(job, merged), {}
+
+
+def _graph_again(path: Path, job: Job, form: Form) -> tuple[Proven, dict[str, Any]]:
     from lora_export.onnx_export.export import expect
 
     with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:

@@ -14,6 +14,7 @@ from lora_export.execution.rows import Rows, read_rows, refuse_non_finite
 from lora_export.records import Check
 from lora_export.verification.expected import changes_nothing
 from lora_export.verification.merged_rows import Expectation
+from lora_export.verification.mistakes import gain_told, names_told
 from lora_export.verification.tally import Tally
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ def _check_names(planned: Sequence[Step], written: Mapping[str, TensorRef]) -> C
     wanted = {step.out.name: step.out for step in planned}
     wrong = [n for n, spec in wanted.items() if n not in written or written[n].spec != spec]
     wrong += [name for name in written if name not in wanted]
-    return _check_list("names, dtypes, shapes", wrong, f"{len(wanted)} tensors")
+    told = names_told(wanted, {name: ref.spec for name, ref in written.items()})
+    return _check_list("names, dtypes, shapes", wrong, told)
 
 
 def _check_library(written: Mapping[str, TensorRef]) -> Check:
@@ -194,7 +196,7 @@ def _slant(one: Tally) -> float:
 
 def _check_gain(merged: Sequence[Tally]) -> Check:
     worst = max(merged, key=_slant)
-    detail = f"{1 + worst.gain:.6f} of the update is in {worst.name}"
+    detail = gain_told(merged) or f"{1 + worst.gain:.6f} of the update is in {worst.name}"
     # With a tolerance that is no finite number anything would pass.
     passed = abs(worst.gain) <= worst.gain_tolerance < inf
     return Check("scaling", passed, abs(worst.gain), worst.gain_tolerance, worst.name, detail)

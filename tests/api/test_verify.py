@@ -104,7 +104,7 @@ def test_a_stray_weight_file_is_seen(name, with_manifest, with_base, place):
     [
         ("config.json", b'{"tie_word_embeddings": true}'),
         ("config.json", None),
-        ("model.safetensors.index.json", b" "),
+        ("config.json", b'{"a": 1, "b": 2}'),
     ],
 )
 def test_side_files_are_held_against_the_plan(file, content, place):
@@ -113,10 +113,23 @@ def test_side_files_are_held_against_the_plan(file, content, place):
     if content is None:
         target.unlink()
     else:
-        target.write_bytes(target.read_bytes() + content if content == b" " else content)
+        target.write_bytes(content)
     with pytest.raises(VerificationError, match="side files") as caught:
         verify(place / "out", base=place / "base", adapters=[place / "l.safetensors"], alpha=4.0)
     assert caught.value.problems[0].where == file
+
+
+def test_an_index_of_another_writer_is_held_against_the_shards_only(place):
+    (place / "out" / "lora_export.json").unlink()
+    index = place / "out" / "model.safetensors.index.json"
+    index.write_bytes(index.read_bytes() + b" ")
+    given = {"base": place / "base", "adapters": [place / "l.safetensors"], "alpha": 4.0}
+    assert verify(place / "out", **given).passed
+    document = json.loads(index.read_text())
+    del document["weight_map"]["fc.bias"]
+    index.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"'fc\.bias' lies in"):
+        verify(place / "out", **given)
 
 
 @pytest.mark.parametrize("file", ["model-00001-of-00002.safetensors", "config.json"])

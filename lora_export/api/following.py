@@ -1,0 +1,92 @@
+"""verify of a merge that another tool made: which recipe it follows, found by trying them all.
+
+A right merge by PEFT's safe_merge, or one that changes tied tables together, has other bits than
+the default. A refusal that does not name the recipe would call it damaged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, cast
+
+from lora_export.api.proving import prove_checkpoint, prove_weights
+from lora_export.errors import LoraExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lora_export.api.proving import Job, Proven
+    from lora_export.planning.request import AdapterOptions
+    from lora_export.records import Checkpoint
+
+
+class PlanAgain(Protocol):
+    """Plans the same base and adapters with other settings; raises as make_job does."""
+
+    def __call__(self, *, settings: AdapterOptions) -> Job:
+        """The job with these settings."""
+
+
+RECIPES = {
+    "auto": "the library's own merge",
+    "peft-safe": "PEFT's merge with safe_merge=True",
+    "exact": "a sum in float32, rounded once",
+}
+
+
+def prove_foreign(job: Job, merged: Checkpoint, plan_again: PlanAgain) -> tuple[Job, Proven]:
+    """The proof of a merge without a manifest, and the job whose recipe it follows.
+
+    Without --recipe any recipe that gives the unmerged model's outputs passes, and a warning names
+    it. A recipe or --tied other than the one asked for fails, and the failed check names it.
+    plan_again: plans with other settings; a recipe that it refuses is passed over.
+    """
+    proven = prove_checkpoint(job, merged, foreign=True)
+    wrong = [check for check in proven.checks if check.level == "weights" and not check.passed]
+    found = _followed(job, merged, plan_again) if wrong else None
+    if found is None:
+        return job, proven
+    recipe = found.plan.recipe
+    if found.plan.coupled == job.plan.coupled and job.settings.get("recipe") is None:
+        other = prove_checkpoint(found, merged, foreign=True)
+        told = f"it follows --recipe {recipe} ({RECIPES[recipe]}), not auto: found by trying"
+        return found, replace(other, warnings=(told, *other.warnings))
+    hint = _named(found, job)
+    checks = tuple(replace(one, hint=hint) if one is wrong[0] else one for one in proven.checks)
+    return job, replace(proven, checks=checks)
+
+
+def _followed(job: Job, merged: Checkpoint, plan_again: PlanAgain) -> Job | None:
+    """The job with the first other recipe whose weights are those of `merged`."""
+    for settings in _others(job):
+        try:
+            other = plan_again(settings=settings)
+        except LoraExportError:  # the recipe is not one of this library, or cannot be planned
+            continue
+        same = (other.plan.coupled, other.plan.recipe) == (job.plan.coupled, job.plan.recipe)
+        if not same and all(check.passed for check in prove_weights(other, merged)):
+            return other
+    return None
+
+
+def _others(job: Job) -> Iterator[AdapterOptions]:
+    """The settings with every recipe, then with every recipe and the other choice of --tied."""
+    asked = job.settings.get("tied") or "untie"
+    for tied in (asked, "untie" if asked == "eval" else "eval"):
+        for recipe in RECIPES:
+            yield cast("AdapterOptions", {**job.settings, "recipe": recipe, "tied": tied})
+
+
+def _named(found: Job, job: Job) -> str:
+    """The options that the merge follows, and what they mean for its outputs."""
+    recipe, coupled = found.plan.recipe, found.plan.coupled
+    options = [f"--recipe {recipe} ({RECIPES[recipe]})"] if recipe != job.plan.recipe else []
+    if coupled != job.plan.coupled:
+        options.append(f"--tied {found.settings['tied']}")
+    told = f"it follows {' and '.join(options)}; name that"
+    if not coupled:
+        return told
+    return (
+        f"{told} to accept it: {' and '.join(coupled)} change together, as in the library's own "
+        "merge, and the outputs differ from the unmerged model's"
+    )
