@@ -103,8 +103,8 @@ class Witnesses:
     def told(self) -> tuple[str, ...]:
         """Warnings where there were no live branches, or no noise in float64."""
         own = (
-            f"the model's forward never calls {first_names(self.silent)}: your own modules, as they "
-            "run there, are the unmerged model, without live branches of ours"
+            f"the model's forward never calls {first_names(self.silent)}: your own modules, as "
+            "they run there, are the unmerged model, without live branches of ours"
         )
         told = (own,) if self.silent else ()
         if not self.narrow:
