@@ -121,8 +121,12 @@ def _image_places(config: Any) -> tuple[int, int] | None:  # noqa: ANN401
 def positions(text: Any) -> int | None:  # noqa: ANN401
     """How long a text may be, for its table of positions; None where it has none.
 
-    Some tables (RoBERTa's) begin behind the padding's number; nothing is lost by allowing for it.
+    Some tables (RoBERTa's) begin behind the padding's number, and that is allowed for. A padding
+    token beyond the table (of GPT-2, Phi-3) is none of these, and rotary models have no table.
     """
     told = getattr(text, "max_position_embeddings", None)
-    padding = getattr(text, "pad_token_id", None) or 0
-    return told - padding - 1 if isinstance(told, int) else None
+    if not isinstance(told, int):
+        return None
+    first = (getattr(text, "pad_token_id", None) or 0) + 1
+    is_rotary = getattr(text, "rope_parameters", None) is not None
+    return told if is_rotary or first >= told else told - first

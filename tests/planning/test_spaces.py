@@ -6,7 +6,7 @@ import pytest
 
 from lora_export.planning.names import BaseNames, PrefixChange
 from lora_export.planning.parameters import settle
-from lora_export.planning.spaces import Part, Space, find_space, homes_of
+from lora_export.planning.spaces import Part, Space, find_space, homes_of, renamed_tensors
 from lora_export.records import NameTable, Place, Said, TensorRef, TensorSpec, Update
 
 
@@ -48,6 +48,29 @@ def find(*modules, known=TABLE, stored=STORED, only=None):
 
 def refused():
     raise AssertionError("the table was asked for")
+
+
+RENAMED = table({"a.weight": (4, 4), "n.scale": (4,)}, n__old=Place("n.scale"))
+KEPT = {"a.weight": ref("a.weight", 4, 4), "n.old": ref("n.old", 4)}
+
+
+@pytest.mark.parametrize(
+    ("names", "change", "known", "found"),
+    [
+        (["n.scale", "head.weight"], PrefixChange("", ""), RENAMED, {"n.scale": "n.old"}),
+        (["m.n.scale", "n.scale"], PrefixChange("m.", ""), RENAMED, {"m.n.scale": "n.old"}),
+        (["n.scale"], PrefixChange("", ""), None, {}),
+        (["n.scale"], PrefixChange("x.", ""), RENAMED, {}),
+        (["experts.0.w1.weight"], PrefixChange("", ""), TABLE, {}),
+    ],
+)
+def test_a_full_tensor_may_have_the_running_models_name_alone(names, change, known, found):
+    space = Space(BaseNames(KEPT), KEPT, change)
+    assert renamed_tensors(names, space, lambda: known) == found
+
+
+def test_the_table_is_not_asked_for_without_need():
+    assert renamed_tensors([], Space(BaseNames(KEPT), KEPT), refused) == {}
 
 
 @pytest.mark.parametrize(("module", "words"), [("old.a", []), ("x.old.a", ["prefix x. -> (none)"])])
