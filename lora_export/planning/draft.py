@@ -70,9 +70,9 @@ class Draft:
     their place for messages and whether they belong to a module that the adapter brings whole.
     twins, reshaped: see MergePlan. in_turn: see Step. edits: of config.json, by the keys that lead
     to the value; told: the same in words. believed, disbelieved: keys that the adapter's
-    configuration leaves out, used (--trust-file) or not (--trust-config). layers: the names under which a tensor of a layer is
-    written, where that is not its own. turned_by: who says how square weights are stored, by
-    adapter and module. joined: files beside adapters, each with the name that --ignore takes.
+    configuration leaves out, used (--trust-file) or not (--trust-config). layers: the names
+    under which a tensor of a layer is written, where that is not its own. turned_by: who says how
+    square weights are stored, by adapter and module. joined: files beside adapters, each with the name that --ignore takes.
     foreign: of those files, the names that the base lacks.
     """
 

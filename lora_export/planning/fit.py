@@ -54,15 +54,7 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     updates = _left_in(draft, adapter.updates, [list(keys_of(u)) for u in adapter.updates])
     replacements = _left_in(draft, adapter.replacements, [[r.name] for r in adapter.replacements])
     if not updates:
-        message = "no low-rank factors are left after --allow-unmatched"
-        hint = ""
-        if draft.disbelieved:
-            message = "adapter_config.json leaves out every module that the file adapts"
-            hint = "is it the configuration of this file? --trust-file does not ask it"
-        elif not adapter.updates:
-            message = f"no tensor is a low-rank factor as {adapter.dialect} writes them"
-            hint = "leave --dialect out: it is recognised"
-        draft.unfit.append(Problem(message, str(adapter.path), hint))
+        draft.unfit.append(_without_factors(draft, adapter))
         return
     space, choices, problems = find_space(
         wanted_of(updates),
@@ -96,6 +88,19 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     tell_cast(draft, adapter)
     tell_unweighted(draft, adapter)
     tell_biases(draft, adapter)
+
+
+def _without_factors(draft: Draft, adapter: Adapter) -> Problem:
+    """Why no update of the adapter is left."""
+    where = str(adapter.path)
+    if draft.disbelieved:
+        message = "adapter_config.json leaves out every module that the file adapts"
+        hint = "is it the configuration of this file? --trust-file does not ask it"
+        return Problem(message, where, hint)
+    if adapter.updates:
+        return Problem("no low-rank factors are left after --allow-unmatched", where)
+    message = f"no tensor is a low-rank factor as {adapter.dialect} writes them"
+    return Problem(message, where, "leave --dialect out: it is recognised")
 
 
 def _targets(
