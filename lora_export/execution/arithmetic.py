@@ -120,7 +120,8 @@ def read_factors(step: Step, recipe: str) -> StepFactors:
     """Read the factors of every update of `step`.
 
     A loralib module holds its factors in the weight's dtype, so factors narrower than the weight
-    are widened before the product; PEFT holds them in float32 beside a half-precision weight.
+    are widened before the product; PEFT holds them in float32 beside a half-precision weight, and
+    rounds wider ones to it.
 
     Raises:
         InputError: a factor holds NaN or infinity, or its file is damaged.
@@ -131,23 +132,25 @@ def read_factors(step: Step, recipe: str) -> StepFactors:
     exact = is_exact_sum(step, recipe)
     by_loralib = all(delta.recipe == "loralib" for delta in step.deltas)
     wide = stored if by_loralib and not exact else torch.promote_types(stored, torch.float32)
-    read = [_finite_factors(delta) for delta in step.deltas]
+    read = [_finite_factors(delta, exact=exact) for delta in step.deltas]
     for factor in (factor for factors in read for factor in factors.values()):
         wide = torch.promote_types(wide, factor.dtype)
     prepared = []
     for delta, factors in zip(step.deltas, read, strict=True):
         held = {role: factor.to(wide) for role, factor in factors.items()}
-        if delta.held and not delta.projection and not exact:
-            held = {r: f.to(torch_dtype(delta.held)).to(wide) for r, f in held.items()}
         with library_threads():
             prepared.append(all_kinds()[delta.kind].prepare(delta, held))
     return StepFactors(step, prepared, wide, exact)
 
 
-def _finite_factors(delta: Delta) -> dict[str, torch.Tensor]:
+def _finite_factors(delta: Delta, *, exact: bool) -> dict[str, torch.Tensor]:
+    """As the library loads them, or for an exact sum as they are."""
     import torch
 
     factors = {role: read_tensor(ref) for role, ref in delta.factors.items()}
+    loaded = delta.held if delta.held and not delta.projection else delta.loaded
+    if loaded and not exact:
+        factors = {role: factor.to(torch_dtype(loaded)) for role, factor in factors.items()}
     for role, factor in factors.items():
         if not torch.isfinite(factor).all():
             key = f"{delta.module}.lora_{role}"

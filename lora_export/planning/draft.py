@@ -69,9 +69,10 @@ class Draft:
     base lacks and the adapter brings. resized: full tensors of another shape than the base's, with
     their place for messages and whether they belong to a module that the adapter brings whole.
     twins, reshaped: see MergePlan. in_turn: see Step. edits: of config.json, by the keys that lead
-    to the value; told: the same in words. layers: the names under which a tensor of a layer is
-    written, where that is not its own. turned_by: who says how square weights are stored, by
-    adapter and module. joined: files beside adapters, each with the name that --ignore takes.
+    to the value; told: the same in words. believed, disbelieved: keys that the adapter's
+    configuration leaves out, used (--trust-file) or not (--trust-config). layers: the names
+    under which a tensor of a layer is written, where that is not its own. turned_by: who says how
+    square weights are stored, by adapter and module. joined: files beside adapters, each with the name that --ignore takes.
     foreign: of those files, the names that the base lacks.
     """
 
@@ -88,6 +89,8 @@ class Draft:
     added: dict[str, TensorRef] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
+    believed: list[str] = field(default_factory=list)
+    disbelieved: list[str] = field(default_factory=list)
     coupled: list[str] = field(default_factory=list)
     separated: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)

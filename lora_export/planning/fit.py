@@ -10,6 +10,7 @@ from lora_export.checkpoint.contents import is_zero, same_content
 from lora_export.errors import UsageError
 from lora_export.layers import all_kinds
 from lora_export.planning.architecture import built_facts
+from lora_export.planning.contested import settle_contested
 from lora_export.planning.fused import resolve_litgpt, tell_cast
 from lora_export.planning.idle import judge_idle, note_no_effect
 from lora_export.planning.misfit import lacking_extra, with_origin
@@ -21,7 +22,13 @@ from lora_export.planning.projection import size_projection
 from lora_export.planning.resolve import Unresolved, resolve
 from lora_export.planning.said import resolve_said
 from lora_export.planning.spaces import Space, find_space, renamed_tensors
-from lora_export.planning.whole import fit_copies, fit_whole, tell_biases, tell_unweighted
+from lora_export.planning.whole import (
+    fit_copies,
+    fit_whole,
+    refuse_partial_modules,
+    tell_biases,
+    tell_unweighted,
+)
 from lora_export.records import FLOAT_DTYPES, Facts, Problem
 
 if TYPE_CHECKING:
@@ -43,15 +50,11 @@ Item = TypeVar("Item")
 
 def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
     """Add what `adapter` does to `draft`, and every reason why it cannot."""
+    adapter = settle_contested(draft, adapter)
     updates = _left_in(draft, adapter.updates, [list(keys_of(u)) for u in adapter.updates])
     replacements = _left_in(draft, adapter.replacements, [[r.name] for r in adapter.replacements])
     if not updates:
-        message = "no low-rank factors are left after --allow-unmatched"
-        hint = ""
-        if not adapter.updates:
-            message = f"no tensor is a low-rank factor as {adapter.dialect} writes them"
-            hint = "leave --dialect out: it is recognised"
-        draft.unfit.append(Problem(message, str(adapter.path), hint))
+        draft.unfit.append(_without_factors(draft, adapter))
         return
     space, choices, problems = find_space(
         wanted_of(updates),
@@ -80,10 +83,24 @@ def fit_adapter(draft: Draft, adapter: Adapter, names: BaseNames) -> None:
         target = targets[replacement.name]
         if target and without_wrappers(target) not in {plain, space.change.apply(plain)}:
             draft.choices.append(f"{replacement.name}: the base calls it {target}")
-    fit_whole(draft, replacements, targets)
+    fit_whole(draft, adapter, replacements, targets, space.change)
+    refuse_partial_modules(draft, adapter, targets)
     tell_cast(draft, adapter)
     tell_unweighted(draft, adapter)
     tell_biases(draft, adapter)
+
+
+def _without_factors(draft: Draft, adapter: Adapter) -> Problem:
+    """Why no update of the adapter is left."""
+    where = str(adapter.path)
+    if draft.disbelieved:
+        message = "adapter_config.json leaves out every module that the file adapts"
+        hint = "is it the configuration of this file? --trust-file does not ask it"
+        return Problem(message, where, hint)
+    if adapter.updates:
+        return Problem("no low-rank factors are left after --allow-unmatched", where)
+    message = f"no tensor is a low-rank factor as {adapter.dialect} writes them"
+    return Problem(message, where, "leave --dialect out: it is recognised")
 
 
 def _targets(
@@ -238,7 +255,8 @@ def _one_delta(draft: Draft, adapter: Adapter, settled: Settled, base: TensorSpe
     given = draft.facts.given(module)
     stored = stored_by(draft.base, module, update.said, settled.turned, facts)
     draft.turned_by[str(adapter.path), module] = stored.source
-    recipe: MergeRecipe = "peft-safe" if draft.options.recipe == "peft-safe" else "peft"
+    rounds_first = draft.options.recipe == "peft-safe" or update.said.rounds_first
+    recipe: MergeRecipe = "peft-safe" if rounds_first else "peft"
     return resolve_said(
         adapter,
         update,

@@ -71,14 +71,24 @@ def head_dtype(draft: Draft, name: str, ref: TensorRef) -> str:
 
 
 def _allow_other_labels(draft: Draft) -> None:
-    """A module that the adapter brings whole may have another number of rows: of labels."""
+    """A module that the adapter brings whole may have another number of rows: of labels.
+
+    All its tensors have them, and one is a matrix.
+    """
     for name, (_, is_own) in list(draft.resized.items()):
         new = (draft.replaced.get(name) or draft.added[name]).spec.shape
         old = draft.stored[draft.table_of(name)].spec.shape
-        if is_own and len(new) == len(old) and new[1:] == old[1:]:
+        if is_own and len(new) == len(old) and new[1:] == old[1:] and _is_output(draft, name, new):
             del draft.resized[name]
             draft.reshaped.append(f"{name}: {list(old)} -> {list(new)}")
             draft.choices.append(f"{name} has {new[0]} rows instead of {old[0]}")
+
+
+def _is_output(draft: Draft, name: str, shape: tuple[int, ...]) -> bool:
+    whole = {**draft.stored, **draft.added, **draft.replaced}
+    module = name.rpartition(".")[0]
+    shapes = [r.spec.shape for other, r in whole.items() if other.rpartition(".")[0] == module]
+    return any(len(one) > 1 for one in shapes) and all(one[:1] == shape[:1] for one in shapes)
 
 
 def _edit_class(draft: Draft, tasks: set[str], classes: Classes) -> None:

@@ -265,11 +265,13 @@ def lacking_in(
 def replacement_names(
     names: Sequence[str], change: PrefixChange, base: BaseNames
 ) -> Mapping[str, str | None]:
-    """The base tensor that each full tensor replaces, None where the base has none."""
+    """The base tensor that each full tensor replaces, None where the base has none.
+
+    The change holds for every tensor of the file. A name that does not begin with the prefix that
+    comes off is of the network around the base's, whose tensors the base may call the same.
+    """
     found: dict[str, str | None] = {}
     for name in names:
-        plain = without_wrappers(name)
-        changed = change.apply(plain)
-        target = base.tensor(changed) if changed is not None else None
-        found[name] = target or base.tensor(plain)
+        changed = change.apply(without_wrappers(name))
+        found[name] = base.tensor(changed) if changed is not None else None
     return found

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # The model types of transformers 5.24 that have layers of pytorch_utils.Conv1D, and the layers.
 _MODELS = frozenset({"clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"})
-_LAYERS = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
+CONV1D_LAYERS = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
 
 # The model types of transformers 5.24 whose stacks of experts have is_transposed.
 _STACKS_IN_OUT = frozenset({"aria", "aria_text", "gpt_oss", "openai_privacy_filter"})
@@ -32,7 +32,7 @@ def stores_in_out(base: Checkpoint, module: str) -> bool | None:
     kind = base.config.get("model_type")
     if not isinstance(kind, str):
         return None
-    return kind in _MODELS and module.rpartition(".")[2] in _LAYERS
+    return kind in _MODELS and module.rpartition(".")[2] in CONV1D_LAYERS
 
 
 def stacks_in_out(base: Checkpoint, version: str) -> bool | None:
@@ -57,12 +57,14 @@ def stacks_in_out(base: Checkpoint, version: str) -> bool | None:
 class Stored:
     """Whether square weights are stored (in, out), None where nobody says it, and who says so.
 
-    is_certain: an option may repeat it, and not contradict it.
+    is_certain: an option may repeat it, and not contradict it. doubt: why what is said may be
+    wrong, so that the user has to say it.
     """
 
     in_out: bool | None = None
     source: str = ""
     is_certain: bool = False
+    doubt: str = ""
 
 
 def stored_by(
@@ -74,7 +76,8 @@ def stored_by(
 ) -> Stored:
     """By the base, the module's other experts or PEFT's version; else by the user; else the file.
 
-    turned: how the other experts of the module are stored, where their shapes tell it.
+    turned: how the other experts of the module are stored, or the other modules of the adapter,
+    where their shapes tell it.
     """
     certain = _certain(base, module, said, turned)
     if certain.in_out is not None:
@@ -84,9 +87,21 @@ def stored_by(
         otherwise = hint is not None and hint != facts.fan_in_fan_out
         but = f", against {said.source}: it is often wrong there" if otherwise else ""
         return Stored(facts.fan_in_fan_out, f"by {facts.source}{but}")
+    if said.tuner != "parameter" and turned is not bool(hint) and (hint or turned is not None):
+        return Stored(hint, f"by {said.source}", doubt=_doubt(said, turned))
     if hint is not None:
         return Stored(hint, f"by {said.source}")
     return Stored(None, "by default, as nobody says it")
+
+
+def _doubt(said: Said, turned: bool | None) -> str:  # noqa: FBT001
+    """PEFT 0.21.2 corrects the member by the class of the layer, which no file of weights tells."""
+    value = {True: "true", False: "false", None: "not"}[said.fan_in_fan_out]
+    told = f"fan_in_fan_out is {value} in {said.source}"
+    if turned is None:
+        return f"{told}, which PEFT obeys for Conv1D (in, out) and not for nn.Linear (out, in)"
+    other = "(in, out)" if turned else "(out, in)"
+    return f"{told}, and by their shapes the adapter's other modules are stored {other}"
 
 
 def _certain(base: Checkpoint, module: str, said: Said, turned: bool | None) -> Stored:  # noqa: FBT001

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_export.layers import Shapes
+from lora_export.planning.orientation import CONV1D_LAYERS
 from lora_export.planning.resolve import readings_of
 from lora_export.records import Problem
 
@@ -56,7 +57,7 @@ def settle(
             problems.append(_unsure(group, options))
         else:
             settled += _with_orientation(found)
-    return settled, problems
+    return _with_neighbours(settled), problems
 
 
 def _options(update: Update, space: Space) -> list[Found]:
@@ -128,6 +129,27 @@ def _with_orientation(found: Sequence[Found]) -> Iterable[Settled]:
     sure = {turned for one in readings if len(one) == 1 for turned in one}
     turned = sure.pop() if len(sure) == 1 else None
     return [Settled(update, located, turned) for update, located in found]
+
+
+def _with_neighbours(settled: Sequence[Settled]) -> list[Settled]:
+    """With what shapes tell of square matrices of the same name, and of transformers' Conv1D."""
+    told: dict[str, set[bool]] = {}
+    matrices = {id(one): _sort(one) for one in settled if len(one.located.shape) == 2}  # noqa: PLR2004
+    for one in settled:
+        readings = set(_readings((one.update, one.located))) if id(one) in matrices else set()
+        if len(readings) == 1:
+            told.setdefault(matrices[id(one)], set()).update(readings)
+    sure = {name: found.pop() for name, found in told.items() if len(found) == 1}
+    return [
+        replace(one, turned=sure.get(matrices[id(one)])) if id(one) in matrices else one
+        for one in settled
+    ]
+
+
+def _sort(one: Settled) -> str:
+    """The layer's name; one name for all layers that transformers has as Conv1D."""
+    name = one.update.module.rpartition(".")[2]
+    return "Conv1D" if name in CONV1D_LAYERS else name
 
 
 def wanted_of(updates: Iterable[Update]) -> Mapping[str, Sequence[str]]:

@@ -115,7 +115,7 @@ def make_plan(
         index_name=base.index_name and safetensors_name(base.index_name),
         index_metadata=base.index_metadata,
         dropped=draft.dropped,
-        unmatched=tuple(draft.unmatched),
+        unmatched=(*draft.unmatched, *draft.disbelieved),
         coupled=tuple(draft.coupled),
         separated=tuple(draft.separated),
         reshaped=tuple(draft.reshaped),
@@ -131,6 +131,16 @@ def _tell_choices(draft: Draft, adapters: Sequence[Adapter]) -> None:
         draft.warnings.append(
             f"{len(draft.unmatched)} tensors of the adapters are left out (--allow-unmatched): "
             f"{first_names(draft.unmatched)}"
+        )
+    if draft.disbelieved:
+        draft.warnings.append(
+            f"{len(draft.disbelieved)} tensors are left out as adapter_config.json says "
+            f"(--trust-config): {first_names(draft.disbelieved)}"
+        )
+    if draft.believed:
+        draft.warnings.append(
+            f"{len(draft.believed)} tensors are merged that adapter_config.json leaves out "
+            f"(--trust-file): {first_names(draft.believed)}"
         )
     if taken := draft.facts.taken:
         keys = ", ".join(dict.fromkeys(key for keys in taken.values() for key in keys))

@@ -52,6 +52,8 @@ def resolve_said(
         raise Unresolved(no_fit(said.tuner, shapes, base, where), missing=False)
     if said.tuner == "parameter" and len(readings) > 1 and stored.in_out is None:
         raise Unresolved(_square(said, base, where), missing=True)
+    if stored.doubt and len({one.fan_in_fan_out for one in readings}) > 1:
+        raise Unresolved(_either(stored, base, where), missing=True)
     reading = _by_orientation(readings, stored)
     if problems := _contradictions(reading, readings, given, stored, base):
         unresolved = Unresolved(Problem(problems[0][0], where, problems[0][1]), missing=True)
@@ -79,8 +81,18 @@ def resolve_said(
         parameter=update.parameter,
         dtype=base.dtype,
         held=base.dtype if said.held_as_base and base.dtype in HALF_DTYPES else "",
+        loaded=_loaded(update, base),
         projection=(said.seed,) if said.seed is not None else (),
     )
+
+
+def _loaded(update: Update, base: TensorSpec) -> str:
+    """PEFT has float32 factors, and float64 ones beside a float64 weight alone.
+
+    PEFT 0.21.2, tuners.tuners_utils: _move_adapter_to_device_of_base_layer, cast_adapter_dtype.
+    """
+    wide = any(ref.spec.dtype == "F64" for ref in update.factors.values())
+    return "F32" if wide and base.dtype != "F64" else ""
 
 
 def _square(said: Said, base: TensorSpec, where: str) -> Problem:
@@ -92,6 +104,15 @@ def _square(said: Said, base: TensorSpec, where: str) -> Problem:
         "--no-fan-in-fan-out for (experts, out, in), --fan-in-fan-out for (experts, in, out), as "
         "the PEFT that trained it read them",
     )
+
+
+def _either(stored: Stored, base: TensorSpec, where: str) -> Problem:
+    message = f"the square weight {list(base.shape)} may be stored in two ways: {stored.doubt}"
+    hint = (
+        "--no-fan-in-fan-out for nn.Linear, --fan-in-fan-out for Conv1D, or per module in "
+        "--hparams FILE; a folder with config.json tells it"
+    )
+    return Problem(message, where, hint)
 
 
 def _by_orientation(readings: list[Reading], stored: Stored) -> Reading:

@@ -100,11 +100,9 @@ class Space:
         """The base's tensor that a full tensor of the adapter replaces."""
         if self.homes is None:
             return None
-        for known in (self.change.apply(name), name):
-            found = self.names.tensor(known) if known is not None else None
-            if found and self.homes[found].whole:
-                return self.homes[found].whole[0]
-        return None
+        known = self.change.apply(name)
+        found = self.names.tensor(known) if known is not None else None
+        return self.homes[found].whole[0] if found and self.homes[found].whole else None
 
 
 def find_space(

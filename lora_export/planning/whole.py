@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content, same_first_rows
 from lora_export.checkpoint.elsewhere import EMPTY
+from lora_export.dialects.peft.whole import is_in
+from lora_export.planning.contested import disputed
 from lora_export.planning.lost import Promise
 from lora_export.planning.names import BaseNames, without_wrappers
 from lora_export.records import FLOAT_DTYPES, Problem
@@ -16,12 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lora_export.planning.draft import Draft
+    from lora_export.planning.names import PrefixChange
     from lora_export.records import Adapter, Replacement, TensorRef
 
     Targets = Mapping[str, str | None]
 
 _INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8"})
 _BASE = "is this the base it was trained on?"
+_PARTIAL = (
+    "saved without gathering, or with another configuration? PEFT cannot load it; --trust-file "
+    "merges the tensors that are there"
+)
 _DOUBLE = (
     "a state dict saved in eval mode already holds the update in its weights (it is the finished "
     "model); else save loralib.lora_state_dict(model) with model.train() on"
@@ -31,9 +38,12 @@ _DOUBLE = (
 def fit_copies(draft: Draft, replacements: Sequence[Replacement], targets: Targets) -> None:
     """The copies of layers under an update: the base's own, or a table of another length."""
     for replacement in replacements:
+        where = f"{replacement.ref.file}: {replacement.ref.spec.name}"
+        target = targets[replacement.name]
         if replacement.origin == "base":
-            where = f"{replacement.ref.file}: {replacement.ref.spec.name}"
-            _fit_copy(draft, replacement, targets[replacement.name], where)
+            _fit_copy(draft, replacement, target, where)
+        elif replacement.origin == "under" and target in draft.stored:
+            _fit_under(draft, replacement, target, where)
 
 
 def _fit_copy(draft: Draft, replacement: Replacement, target: str | None, where: str) -> None:
@@ -60,6 +70,18 @@ def _fit_copy(draft: Draft, replacement: Replacement, target: str | None, where:
         _put_copy(draft, target, ref, where)
 
 
+def _fit_under(draft: Draft, replacement: Replacement, target: str, where: str) -> None:
+    """A trained tensor to which an update of the same adapter is added."""
+    ref, base = replacement.ref, draft.stored[target]
+    if replacement.outside and draft.options.trust_file is None:
+        draft.unfit.append(disputed(replacement, where))
+    elif ref.spec.shape != base.spec.shape or ref.spec.dtype not in FLOAT_DTYPES:
+        message = f"is {ref.spec.dtype} {list(ref.spec.shape)}, the base's {target} otherwise"
+        draft.unfit.append(Problem(message, where, _BASE))
+    else:
+        _put_copy(draft, target, ref, where)
+
+
 def _put_copy(draft: Draft, target: str, ref: TensorRef, where: str) -> None:
     """Under every name of a tied tensor; a second copy must be the same."""
     table = draft.table_of(target)
@@ -69,19 +91,61 @@ def _put_copy(draft: Draft, target: str, ref: TensorRef, where: str) -> None:
             _put(draft, draft.copies, name, ref, where)
 
 
-def fit_whole(draft: Draft, replacements: Sequence[Replacement], targets: Targets) -> None:
-    """Everything that takes the place of a tensor of the base, or is new."""
+def fit_whole(
+    draft: Draft,
+    adapter: Adapter,
+    replacements: Sequence[Replacement],
+    targets: Targets,
+    change: PrefixChange,
+) -> None:
+    """Everything that takes the place of a tensor of the base, or is new.
+
+    change: of prefix, which holds for every tensor of the file.
+    """
+    names = BaseNames(draft.stored)
     own_first = sorted(replacements, key=lambda replacement: replacement.origin != "module")
     for replacement in own_first:
         where = f"{replacement.ref.file}: {replacement.name}"
         target = targets[replacement.name]
-        if replacement.origin == "base":
+        if replacement.origin == "base" or (replacement.origin == "under" and target):
             continue
-        if target is None:
-            _fit_new(draft, replacement, where)
+        same = names.tensor(without_wrappers(replacement.name)) if target is None else None
+        if same:
+            draft.unfit.append(_of_other_space(same, change, where, replacement.name))
+        elif target is None:
+            _fit_new(draft, adapter, replacement, where, targets)
         else:
             _promise(draft, replacement, target, where)
             _fit_replacement(draft, replacement, target, where)
+
+
+def refuse_partial_modules(draft: Draft, adapter: Adapter, targets: Targets) -> None:
+    """modules_to_save trains whole modules: a file without some of their tensors is incomplete.
+
+    PEFT 0.21.2 cannot load it. A module of which the file holds nothing may be one that the trained
+    network does not have.
+    """
+    held = {target for target in targets.values() if target}
+    modules = {_saved_module(name, adapter.heads) for name in held} - {""}
+    held |= {draft.table_of(name) for name in held}
+    lacking = [
+        name
+        for name, ref in draft.stored.items()
+        if _saved_module(name, adapter.heads) in modules
+        and name not in held
+        and ref.spec.dtype in FLOAT_DTYPES
+    ]
+    if lacking and draft.options.trust_file is not True:
+        count = counted(len(lacking), "tensor")
+        message = f"the file lacks {count} of modules_to_save: {first_names(lacking)}"
+        draft.unfit.append(Problem(message, str(adapter.path), _PARTIAL))
+
+
+def _saved_module(name: str, heads: Sequence[str]) -> str:
+    """The outermost module around a tensor that a name of `heads` ends; "" where there is none."""
+    parts = name.split(".")[:-1]
+    paths = (".".join(parts[: place + 1]) for place in range(len(parts)))
+    return next((path for path in paths if path.endswith(tuple(heads))), "") if heads else ""
 
 
 def _promise(draft: Draft, replacement: Replacement, target: str, where: str) -> None:
@@ -102,6 +166,9 @@ def _fit_replacement(draft: Draft, replacement: Replacement, target: str, where:
         return
     if same_content(ref, base):
         draft.kept.append(replacement.name)
+        return
+    if replacement.outside and draft.options.trust_file is None:
+        draft.unfit.append(disputed(replacement, where))
         return
     if not is_own and target in draft.own:  # what the other names of a tied tensor hold
         _put_copy(draft, target, ref, where)
@@ -153,12 +220,15 @@ def refuse_contested(draft: Draft) -> None:
         draft.unfit.append(Problem(message, str(replaced[name].file), hint))
 
 
-def _fit_new(draft: Draft, replacement: Replacement, where: str) -> None:
+def _fit_new(
+    draft: Draft, adapter: Adapter, replacement: Replacement, where: str, targets: Targets
+) -> None:
     """A full tensor the base does not hold: right only if the model is known to have it."""
     name, ref = replacement.name, replacement.ref
     plain = without_wrappers(name)
     in_model = draft.model is not None and draft.model.tensors.get(plain) == ref.spec.shape
-    is_head = replacement.origin == "module" and draft.model is None
+    is_own = replacement.origin == "module" and draft.model is None
+    is_head = is_own and _is_head(adapter, name, targets)
     if is_head:
         draft.heads.add(name)
     if in_model or is_head or draft.options.allows_new(name):
@@ -190,6 +260,22 @@ def refuse_foreign(draft: Draft) -> None:
             f"tensors alone; --allow-new GLOB adds them; nearest to the first: {near or 'nothing'}"
         )
         draft.unfit.append(Problem(message, str(file), hint))
+
+
+def _of_other_space(same: str, change: PrefixChange, where: str, name: str) -> Problem:
+    """The base has a tensor of this name, which is another one by the names of the factors."""
+    message = f"fits the base's {same} only without the change of names that the factors need"
+    hint = (
+        "a tensor of the network around the base's? give the base all of that network, by its "
+        f"names; not needed: --allow-unmatched '{name}'"
+    )
+    return Problem(f"{message} ({change})", where, hint)
+
+
+def _is_head(adapter: Adapter, name: str, targets: Targets) -> bool:
+    """The head is new: the file has none of that name for a module of the base."""
+    heads = [head for head in adapter.heads if is_in(name, [head])]
+    return bool(heads) and not any(target and is_in(target, heads) for target in targets.values())
 
 
 def _put(draft: Draft, table: dict[str, TensorRef], name: str, ref: TensorRef, where: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from lora_export.records.files import TensorRef
@@ -36,6 +36,7 @@ class Said:
     rounds the factors to the weight's dtype when it loads them, of VeRA the projection alone. seed:
     of the projection that all updates of the adapter share, where the file leaves it out.
     zero_says_nothing: alpha = 0 is read as the rank by trainers and as no update by merge scripts.
+    rounds_first: the library's plain merge rounds the update as its safe merge does.
     """
 
     tuner: str
@@ -49,6 +50,7 @@ class Said:
     held_as_base: bool = False
     seed: int | None = None
     zero_says_nothing: bool = False
+    rounds_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,9 @@ class Update:
     in one module, the outermost, of the parameter that the module registers last, has 0.
     optional: there is none where the base lacks the parameter, or has zeros there. family: the
     layers that can read it where `said` is None. own: what files beside the adapter say of it then;
-    the options add what is missing, and must not contradict it.
+    the options add what is missing, and must not contradict it. outside: the member of the
+    adapter's configuration that leaves the module out, so that the library ignores the factors; ""
+    where it does not.
     """
 
     module: str
@@ -73,25 +77,35 @@ class Update:
     optional: bool = False
     family: Family = "loralib"
     own: Facts | None = None
+    outside: str = ""
 
     def readings(self) -> tuple[Update, ...]:
         """Every update that the factors can be."""
         return (self, *self.instead)
 
 
-Origin = Literal["shared", "module", "base"]
+Origin = Literal["shared", "module", "base", "under"]
 """What a full tensor is loaded into: the parameter of that name, whoever else shares it; a module
 of the adapter's own in the place of the base's (PEFT's modules_to_save); the layer under an
-update, of which it is a copy (PEFT's base_layer)."""
+update, of which it is a copy (PEFT's base_layer), or in which it was trained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """A full tensor of the adapter file that takes the place of the base's tensor `name`."""
+    """A full tensor of the adapter file that takes the place of the base's tensor `name`.
+
+    outside: why the library ignores it, by the adapter's configuration; "" where it does not.
+    """
 
     name: str
     ref: TensorRef
     origin: Origin = "shared"
+    outside: str = ""
+
+
+def _none(_: str) -> str:
+    """A file without a configuration leaves nothing out."""
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +122,9 @@ class Adapter:
     biases were trained, in PEFT's words. facts: tensors that are read as numbers, such as alpha.
     own_files: the weight file, or the shards. joined: further files of the folder whose tensors are
     used as well, each with the name that --ignore takes. joined_digest: SHA-256 of what their
-    tensors hold. ignored: weights in the folder that --ignore left out.
+    tensors hold. ignored: weights in the folder that --ignore left out. leaves_out: the
+    member of the configuration that leaves out a module of the trained model, by name; "" where
+    none does.
     """
 
     path: Path
@@ -133,6 +149,7 @@ class Adapter:
     joined: Mapping[Path, str] = field(default_factory=dict)
     joined_digest: str = ""
     ignored: tuple[str, ...] = ()
+    leaves_out: Callable[[str], str] = field(default=_none, compare=False, repr=False)
 
     def files(self) -> tuple[Path, ...]:
         """Every file that is read, `path` first: an index, shards, those beside."""
@@ -200,9 +217,10 @@ class Delta:
     between two steps. start: the row of the update's matrix at which this tensor begins, where the
     base stores the parameter in several tensors. held: the dtype to which the library rounds the
     factors when it loads them (where there is a projection, that alone); empty where it takes them
-    as they are. projection: (seed, rows of B, columns of A) of a shared projection that is drawn
-    anew, else empty. heads: (heads of the query, groups of key and value) of a fused weight of
-    litgpt, else empty. by_group: its rows lie group by group.
+    as they are. loaded: the dtype that the library has for factors which the file holds in a wider
+    one, else empty. projection: (seed, rows of B, columns of A) of a shared projection that is
+    drawn anew, else empty. heads: (heads of the query, groups of key and value) of a fused weight
+    of litgpt, else empty. by_group: its rows lie group by group.
     """
 
     adapter: str
@@ -223,6 +241,7 @@ class Delta:
     dtype: str = "F32"
     start: int = 0
     held: str = ""
+    loaded: str = ""
     projection: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     by_group: bool = False

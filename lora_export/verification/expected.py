@@ -210,8 +210,9 @@ def factors_of(delta: Delta, *, exact: bool, narrow: bool = False) -> Factors:
     from lora_export.checkpoint.tensors import read_tensor, torch_dtype
 
     read = {role: read_tensor(ref) for role, ref in delta.factors.items()}
-    if delta.held and not delta.projection and not exact:
-        read = {role: factor.to(torch_dtype(delta.held)) for role, factor in read.items()}
+    loaded = delta.held if delta.held and not delta.projection else delta.loaded
+    if loaded and not exact:
+        read = {role: factor.to(torch_dtype(loaded)) for role, factor in read.items()}
     if narrow and delta.kind in LONG:
         return {r: f.to(torch.promote_types(f.dtype, torch.float32)) for r, f in read.items()}
     wide = {role: factor.double() for role, factor in read.items()}

@@ -38,7 +38,8 @@ _WIDTH = {"BF16": 0, "F16": 0, "F32": 1, "F64": 2}
 
 def product_dtype(delta: Delta, stored: str, *, exact: bool) -> str:
     """The dtype in which the update is computed and scaled: the widest of weight and factors."""
-    dtypes = {stored, *(ref.spec.dtype for ref in delta.factors.values())}
+    loaded = delta.loaded if not exact else ""
+    dtypes = {stored, *(loaded or ref.spec.dtype for ref in delta.factors.values())}
     widest = max(dtypes, key=lambda dtype: _WIDTH[dtype])
     mixed_halves = dtypes >= HALF_DTYPES
     in_float = exact or mixed_halves or delta.recipe != "loralib"

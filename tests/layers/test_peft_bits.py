@@ -18,6 +18,8 @@ def settings_of(name):
     yield {**turned, "use_dora": True}
     if name in ("linear", "embedding", "conv2d"):
         yield {"use_rslora": True, "lora_alpha": 5}
+    if name in ("linear", "linear square", "embedding"):
+        yield {"init_lora_weights": "mica"}
     if "no bias" not in name and "embedding" not in name:
         yield {**turned, "lora_bias": True}
 
@@ -28,6 +30,11 @@ CASES += [("attention", {}), ("attention", {"use_rslora": True})]
 
 def told(value):
     return "+".join(k for k in value if k != "fan_in_fan_out") if isinstance(value, dict) else value
+
+
+def asked_for(name):
+    """What a bare file of one square weight does not tell."""
+    return {"fan_in_fan_out": True} if name == "Conv1D square" else {}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -44,6 +51,7 @@ def test_the_merge_has_the_bits_of_peft(name, settings, dtype, tmp_path):
             [tmp_path / "adapter"],
             tmp_path / f"{recipe}.safetensors",
             recipe=recipe,
+            **asked_for(name),
         )
         merged, wanted = load_file(tmp_path / f"{recipe}.safetensors"), trained.merged(safe=safe)
         assert merged.keys() == wanted.keys()

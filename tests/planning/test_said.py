@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,7 @@ MODEL_TYPES = {None: {}, False: {"model_type": "bert"}, True: {"model_type": "gp
         ((8, 8), True, False, False),  # nn.Linear, whatever the file says
         ((8, 8), False, True, True),  # Conv1D, whatever the file says
         ((8, 8), None, True, True),
-        ((8, 8), True, None, True),  # nobody knows: the file's word
-        ((8, 8), False, None, False),
+        ((8, 8), False, None, False),  # nobody knows: the file's word
         ((8, 8), None, None, False),
     ],
 )
@@ -59,6 +59,27 @@ def test_a_square_weight_is_read_as_the_model_stores_it(weight, hint, stored, tu
     found = resolved(shapes, weight, config=config, fan_in_fan_out=hint, tuner=tuner)
     assert found.fan_in_fan_out is turned
     assert found.dtype == "BF16"
+
+
+@pytest.mark.parametrize(
+    ("hint", "others", "words"),
+    [
+        (True, None, "PEFT obeys for Conv1D"),  # and ignores for nn.Linear
+        (True, False, r"the adapter's other modules are stored \(out, in\)"),
+        (False, True, r"fan_in_fan_out is false .* stored \(in, out\)"),
+        (None, True, r"fan_in_fan_out is not in"),
+    ],
+)
+def test_what_two_sources_say_of_a_square_weight_is_asked_for(hint, others, words):
+    with pytest.raises(Unresolved) as caught:
+        resolved(SQUARE, (8, 8), turned=others, fan_in_fan_out=hint)
+    [problem] = caught.value.missing
+    assert re.search(words, problem.message)
+    assert "--no-fan-in-fan-out for nn.Linear" in problem.hint
+
+
+def test_other_modules_of_the_name_tell_that_a_true_is_right():
+    assert resolved(SQUARE, (8, 8), turned=True, fan_in_fan_out=True).fan_in_fan_out is True
 
 
 @pytest.mark.parametrize("stored", [None, True, False])
@@ -192,7 +213,7 @@ SAYERS = {
         {"fan_in_fan_out": True}, {"fan_in_fan_out": False},
         "(in, out), by the options, against adapter_config.json: it is often wrong there",
     ),
-    "the file": ({}, {"fan_in_fan_out": True}, "(in, out), by adapter_config.json"),
+    "the file": ({}, {"fan_in_fan_out": False}, "(out, in), by adapter_config.json"),
     "nobody": ({}, {}, "(out, in), by default, as nobody says it"),
 }  # fmt: skip
 

@@ -15,9 +15,11 @@ from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
 from lora_export.dialects.peft.fields import unknown_fields
 from lora_export.dialects.peft.keys import plain_key, sort_keys
+from lora_export.dialects.peft.outside import mark_updates, mark_whole
 from lora_export.dialects.peft.parameters import unheld
 from lora_export.dialects.peft.promised import lacking_modules, lacking_rows
 from lora_export.dialects.peft.refusals import refuse_type
+from lora_export.dialects.peft.selection import Selection
 from lora_export.dialects.peft.trainable_tokens import STEM, token_updates
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.dialects.peft.untyped import notes, typed
@@ -71,11 +73,13 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
         raise InputError.of(problems)
     doubts = (*unknown_fields(config), *tuner.notes(found.factors), *unheld(config, updates))
     doubts += tuple(doubt for _, lacking in checks for doubt in lacking)
+    selection = Selection.of(config)
+    updates = mark_updates(selection, updates)
     return Adapter(
         file.path,
         DIALECT.name,
         tuple(updates),
-        tuple(replacements),
+        tuple(mark_whole(config, selection, replacements, updates, file.joined)),
         weight,
         file.wrapper,
         config_file=config.path,
@@ -86,6 +90,7 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
         left_out={**found.twice, **left_out},
         bias=config.text("bias", "none"),
         notes=notes(file),
+        leaves_out=selection.leaves_out,
     )
 
 

@@ -73,7 +73,8 @@ def sort_keys(file: AdapterFile, stems: Collection[str]) -> Sorted:
     """Every tensor of the file, once.
 
     Raises:
-        InputError: the file holds several adapters, or two keys mean one factor.
+        InputError: the file holds several adapters, two keys mean one factor, or some keys have a
+            prefix or an adapter's name and others none.
     """
     split = {key: split_key(key, stems) for key in file.tensors}
     adapters = frozenset(found.adapter for found in split.values() if found)
@@ -100,6 +101,8 @@ def sort_keys(file: AdapterFile, stems: Collection[str]) -> Sorted:
             problems.append(other_reading(first, ref, file.joined))
     if problems:
         raise InputError.of(problems)
+    _refuse_some_named(file, split)
+    _refuse_some_prefixed(file)
     return Sorted(factors, others, adapters | {"default"}, twice)
 
 
@@ -122,4 +125,29 @@ def _refuse_several(file: AdapterFile, names: Iterable[str]) -> None:
             f"the file holds the factors of several adapters: {', '.join(listed)[:500]}",
             where=str(file.path),
             hint="save one of them with PEFT's save_pretrained(selected_adapters=[NAME])",
+        )
+
+
+def _refuse_some_named(file: AdapterFile, split: Mapping[str, FactorKey | None]) -> None:
+    """PEFT names all factors of a file alike; of a mixture it ignores some."""
+    own = [(k, found) for k, found in split.items() if file.tensors[k].file not in file.joined]
+    named = [key for key, found in own if found and found.adapter]
+    plain = [key for key, found in own if found and not found.adapter]
+    if named and plain:
+        raise InputError(
+            f"{len(named)} keys name an adapter and {len(plain)} do not: {named[0][:200]}",
+            where=str(file.path),
+            hint="PEFT ignores some of them; save the adapter again",
+        )
+
+
+def _refuse_some_prefixed(file: AdapterFile) -> None:
+    """PEFT's prefix is on every key of a file, or on none; others it ignores."""
+    own = [key for key, ref in file.tensors.items() if ref.file not in file.joined]
+    bare = [key for key in own if not key.startswith(_PREFIXES)]
+    if 0 < len(bare) < len(own):
+        raise InputError(
+            f"{len(bare)} of {len(own)} keys lack the prefix base_model.model.: {bare[0][:200]}",
+            where=str(file.path),
+            hint="PEFT ignores them: which module they are of is not known; save the adapter again",
         )

@@ -12,7 +12,7 @@ from lora_export.dialects.peft.attention import (
     base_name,
 )
 from lora_export.dialects.peft.config import CONFIG_NAME
-from lora_export.dialects.peft.lora_refusals import refusals
+from lora_export.dialects.peft.lora_refusals import refusals, variant_of
 from lora_export.dialects.peft.parameters import Targets
 from lora_export.dialects.peft.patterns import Pattern, first_fit
 from lora_export.dialects.peft.tuner import Tuner
@@ -42,6 +42,7 @@ class _Numbers:
     rule: ScalingRule
     fan_in_fan_out: bool | None
     version: str
+    variant: str
 
     @classmethod
     def of(cls, config: PeftConfig) -> _Numbers:
@@ -55,6 +56,7 @@ class _Numbers:
             rule,
             turned if isinstance(turned, bool) else None,
             config.text("peft_version"),
+            variant_of(config),
         )
 
     def said(self, module: str, tuner: str) -> Said:
@@ -66,6 +68,7 @@ class _Numbers:
             fan_in_fan_out=self.fan_in_fan_out,
             source=CONFIG_NAME,
             version=self.version,
+            rounds_first=self.variant == "mica",
         )
 
 
@@ -129,6 +132,9 @@ def _contradictions(
     if len(set(roles)) < len(roles):
         hint = "a module is an embedding or not: was the file put together of two?"
         return [Problem("holds factors of a linear layer and of an embedding", where, hint)]
+    if variant_of(config) and any(len(ref.spec.shape) != 2 for ref in stems.values()):  # noqa: PLR2004
+        message = f"PEFT has no layer for init_lora_weights = {variant_of(config)!r} here"
+        return [Problem(message, where, "was it trained with this configuration?")]
     return [
         Problem(f"{flag} is {config.flag(flag)}, but the file {has} {what}", where, _OTHER)
         for flag, role, what in _FLAGGED

@@ -9,8 +9,15 @@ from lora_export.records import Problem
 if TYPE_CHECKING:
     from lora_export.dialects.peft.config import PeftConfig
 
+STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
+"""Values of init_lora_weights, beside true and false, of adapters that fit the base on disk."""
+
+VARIANTS = frozenset({"use_dora", "mica"})
+"""Members, and values of init_lora_weights, that choose a variant of a layer, and are merged."""
+
 # They start from another base than the one on disk, and are right only on that.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_BOOLEANS = frozenset({"true", "false"})
 _SERVE = "serve it with PEFT"
 _BY_PEFT = "merge it with PEFT's merge_and_unload(), then export the result with this tool"
 _NOT_MERGEABLE = {
@@ -34,14 +41,37 @@ def refusals(config: PeftConfig) -> list[Problem]:
         if config.members.get(key)
     ]
     start = config.members.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
-        message = f"init_lora_weights = {start!r:.80}: the adapter is right only on the base that "
-        hint = (
-            "convert it in training with save_pretrained(path_initial_model_for_weight_conversion="
-            "...), or name that changed base here and set init_lora_weights to true"
-        )
-        problems.append(Problem(f"{message}this start has changed", where, hint))
+    if isinstance(start, str) and start.lower() not in STARTS | _BOOLEANS:
+        problems.append(_other_start(config, start))
+    if config.flag("use_dora") and variant_of(config):
+        message = f"use_dora with init_lora_weights = {start!r}: PEFT takes only one of them"
+        problems.append(Problem(message, where, "train without one of them"))
     if config.flag("lora_bias") and config.flag("use_dora"):
         message = "lora_bias with use_dora: PEFT takes only one of them"
         problems.append(Problem(message, where, "train without lora_bias"))
     return problems
+
+
+def variant_of(config: PeftConfig) -> str:
+    """The variant of a layer that init_lora_weights chooses, or "".
+
+    PEFT 0.21.2, tuners.lora.layer.LoraLayer.resolve_lora_variant, compares the letters as they are.
+    """
+    start = config.members.get("init_lora_weights")
+    return start if isinstance(start, str) and start in VARIANTS else ""
+
+
+def _other_start(config: PeftConfig, start: str) -> Problem:
+    shown = f"init_lora_weights = {start!r:.80}"
+    if start.lower().startswith(_CHANGED_BASE):
+        message = f"{shown}: the adapter is right only on the base that this start has changed"
+        hint = (
+            "convert it in training with save_pretrained(path_initial_model_for_weight_conversion="
+            "...), or name that changed base here and set init_lora_weights to true"
+        )
+        return Problem(message, str(config.path), hint)
+    message = f"{shown} is not known: it may start from another base, or choose other layers"
+    hint = (
+        "if the adapter is a plain LoRA on the base as it is on disk, set init_lora_weights to true"
+    )
+    return Problem(message, str(config.path), hint)

@@ -29,6 +29,9 @@ _HEADS = {
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
+TIED = ("lm_head", "decoder", "embed_tokens", "vocab_projector", "embed_out")
+"""Last names of input tables, and of the heads that are tied to one."""
+
 MAX_LAYERS = 10_000
 
 
@@ -121,7 +124,7 @@ def _origin(parts: Collection[str], name: str, saved: Collection[str]) -> Origin
 def _tied_modules(config: PeftConfig) -> tuple[str, ...]:
     """Whatever is tied to the input table is saved with it, and named nowhere in the file."""
     trained = config.flag("ensure_weight_tying") and any(config.texts("modules_to_save"))
-    return ("lm_head", "decoder", "embed_tokens", "vocab_projector", "embed_out") if trained else ()
+    return TIED if trained else ()
 
 
 def _target(parts: Collection[str], adapters: Collection[str]) -> str:
