@@ -59,21 +59,30 @@ class Options:
 class Draft:
     """Decisions by base tensor name, and the problems, grouped by the exit status they mean.
 
-    table: asks for the names of the running model, where somebody knows them. layers_of: asks for
-    the kinds of its layers, as `table` does. kept: the adapter's full tensors that are the base's
-    own. idle: (where, why) of updates that change nothing, by the adapter's path. promised: see
-    lost.py. mixed: some adapters say alpha themselves, and the options say it of the others.
-    vocabulary: its sizes before and after, where it is resized. copies: what stands in the base's
-    place from the start, under any update (a resized table). own: names whose full tensor belongs
-    to a module of the adapter's own, not to the parameter that others share. heads: names that the
-    base lacks and the adapter brings. resized: full tensors of another shape than the base's, with
-    their place for messages and whether they belong to a module that the adapter brings whole.
-    twins, reshaped: see MergePlan. in_turn: see Step. edits: of config.json, by the keys that lead
-    to the value; told: the same in words. believed, disbelieved: keys that the adapter's
-    configuration leaves out, used (--trust-file) or not (--trust-config). layers: the names
-    under which a tensor of a layer is written, where that is not its own. turned_by: who says how
-    square weights are stored, by adapter and module. joined: files beside adapters, each with the name that --ignore takes.
-    foreign: of those files, the names that the base lacks.
+    Attributes:
+        table: asks for the names of the running model, where somebody knows them.
+        layers_of: asks for the kinds of its layers, as `table` does.
+        believed, disbelieved: keys that the adapter's configuration leaves out, used
+            (--trust-file) or not (--trust-config).
+        kept: the adapter's full tensors that are the base's own.
+        idle: (where, why) of updates that change nothing, by the adapter's path.
+        promised: see lost.py.
+        copies: what stands in the base's place from the start, under any update (a resized table).
+        own: names whose full tensor belongs to a module of the adapter's own, not to the parameter
+            that others share.
+        heads: names that the base lacks and the adapter brings.
+        resized: full tensors of another shape than the base's, with their place for messages and
+            whether they belong to a module that the adapter brings whole.
+        mixed: some adapters say alpha themselves, and the options say it of the others.
+        vocabulary: its sizes before and after, where it is resized.
+        twins, reshaped: see MergePlan.
+        in_turn: see Step.
+        edits: of config.json, by the keys that lead to the value.
+        told: the same in words.
+        layers: the names under which a tensor of a layer is written, where that is not its own.
+        turned_by: who says how square weights are stored, by adapter and module.
+        joined: files beside adapters, each with the name that --ignore takes.
+        foreign: of those files, the names that the base lacks.
     """
 
     base: Checkpoint

@@ -110,7 +110,7 @@ def test_attributes_of_a_tensor_are_left_out():
         assert isinstance(read(attributes(state)), StoredTensor)
 
 
-@pytest.mark.parametrize("name", VALUE_ATTRIBUTES)
+@pytest.mark.parametrize("name", sorted(VALUE_ATTRIBUTES))
 def test_attributes_that_are_a_tensors_values_are_refused(name):
     state = b"}" + text(name) + TENSOR + b"s"
     for content in (parameter(state), attributes(state), parameter(b"N" + state + b"\x86")):
@@ -140,7 +140,7 @@ BITS = {
 
 
 @pytest.mark.parametrize("value", [b"\x88", b"\x89"])
-@pytest.mark.parametrize("key", BITS)
+@pytest.mark.parametrize("key", sorted(BITS))
 def test_a_bit_is_set_by_its_key_whatever_its_value(key, value):
     """As torch does it: {"neg": False} negates."""
     word, method = BITS[key]
