@@ -161,7 +161,8 @@ def _tell_wrappers(draft: Draft, adapters: Sequence[Adapter]) -> None:
     wrapped = [(shard.file, shard.wrapper) for shard in draft.base.shards]
     wrapped += [(adapter.path, adapter.wrapper) for adapter in adapters]
     draft.choices += [f"{path.name}: read from its {key!r}" for path, key in wrapped if key]
-    draft.choices += [note for file in (*draft.base.shards, *adapters) for note in file.notes]
+    draft.choices += [note for shard in draft.base.shards for note in shard.notes]
+    draft.choices += [note for adapter in adapters for note in adapter.notes]
     draft.warnings += [f"{a.path.name}: {doubt}" for a in adapters for doubt in a.doubts]
 
 
