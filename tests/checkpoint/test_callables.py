@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from lora_export.api import merge
 from lora_export.checkpoint.pickles import read_pickles
 from lora_export.errors import InputError
 
@@ -177,3 +178,12 @@ def test_the_way_out_does_what_it_says(tmp_path):
     exec(code.replace("weights.pt", str(tmp_path / "weights.pt")))  # noqa: S102 - our own line
     found = read_pickles(tmp_path / "weights.pt")
     assert [ref.spec.name for ref in found.tensors] == ["a.weight"]
+
+
+def test_a_merge_tells_what_stayed_closed_in_base_and_adapter(tmp_path):
+    torch.save({"model": {"a.weight": torch.ones(3, 4)}, "kind": Kind.ONE}, tmp_path / "b.pt")
+    factors = {"a.lora_A": torch.ones(2, 4), "a.lora_B": torch.ones(3, 2)}
+    torch.save({"state_dict": factors, "settings": Settings()}, tmp_path / "l.pt")
+    report = merge(tmp_path / "b.pt", [tmp_path / "l.pt"], alpha=2, dry_run=True)
+    told = [choice for choice in report.plan.choices if "were not opened" in choice]
+    assert [one.partition(":")[0] for one in told] == ["b.pt", "l.pt"]
