@@ -72,8 +72,8 @@ class Draft:
     to the value; told: the same in words. believed, disbelieved: keys that the adapter's
     configuration leaves out, used (--trust-file) or not (--trust-config). layers: the names
     under which a tensor of a layer is written, where that is not its own. turned_by: who says how
-    square weights are stored, by adapter and module. joined: files beside adapters, each with the name that --ignore takes.
-    foreign: of those files, the names that the base lacks.
+    square weights are stored, by adapter and module. joined: files beside adapters, each with the
+    name that --ignore takes. foreign: of those files, the names that the base lacks.
     """
 
     base: Checkpoint
