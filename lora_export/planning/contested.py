@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from lora_export.planning.names import join, without_wrappers
-from lora_export.records import Problem
+from lora_export.records import FLOAT_DTYPES, Problem
 from lora_export.report.columns import counted
 from lora_export.report.text import first_names
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 BOTH = (
     "PEFT ignores these tensors, and --trust-config leaves them out; --trust-file merges every "
     "tensor of the file"
+)
+
+
+_PARTIAL = (
+    "saved without gathering, or with another configuration? PEFT cannot load it; --trust-file "
+    "merges the tensors that are there"
 )
 
 
@@ -115,3 +121,34 @@ def disputed(item: Replacement, where: str) -> Problem:
     else:
         message = f"is of a module that {item.outside} in adapter_config.json does not list"
     return Problem(message, where, BOTH)
+
+
+def refuse_partial_modules(
+    draft: Draft, adapter: Adapter, targets: Mapping[str, str | None]
+) -> None:
+    """modules_to_save trains whole modules: a file without some of their tensors is incomplete.
+
+    PEFT 0.21.2 cannot load it. A module of which the file holds nothing may be one that the trained
+    network does not have.
+    """
+    held = {target for target in targets.values() if target}
+    modules = {_saved_module(name, adapter.heads) for name in held} - {""}
+    held |= {draft.table_of(name) for name in held}
+    lacking = [
+        name
+        for name, ref in draft.stored.items()
+        if _saved_module(name, adapter.heads) in modules
+        and name not in held
+        and ref.spec.dtype in FLOAT_DTYPES
+    ]
+    if lacking and draft.options.trust_file is not True:
+        count = counted(len(lacking), "tensor")
+        message = f"the file lacks {count} of modules_to_save: {first_names(lacking)}"
+        draft.unfit.append(Problem(message, str(adapter.path), _PARTIAL))
+
+
+def _saved_module(name: str, heads: Sequence[str]) -> str:
+    """The outermost module around a tensor that a name of `heads` ends; "" where there is none."""
+    parts = name.split(".")[:-1]
+    paths = (".".join(parts[: place + 1]) for place in range(len(parts)))
+    return next((path for path in paths if path.endswith(tuple(heads))), "") if heads else ""

@@ -10,7 +10,7 @@ from lora_export.checkpoint.contents import is_zero, same_content
 from lora_export.errors import UsageError
 from lora_export.layers import all_kinds
 from lora_export.planning.architecture import built_facts
-from lora_export.planning.contested import settle_contested
+from lora_export.planning.contested import refuse_partial_modules, settle_contested
 from lora_export.planning.fused import resolve_litgpt, tell_cast
 from lora_export.planning.idle import judge_idle, note_no_effect
 from lora_export.planning.misfit import lacking_extra, with_origin
@@ -25,7 +25,6 @@ from lora_export.planning.spaces import Space, find_space, renamed_tensors
 from lora_export.planning.whole import (
     fit_copies,
     fit_whole,
-    refuse_partial_modules,
     tell_biases,
     tell_unweighted,
 )

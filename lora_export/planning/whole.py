@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 _INTEGERS = frozenset({"I64", "I32", "I16", "I8", "U8"})
 _BASE = "is this the base it was trained on?"
-_PARTIAL = (
-    "saved without gathering, or with another configuration? PEFT cannot load it; --trust-file "
-    "merges the tensors that are there"
-)
 _DOUBLE = (
     "a state dict saved in eval mode already holds the update in its weights (it is the finished "
     "model); else save loralib.lora_state_dict(model) with model.train() on"
@@ -42,7 +38,7 @@ def fit_copies(draft: Draft, replacements: Sequence[Replacement], targets: Targe
         target = targets[replacement.name]
         if replacement.origin == "base":
             _fit_copy(draft, replacement, target, where)
-        elif replacement.origin == "under" and target in draft.stored:
+        elif replacement.origin == "under" and target and target in draft.stored:
             _fit_under(draft, replacement, target, where)
 
 
@@ -117,35 +113,6 @@ def fit_whole(
         else:
             _promise(draft, replacement, target, where)
             _fit_replacement(draft, replacement, target, where)
-
-
-def refuse_partial_modules(draft: Draft, adapter: Adapter, targets: Targets) -> None:
-    """modules_to_save trains whole modules: a file without some of their tensors is incomplete.
-
-    PEFT 0.21.2 cannot load it. A module of which the file holds nothing may be one that the trained
-    network does not have.
-    """
-    held = {target for target in targets.values() if target}
-    modules = {_saved_module(name, adapter.heads) for name in held} - {""}
-    held |= {draft.table_of(name) for name in held}
-    lacking = [
-        name
-        for name, ref in draft.stored.items()
-        if _saved_module(name, adapter.heads) in modules
-        and name not in held
-        and ref.spec.dtype in FLOAT_DTYPES
-    ]
-    if lacking and draft.options.trust_file is not True:
-        count = counted(len(lacking), "tensor")
-        message = f"the file lacks {count} of modules_to_save: {first_names(lacking)}"
-        draft.unfit.append(Problem(message, str(adapter.path), _PARTIAL))
-
-
-def _saved_module(name: str, heads: Sequence[str]) -> str:
-    """The outermost module around a tensor that a name of `heads` ends; "" where there is none."""
-    parts = name.split(".")[:-1]
-    paths = (".".join(parts[: place + 1]) for place in range(len(parts)))
-    return next((path for path in paths if path.endswith(tuple(heads))), "") if heads else ""
 
 
 def _promise(draft: Draft, replacement: Replacement, target: str, where: str) -> None:
