@@ -35,7 +35,7 @@ _WORDS: Mapping[Takes, str] = {
     "whole": "a whole number",
     "flag": "True or False",
     "either": "True, False or None",
-    "blocks": "a text such as '1,0,1', or a list of True and False",
+    "blocks": "a text such as '1,0,1', or a list of True and False, one of them True",
 }
 
 
@@ -148,7 +148,7 @@ def _fits(value: object, takes: Takes) -> bool:
     is_flag = isinstance(value, bool)
     if takes == "blocks":
         flags = isinstance(value, Sequence) and all(block in (0, 1) for block in value)
-        return isinstance(value, str) or flags
+        return isinstance(value, str) or (flags and any(cast("Sequence[object]", value)))
     if takes in ("flag", "either"):
         return is_flag
     kinds: Mapping[Takes, type | tuple[type, ...]] = {

@@ -109,7 +109,9 @@ def class_for_task(base: Checkpoint, suffix: str) -> str | None:
 
 
 def told_of_task(base: Checkpoint, task: str | None) -> tuple[str, ...]:
-    """A warning where the task takes another class than the one config.json names."""
+    """A warning where the task takes another class than config.json names, or none."""
+    if task and not base.config.get("model_type"):
+        return (f"--task {task} had no effect: no config.json names the base's model_type",)
     named = base.config.get("architectures")
     if not task or not isinstance(named, list) or not named or not transformers_installed():
         return ()

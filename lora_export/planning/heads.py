@@ -73,7 +73,7 @@ def head_dtype(draft: Draft, name: str, ref: TensorRef) -> str:
 def _allow_other_labels(draft: Draft) -> None:
     """A module that the adapter brings whole may have another number of rows: of labels.
 
-    All its tensors have them, and one is a matrix.
+    All its tensors have them, and one is a matrix. An empty one is one that was not saved.
     """
     for name, (_, is_own) in list(draft.resized.items()):
         new = (draft.replaced.get(name) or draft.added[name]).spec.shape
@@ -88,6 +88,8 @@ def _is_output(draft: Draft, name: str, shape: tuple[int, ...]) -> bool:
     whole = {**draft.stored, **draft.added, **draft.replaced}
     module = name.rpartition(".")[0]
     shapes = [r.spec.shape for other, r in whole.items() if other.rpartition(".")[0] == module]
+    if 0 in shape:
+        return False
     return any(len(one) > 1 for one in shapes) and all(one[:1] == shape[:1] for one in shapes)
 
 
@@ -146,7 +148,10 @@ def _write_class(draft: Draft, now: str, name: str) -> None:
 
 def _edit_labels(draft: Draft) -> None:
     whole = {**draft.added, **draft.replaced}
-    outputs = {ref.spec.shape[0] for name, ref in whole.items() if f".{name}".endswith(_ENDS)}
+    heads = {name: ref for name, ref in whole.items() if f".{name}".endswith(_ENDS)}
+    numbers = [name for name, ref in heads.items() if not ref.spec.shape]
+    draft.unfit += [Problem("is a single number, and no head", name) for name in numbers]
+    outputs = {ref.spec.shape[0] for name, ref in heads.items() if name not in numbers}
     if not outputs:
         return
     if len(outputs) > 1:

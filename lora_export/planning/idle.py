@@ -35,8 +35,8 @@ def note_no_effect(draft: Draft, adapter: Adapter, update: Update, delta: Delta)
     where = f"{adapter.path}: {update.module or '(root module)'}"
     if zero := [role for role, ref in update.factors.items() if is_zero(ref)]:
         told = (where, f"{_stem(update, zero[0])} is all zero")
-        if zero == ["A"] and delta.kind != "embedding":
-            _refuse(draft, *told)  # it is drawn, and B, which is zero at first, is not
+        if (zero == ["A"] and delta.kind != "embedding") or {"A", "B"} <= {*zero}:
+            _refuse(draft, *told)  # one of both is drawn, and training does not make it zero
         else:
             draft.idle.setdefault(str(adapter.path), []).append(told)
     if delta.scaling == 0:

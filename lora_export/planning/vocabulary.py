@@ -57,13 +57,23 @@ def _verb(old: int, new: int) -> str:
 
 def _resized(draft: Draft) -> list[tuple[str, TensorRef]]:
     whole = {**draft.added, **draft.replaced}
-    resized = [(n, whole[n]) for n in draft.resized if _is_over_vocabulary(draft, n)]
+    resized = [
+        (n, whole[n])
+        for n in draft.resized
+        if _is_over_vocabulary(draft, n) and _has_other_rows(draft, n, whole[n])
+    ]
     copies = [
         (name, ref)
         for name, ref in draft.copies.items()
         if ref.spec.shape != draft.stored[name].spec.shape
     ]
     return [*resized, *copies]
+
+
+def _has_other_rows(draft: Draft, name: str, ref: TensorRef) -> bool:
+    """Whether only the number of rows is another one; an empty table is one that was not saved."""
+    new, old = ref.spec.shape, draft.stored[draft.table_of(name)].spec.shape
+    return 0 not in new and len(new) == len(old) and new[1:] == old[1:]
 
 
 def _is_over_vocabulary(draft: Draft, name: str) -> bool:

@@ -192,6 +192,10 @@ def _fit_new(
 ) -> None:
     """A full tensor the base does not hold: right only if the model is known to have it."""
     name, ref = replacement.name, replacement.ref
+    if 0 in ref.spec.shape:
+        message = f"has shape {list(ref.spec.shape)}: it is empty"
+        draft.unfit.append(Problem(message, where, draft.way_out(ref, EMPTY)))
+        return
     plain = without_wrappers(name)
     in_model = draft.model is not None and draft.model.tensors.get(plain) == ref.spec.shape
     is_own = replacement.origin == "module" and draft.model is None

@@ -5,9 +5,9 @@ Such a merge need not have the base's tokenizer, and it writes its own index and
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.files import parse_json_object
 from lora_export.checkpoint.side_files import weight_files
 from lora_export.records import Check
 
@@ -64,7 +64,9 @@ def _content(file: SideFile) -> bytes:
 
 def _means_the_same(planned: SideFile, merged: Checkpoint) -> bool:
     """Whether transformers reads both alike; where it cannot, whether both have the same keys."""
-    wanted = json.loads(_content(planned))
+    wanted = parse_json_object(
+        _content(planned), planned.name, unique_keys=False, tagged_floats=True
+    )
     if not (merged.root / _CONFIG).is_file():
         return False
     return wanted == merged.config or _meaning(wanted) == _meaning(merged.config)
@@ -77,6 +79,6 @@ def _meaning(config: Mapping[str, object]) -> dict[str, object]:
         from transformers import CONFIG_MAPPING
 
         whole = CONFIG_MAPPING[str(config.get("model_type"))].from_dict(whole).to_dict()
-    except (ImportError, AttributeError, KeyError, TypeError, ValueError):
+    except Exception:  # noqa: BLE001, S110 - huggingface_hub's derive from nothing else
         pass
     return {key: value for key, value in whole.items() if key not in _BOOKKEEPING}

@@ -7,6 +7,7 @@ import torch
 import transformers as tr
 from peft import LoraConfig
 from peft_folders import SIZES, bert, llama, reloaded, save
+from safetensors.torch import load_file, save_file
 
 from lora_export.api import merge
 from lora_export.errors import FitError
@@ -54,6 +55,27 @@ def test_a_head_that_needs_no_permission_is_merged_alike(case, dtype, tmp_path):
     assert "merged = unmerged (torch)" in {check.name for check in report.checks}
     assert content(tmp_path / "out") == content(tmp_path / "plain")
     reloaded(tmp_path / "out", auto, dtype)
+
+
+# name -> (what the file holds of the head, words)
+NO_HEADS = {
+    "not gathered": (lambda tensor: tensor[:0].clone(), r"has shape \[0, 32\]: it is empty"),
+    "not gathered in ZeRO-3": (lambda tensor: tensor.new_empty(0), "ZeRO-3 leaves empty tensors"),
+    "a number": (torch.sum, "score.weight: is a single number, and no head"),
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"allow_new": ["score.*"]}])
+@pytest.mark.parametrize("case", NO_HEADS)
+def test_a_head_without_its_values_is_refused(case, settings, tmp_path):
+    change, words = NO_HEADS[case]
+    model, auto, load, config, _ = HEADS["a reward head on a causal model"]
+    save(tmp_path, model(), config, auto=auto, **load)
+    path = tmp_path / "lora" / "adapter_model.safetensors"
+    state = {k: change(t) if "score" in k else t for k, t in load_file(path).items()}
+    save_file(state, path)
+    with pytest.raises(FitError, match=words):
+        merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out", **settings)
 
 
 def test_a_head_in_a_single_file_is_merged_alike(tmp_path):

@@ -75,12 +75,32 @@ def other_copy(state):
     return {key: t + 1 if "embed_tokens.base_layer" in key else t for key, t in state.items()}
 
 
+def not_gathered(state):
+    return {key: t[:0].clone() if "lora_" not in key else t for key, t in state.items()}
+
+
+def not_gathered_in_zero3(state):
+    return {key: t.new_empty(0) if "lora_" not in key else t for key, t in state.items()}
+
+
+def narrower(state):
+    return {key: t[:, 1:].clone() if "lora_" not in key else t for key, t in state.items()}
+
+
+def single_numbers(state):
+    return {key: t.sum() if "lora_" not in key else t for key, t in state.items()}
+
+
 BOTH = lora(modules_to_save=["embed_tokens", "lm_head"])
 REFUSED = {
     # name -> (configuration, change of the adapter's tensors, of config.json, words)
     "the head alone": (BOTH, only_head, {}, f"rows of {EMBED} that are left are not in the file"),
     "the table alone": (BOTH, only_table, {}, f"rows of {HEAD} that are left are not in the file"),
     "cut in two ways": (BOTH, other_head, {}, "resized in several ways: 60 to 40, 60 to 50"),
+    "empty tables": (BOTH, not_gathered, {}, r"has shape \[0, 32\], the base's"),
+    "empty tables of ZeRO-3": (BOTH, not_gathered_in_zero3, {}, "ZeRO-3 leaves empty tensors"),
+    "tables of another width": (BOTH, narrower, {}, r"has shape \[50, 31\], the base's"),
+    "single numbers": (BOTH, single_numbers, {}, r"has shape \[\], the base's"),
     "another base": (
         lora("embed_tokens", "lm_head"),
         other_copy,

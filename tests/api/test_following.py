@@ -105,6 +105,24 @@ def test_a_configuration_of_another_version_means_the_same(place):
     assert caught.value.problems[0].where == "config.json"
 
 
+def test_a_configuration_with_an_infinite_number_means_the_same(place):
+    """transformers 5 writes it as an object, and as another text than the base may have."""
+    path = place.root / "base" / "config.json"
+    config = {**json.loads(path.read_text()), "time_step_limit": [0.0, {"__float__": "Infinity"}]}
+    path.write_text(json.dumps(config))
+    place.save(place.peft().merge_and_unload())
+    assert '"__float__"' in (place.root / "merged" / "config.json").read_text()
+    assert place.verify().passed
+
+
+def test_a_configuration_that_transformers_does_not_take_fails(place):
+    place.save(place.peft().merge_and_unload())
+    path = place.root / "merged" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "vocab_size": "many"}))
+    with pytest.raises(VerificationError, match=r"config\.json"):
+        place.verify()
+
+
 def test_a_stray_weight_file_fails(place):
     place.save(place.peft().merge_and_unload())
     shutil.copy(place.root / "base" / "model.safetensors", place.root / "merged" / "x.safetensors")

@@ -112,6 +112,7 @@ def test_some_of_zeros_are_told_and_stay_the_bases(config, words, factor, tmp_pa
     [
         (["lora_B"], "lora_B is all zero, so this update changes nothing"),
         (["layers.0.self_attn.q_proj.lora_A"], "lora_A is all zero"),
+        (["layers.0.self_attn.q_proj.lora_"], "lora_A is all zero"),
     ],
 )
 def test_all_of_zeros_and_what_no_training_leaves_are_refused(words, pattern, tmp_path):

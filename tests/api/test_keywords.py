@@ -122,7 +122,7 @@ WRONG = {
     "flag": ["no", 1, 0],
     "either": ["no", 1],
     "choice": ["exakt", "", 1, True],
-    "blocks": [3, ["x", "y"], [2]],
+    "blocks": [3, ["x", "y"], [2], [], [0, False]],
 }
 
 

@@ -136,3 +136,13 @@ def test_a_task_beside_a_network_of_ones_own_is_refused(base, released, tmp_path
     model = f"{tmp_path}/net.py:build"
     with pytest.raises(UsageError, match="is for Hugging Face folders"):
         merge(base, [tmp_path / "lora.safetensors"], dry_run=True, model=model, task="fill-mask")
+
+
+def test_a_task_without_any_folder_of_transformers_is_told(tmp_path):
+    base, adapter = tmp_path / "base.safetensors", tmp_path / "lora.safetensors"
+    save_file({"fc.weight": torch.randn(6, 8)}, base)
+    save_file({"fc.lora_A": torch.randn(2, 8), "fc.lora_B": torch.randn(6, 2)}, adapter)
+    settings = {"alpha": 4, "dry_run": True}
+    report = merge(base, [adapter], task="text-classification", **settings)
+    assert any("--task text-classification had no effect" in note for note in report.warnings)
+    assert not any("--task" in note for note in merge(base, [adapter], **settings).warnings)

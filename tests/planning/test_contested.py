@@ -178,3 +178,14 @@ def test_float64_factors_are_loaded_as_peft_does(saved, tmp_path, dtype, recipe)
     model = PeftModel.from_pretrained(Network().to(dtype), lora)
     wanted = model.merge_and_unload(safe_merge=recipe != "peft").state_dict()
     same(tmp_path / "out.safetensors", wanted)
+
+
+def test_factors_that_peft_does_not_find_by_their_names_are_refused(saved, tmp_path):
+    """loralib's names in a file of PEFT: PEFT loads none of them, and alpha may be another."""
+    extra = {"head.lora_A": torch.randn(2, 6), "head.lora_B": torch.randn(3, 2)}
+    base, lora, as_trained = saved({"target_modules": ["q", "v", "head"]}, extra)
+    assert all(torch.equal(tensor, as_trained[name]) for name, tensor in by_peft(lora).items())
+    with pytest.raises(
+        InputError, match=r"head\.lora_A: does not end in \.weight, so PEFT ignores"
+    ):
+        merge(base, [lora], tmp_path / "out.safetensors")

@@ -30,6 +30,8 @@ _ROLES = {
     "lora_magnitude_vector": "M", "lora_B.bias": "bias",
 }  # fmt: skip
 
+_BARE = "factors of loralib? they need an alpha of their own, in a file outside of this folder"
+
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
@@ -112,6 +114,11 @@ def _attention(
     return Update(base_name(module), factors, said=numbers.said(outer, "lora_attention_out"))
 
 
+def _is_bare(stem: str, key: str) -> bool:
+    """A and B of a layer are modules of PEFT; those of an embedding are parameters."""
+    return stem in ("lora_A", "lora_B") and not key.endswith(".weight")
+
+
 def _tuner(stems: Mapping[str, TensorRef]) -> str:
     embedding = "_embedding" if "lora_embedding_A" in stems else ""
     return f"{'dora' if 'lora_magnitude_vector' in stems else 'lora'}{embedding}"
@@ -132,6 +139,9 @@ def _contradictions(
     if len(set(roles)) < len(roles):
         hint = "a module is an embedding or not: was the file put together of two?"
         return [Problem("holds factors of a linear layer and of an embedding", where, hint)]
+    if bare := [ref for stem, ref in stems.items() if _is_bare(stem, ref.spec.name)]:
+        message = "does not end in .weight, so PEFT ignores it"
+        return [Problem(message, f"{bare[0].file}: {bare[0].spec.name}", _BARE)]
     if variant_of(config) and any(len(ref.spec.shape) != 2 for ref in stems.values()):  # noqa: PLR2004
         message = f"PEFT has no layer for init_lora_weights = {variant_of(config)!r} here"
         return [Problem(message, where, "was it trained with this configuration?")]
