@@ -40,9 +40,9 @@ def _trained(draw):
     """None where PEFT has no layer for what was drawn, MiCA in float64 for example."""
     linear = draw.random() < 0.8
     dtype = draw.choice(["F32", "F32", "BF16", "F16", "F64"])
-    config = CONFIGS[draw.choice(TYPES)](draw, linear)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of configurations, on what they leave out
+        config = CONFIGS[draw.choice(TYPES)](draw, linear)
         try:
             model = get_peft_model(network(dtype, linear=linear), config)
         except (TypeError, ValueError):
