@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         ModelFacts,
         Replacement,
         TensorRef,
+        Update,
     )
 
 
@@ -117,8 +118,7 @@ def _find_change(
     for adapter in adapters:
         wanted = {
             without_wrappers(module): parameters
-            for module, parameters in wanted_of(adapter.updates).items()
-            if not _let_go(module, options)
+            for module, parameters in wanted_of(_left_in(adapter.updates, options)).items()
         }
         if not wanted:
             continue
@@ -138,8 +138,18 @@ def _find_change(
     return IDENTITY
 
 
-def _let_go(module: str, options: Options) -> bool:
-    keys = [join(module, f"lora_{role}") for role in "AB"]
+def _left_in(updates: Sequence[Update], options: Options) -> list[Update]:
+    """Those that neither --allow-unmatched nor --trust-config leaves out."""
+    return [
+        update
+        for update in updates
+        if not (update.outside and options.trust_file is False) and not _let_go(update, options)
+    ]
+
+
+def _let_go(update: Update, options: Options) -> bool:
+    keys = [join(update.module, f"lora_{role}") for role in update.factors]
+    keys += [ref.spec.name for ref in update.factors.values()]
     return any(fnmatchcase(key, glob) for key in keys for glob in options.allow_unmatched)
 
 

@@ -1,8 +1,10 @@
 """--model, where the base lacks the network's prefix, or has tensors that the network lacks."""
 
+import json
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lora_export.api import export_onnx, merge, verify
 from lora_export.errors import FitError, UsageError
@@ -285,3 +287,32 @@ def test_inputs_are_asked_for_where_the_proof_is(tmp_path):
         merged(tmp_path, UNDECLARED, base, adapter, atol=1e-3)
     report, _ = merged(tmp_path, UNDECLARED, base, adapter, input=["x=float32[batch,6]"])
     assert PROVEN in names(report)
+
+
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [
+        (["layers.2"], {"trust_file": False}),
+        (["layers.2", "layers.9"], {"allow_unmatched": ["base_model.model.*.layers.9.*"]}),
+    ],
+)
+def test_what_is_left_out_of_an_adapter_does_not_hide_the_prefix(targets, options, tmp_path):
+    plain = WRAPPED.replace("lora.Linear(6, 8, r=2, lora_alpha=6)", "nn.Linear(6, 8)")
+    base = under("model.encoder.", state(network(plain)))
+    paths = files(tmp_path, plain, base, {})
+    draw = torch.Generator().manual_seed(3)
+    factors = {
+        f"base_model.model.model.encoder.layers.{layer}.lora_{role}.weight": torch.randn(
+            size, generator=draw
+        )
+        for layer in (2, 9)
+        for role, size in (("A", (2, 8)), ("B", (6, 2)))
+    }
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    save_file(factors, lora / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": targets}
+    (lora / "adapter_config.json").write_text(json.dumps(settings))
+    report = merge(paths[0], [lora], paths[2], model=f"{tmp_path}/net.py:build", **options)
+    assert len(report.plan.unmatched) == 2
+    assert [step.out.name for step in report.plan.changed()] == ["layers.2.weight"]
