@@ -297,8 +297,9 @@ def test_inputs_are_asked_for_where_the_proof_is(tmp_path):
     ],
 )
 def test_what_is_left_out_of_an_adapter_does_not_hide_the_prefix(targets, options, tmp_path):
-    base = under("model.encoder.", state(network(WRAPPED)))
-    paths = files(tmp_path, WRAPPED, base, {})
+    plain = WRAPPED.replace("lora.Linear(6, 8, r=2, lora_alpha=6)", "nn.Linear(6, 8)")
+    base = under("model.encoder.", state(network(plain)))
+    paths = files(tmp_path, plain, base, {})
     draw = torch.Generator().manual_seed(3)
     factors = {
         f"base_model.model.model.encoder.layers.{layer}.lora_{role}.weight": torch.randn(
