@@ -65,7 +65,8 @@ REFUSED = {
     "an exception of one's own": (net("raise Custom('q')"), "called with .*: Custom: q"),
     "the same object": (net(build="pass") + "ONE = Net()\ndef build(): return ONE", "again"),
     "the same inside": (
-        net() + "ONE = Net()\ndef build(): return nn.Sequential(ONE.fc)", "object again"
+        net() + "ONE = Net()\nclass Other(nn.Module): pass\n"
+        "def build():\n    other = Other(); other.fc = ONE.fc; return other", "object again"
     ),
     "dropout": (net("y = F.dropout(y, 0.001)"), "draws random numbers"),
     "state": (net("self.k = getattr(self, 'k', 0) + 1; y = y + self.k"), "another output.* again"),

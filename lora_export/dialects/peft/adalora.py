@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.tensors import read_bytes
 from lora_export.dialects.peft.config import CONFIG_NAME
-from lora_export.dialects.peft.keys import plain_key
+from lora_export.dialects.peft.keys import RANKNUM, plain_key
 from lora_export.dialects.peft.modules import lacking, place, with_biases
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.records import Problem, Said, Update
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lora_export.records import TensorRef
 
 _ROLES = {"lora_A": "A", "lora_B": "B", "lora_E": "E"}
-_RANKNUM = "ranknum"
 
 
 def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Problem]]:
@@ -96,7 +95,7 @@ def _problems(
     if masks and module not in masks:
         message = f"rank_pattern in {CONFIG_NAME} leaves this module out"
         problems.append(Problem(message, where, "save the adapter again"))
-    if _RANKNUM in stems and (stored := _number(stems[_RANKNUM])) != start:
+    if RANKNUM in stems and (stored := _number(stems[RANKNUM])) != start:
         message = f"ranknum is {stored}, init_r in {CONFIG_NAME} says {start}"
         problems.append(Problem(message, where, "save the adapter again with save_pretrained"))
     return problems
@@ -137,4 +136,4 @@ def _refusals(config: PeftConfig) -> list[Problem]:
     ]
 
 
-TUNER = Tuner("ADALORA", frozenset({*_ROLES, _RANKNUM}), _read, _refusals, _notes)
+TUNER = Tuner("ADALORA", frozenset({*_ROLES, RANKNUM}), _read, _refusals, _notes)

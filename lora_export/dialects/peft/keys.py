@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _PREFIXES = ("base_model.model.", "base_model.")
 _LEAVES = ("weight", "bias")
+RANKNUM = "ranknum"
+"""The stem of AdaLoRA's count of ranks, which dumps hold beside the factors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +131,14 @@ def _refuse_several(file: AdapterFile, names: Iterable[str]) -> None:
 
 
 def _refuse_some_named(file: AdapterFile, split: Mapping[str, FactorKey | None]) -> None:
-    """PEFT names all factors of a file alike; of a mixture it ignores some."""
+    """PEFT names all factors of a file alike; of a mixture it ignores some.
+
+    AdaLoRA's count of ranks is no factor: it has the adapter's name where it is kept at all.
+    """
     own = [(k, found) for k, found in split.items() if file.tensors[k].file not in file.joined]
-    named = [key for key, found in own if found and found.adapter]
-    plain = [key for key, found in own if found and not found.adapter]
+    factors = [(key, found) for key, found in own if found and found.stem != RANKNUM]
+    named = [key for key, found in factors if found.adapter]
+    plain = [key for key, found in factors if not found.adapter]
     if named and plain:
         raise InputError(
             f"{len(named)} keys name an adapter and {len(plain)} do not: {named[0][:200]}",
