@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import transformers
@@ -20,6 +22,20 @@ def _lora(*modules, **settings):
     return LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", *modules], **settings)
 
 
+def _save(folder, *what, **options):
+    """As peft_folders.save; PEFT warns of resized tables and of ties, which these are about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        unmerged = save(folder, *what, **options)
+
+    def quiet():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return unmerged()
+
+    return quiet
+
+
 def _equals_the_unmerged_model(folder, unmerged, auto, vocabulary=60):
     report = merge(folder / "base", [folder / "lora"], folder / "out")
     found = reloaded(folder / "out", auto)
@@ -31,7 +47,7 @@ def _equals_the_unmerged_model(folder, unmerged, auto, vocabulary=60):
 
 def _tied_head_adapted(folder):
     model = llama(tied=True)
-    unmerged = save(folder, model, _lora("lm_head"))
+    unmerged = _save(folder, model, _lora("lm_head"))
     found = _equals_the_unmerged_model(folder, unmerged, type(model))
     base = load_file(folder / "base" / "model.safetensors")
     assert torch.equal(found.state_dict()[_EMBED], base[_EMBED])
@@ -40,14 +56,14 @@ def _tied_head_adapted(folder):
 def _tied_and_grown(folder):
     model = llama(tied=True)
     config = _lora(modules_to_save=["embed_tokens", "lm_head"])
-    unmerged = save(folder, model, config, resize=64)
+    unmerged = _save(folder, model, config, resize=64)
     found = _equals_the_unmerged_model(folder, unmerged, type(model), 64)
     assert found.config.tie_word_embeddings is False
 
 
 def _added_tokens(folder):
     model = llama()
-    unmerged = save(folder, model, _lora(), resize=64)
+    unmerged = _save(folder, model, _lora(), resize=64)
     found = _equals_the_unmerged_model(folder, unmerged, type(model), 64)
     assert found.config.vocab_size == 64
 
@@ -55,14 +71,14 @@ def _added_tokens(folder):
 def _cut(folder):
     model = llama()
     config = _lora(modules_to_save=["embed_tokens", "lm_head"])
-    unmerged = save(folder, model, config, resize=50)
+    unmerged = _save(folder, model, config, resize=50)
     found = _equals_the_unmerged_model(folder, unmerged, type(model), 50)
     assert found.config.vocab_size == 50
 
 
 def _half_of_a_cut_vocabulary(folder):
     config = _lora(modules_to_save=["embed_tokens", "lm_head"])
-    save(folder, llama(), config, resize=50)
+    _save(folder, llama(), config, resize=50)
     path = folder / "lora" / "adapter_model.safetensors"
     state = load_file(path)
     save_file({name: t for name, t in state.items() if "lm_head" not in name}, path)
@@ -74,7 +90,7 @@ def _reward_head(folder):
     auto = transformers.AutoModelForSequenceClassification
     config = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"])
     load = {"num_labels": 1, "pad_token_id": 0}
-    unmerged = save(folder, llama(), config, auto=auto, **load)
+    unmerged = _save(folder, llama(), config, auto=auto, **load)
     merge(folder / "base", [folder / "lora"], folder / "out", allow_new=["score.*"])
     found = reloaded(folder / "out", auto)
     assert (logits(found) - logits(unmerged())).abs().max() < 1e-5
@@ -83,7 +99,7 @@ def _reward_head(folder):
 def _classifier_is_the_trained_one(folder):
     auto = transformers.AutoModelForSequenceClassification
     config = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["query"])
-    unmerged = save(folder, bert("BertModel"), config, auto=auto, num_labels=3)
+    unmerged = _save(folder, bert("BertModel"), config, auto=auto, num_labels=3)
     found = _equals_the_unmerged_model(folder, unmerged, auto)
     assert found.config.num_labels == 3
 
@@ -91,7 +107,7 @@ def _classifier_is_the_trained_one(folder):
 def _shared_storage(folder):
     """torch.save keeps both names of a tied tensor; safetensors refuses to."""
     model = llama(tied=True)
-    unmerged = save(folder, model, _lora())
+    unmerged = _save(folder, model, _lora())
     (folder / "base" / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "base" / "pytorch_model.bin")
     _equals_the_unmerged_model(folder, unmerged, type(model))
