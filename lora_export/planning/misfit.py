@@ -63,8 +63,7 @@ def other_bases(base: Checkpoint, adapters: Sequence[Adapter]) -> list[Problem]:
     compared by their last part: what an adapter was trained on may lie in another folder here, or
     be quantised there. The revision of a base is known where it lies in the Hugging Face cache.
     """
-    folder = base.root.resolve().name if base.layout == "folder" else ""
-    given = repository_of(base.root) or folder
+    given = _name_of(base)
     if not given:
         return []
     found: dict[str, Problem] = {}
@@ -76,6 +75,19 @@ def other_bases(base: Checkpoint, adapters: Sequence[Adapter]) -> list[Problem]:
             what = f"trained on revision {adapter.revision} of {name}"
             found.setdefault(f"{name}@{commit}", _other_base(adapter, what, f"revision {commit}"))
     return list(found.values())
+
+
+def why_not_compared(base: Checkpoint, adapters: Sequence[Adapter]) -> str:
+    """Why no adapter's base could be compared with this one; empty where one was."""
+    if not any(adapter.trained_on for adapter in adapters):
+        return "no adapter names the base that it was trained on"
+    return "" if _name_of(base) else f"{base.root.name} is a file, which has no model's name"
+
+
+def _name_of(base: Checkpoint) -> str:
+    """The base's name in the Hugging Face cache, else its folder's; empty for a file elsewhere."""
+    folder = base.root.resolve().name if base.layout == "folder" else ""
+    return repository_of(base.root) or folder
 
 
 def _other_base(adapter: Adapter, trained_on: str, given: str) -> Problem:

@@ -258,7 +258,8 @@ def in_network(
         if target and model and changed is None and plain not in model.outside:
             message = f"lies outside of {space.change.old}, and the base's {target} does not"
             hint = "give the base the network's names, or leave it out with --allow-unmatched"
-            draft.unfit.append(Problem(message, replacement.name, hint))
+            where = f"{replacement.ref.file}: {replacement.name}"
+            draft.unfit.append(Problem(message, where, draft.way_out(replacement.ref, hint)))
             continue
         found.append(replace(replacement, name=name))
         targets[name] = target

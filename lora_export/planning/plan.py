@@ -13,7 +13,7 @@ from lora_export.planning.draft import Draft, Options
 from lora_export.planning.fit import fit_adapter
 from lora_export.planning.heads import head_dtype, plan_heads
 from lora_export.planning.lost import refuse_lost
-from lora_export.planning.misfit import other_bases
+from lora_export.planning.misfit import other_bases, why_not_compared
 from lora_export.planning.modules import join_shared, refuse_forgotten
 from lora_export.planning.names import INNER_WRAPPERS, BaseNames, weight_names
 from lora_export.planning.network import tell_network
@@ -191,6 +191,8 @@ def _tell_other_bases(draft: Draft, adapters: Sequence[Adapter]) -> None:
     found = other_bases(draft.base, adapters)
     if draft.options.strict:
         draft.unfit += found
+        if why := why_not_compared(draft.base, adapters):
+            draft.warnings.append(f"--strict compared nothing: {why}")
     else:
         draft.warnings += [f"{problem.message} (--strict refuses it)" for problem in found]
 

@@ -158,6 +158,15 @@ def test_another_base_is_in_json_and_in_the_report(other):
     assert any("org/other" in line for line in json.loads(result.stdout)["warnings"])
 
 
+def test_strict_tells_where_it_can_compare_nothing(other):
+    adapter = loralib(other, "l.safetensors")
+    report = merge(other / "base", [adapter], other / "o1", alpha=4, strict=True, verify=False)
+    assert any("no adapter names the base" in warning for warning in report.warnings)
+    file, output = other / "base" / "model.safetensors", other / "o2.safetensors"
+    report = merge(file, [other / "lora"], output, strict=True, verify=False)
+    assert any("model.safetensors is a file" in warning for warning in report.warnings)
+
+
 def test_strict_refuses_another_base(other):
     with pytest.raises(FitError, match="trained on org/other; the base given is base"):
         merge(other / "base", [other / "lora"], other / "out", strict=True)

@@ -18,8 +18,6 @@ REPORTS = [report for topic in TOPICS for report in topic.REPORTS]
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.distributed")
-@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
 @pytest.mark.parametrize("report", REPORTS, ids=[report.name for report in REPORTS])
 def test_public_report(report, tmp_path):
     report.check(tmp_path)
