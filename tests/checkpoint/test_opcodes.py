@@ -186,7 +186,7 @@ def test_what_is_changed_after_it_was_made_is_refused(content):
 
 
 def test_one_list_or_mapping_under_many_keys_is_looked_into_once(tmp_path):
-    start = time.monotonic()
+    """Looked into for each key, these files would take minutes: the test would not end."""
     path = tmp_path / "x.pt"
     shared, mapping = [None] * 100_000, dict.fromkeys(range(20_000))
     torch.save({"a.weight": torch.ones(2), **{f"k{i}": shared for i in range(3000)}}, path)
@@ -194,7 +194,6 @@ def test_one_list_or_mapping_under_many_keys_is_looked_into_once(tmp_path):
     torch.save({f"k{i}": mapping for i in range(10_000)}, path)
     with pytest.raises(InputError, match="holds no tensors"):
         read_pickles(path)
-    assert time.monotonic() - start < 10
 
 
 def tuple_bomb() -> bytes:
