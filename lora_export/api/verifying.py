@@ -196,6 +196,8 @@ def _job(
         job = plan_job(request, inputs, network=network, proof=proof, settings=settings)
         return job, (), ()
     said: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
+    if recorded.trust_file is not None:
+        said["trust_file"] = recorded.trust_file
     network, inherited = _as_recorded(network, recorded)
     taken = {key: value for key, value in said.items() if settings.get(key) is None}
     settings = cast("AdapterOptions", {**settings, **taken})

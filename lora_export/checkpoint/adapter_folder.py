@@ -94,7 +94,7 @@ def beside(place: AdapterPlace) -> tuple[WeightSet, ...]:
     Those are the modules that sentence-transformers runs after the adapted one, as 2_Dense.
     """
     folder, taken = place.file.parent, set(place.chosen.files)
-    found = list(weight_sets(folder))
+    found = list(weight_sets(folder, every_bin=True))
     for name in sorted(module_folders(folder)):
         if (folder / name).is_dir():
             inside = weight_sets(folder / name)

@@ -48,7 +48,8 @@ class Recorded:
     outputs: SHA-256 by relative path. base: SHA-256 of every file of the base, "" where none was
     taken. merged_before: digests of the adapters in the base. facts: by the adapter's place in
     `adapters` and the module. options: those that say how to read the inputs. verified: None when
-    nothing was verified. precision: of an ONNX file.
+    nothing was verified. precision: of an ONNX file. trust_file: which of an adapter's file and
+    its configuration was followed where they disagree, None where they do not.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Recorded:
     options: Mapping[str, str]
     task: str | None
     kv_cache: bool
+    trust_file: bool | None
     verified: bool | None
     precision: str = "fp32"
 
@@ -121,6 +123,7 @@ def _read(path: Path) -> Recorded:
         precision=top.table("onnx").get("precision", str) if "onnx" in top else "fp32",
         task=options.get("task", str) if "task" in options else None,
         kv_cache=options.get("kv_cache", bool, default=False),
+        trust_file=options.get("trust_file", bool) if "trust_file" in options else None,
         verified=None if verification is None else top.table("verification").get("passed", bool),
     )
 

@@ -36,8 +36,10 @@ def is_training_state(name: str) -> bool:
     return _TRAINING.fullmatch(name.lower()) is not None
 
 
-def weight_sets(folder: Path) -> list[WeightSet]:
+def weight_sets(folder: Path, *, every_bin: bool = False) -> list[WeightSet]:
     """Every weight file of `folder` itself, shards as one set, by name.
+
+    every_bin: also .bin files of no known content, which may be damaged weights.
 
     Left out: hidden files, what only training needs, files beside which their own manifest lies
     (results of this tool), and formats of other frameworks. A link that leads nowhere counts, so
@@ -47,7 +49,11 @@ def weight_sets(folder: Path) -> list[WeightSet]:
         InputError: an index is no JSON object.
         StorageError: the folder cannot be read.
     """
-    files = {path.name: path for path in sorted(folder.iterdir()) if _is_weights(path)}
+    files = {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if _is_weights(path) or (every_bin and _is_unread(path))
+    }
     sets = [_indexed(path, files) for path in sorted(folder.glob(f"*{INDEX_SUFFIX}"))]
     found = [one for one in sets if one is not None]
     taken = {file for one in found for file in one.files}
@@ -108,6 +114,13 @@ def _is_weights(path: Path) -> bool:
     with suppress(StorageError):  # what cannot be opened is told where it is read, or is no weight
         return is_torch_weights(path) or _is_torch_archive(path)
     return name.lower().endswith(TORCH_SUFFIXES)
+
+
+def _is_unread(path: Path) -> bool:
+    """A .bin of no known content; the reader of weights refuses it by name."""
+    name = path.name.lower()
+    hidden = name.startswith((".", "openvino")) or is_training_state(name)
+    return name.endswith(".bin") and path.is_file() and not hidden
 
 
 def _is_torch_archive(path: Path) -> bool:

@@ -12,6 +12,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 import lora_export
+from lora_export.options import ADAPTER
 from lora_export.report.columns import counted
 from lora_export.report.result import tensor_counts
 
@@ -189,10 +190,13 @@ def _command(plan: MergePlan, card: Card, options: Mapping[str, Any]) -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
+_OPPOSITES = {option.name: option.opposite for option in ADAPTER if option.opposite}
+
+
 def _option(name: str, value: object) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
-        off = ["--no-fan-in-fan-out"] if name == "fan_in_fan_out" else []
+        off = [f"--{_OPPOSITES[name]}"] if name in _OPPOSITES else []
         return [flag] if value else off
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     if name == "enable_lora" and not isinstance(value, str):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.files import parse_json_object
 from lora_export.checkpoint.side_files import weight_files
 from lora_export.records import Check
+from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +49,12 @@ def check_foreign_files(
         *_told(other, "not the planned bytes, and not proven"),
     ]
     detail = "the configuration means what is planned, and no weight file is a stray"
+    if wrong:
+        keys = _other_keys(config, merged) if config and _CONFIG in wrong else []
+        told = [f"{_CONFIG} has other values: {first_names(keys)}"] if keys else []
+        strays = [name for name in wrong if name != _CONFIG]
+        told += [f"weight files that no loader reads: {first_names(strays)}"] if strays else []
+        detail = "; ".join(told) or f"{_CONFIG} is missing or means something else"
     check = Check("side files", not wrong, len(wrong), 0, ", ".join(wrong[:3]), detail)
     return (check,), tuple(notes)
 
@@ -64,12 +71,23 @@ def _content(file: SideFile) -> bytes:
 
 def _means_the_same(planned: SideFile, merged: Checkpoint) -> bool:
     """Whether transformers reads both alike; where it cannot, whether both have the same keys."""
-    wanted = parse_json_object(
-        _content(planned), planned.name, unique_keys=False, tagged_floats=True
-    )
     if not (merged.root / _CONFIG).is_file():
         return False
-    return wanted == merged.config or _meaning(wanted) == _meaning(merged.config)
+    return _planned(planned) == merged.config or not _other_keys(planned, merged)
+
+
+def _planned(planned: SideFile) -> dict[str, object]:
+    return parse_json_object(_content(planned), planned.name, unique_keys=False, tagged_floats=True)
+
+
+def _other_keys(planned: SideFile, merged: Checkpoint) -> list[str]:
+    """Keys with another value than planned, or that one of both lacks."""
+    wanted, found = _meaning(_planned(planned)), _meaning(merged.config)
+    return sorted(
+        key
+        for key in wanted.keys() | found.keys()
+        if key not in wanted or key not in found or wanted[key] != found[key]
+    )
 
 
 def _meaning(config: Mapping[str, object]) -> dict[str, object]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _ALIKE = 0.01
 """How far the parts of the update may lie from each other and still be one mistake."""
 
+_OFTEN = 3.5
+"""A factor above it is no adapter merged again, but another scaling or another adapter."""
+
 _SHOWN = 3
 
 
@@ -36,9 +39,9 @@ def gain_told(merged: Sequence[Tally]) -> str:
         return f"{len(missing)} of {len(parts)} targets were not merged: {_named(missing)}"
     if not alike or abs(mean - 1) <= _ALIKE:
         return ""
-    if abs(mean - round(mean)) <= _ALIKE and mean > 1:
+    if abs(mean - round(mean)) <= _ALIKE and 1 < mean < _OFTEN:
         return f"every target holds the update {round(mean)} times: merged more than once"
-    return f"every target holds {mean:.4g} of the update: another alpha, rank or weight"
+    return f"every target holds {mean:.4g} of the update: another alpha, rank, weight or adapter"
 
 
 def names_told(wanted: Mapping[str, TensorSpec], written: Mapping[str, TensorSpec]) -> str:

@@ -204,6 +204,22 @@ def test_a_damaged_file_is_refused_unless_it_is_ignored(folder):
     assert run(folder, ignore=["non_lora_trainables.bin"])
 
 
+DESTROYED = {
+    "empty": b"",
+    "a page": b"<!doctype html><title>404</title>",
+    "text": b"not found\n",
+    "noise": bytes(range(5, 250)),
+}
+
+
+@pytest.mark.parametrize("content", DESTROYED.values(), ids=DESTROYED)
+def test_a_bin_of_no_known_content_may_be_lost_weights(content, folder):
+    (folder / "lora" / "non_lora_trainables.bin").write_bytes(content)
+    assert "--ignore 'non_lora_trainables.bin'" in refused(folder, InputError)
+    merged, _ = run(folder, ignore=["non_lora_trainables.bin"])
+    assert torch.equal(merged["model.q.weight"], MERGED)
+
+
 def test_a_link_that_leads_nowhere_is_refused_too(folder):
     (folder / "lora" / "trained.bin").symlink_to("gone")
     assert "--ignore 'trained.bin'" in refused(folder, InputError)

@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_export.api import merge
-from lora_export.errors import FitError, InputError, UsageError
+from lora_export.api import merge, verify
+from lora_export.errors import FitError, InputError, UsageError, VerificationError
 
 PREFIX = "base_model.model."
 
@@ -189,3 +189,15 @@ def test_factors_that_peft_does_not_find_by_their_names_are_refused(saved, tmp_p
         InputError, match=r"head\.lora_A: does not end in \.weight, so PEFT ignores"
     ):
         merge(base, [lora], tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("trust_file", [True, False])
+def test_verify_takes_up_what_was_trusted(trust_file, saved, tmp_path):
+    base, lora, _ = saved({"target_modules": ["q"]})
+    out = tmp_path / "out.safetensors"
+    merge(base, [lora], out, trust_file=trust_file)
+    again = verify(out, base=base, adapters=[lora])
+    assert again.passed
+    assert any(f"trust_file {trust_file}: taken from" in line for line in again.warnings)
+    with pytest.raises(VerificationError):
+        verify(out, base=base, adapters=[lora], trust_file=not trust_file)

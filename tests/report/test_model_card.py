@@ -145,6 +145,7 @@ COMMANDS = {
     "layout": ({"max_shard_size": "5GB"}, "--max-shard-size 5GB"),
     "a flag": ({"allow_noop": True}, "--allow-noop"),
     "a denial": ({"fan_in_fan_out": False, "tied": "error"}, "--no-fan-in-fan-out"),
+    "what is trusted": ({"trust_file": False}, "--trust-config"),
     "a choice": ({"recipe": "exact"}, "--recipe exact"),
     "a glob": ({"allow_unmatched": ["m.*x", "m.lora_[C]"]}, "--allow-unmatched 'm.*x'"),
     "a file": ({"alpha": None, "hparams": "facts.toml"}, "--hparams FACTS"),

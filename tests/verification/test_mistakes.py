@@ -15,6 +15,7 @@ PARTS = {
     "many missing": ([1.0, 0, 0, 0, 0, 0], "5 of 6 targets were not merged: 1, 2, 3 and 2 more"),
     "twice": ([2.0, 2.001], "the update 2 times: merged more than once"),
     "three times": ([3.0], "the update 3 times: merged more than once"),
+    "another adapter": ([20.0, 20.0], "another alpha, rank, weight or adapter"),
     "half": ([0.5, 0.5], "every target holds 0.5 of the update"),
     "wrong sign": ([-1.0, -1.0], "every target holds -1 of the update"),
     "all differ": ([0.3, 2.0], ""),
