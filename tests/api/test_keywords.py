@@ -1,6 +1,7 @@
 """The library refuses what the command line refuses: unknown names, and values no option takes."""
 
 import inspect
+from pathlib import Path
 
 import click
 import pytest
@@ -156,3 +157,13 @@ def test_one_path_is_no_list_of_adapters(verb, adapters):
 def test_a_base_that_is_no_path_is_refused():
     with pytest.raises(UsageError, match="base is 3"):
         api.merge(3, ["l"], "o")
+
+
+def test_the_page_about_python_runs(tmp_path, monkeypatch, capsys):
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "python.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "samples").symlink_to(root / "samples")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # noqa: S102 - it is our own page
+    assert "merged.safetensors\nTrue" in capsys.readouterr().out
