@@ -49,7 +49,7 @@ def evaluated(folder, published):
 
 
 def test_merge_equals_loralib(roberta, published, tmp_path):
-    report = merge(roberta, [published], tmp_path / "out", alpha=ALPHA, fan_in_fan_out=False)
+    report = merge(roberta, [published], tmp_path / "out", alpha=ALPHA)
 
     merged, expected = (
         load_file(tmp_path / "out" / "model.safetensors"),
@@ -63,8 +63,13 @@ def test_merge_equals_loralib(roberta, published, tmp_path):
     assert verify(tmp_path / "out", base=roberta, adapters=[published]).passed
 
 
-def test_square_weights_are_asked_for(roberta, published, tmp_path):
+def test_square_weights_of_a_file_without_its_folder_are_asked_for(roberta, published, tmp_path):
     with pytest.raises(UsageError) as caught:
-        merge(roberta, [published], tmp_path / "out", alpha=ALPHA)
+        merge(roberta / "model.safetensors", [published], tmp_path / "o.safetensors", alpha=ALPHA)
     assert "--no-fan-in-fan-out" in str(caught.value)
     assert "24 places" in str(caught.value)
+
+
+def test_an_option_that_contradicts_the_folder_is_refused(roberta, published, tmp_path):
+    with pytest.raises(UsageError, match="model_type roberta"):
+        merge(roberta, [published], tmp_path / "out", alpha=ALPHA, fan_in_fan_out=True)
