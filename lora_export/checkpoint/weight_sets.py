@@ -103,9 +103,13 @@ def _is_map(value: object) -> TypeGuard[Mapping[str, str]]:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
 
 
+def _is_passed_over(name: str) -> bool:
+    return name.startswith(".") or is_training_state(name)
+
+
 def _is_weights(path: Path) -> bool:
     name = path.name
-    if name.startswith(".") or is_training_state(name):
+    if _is_passed_over(name):
         return False
     if not path.exists():
         return name.lower().endswith(TORCH_SUFFIXES)
@@ -119,8 +123,8 @@ def _is_weights(path: Path) -> bool:
 def _is_unread(path: Path) -> bool:
     """A .bin of no known content; the reader of weights refuses it by name."""
     name = path.name.lower()
-    hidden = name.startswith((".", "openvino")) or is_training_state(name)
-    return name.endswith(".bin") and path.is_file() and not hidden
+    other = _is_passed_over(name) or name.startswith("openvino")
+    return name.endswith(".bin") and path.is_file() and not other
 
 
 def _is_torch_archive(path: Path) -> bool:
