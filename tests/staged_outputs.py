@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.publish import staging
-from lora_export.checkpoint.side_files import manifest_beside
+from lora_export.checkpoint.folder.side_files import manifest_beside
+from lora_export.checkpoint.output.publish import staging
 
 if TYPE_CHECKING:
     from pathlib import Path

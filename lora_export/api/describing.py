@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.api.recording import given_options, input_files
-from lora_export.checkpoint.writer import write_bytes
+from lora_export.checkpoint.output.writer import write_bytes
 from lora_export.report.model_card import model_card
 
 if TYPE_CHECKING:

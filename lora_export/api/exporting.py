@@ -34,10 +34,10 @@ from lora_export.api.proving import (
 from lora_export.api.proving_file import prove_file
 from lora_export.api.recording import build_manifest, input_paths
 from lora_export.api.space import float32_bytes, refuse_too_little, space_for
+from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, manifest_beside
 from lora_export.checkpoint.index import read_checkpoint
-from lora_export.checkpoint.publish import staging
-from lora_export.checkpoint.side_files import MANIFEST_NAME, manifest_beside
-from lora_export.checkpoint.writer import write_bytes
+from lora_export.checkpoint.output.publish import staging
+from lora_export.checkpoint.output.writer import write_bytes
 from lora_export.errors import UsageError
 from lora_export.models.answering import CachedPair
 from lora_export.models.choose import folder_model
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from lora_export.api.keywords import Settings
     from lora_export.api.proving import Job
-    from lora_export.checkpoint.publish import Staging
+    from lora_export.checkpoint.output.publish import Staging
     from lora_export.models.source import ModelSource
     from lora_export.records import Attribution, Check, Checkpoint, WrittenFile
 

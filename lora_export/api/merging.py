@@ -20,10 +20,10 @@ from lora_export.api.proving import (
 from lora_export.api.recording import build_manifest, input_paths
 from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.contents import file_sha256
+from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, manifest_beside
 from lora_export.checkpoint.index import read_checkpoint
-from lora_export.checkpoint.publish import staging
-from lora_export.checkpoint.side_files import MANIFEST_NAME, manifest_beside
-from lora_export.checkpoint.writer import write_bytes
+from lora_export.checkpoint.output.publish import staging
+from lora_export.checkpoint.output.writer import write_bytes
 from lora_export.errors import OutputError, UsageError
 from lora_export.execution.undo import check_undoable, is_undo_of, write_undo
 from lora_export.planning.shards import parse_size, resharded
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from lora_export.api.keywords import Settings
     from lora_export.api.proving import Job
-    from lora_export.checkpoint.publish import Staging
+    from lora_export.checkpoint.output.publish import Staging
     from lora_export.records import MergePlan, WrittenFile
 
     Progress = Callable[[int, int], None]

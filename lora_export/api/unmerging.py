@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.api.keywords import checked
 from lora_export.checkpoint.index import read_checkpoint
-from lora_export.checkpoint.publish import staging
+from lora_export.checkpoint.output.publish import staging
 from lora_export.execution.undo import is_restored, read_undo, restore
 from lora_export.records import Check
 from lora_export.report.result import Report
@@ -17,7 +17,7 @@ from lora_export.verification.proof import refuse_failed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_export.checkpoint.targets import Kind
+    from lora_export.checkpoint.output.targets import Kind
 
 
 @checked("unmerge")

@@ -23,8 +23,8 @@ from lora_export.api.lowering import Form, Full, full_proof, lossy_warnings, pro
 from lora_export.api.network import Network
 from lora_export.api.proving import make_job, plan_job, prove_checkpoint, prove_weights
 from lora_export.api.proving_file import prove_file
+from lora_export.checkpoint.folder.recorded import read_manifest
 from lora_export.checkpoint.index import read_checkpoint
-from lora_export.checkpoint.recorded import read_manifest
 from lora_export.errors import InputError, UsageError
 from lora_export.models.answering import CachedPair
 from lora_export.models.caches import PAST
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from lora_export.api.following import PlanAgain
     from lora_export.api.keywords import Settings
     from lora_export.api.proving import Job, ProofOptions, Proven
-    from lora_export.checkpoint.recorded import Recorded
+    from lora_export.checkpoint.folder.recorded import Recorded
     from lora_export.models.source import ModelSource
     from lora_export.onnx_export.precision import Precision
     from lora_export.planning.request import AdapterOptions

@@ -13,16 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.adapter_config import read_adapter_config, refuse_without_config
-from lora_export.checkpoint.adapter_folder import (
-    ADAPTER_NAMES,
-    beside,
-    find_adapter,
-    named_adapter,
-    no_single_file,
-    unread,
-)
-from lora_export.checkpoint.elsewhere import elsewhere
 from lora_export.checkpoint.files import (
     fail_on,
     is_lfs_pointer,
@@ -31,11 +21,21 @@ from lora_export.checkpoint.files import (
     read_start,
     system_errors,
 )
+from lora_export.checkpoint.folder.adapter_config import read_adapter_config, refuse_without_config
+from lora_export.checkpoint.folder.adapter_folder import (
+    ADAPTER_NAMES,
+    beside,
+    find_adapter,
+    named_adapter,
+    no_single_file,
+    unread,
+)
+from lora_export.checkpoint.folder.elsewhere import elsewhere
+from lora_export.checkpoint.folder.hf_cache import cached_snapshot, is_repository_name
+from lora_export.checkpoint.folder.side_files import list_side_files
+from lora_export.checkpoint.folder.weight_sets import INDEX_SUFFIX, missing_shards, weight_sets
 from lora_export.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
-from lora_export.checkpoint.hf_cache import cached_snapshot, is_repository_name
-from lora_export.checkpoint.pickles import read_pickles
-from lora_export.checkpoint.side_files import list_side_files
-from lora_export.checkpoint.weight_sets import INDEX_SUFFIX, missing_shards, weight_sets
+from lora_export.checkpoint.torch_save.pickles import read_pickles
 from lora_export.errors import InputError
 from lora_export.records import AdapterFile, Checkpoint, Problem, Shard
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from lora_export.checkpoint.adapter_folder import AdapterPlace
+    from lora_export.checkpoint.folder.adapter_folder import AdapterPlace
     from lora_export.records import WeightSet
 
 _BASE_NAMES = (

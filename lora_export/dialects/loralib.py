@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.elsewhere import EMPTY
+from lora_export.checkpoint.folder.elsewhere import EMPTY
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.errors import InputError
 from lora_export.records import FLOAT_DTYPES, Adapter, Problem, Replacement, Update

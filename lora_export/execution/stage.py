@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import is_zero
-from lora_export.checkpoint.writer import copy_file, write_bytes
+from lora_export.checkpoint.output.writer import copy_file, write_bytes
 from lora_export.errors import FitError
 from lora_export.execution.digests import follow, hash_files, whole
 from lora_export.execution.full_tensors import refuse_unusable

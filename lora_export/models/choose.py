@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from lora_export.checkpoint.quantized import find_quantization
+from lora_export.checkpoint.folder.quantization import find_quantization
 from lora_export.errors import InputError, UsageError
 from lora_export.models.factory import FactoryModel
 from lora_export.models.huggingface import (

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.side_files import ADAPTER_CONFIG
+from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.json_edit import edit_json
+from lora_export.checkpoint.folder.json_edit import edit_json
 from lora_export.planning.card import CARD_NAME, plan_card
 from lora_export.planning.quantized import stale_claims
 from lora_export.planning.special_tokens import check_tokenizer

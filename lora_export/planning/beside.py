@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.containers import NoTensorsError
 from lora_export.checkpoint.contents import file_sha256, same_content, tensors_sha256
 from lora_export.checkpoint.index import read_weights
+from lora_export.checkpoint.torch_save.containers import NoTensorsError
 from lora_export.dialects import read_adapter
 from lora_export.dialects.peft.keys import plain_key
 from lora_export.errors import InputError, LimitError, UsageError

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.front_matter import read_front_matter
-from lora_export.checkpoint.hf_cache import repository_of
+from lora_export.checkpoint.folder.front_matter import read_front_matter
+from lora_export.checkpoint.folder.hf_cache import repository_of
 from lora_export.planning.origin import base_name
 from lora_export.records import Card
 

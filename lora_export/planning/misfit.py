@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.hf_cache import commit_of, commit_of_revision, repository_of
+from lora_export.checkpoint.folder.hf_cache import commit_of, commit_of_revision, repository_of
 from lora_export.planning.origin import without_scheme
 from lora_export.records import Problem
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.hf_cache import REPOSITORY, repository_of
+from lora_export.checkpoint.folder.hf_cache import REPOSITORY, repository_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,7 +8,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.quantized import find_quantization
+from lora_export.checkpoint.folder.quantization import find_quantization
 from lora_export.planning.fit import keys_of
 from lora_export.planning.names import IDENTITY, BaseNames, choose_prefix, join, without_wrappers
 from lora_export.planning.origin import original_hint
@@ -19,7 +19,7 @@ from lora_export.report.columns import counted
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from lora_export.checkpoint.quantized import Quantization
+    from lora_export.checkpoint.folder.quantization import Quantization
     from lora_export.planning.draft import Draft
     from lora_export.records import Adapter, Checkpoint
 

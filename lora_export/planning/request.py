@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from lora_export.checkpoint.files import read_json_object
+from lora_export.checkpoint.folder.recorded import read_manifest
+from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
-from lora_export.checkpoint.recorded import read_manifest
-from lora_export.checkpoint.side_files import ADAPTER_CONFIG
 from lora_export.errors import FitError, UsageError
 from lora_export.planning.beside import read_joined, refuse_unused_ignore
 from lora_export.planning.draft import Options, Recipe, Tied, Tokenizer

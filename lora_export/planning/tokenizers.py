@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import file_sha256
-from lora_export.checkpoint.tokenizer_files import is_tokenizer_file, tokenizer_files
+from lora_export.checkpoint.folder.tokenizer_files import is_tokenizer_file, tokenizer_files
 from lora_export.records import Problem, SideFile
 from lora_export.report.text import first_names
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content, same_first_rows
-from lora_export.checkpoint.elsewhere import EMPTY
+from lora_export.checkpoint.folder.elsewhere import EMPTY
 from lora_export.dialects.peft.whole import is_in
 from lora_export.planning.contested import disputed
 from lora_export.planning.lost import Promise

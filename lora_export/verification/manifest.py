@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.side_files import weight_files
+from lora_export.checkpoint.folder.side_files import weight_files
 from lora_export.execution.digests import hash_files
 from lora_export.records import Check
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from lora_export.checkpoint.recorded import Recorded
+    from lora_export.checkpoint.folder.recorded import Recorded
     from lora_export.records import Adapter, Checkpoint
 
 _CHANGED = "damaged or edited after it was written: write it again, and do not ship this one"

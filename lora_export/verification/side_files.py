@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import file_sha256
-from lora_export.checkpoint.side_files import weight_files
+from lora_export.checkpoint.folder.side_files import weight_files
 from lora_export.execution.stage import index_bytes
 from lora_export.records import Check
 

@@ -133,7 +133,7 @@ def test_an_undo_file_that_exists_is_kept(base, adapter, tmp_path):
 
 
 def test_without_a_result_there_is_no_undo_file(base, adapter, tmp_path, monkeypatch):
-    from lora_export.checkpoint.publish import Staging
+    from lora_export.checkpoint.output.publish import Staging
 
     undo = tmp_path / "undo.safetensors"
     right = Staging.publish

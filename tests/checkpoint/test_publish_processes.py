@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from staged_outputs import listing, put_file
 
-from lora_export.checkpoint.publish import staging
+from lora_export.checkpoint.output.publish import staging
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,8 +70,8 @@ def test_a_staging_in_use_is_kept_though_its_number_is_dead(output):
 RACE = """
 import sys, time
 from pathlib import Path
-from lora_export.checkpoint.publish import staging
-from lora_export.checkpoint.side_files import manifest_beside
+from lora_export.checkpoint.output.publish import staging
+from lora_export.checkpoint.folder.side_files import manifest_beside
 from lora_export.errors import OutputError
 output, kind, gate = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 beside = [manifest_beside(output)] if kind == "file" else []
@@ -143,7 +143,7 @@ def test_a_reader_sees_the_old_or_the_new_at_every_instant(output, kind):
 KILLED = """
 import sys, time, signal
 from pathlib import Path
-from lora_export.checkpoint.publish import staging
+from lora_export.checkpoint.output.publish import staging
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 if len(sys.argv) > 2:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from lora_export.checkpoint.pickles import read_pickles
 from lora_export.checkpoint.tensors import read_tensor, tensor_bytes
+from lora_export.checkpoint.torch_save.pickles import read_pickles
 from lora_export.errors import InputError
 
 if TYPE_CHECKING:

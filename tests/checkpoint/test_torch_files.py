@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lora_export.checkpoint.pickles import read_pickles
 from lora_export.checkpoint.tensors import read_tensor
+from lora_export.checkpoint.torch_save.pickles import read_pickles
 from lora_export.errors import InputError, LimitError
 
 if TYPE_CHECKING:

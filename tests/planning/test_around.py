@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_export.api import merge, unmerge, verify
-from lora_export.checkpoint.tokenizer_files import is_tokenizer_file
+from lora_export.checkpoint.folder.tokenizer_files import is_tokenizer_file
 from lora_export.errors import UsageError
 from lora_export.planning.around import plan_around
 from lora_export.planning.draft import Draft, Options

@@ -1,0 +1,1 @@
+"""What a folder holds around its weights, and where its weights are."""

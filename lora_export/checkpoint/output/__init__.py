@@ -1,0 +1,1 @@
+"""Outputs: staged, written in place, and published by one rename."""

@@ -1,0 +1,158 @@
+"""Everything that forbids an output path, looked at before a byte is written.
+
+Paths are compared by device and inode, so links, mounts and letter case cannot hide an input.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from lora_export.checkpoint.files import read_json_object, read_start
+from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, manifest_beside
+from lora_export.checkpoint.header import LENGTH_BYTES
+from lora_export.errors import LoraExportError, OutputError
+from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+# A ModelProto as every writer begins it: the version of the format, then another short field.
+_ONNX_VERSION = b"\x08"
+_ONNX_NEXT = b"\x12\x1a\x22\x28\x32\x3a\x42"
+Kind: TypeAlias = Literal["file", "folder"]
+Identity: TypeAlias = "tuple[int, int]"
+
+
+def check_output(
+    output: Path, kind: Kind, *, force: bool, inputs: Sequence[Path], beside: Sequence[str] = ()
+) -> None:
+    """Raise one OutputError with the reasons why `output` may not be written.
+
+    It exists (as more than an empty folder for a folder) and not `force`; with `force` it is of
+    another kind, or no export: a folder without our manifest, a file without it that is neither
+    safetensors nor ONNX by content; it is an
+    input, inside one or around one (also by hard link); its folder is missing or not writable.
+    beside: names of files that will be put into the same folder; a manifest that a killed run left
+    there alone is no reason.
+    """
+    where = str(output)
+    if output.name in {"", ".."}:
+        raise OutputError("not the name of a file or folder", where=where)
+    problems = [Problem(text, where, hint) for text, hint in _parent_faults(output.parent)]
+    if not problems:
+        faults = list(_input_faults(output, inputs))[:1]
+        problems += [Problem(text, where, hint) for text, hint in faults]
+    if not problems:  # what is an input is not offered to be replaced
+        problems += [
+            Problem(text, where, hint) for text, hint in _faults(output, kind, force=force)
+        ]
+        for name in beside:
+            path = output.parent / name
+            found = _faults(path, "file", force=force or is_left_over(path, output))
+            problems += [Problem(text, str(path), hint) for text, hint in found]
+    if problems:
+        raise OutputError.of(problems)
+
+
+def is_left_over(beside: Path, output: Path) -> bool:
+    """Whether a manifest of ours lies there without its artefact, as after a kill in between."""
+    if os.path.lexists(output) or not stat.S_ISREG(_mode(beside)):
+        return False
+    try:
+        document = read_json_object(beside)
+    except LoraExportError:
+        return False
+    outputs = document.get("outputs")
+    listed = outputs if isinstance(outputs, list) else []
+    return any(isinstance(entry, dict) and entry.get("name") == output.name for entry in listed)
+
+
+def is_empty_folder(path: Path) -> bool:
+    """Whether a folder, and no link to one, lies there with nothing in it."""
+    try:
+        return stat.S_ISDIR(_mode(path)) and not any(path.iterdir())
+    except OSError:  # one that may not be listed
+        return False
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0
+
+
+def _parent_faults(parent: Path) -> Iterator[tuple[str, str]]:
+    if not parent.exists():
+        yield f"the folder {parent} does not exist", f"mkdir -p {parent}"
+    elif not parent.is_dir():
+        yield f"{parent} is not a folder", ""
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        yield f"the folder {parent} is not writable", ""
+
+
+def _faults(output: Path, kind: Kind, *, force: bool) -> Iterator[tuple[str, str]]:
+    """What is wrong with that which lies at the output path already."""
+    if not os.path.lexists(output) or (kind == "folder" and is_empty_folder(output)):
+        return
+    mode = output.lstat().st_mode
+    if not force:
+        is_other = kind == "folder" and not (output / MANIFEST_NAME).is_file()
+        other = "choose another name"
+        yield "exists already", other if is_other else f"{other}, or replace it with --force"
+    elif kind == "file" and not stat.S_ISREG(mode):
+        yield "is no regular file, so a file may not replace it", "choose another name"
+    elif kind == "folder" and not stat.S_ISDIR(mode):
+        yield "is no folder, so a folder may not replace it", "choose another name"
+    elif kind == "folder" and not (output / MANIFEST_NAME).is_file():
+        text = f"is a folder without {MANIFEST_NAME}, so not an export of ours to replace"
+        yield text, "choose another name, or remove it yourself"
+    elif kind == "file" and not _is_export(output):
+        text = "has no manifest beside it and is neither safetensors nor ONNX, so no export"
+        yield text, "choose another name, or remove it yourself"
+
+
+def _is_export(file: Path) -> bool:
+    """A manifest of ours, a file with one beside it, or by content what we write."""
+    beside = file.with_name(manifest_beside(file))
+    if file.name.endswith(f".{MANIFEST_NAME}") or beside.is_file():
+        return True
+    start = read_start(file, LENGTH_BYTES + 1)
+    if start.startswith(_ONNX_VERSION):
+        return len(start) > len(_ONNX_VERSION) + 1 and start[2] in _ONNX_NEXT
+    header = int.from_bytes(start[:LENGTH_BYTES], "little")
+    return start[LENGTH_BYTES:] == b"{" and LENGTH_BYTES + header <= file.stat().st_size
+
+
+def _input_faults(output: Path, inputs: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    here = _identity(output)
+    around_output = {_identity(folder) for folder in output.parent.resolve().parents}
+    around_output.add(_identity(output.parent))
+    for path in inputs:
+        if not path.exists():
+            continue
+        folders_around = {_identity(folder) for folder in path.resolve().parents}
+        if here is not None and here in _identities(path):
+            yield f"is the input {path}, or a file of it", "choose another name"
+        elif here is not None and here in folders_around:
+            yield f"contains the input {path}", "choose another name"
+        elif path.is_dir() and _identity(path) in around_output:
+            yield f"lies inside the input {path}", "choose a name outside"
+
+
+def _identity(path: Path) -> Identity | None:
+    """Device and inode, links followed; None when nothing is there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _identities(path: Path) -> set[Identity | None]:
+    """An input's own identity and, of a folder, those of its files."""
+    inside = path.iterdir() if path.is_dir() else ()
+    return {_identity(path), *(_identity(item) for item in inside)}

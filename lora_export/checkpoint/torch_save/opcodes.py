@@ -1,0 +1,266 @@
+"""Reads the pickle language without ever importing, calling or building anything of the file.
+
+The interpreter is ours: every class or function a pickle names is a mere `Global`, every call of
+one an `Opaque`, unless the caller has a builder of its own for that name. Nothing can be executed.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from lora_export.checkpoint.torch_save.callables import Named
+from lora_export.checkpoint.torch_save.inert import Built, Global, Opaque, PickleError, mapping_key
+from lora_export.checkpoint.torch_save.machine import MARK, Machine
+from lora_export.errors import InputError, LimitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from lora_export.checkpoint.torch_save.inert import BoundedReader
+    from lora_export.checkpoint.torch_save.machine import Builder
+
+MAX_OPCODES = 20_000_000
+"""A state dict takes about 40 opcodes a tensor."""
+
+_OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "exceptions": "builtins"}
+"""Modules of Python 2, whose names torch.save writes until today."""
+
+_BROKEN = (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, struct.error)
+
+
+def read_pickle(
+    reader: BoundedReader,
+    builders: Mapping[str, Builder],
+    persistent: Callable[[object], object],
+    where: str,
+    named: Named | None = None,
+) -> object:
+    """The object of one pickle, inert; the reader is left after its last byte.
+
+    builders: for calls of these "module.name"s, given the arguments. persistent: makes the value
+    of a persistent id. named: collects what else the pickle names to call. Raises InputError when
+    the pickle is broken or two readers would differ, LimitError when it is too big.
+    """
+    machine = Machine(builders, persistent, named or Named())
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(reader)):  # type: ignore[arg-type]
+            if count > MAX_OPCODES:
+                raise LimitError(f"a pickle of more than {MAX_OPCODES:,} opcodes", where=where)
+            _OPERATIONS[opcode.name](machine, argument)
+        return machine.pop()
+    except PickleError as fault:
+        raise InputError(str(fault), where=where, hint=fault.hint) from fault
+    except _BROKEN as error:
+        raise InputError(
+            f"broken pickle: {type(error).__name__}: {error}"[:300],
+            where=where,
+            hint="copy or download the file again",
+        ) from error
+
+
+Operation: TypeAlias = "Callable[[Machine, Any], None]"
+
+
+def _nothing(_machine: Machine, _argument: object) -> None:
+    """Frames and protocol numbers say nothing that matters here; STOP ends the loop."""
+
+
+def _push_argument(machine: Machine, argument: object) -> None:
+    machine.stack.append(argument)
+
+
+def _constant(make: Callable[[], object]) -> Operation:
+    return lambda machine, _argument: machine.stack.append(make())
+
+
+def _from_mark(make: Callable[[list[Any]], object]) -> Operation:
+    return lambda machine, _argument: machine.stack.append(make(machine.pop_to_mark()))
+
+
+def _tuple_of(length: int) -> Operation:
+    def operation(machine: Machine, _argument: object) -> None:
+        machine.stack.append(tuple(_take(machine, length)))
+
+    return operation
+
+
+def _text(machine: Machine, argument: str) -> None:
+    """A string of Python 2: bytes, which torch reads as UTF-8 (and pickletools as Latin-1)."""
+    content = argument.encode("latin-1")
+    try:
+        machine.stack.append(content.decode())
+    except UnicodeDecodeError:  # not text: the state of an array
+        machine.stack.append(content)
+
+
+def _pairs(items: list[Any]) -> dict[object, object]:
+    return {mapping_key(items[at]): items[at + 1] for at in range(0, len(items), 2)}
+
+
+def _set_items(machine: Machine, items: list[Any]) -> None:
+    target = machine.top()
+    if isinstance(target, dict):
+        target.update(_pairs(items))
+    elif not isinstance(target, Opaque):  # an object's own items stay closed with it
+        raise TypeError(f"items given to a {type(target).__name__}")
+
+
+def _append_items(machine: Machine, items: list[Any]) -> None:
+    target = machine.top()
+    if isinstance(target, list):
+        target.extend(items)
+    elif not isinstance(target, Opaque):
+        raise TypeError(f"items appended to a {type(target).__name__}")
+
+
+def _take(machine: Machine, count: int) -> list[Any]:
+    return [machine.pop() for _ in range(count)][::-1]
+
+
+def _append(machine: Machine, _argument: object) -> None:
+    _append_items(machine, _take(machine, 1))
+
+
+def _appends(machine: Machine, _argument: object) -> None:
+    _append_items(machine, machine.pop_to_mark())
+
+
+def _set_item(machine: Machine, _argument: object) -> None:
+    _set_items(machine, _take(machine, 2))
+
+
+def _set_all(machine: Machine, _argument: object) -> None:
+    _set_items(machine, machine.pop_to_mark())
+
+
+def _pop(machine: Machine, _argument: object) -> None:
+    machine.stack.pop()
+
+
+def _pop_mark(machine: Machine, _argument: object) -> None:
+    machine.pop_to_mark()
+
+
+def _duplicate(machine: Machine, _argument: object) -> None:
+    machine.stack.append(machine.top())
+
+
+def _get(machine: Machine, index: int) -> None:
+    machine.stack.append(machine.memo[index])
+
+
+def _put(machine: Machine, index: int) -> None:
+    machine.memo[index] = machine.top()
+
+
+def _memoize(machine: Machine, _argument: object) -> None:
+    machine.memo[len(machine.memo)] = machine.top()
+
+
+def _name(module: str, name: str) -> Global:
+    return Global(f"{_OLD_MODULES.get(module, module)}.{name}")
+
+
+def _global(machine: Machine, names: str) -> None:
+    module, _, name = names.partition(" ")
+    machine.stack.append(_name(module, name))
+
+
+def _stack_global(machine: Machine, _argument: object) -> None:
+    module, name = _take(machine, 2)
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise TypeError("a class name that is no string")
+    machine.stack.append(_name(module, name))
+
+
+def _old_instance(machine: Machine, names: str) -> None:
+    arguments = tuple(machine.pop_to_mark())
+    _global(machine, names)
+    machine.stack.append(machine.call(machine.pop(), arguments))
+
+
+def _old_object(machine: Machine, _argument: object) -> None:
+    function, *arguments = machine.pop_to_mark()
+    machine.stack.append(machine.call(function, tuple(arguments)))
+
+
+def _call(machine: Machine, _argument: object) -> None:
+    machine.stack.append(machine.call(*_take(machine, 2)))
+
+
+def _instance(machine: Machine, _argument: object) -> None:
+    machine.stack.append(machine.instance(*_take(machine, 2)))
+
+
+def _instance_with_keywords(machine: Machine, _argument: object) -> None:
+    kind, arguments, _keywords = _take(machine, 3)
+    machine.stack.append(machine.instance(kind, arguments))
+
+
+def _give_state(machine: Machine, _argument: object) -> None:
+    """A dictionary's attributes (_metadata) do not matter; those of a tensor are its values."""
+    state = machine.pop()
+    target = machine.top()
+    if isinstance(target, Opaque):
+        target.state = state
+    elif not isinstance(target, Built):
+        raise PickleError(
+            "its pickle changes a value after it was made, and readers differ about the result",
+            "load the checkpoint where it was made and torch.save its state dict again",
+        )
+
+
+def _persistent(machine: Machine, _argument: object) -> None:
+    machine.stack.append(machine.persistent(machine.pop()))
+
+
+_OPERATIONS: Mapping[str, Operation] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), _nothing),
+    **dict.fromkeys(
+        (
+            "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+            "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+            "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BYTEARRAY8",
+        ),
+        _push_argument,
+    ),
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _text),
+    "NONE": _constant(lambda: None),
+    "NEWTRUE": _constant(lambda: True),
+    "NEWFALSE": _constant(lambda: False),
+    "MARK": _constant(lambda: MARK),
+    "EMPTY_LIST": _constant(list),
+    "EMPTY_DICT": _constant(dict),
+    "EMPTY_TUPLE": _constant(tuple),
+    "EMPTY_SET": _constant(lambda: Opaque("builtins.set")),
+    "LIST": _from_mark(list),
+    "TUPLE": _from_mark(tuple),
+    "DICT": _from_mark(_pairs),
+    "FROZENSET": _from_mark(lambda _items: Opaque("builtins.frozenset")),
+    "TUPLE1": _tuple_of(1),
+    "TUPLE2": _tuple_of(2),
+    "TUPLE3": _tuple_of(3),
+    "APPEND": _append,
+    "APPENDS": _appends,
+    "ADDITEMS": _pop_mark,
+    "SETITEM": _set_item,
+    "SETITEMS": _set_all,
+    "POP": _pop,
+    "POPMARK": _pop_mark,
+    "DUP": _duplicate,
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _get),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _put),
+    "MEMOIZE": _memoize,
+    "GLOBAL": _global,
+    "STACK_GLOBAL": _stack_global,
+    "INST": _old_instance,
+    "OBJ": _old_object,
+    "REDUCE": _call,
+    "NEWOBJ": _instance,
+    "NEWOBJ_EX": _instance_with_keywords,
+    "BUILD": _give_state,
+    "BINPERSID": _persistent,
+}  # fmt: skip
+"""Every opcode that is understood; of the rest (PERSID, EXT*, buffers) torch writes none."""

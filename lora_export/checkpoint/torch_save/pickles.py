@@ -1,0 +1,152 @@
+"""Reads .pt, .pth and .bin checkpoints of torch.save without torch and without executing anything.
+
+Only the layout is read: every tensor becomes a TensorRef to its bytes in the file.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.files import fail_on, read_start
+from lora_export.checkpoint.header import name_fault
+from lora_export.checkpoint.torch_save.containers import (
+    NOT_RUN,
+    choose_state_dict,
+    count_tensors,
+    is_short,
+    is_training_state,
+    key_text,
+)
+from lora_export.checkpoint.torch_save.inert import Opaque
+from lora_export.checkpoint.torch_save.torch_legacy import read_torch_legacy
+from lora_export.checkpoint.torch_save.torch_values import Storage, StoredTensor, is_tensor_like
+from lora_export.checkpoint.torch_save.torch_zip import ZIP_START, read_torch_zip
+from lora_export.errors import InputError
+from lora_export.records import Problem, TensorRef, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lora_export.checkpoint.torch_save.torch_values import Place, TorchObject
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """The state dict of a file: tensors in its order, and the plain values beside them.
+
+    metadata: the str, int, float and bool entries, as strings. wrapper: the keys, joined by
+    dots, under which the state dict lay; "" when it lay bare. notes: what was not opened, in words.
+    """
+
+    tensors: tuple[TensorRef, ...]
+    metadata: Mapping[str, str]
+    wrapper: str
+    notes: tuple[str, ...] = ()
+
+
+def read_pickles(path: Path) -> TorchFile:
+    """The state dict in a file of torch.save, in the zip format or the one before torch 1.6.
+
+    Reproduces what torch.load(weights_only=True, map_location="cpu") gives, as byte ranges.
+    Objects of a trainer's own classes beside the weights, which torch refuses, are left closed.
+    Raises InputError with every problem of the file (damaged, of another kind, ambiguous, naming
+    a function to call, or holding quantised, sparse or foreign tensors), LimitError when its
+    pickle is too big, StorageError when it cannot be read.
+    """
+    is_zip = read_start(path, len(ZIP_START)) == ZIP_START
+    stored = read_torch_zip(path) if is_zip else read_torch_legacy(path)
+    _refuse_calls(stored, path)
+    chosen = choose_state_dict(stored.root, path)
+    seen: set[int] = set()
+    problems: list[Problem] = []
+    tensors: list[TensorRef] = []
+    metadata: dict[str, str] = {}
+    for key, value in chosen.entries.items():
+        where = f"{path}: {key_text(key)!r}"
+        if isinstance(value, StoredTensor):
+            found = _tensor_ref(path, key, value, stored)
+            if isinstance(found, str):
+                problems.append(Problem(found, where))
+            else:
+                tensors.append(found)
+        elif fault := _entry_fault(key, value, seen):
+            hint = value.hint if isinstance(value, Opaque) else ""
+            problems.append(Problem(fault, where, hint))
+        elif isinstance(key, str) and is_short(value):
+            metadata[key] = str(value)
+    fail_on(problems)
+    return TorchFile(tuple(tensors), metadata, chosen.wrapper, _left_closed(stored, path))
+
+
+def _refuse_calls(stored: TorchObject, path: Path) -> None:
+    """Nothing of a pickle is ever called; a file that asks for it is no mere checkpoint."""
+    calls = stored.named.told_calls()
+    if not calls:
+        return
+    keys: list[str] = []
+    with suppress(InputError):
+        keys = choose_state_dict(stored.root, path).wrapper.split(".")
+    inside = "".join(f"[{key!r}]" for key in keys if key.isidentifier())
+    load = f"torch.load({str(path)!r}, weights_only=False){inside}"
+    raise InputError(
+        f"its pickle calls {calls}, which makes no tensor, container or plain value; {NOT_RUN}",
+        where=str(path),
+        hint="only if you trust the file, as this runs what it names, save its weights alone: "
+        f"python -c \"import torch; torch.save({load}, 'weights.pt')\"",
+    )
+
+
+def _left_closed(stored: TorchObject, path: Path) -> tuple[str, ...]:
+    objects = stored.named.told_objects()
+    return (f"{path.name}: objects of {objects} were not opened",) if objects else ()
+
+
+def _tensor_ref(
+    path: Path, key: object, tensor: StoredTensor, stored: TorchObject
+) -> TensorRef | str:
+    """The ref, or what is wrong with the tensor."""
+    if not isinstance(key, str):
+        return "the name of a tensor is no string"
+    place = stored.places.get(tensor.storage.key)
+    if fault := name_fault(key) or _place_fault(place, tensor):
+        return fault
+    offset = place.offset + tensor.offset if place else 0
+    spec = TensorSpec(key, tensor.dtype, tensor.shape)
+    return TensorRef(spec, path, offset, tensor.span, tensor.layout)
+
+
+def _place_fault(place: Place | None, tensor: StoredTensor) -> str:
+    needed = tensor.storage.nbytes
+    if tensor.span == 0 and (place is None or place.fault):
+        return ""
+    if place is None:
+        return "the file does not hold its storage"
+    if place.fault:
+        return place.fault.message
+    return "" if place.nbytes == needed else f"storage of {place.nbytes:,} bytes, not {needed:,}"
+
+
+def _entry_fault(key: object, value: object, seen: set[int]) -> str:
+    """Why a value that is no tensor may not lie among the tensors, or "".
+
+    seen: the containers that were looked into, as one may lie under thousands of keys.
+    """
+    if is_training_state(key):
+        return ""
+    if isinstance(value, Opaque):
+        return _opaque_fault(key, value)
+    if isinstance(value, Storage):
+        return "a storage of torch, not a tensor"
+    if inside := count_tensors(value, seen):
+        return f"{inside} more tensors lie in this {type(value).__name__} inside the state dict"
+    return ""
+
+
+def _opaque_fault(key: object, value: Opaque) -> str:
+    is_state = isinstance(key, str) and key.endswith("_extra_state")
+    if is_state or not (is_tensor_like(value) or "." in key_text(key)):
+        return ""
+    return f"not a plain dense tensor but {value.name[:200]}, which cannot be merged"

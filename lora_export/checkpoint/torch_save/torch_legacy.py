@@ -1,0 +1,88 @@
+"""The format of torch.save before torch 1.6: pickles one after another, then the raw storages."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.files import open_for_reading, system_errors
+from lora_export.checkpoint.torch_save.callables import Named
+from lora_export.checkpoint.torch_save.inert import MAX_PICKLE_BYTES, BoundedReader
+from lora_export.checkpoint.torch_save.opcodes import read_pickle
+from lora_export.checkpoint.torch_save.torch_rebuild import BUILDERS
+from lora_export.checkpoint.torch_save.torch_values import Place, StorageTable, TorchObject
+from lora_export.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import BinaryIO
+
+PICKLE_START = b"\x80"
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+_COUNT_BYTES = 8
+
+
+def read_torch_legacy(path: Path) -> TorchObject:
+    """What torch.save put in `path` in its format before torch 1.6.
+
+    Raises InputError when the file is damaged or of another kind, LimitError when a pickle in it
+    is too big, StorageError when it cannot be read.
+    """
+    with open_for_reading(path) as descriptor, system_errors(path, "read"):
+        size = os.fstat(descriptor).st_size
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            return _LegacyFile(path, file, size).read_object()
+
+
+@dataclass(slots=True)
+class _LegacyFile:
+    path: Path
+    file: BinaryIO
+    size: int
+    storages: StorageTable = field(default_factory=StorageTable)
+    named: Named = field(default_factory=Named)
+
+    def read_object(self) -> TorchObject:
+        self._check_start()
+        root = self._pickle()
+        keys = self._pickle()
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise self._damaged("its list of storages is broken")
+        return TorchObject(root, self._places(keys), self.named)
+
+    def _check_start(self) -> None:
+        if self._pickle() != _MAGIC:
+            raise InputError(
+                "a pickle, but none of torch.save",
+                where=str(self.path),
+                hint="save a state dict with torch.save or safetensors",
+            )
+        protocol, system = self._pickle(), self._pickle()
+        little = isinstance(system, dict) and system.get("little_endian") is True
+        if protocol != _PROTOCOL or not little:
+            raise InputError("unknown torch.save protocol or byte order", where=str(self.path))
+
+    def _pickle(self) -> object:
+        reader = BoundedReader(self.file, MAX_PICKLE_BYTES, str(self.path))
+        return read_pickle(reader, BUILDERS, self.storages.add, str(self.path), self.named)
+
+    def _places(self, keys: list[str]) -> dict[str, Place]:
+        places = {}
+        position = self.file.tell()
+        for key in keys:
+            storage = self.storages.by_key.get(key)
+            self.file.seek(position)
+            count = int.from_bytes(self.file.read(_COUNT_BYTES), "little")
+            position += _COUNT_BYTES
+            if storage is None or count != storage.numel:
+                raise self._damaged(f"its storage {key[:40]!r} is not as its pickle names it")
+            places[key] = Place(position, storage.nbytes)
+            position += storage.nbytes
+            if position > self.size:
+                raise self._damaged(f"cut short: its storages need {position:,} bytes or more")
+        return places
+
+    def _damaged(self, message: str) -> InputError:
+        return InputError(message, where=str(self.path), hint="copy or download the file again")
