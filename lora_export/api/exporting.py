@@ -42,7 +42,7 @@ from lora_export.errors import UsageError
 from lora_export.models.answering import CachedPair
 from lora_export.models.choose import folder_model
 from lora_export.models.decoding import CachedDecoder
-from lora_export.onnx_export.captures import open_captures
+from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def export_onnx(
     Raises:
         LoraExportError: as for merge.
     """
-    from lora_export.onnx_export.precision import find_precision
-    from lora_export.onnx_export.trace import check_opset
+    from lora_export.onnx_export.capture.trace import check_opset
+    from lora_export.onnx_export.precision.grids import find_precision
 
     lower = find_precision(precision)
     check_opset(opset)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lora_export.api.proving import Job, ModelProof
     from lora_export.models.answering import CachedPair
-    from lora_export.onnx_export.captures import Captures
+    from lora_export.onnx_export.capture.captures import Captures
     from lora_export.onnx_export.export import Exported
     from lora_export.records import Check, Checkpoint
 
@@ -100,7 +100,7 @@ def prove_pair(
     folder: Path, parts: Parts, job: Job, pair: CachedPair, merged: Checkpoint
 ) -> Proven:
     """The torch models against each other, both files' static audits, and both in ONNX Runtime."""
-    from lora_export.onnx_export.audit import audit
+    from lora_export.onnx_export.file.audit import audit
     from lora_export.verification.attribution import blame, by_checks
     from lora_export.verification.narrowing import attribute_model
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from lora_export.api.proving import Job
     from lora_export.models.source import ModelSource
-    from lora_export.onnx_export.captures import Captures
+    from lora_export.onnx_export.capture.captures import Captures
     from lora_export.onnx_export.export import Exported
-    from lora_export.onnx_export.lowered_audit import Weights
-    from lora_export.onnx_export.precision import Precision
+    from lora_export.onnx_export.precision.grids import Precision
+    from lora_export.onnx_export.precision.rounded_audit import Weights
     from lora_export.records import Check, Checkpoint, MergePlan, WrittenFile
     from lora_export.verification.loss import Loss
 
@@ -93,8 +93,8 @@ def lower_into(
 
 def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], dict[str, Any]]:
     """(checks, facts for the report) of a lowered file that was made before."""
-    from lora_export.onnx_export import external
     from lora_export.onnx_export.export import expect
+    from lora_export.onnx_export.file import external
 
     half = None
     if form.precision.name == "fp16":
@@ -121,9 +121,9 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
         FitError: a weight is too large for float16, or no weight can be quantised.
         InputError: the model does not run or cannot be captured in float16.
     """
-    from lora_export.onnx_export import external
-    from lora_export.onnx_export.lowering import lower
-    from lora_export.onnx_export.save import save_model
+    from lora_export.onnx_export.file import external
+    from lora_export.onnx_export.file.save import save_model
+    from lora_export.onnx_export.precision.round_graph import lower
 
     if form.precision.name == "fp16":
         from lora_export.onnx_export.export import export
@@ -140,7 +140,7 @@ def _half(full: Full, form: Form, make: Callable[..., Exported]) -> Exported:
 
     Raises: as for `lower_file`.
     """
-    from lora_export.onnx_export.half import refuse_too_large
+    from lora_export.onnx_export.precision.half import refuse_too_large
 
     refuse_too_large(full.exported.weights())
     try:
@@ -190,10 +190,10 @@ def _prove(
 def _audit(
     full: Full, path: Path, precision: Precision, half: Exported | None
 ) -> tuple[tuple[Check, ...], Weights | None]:
-    from lora_export.onnx_export import external
-    from lora_export.onnx_export.audit import audit
-    from lora_export.onnx_export.half import rounded_once
-    from lora_export.onnx_export.lowered_audit import audit_lowered
+    from lora_export.onnx_export.file import external
+    from lora_export.onnx_export.file.audit import audit
+    from lora_export.onnx_export.precision.half import rounded_once
+    from lora_export.onnx_export.precision.rounded_audit import audit_lowered
 
     if half is None:
         model = external.load(full.path)
@@ -271,7 +271,7 @@ def recorded_graph(
 
     path: the file, or a folder of several, of which each has its own.
     """
-    from lora_export.onnx_export.interface import interface
+    from lora_export.onnx_export.file.interface import interface
     from lora_export.verification.runtime import find_providers
 
     name = form.precision.name

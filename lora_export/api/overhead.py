@@ -22,7 +22,7 @@ def saved(plan: MergePlan, sites: Sequence[Site]) -> dict[str, int] | None:
     often the form occurs. None where there are none (a parameter's update is no layer's), or where
     one cannot be captured alone: then nothing is told.
     """
-    from lora_export.onnx_export.overhead import count_extra_nodes
+    from lora_export.onnx_export.capture.node_count import count_extra_nodes
     from lora_export.verification.live_layer import LiveLayers
 
     if not sites:

@@ -35,7 +35,7 @@ def prove_file(
     opener: opens the session on the file; None takes verification.runtime's, with the user's
         providers.
     """
-    from lora_export.onnx_export.audit import audit
+    from lora_export.onnx_export.file.audit import audit
     from lora_export.verification.attribution import blame
     from lora_export.verification.narrowing import Artifact, attribute_file
     from lora_export.verification.runtime import find_providers, opener_on

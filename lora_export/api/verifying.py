@@ -28,7 +28,7 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import InputError, UsageError
 from lora_export.models.answering import CachedPair
 from lora_export.models.caches import PAST
-from lora_export.onnx_export.captures import open_captures
+from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.records import at_level
 from lora_export.report.result import Report
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from lora_export.api.proving import Job, ProofOptions, Proven
     from lora_export.checkpoint.folder.recorded import Recorded
     from lora_export.models.source import ModelSource
-    from lora_export.onnx_export.precision import Precision
+    from lora_export.onnx_export.precision.grids import Precision
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check, Checkpoint
 
@@ -139,7 +139,7 @@ def _refuse_other_graph(path: Path, network: Network) -> None:
     Raises:
         UsageError: the file is of --kv-cache, and nobody said so.
     """
-    from lora_export.onnx_export.external import parse
+    from lora_export.onnx_export.file.external import parse
 
     if network.kv_cache or path.suffix != ".onnx":
         return
@@ -242,7 +242,7 @@ def _precision(
     recorded: Recorded | None, precision: str | None
 ) -> tuple[Precision, tuple[str, ...]]:
     """The precision the file is held against, and a word where the manifest says it."""
-    from lora_export.onnx_export.precision import find_precision
+    from lora_export.onnx_export.precision.grids import find_precision
 
     said = recorded.precision if recorded else "fp32"
     told = f"precision {said}: taken from the manifest of what is verified"

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
-from lora_export.onnx_export.bindings import read_bindings
-from lora_export.onnx_export.captures import capture_key
-from lora_export.onnx_export.save import opset_of, save_model, written_opset
-from lora_export.onnx_export.topology import Topology, describe
-from lora_export.onnx_export.trace import capture
+from lora_export.onnx_export.capture.captures import capture_key
+from lora_export.onnx_export.capture.trace import capture
+from lora_export.onnx_export.file.bindings import read_bindings
+from lora_export.onnx_export.file.save import opset_of, save_model, written_opset
+from lora_export.onnx_export.file.topology import Topology, describe
 from lora_export.records import Problem
 from lora_export.report.stopwatch import Stopwatch
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lora_export.models.source import ModelSource
-    from lora_export.onnx_export.captures import Captures
+    from lora_export.onnx_export.capture.captures import Captures
     from lora_export.records import Checkpoint, InputSpec, MergePlan, WrittenFile
 
 

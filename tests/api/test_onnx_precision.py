@@ -228,7 +228,7 @@ def test_what_cannot_be_had_is_refused_before_any_work(settings, words, tmp_path
 def test_external_data_of_a_lower_precision(case, tmp_path, monkeypatch):
     from functools import partial
 
-    from lora_export.onnx_export import save
+    from lora_export.onnx_export.file import save
 
     monkeypatch.setattr(save, "save_model", partial(save.save_model, external_threshold=1))
     report = case.export(tmp_path / "x.onnx", precision="int4")

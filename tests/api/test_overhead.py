@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from lora_export.api import export_onnx
 from lora_export.models.inputs import parse_inputs
-from lora_export.onnx_export.trace import capture
+from lora_export.onnx_export.capture.trace import capture
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

@@ -30,9 +30,9 @@ from lora_export.api.network import Network
 from lora_export.api.proving import Proven, make_job, prove_model, prove_weights
 from lora_export.api.proving_file import prove_file
 from lora_export.checkpoint.index import read_checkpoint
-from lora_export.onnx_export import audit as auditing
 from lora_export.onnx_export import export as writing
-from lora_export.onnx_export.save import save_model
+from lora_export.onnx_export.file import audit as auditing
+from lora_export.onnx_export.file.save import save_model
 from lora_export.verification.attribution import by_checks
 from lora_export.verification.runtime import open_session
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from lora_export.models.calling import call_model
 from lora_export.models.inputs import parse_inputs
-from lora_export.onnx_export.bindings import place_weights, read_bindings
-from lora_export.onnx_export.save import save_model
-from lora_export.onnx_export.trace import capture
+from lora_export.onnx_export.capture.trace import capture
+from lora_export.onnx_export.file.bindings import place_weights, read_bindings
+from lora_export.onnx_export.file.save import save_model
 from lora_export.verification.probes import make_probes
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from lora_export.models.calling import call_model
 from lora_export.models.factory import FactoryModel
 from lora_export.models.huggingface import HuggingFaceModel
 from lora_export.models.inputs import parse_inputs
-from lora_export.onnx_export.bindings import read_bindings
-from lora_export.onnx_export.save import save_model
-from lora_export.onnx_export.topology import describe
-from lora_export.onnx_export.trace import capture
+from lora_export.onnx_export.capture.trace import capture
+from lora_export.onnx_export.file.bindings import read_bindings
+from lora_export.onnx_export.file.save import save_model
+from lora_export.onnx_export.file.topology import describe
 from lora_export.verification.probes import make_probes
 from lora_export.verification.runtime import run_model
 

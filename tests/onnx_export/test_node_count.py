@@ -18,8 +18,8 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.models.calling import without_cache
 from lora_export.models.huggingface import HuggingFaceModel
 from lora_export.models.quiet import quiet
-from lora_export.onnx_export import dimensions
-from lora_export.onnx_export.trace import _examples, _flat_forward, capture
+from lora_export.onnx_export.capture import dimensions
+from lora_export.onnx_export.capture.trace import _examples, _flat_forward, capture
 
 CLAIMED = ("bert", "llama", "gpt2", "vit", "t5", "gemma3")
 """Of every way to write attention, a mask, tied weights and norms in the matrix."""

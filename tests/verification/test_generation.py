@@ -16,9 +16,9 @@ from peft_matrix.architectures import ARCHITECTURES
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.models.choose import folder_model
 from lora_export.models.decoding import CachedDecoder
-from lora_export.onnx_export.bindings import read_bindings
-from lora_export.onnx_export.save import save_model
-from lora_export.onnx_export.trace import capture
+from lora_export.onnx_export.capture.trace import capture
+from lora_export.onnx_export.file.bindings import read_bindings
+from lora_export.onnx_export.file.save import save_model
 from lora_export.verification.generation import PROMPTS, check_generation, same_tokens
 from lora_export.verification.runtime import open_session
 from lora_export.verification.tolerance import OutputTolerance, Tolerance

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lora_export.errors import FitError
-from lora_export.onnx_export.half import refuse_too_large, rounded_once
+from lora_export.onnx_export.precision.half import refuse_too_large, rounded_once
 
 
 def test_weights_that_would_become_infinite_are_all_named():

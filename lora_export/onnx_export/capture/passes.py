@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_export.models.quiet import quiet
-from lora_export.onnx_export.parameters import transposed
-from lora_export.onnx_export.rewrites import shorten
+from lora_export.onnx_export.capture.rewrites import shorten
+from lora_export.onnx_export.capture.weights_in_graph import transposed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.errors import InputError
-from lora_export.onnx_export.bindings import read_bindings
+from lora_export.onnx_export.file.bindings import read_bindings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

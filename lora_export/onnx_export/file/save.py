@@ -10,8 +10,8 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from lora_export.errors import OutputError, StorageError
-from lora_export.onnx_export import wire
-from lora_export.onnx_export.bindings import place_weights
+from lora_export.onnx_export.file import wire
+from lora_export.onnx_export.file.bindings import place_weights
 from lora_export.records import WrittenFile
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from lora_export.onnx_export.bindings import Placed
+    from lora_export.onnx_export.file.bindings import Placed
 
 GIBIBYTE = 1 << 30
 # protobuf refuses messages from 2 GiB on; the graph itself needs room too.
@@ -181,6 +181,6 @@ def written_opset(path: Path) -> int:
 
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of ONNX's own operator set that a model declares; 0 where it has none."""
-    from lora_export.onnx_export.topology import ONNX_DOMAINS
+    from lora_export.onnx_export.file.topology import ONNX_DOMAINS
 
     return next((one.version for one in model.opset_import if one.domain in ONNX_DOMAINS), 0)

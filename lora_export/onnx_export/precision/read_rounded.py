@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_export.onnx_export.precision import Grid
+from lora_export.onnx_export.precision.grids import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from lora_export.onnx_export.products import Use
+    from lora_export.onnx_export.precision.products import Use
 
     Array = NDArray[Any]
 

@@ -12,9 +12,9 @@ from lora_export.errors import InputError, UsageError
 from lora_export.execution.garbage import no_collection
 from lora_export.models.calling import FAILURES, bind_call, call_model, name_outputs, without_cache
 from lora_export.models.quiet import quiet
-from lora_export.onnx_export import dimensions, parameters, passes
-from lora_export.onnx_export.bindings import write_bindings
-from lora_export.onnx_export.save import opset_of
+from lora_export.onnx_export.capture import dimensions, passes, weights_in_graph
+from lora_export.onnx_export.file.bindings import write_bindings
+from lora_export.onnx_export.file.save import opset_of
 from lora_export.records import example_sizes, size_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def capture(
     names = _chosen(_try_model(model, examples), output_names)
     traced = _trace(model, parameters_named, examples, opset)
     _name_inputs(traced, parameters_named, inputs)
-    hidden = parameters.find(model, traced)
+    hidden = weights_in_graph.find(model, traced)
     _name_outputs(traced, names)
     passes.simplify(traced, hidden)
     dimensions.rename(traced, inputs)
@@ -276,7 +276,7 @@ def _name_outputs(traced: onnx_ir.Model, names: Sequence[str]) -> None:
     for place, name in enumerate(names):
         value = graph.outputs[place]
         if name in graph.initializers:
-            parameters.rename(graph.initializers[name], f"{name}.value")
+            weights_in_graph.rename(graph.initializers[name], f"{name}.value")
         if value.is_graph_input() or value.is_initializer() or id(value) in taken:
             copy = onnx_ir.node("Identity", [value])
             copy.outputs[0].shape, copy.outputs[0].type = value.shape, value.type
@@ -292,9 +292,9 @@ def _to_proto(
 ) -> onnx.ModelProto:
     import onnx_ir
 
-    bindings = parameters.bind(model, traced)
+    bindings = weights_in_graph.bind(model, traced)
     passes.strip_traces_of_the_run(traced)
-    parameters.empty(traced, bindings)
+    weights_in_graph.empty(traced, bindings)
     proto = onnx_ir.serde.serialize_model(traced)
     write_bindings(proto, bindings)
     dimensions.check(proto, inputs)

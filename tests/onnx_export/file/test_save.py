@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError
 
 from lora_export.errors import OutputError, StorageError
 from lora_export.models.inputs import parse_inputs
-from lora_export.onnx_export import external
-from lora_export.onnx_export.save import opset_of, save_model, written_opset
-from lora_export.onnx_export.trace import capture
+from lora_export.onnx_export.capture.trace import capture
+from lora_export.onnx_export.file import external
+from lora_export.onnx_export.file.save import opset_of, save_model, written_opset
 from lora_export.verification.compare import distance
 from lora_export.verification.runtime import run_model
 
@@ -90,7 +90,7 @@ def digest():
 def test_another_process_captures_the_same_bytes(tmp_path):
     imports = (
         "import hashlib, torch\n"
-        "from lora_export.onnx_export.trace import capture\n"
+        "from lora_export.onnx_export.capture.trace import capture\n"
         "from lora_export.models.inputs import parse_inputs\n"
     )
     done = subprocess.run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError
-from lora_export.onnx_export.bindings import as_array
+from lora_export.onnx_export.file.bindings import as_array
 from lora_export.records import Problem
 
 if TYPE_CHECKING:

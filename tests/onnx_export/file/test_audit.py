@@ -8,11 +8,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from lora_export.onnx_export import external
-from lora_export.onnx_export.audit import audit
-from lora_export.onnx_export.bindings import KEY, read_bindings
-from lora_export.onnx_export.save import save_model
-from lora_export.onnx_export.topology import describe
+from lora_export.onnx_export.file import external
+from lora_export.onnx_export.file.audit import audit
+from lora_export.onnx_export.file.bindings import KEY, read_bindings
+from lora_export.onnx_export.file.save import save_model
+from lora_export.onnx_export.file.topology import describe
 from lora_export.verification.runtime import run_model
 from lora_export.verification.tolerance import derive
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.errors import InputError
-from lora_export.onnx_export.bindings import Binding, Bindings
+from lora_export.onnx_export.file.bindings import Binding, Bindings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import onnx_ir
     from torch import Tensor, nn
 
-    from lora_export.onnx_export.bindings import Kind
+    from lora_export.onnx_export.file.bindings import Kind
 
 # Left by the passes on an initializer that holds a transposed parameter.
 SOURCE_KEY = "lora_export.source"

@@ -7,17 +7,17 @@ from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError
-from lora_export.onnx_export import external, products
-from lora_export.onnx_export.audit import (
+from lora_export.onnx_export.file import external
+from lora_export.onnx_export.file.audit import (
     PARAMETER_SIZE,
     different_bits,
     dimension_differences,
     well_formed,
 )
-from lora_export.onnx_export.bindings import element_dtype, read_bindings, write_bindings
-from lora_export.onnx_export.precision import NEGLIGIBLE, TABLE
-from lora_export.onnx_export.raising import Reader
-from lora_export.onnx_export.topology import describe
+from lora_export.onnx_export.file.bindings import element_dtype, read_bindings, write_bindings
+from lora_export.onnx_export.file.topology import describe
+from lora_export.onnx_export.precision.grids import NEGLIGIBLE, TABLE, products
+from lora_export.onnx_export.precision.read_rounded import Reader
 from lora_export.records import Check
 from lora_export.report.columns import counted
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from lora_export.onnx_export.bindings import Bindings
-    from lora_export.onnx_export.precision import Grid, Precision
-    from lora_export.onnx_export.products import Use
-    from lora_export.onnx_export.raising import Raised, Stored
+    from lora_export.onnx_export.file.bindings import Bindings
+    from lora_export.onnx_export.precision.grids import Grid, Precision
+    from lora_export.onnx_export.precision.products import Use
+    from lora_export.onnx_export.precision.read_rounded import Raised, Stored
     from lora_export.records import InputSpec
 
     Array = NDArray[Any]

@@ -10,10 +10,10 @@ from torch import nn
 
 from lora_export.errors import InputError, UsageError
 from lora_export.models.inputs import parse_inputs
-from lora_export.onnx_export.bindings import read_bindings
-from lora_export.onnx_export.dimensions import differences
-from lora_export.onnx_export.save import save_model
-from lora_export.onnx_export.trace import capture
+from lora_export.onnx_export.capture.dimensions import differences
+from lora_export.onnx_export.capture.trace import capture
+from lora_export.onnx_export.file.bindings import read_bindings
+from lora_export.onnx_export.file.save import save_model
 from lora_export.verification.compare import distance
 from lora_export.verification.probes import make_probes
 from lora_export.verification.runtime import run_model

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_export.onnx_export.precision import NEGLIGIBLE
+from lora_export.onnx_export.precision.grids import NEGLIGIBLE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lora_export.onnx_export.precision import Grid
+    from lora_export.onnx_export.precision.grids import Grid
 
     Array = NDArray[Any]
 

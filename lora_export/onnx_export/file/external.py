@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError
-from lora_export.onnx_export.bindings import element_dtype
+from lora_export.onnx_export.file.bindings import element_dtype
 from lora_export.records import Check
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lora_export.errors import InputError
-from lora_export.onnx_export.bindings import (
+from lora_export.onnx_export.file.bindings import (
     Binding,
     Bindings,
     read_bindings,
     write_bindings,
 )
-from lora_export.onnx_export.topology import describe
+from lora_export.onnx_export.file.topology import describe
 
 
 def renamed(proto):

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from lora_export.models.quiet import quiet
-from lora_export.onnx_export import passes
-from lora_export.onnx_export.bindings import read_bindings
-from lora_export.onnx_export.save import save_model
-from lora_export.onnx_export.topology import describe
-from lora_export.onnx_export.trace import capture
+from lora_export.onnx_export.capture import passes
+from lora_export.onnx_export.capture.trace import capture
+from lora_export.onnx_export.file.bindings import read_bindings
+from lora_export.onnx_export.file.save import save_model
+from lora_export.onnx_export.file.topology import describe
 from lora_export.verification.compare import distance
 from lora_export.verification.runtime import run_model
 
@@ -61,8 +61,8 @@ def test_the_graph_is_as_small_as_torchs_optimiser_makes_it(zoo, name):
 
 def optimised_size(zoo, name):
     from lora_export.models.calling import without_cache
-    from lora_export.onnx_export import dimensions
-    from lora_export.onnx_export.trace import _examples
+    from lora_export.onnx_export.capture import dimensions
+    from lora_export.onnx_export.capture.trace import _examples
 
     model, specs = zoo.build(name), zoo.specs(name)
     with quiet(), without_cache(model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.onnx_export.trace import capture
+from lora_export.onnx_export.capture.trace import capture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_export.errors import InputError
-from lora_export.onnx_export.bindings import KEY, element_dtype, read_bindings
+from lora_export.onnx_export.file.bindings import KEY, element_dtype, read_bindings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -11,8 +11,8 @@ import pytest
 from onnx import checker, parser
 
 from lora_export.models.quiet import quiet
-from lora_export.onnx_export.passes import _drop_unused
-from lora_export.onnx_export.rewrites import shorten
+from lora_export.onnx_export.capture.passes import _drop_unused
+from lora_export.onnx_export.capture.rewrites import shorten
 
 LEAST = "-3.4028234663852886e38"
 # As transformers' exporter writes attention with a mask of booleans; `scores` stands for the rest.

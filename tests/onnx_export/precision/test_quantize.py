@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lora_export.onnx_export.precision import Grid
-from lora_export.onnx_export.quantize import pack, quantize_rows
+from lora_export.onnx_export.precision.grids import Grid
+from lora_export.onnx_export.precision.quantize import pack, quantize_rows
 
 SHAPES = [(100, 48), (384, 64), (33, 7), (5, 3), (64, 1)]
 

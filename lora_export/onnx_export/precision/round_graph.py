@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError
-from lora_export.onnx_export import products
-from lora_export.onnx_export.bindings import Bindings, read_bindings, write_bindings
-from lora_export.onnx_export.precision import KEY as PRECISION_KEY
-from lora_export.onnx_export.precision import TABLE
-from lora_export.onnx_export.quantize import pack, quantize_rows
+from lora_export.onnx_export.file.bindings import Bindings, read_bindings, write_bindings
+from lora_export.onnx_export.precision.grids import KEY as PRECISION_KEY
+from lora_export.onnx_export.precision.grids import TABLE, products
+from lora_export.onnx_export.precision.quantize import pack, quantize_rows
 
 if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from lora_export.onnx_export.precision import Grid, Precision
-    from lora_export.onnx_export.products import Use
+    from lora_export.onnx_export.precision.grids import Grid, Precision
+    from lora_export.onnx_export.precision.products import Use
 
 MICROSOFT = "com.microsoft"
 SMALLEST = 64

@@ -6,9 +6,10 @@ from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError
-from lora_export.onnx_export import dimensions, external
-from lora_export.onnx_export.bindings import as_array, element_dtype, read_bindings
-from lora_export.onnx_export.topology import describe
+from lora_export.onnx_export.capture import dimensions
+from lora_export.onnx_export.file import external
+from lora_export.onnx_export.file.bindings import as_array, element_dtype, read_bindings
+from lora_export.onnx_export.file.topology import describe
 from lora_export.records import Check
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from lora_export.onnx_export.bindings import Bindings
-    from lora_export.onnx_export.topology import Topology
+    from lora_export.onnx_export.file.bindings import Bindings
+    from lora_export.onnx_export.file.topology import Topology
     from lora_export.records import InputSpec
 
 # Elements from which a float initializer may be a weight in disguise.

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lora_export.onnx_export import captures
-from lora_export.onnx_export.captures import Captures, capture_key, default_folder, open_captures
+from lora_export.onnx_export.capture import captures
+from lora_export.onnx_export.capture.captures import (
+    Captures,
+    capture_key,
+    default_folder,
+    open_captures,
+)
 
 IDENTITY = {"class": "a.B", "config": {"layers": 2}, "apart": []}
 

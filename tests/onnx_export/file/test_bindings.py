@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 
 from lora_export.errors import FitError, InputError
-from lora_export.onnx_export.bindings import (
+from lora_export.onnx_export.file.bindings import (
     KEY,
     Binding,
     Bindings,
@@ -18,7 +18,7 @@ from lora_export.onnx_export.bindings import (
     read_bindings,
     write_bindings,
 )
-from lora_export.onnx_export.save import save_model
+from lora_export.onnx_export.file.save import save_model
 from lora_export.verification.compare import distance
 from lora_export.verification.runtime import run_model
 

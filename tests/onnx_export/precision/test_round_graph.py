@@ -8,11 +8,11 @@ from onnx import numpy_helper
 
 from lora_export.errors import FitError
 from lora_export.models.inputs import parse_inputs
-from lora_export.onnx_export.lowered_audit import audit_lowered
-from lora_export.onnx_export.lowering import lower
-from lora_export.onnx_export.precision import PRECISIONS
-from lora_export.onnx_export.save import save_model
-from lora_export.onnx_export.trace import capture
+from lora_export.onnx_export.capture.trace import capture
+from lora_export.onnx_export.file.save import save_model
+from lora_export.onnx_export.precision.grids import PRECISIONS
+from lora_export.onnx_export.precision.round_graph import lower
+from lora_export.onnx_export.precision.rounded_audit import audit_lowered
 from lora_export.verification.runtime import run_model
 
 ROUNDING = ["int8", "int8-weights", "int4"]

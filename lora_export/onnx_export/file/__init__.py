@@ -1,0 +1,1 @@
+"""The ONNX file: weights bound to a graph, written, and audited."""
