@@ -15,8 +15,8 @@ from lora_export.checkpoint.index import read_adapter_file, read_checkpoint, rea
 from lora_export.checkpoint.torch_save.containers import NoTensorsError
 from lora_export.dialects import Evidence, all_dialects, foreign_trainer, read_adapter
 from lora_export.errors import InputError
-from lora_export.planning.fused import unsaid
-from lora_export.planning.names import weight_names
+from lora_export.planning.names.base_names import weight_names
+from lora_export.planning.updates.fused import unsaid
 from lora_export.records import Facts
 from lora_export.report.columns import counted
 from lora_export.report.result import Report

@@ -23,7 +23,7 @@ from lora_export.models.choose import (
 )
 from lora_export.models.decoding import CachedDecoder
 from lora_export.models.inputs import parse_inputs
-from lora_export.planning.network import (
+from lora_export.planning.names.network_names import (
     NetworkNames,
     meet_network,
     whole_parts_without_values,

@@ -14,7 +14,7 @@ from lora_export.models.huggingface import (
 )
 from lora_export.models.inputs import parse_inputs
 from lora_export.models.tasks import class_for, class_named
-from lora_export.planning.misfit import transformers_installed
+from lora_export.planning.names.misfit import transformers_installed
 from lora_export.records import HALF_DTYPES
 
 if TYPE_CHECKING:

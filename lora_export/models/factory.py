@@ -21,8 +21,8 @@ from lora_export.models.calling import user_code
 from lora_export.models.inputs import GRAMMAR, parse_inputs
 from lora_export.models.loralib_modules import is_live, keep_unmerged, read_facts, remove_factors
 from lora_export.models.state import load_strictly, untie
-from lora_export.planning.names import BaseNames, join
-from lora_export.planning.network import NetworkNames
+from lora_export.planning.names.base_names import BaseNames, join
+from lora_export.planning.names.network_names import NetworkNames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

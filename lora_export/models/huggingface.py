@@ -20,8 +20,8 @@ from lora_export.models.quiet import quiet
 from lora_export.models.state import same_values, untie
 from lora_export.models.tasks import class_for
 from lora_export.models.usual_inputs import usual_inputs
-from lora_export.planning.misfit import transformers_installed
-from lora_export.planning.names import BaseNames
+from lora_export.planning.names.base_names import BaseNames
+from lora_export.planning.names.misfit import transformers_installed
 from lora_export.records import Problem
 
 if TYPE_CHECKING:

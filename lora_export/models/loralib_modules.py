@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
-from lora_export.planning.names import without_wrappers
+from lora_export.planning.names.base_names import without_wrappers
 from lora_export.records import Facts, ModelFacts
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
 from lora_export.models.quiet import quiet
-from lora_export.planning.misfit import transformers_installed
+from lora_export.planning.names.misfit import transformers_installed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from lora_export.planning.architecture import Layers
-    from lora_export.planning.facts import FactTable
-    from lora_export.planning.lost import Promise
-    from lora_export.planning.names import PrefixChange
-    from lora_export.planning.ties import Tie
+    from lora_export.planning.facts.architecture import Layers
+    from lora_export.planning.facts.user_facts import FactTable
+    from lora_export.planning.full_tensors.account import Promise
+    from lora_export.planning.full_tensors.find_ties import Tie
+    from lora_export.planning.names.base_names import PrefixChange
     from lora_export.records import Checkpoint, Delta, ModelFacts, NameTable, TensorRef
 
 Tied = Literal["untie", "eval", "error"]

@@ -13,11 +13,11 @@ from lora_export.checkpoint.folder.recorded import read_manifest
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.errors import FitError, UsageError
-from lora_export.planning.beside import read_joined, refuse_unused_ignore
 from lora_export.planning.draft import Options, Recipe, Tied, Tokenizer
-from lora_export.planning.facts import FactTable, parse_enable_lora, read_hparams
-from lora_export.planning.names import PrefixChange
-from lora_export.planning.plan import make_plan, refuse_adapter_as_base
+from lora_export.planning.facts.user_facts import FactTable, parse_enable_lora, read_hparams
+from lora_export.planning.full_tensors.beside import read_joined, refuse_unused_ignore
+from lora_export.planning.make_plan import make_plan, refuse_adapter_as_base
+from lora_export.planning.names.base_names import PrefixChange
 from lora_export.records import Facts
 from lora_export.report.columns import counted
 from lora_export.report.text import first_names
@@ -25,9 +25,9 @@ from lora_export.report.text import first_names
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from lora_export.planning.architecture import Layers
-    from lora_export.planning.heads import Classes
-    from lora_export.planning.ties import Lookup
+    from lora_export.planning.facts.architecture import Layers
+    from lora_export.planning.full_tensors.find_ties import Lookup
+    from lora_export.planning.full_tensors.heads import Classes
     from lora_export.records import (
         Adapter,
         AdapterFile,

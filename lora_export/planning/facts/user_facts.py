@@ -1,0 +1,283 @@
+"""The facts that an adapter file does not hold, from options, an --hparams file or a user's model.
+
+Facts are asked for, never guessed; two sources that disagree are an error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import InputError, StorageError, UsageError
+from lora_export.layers import all_kinds
+from lora_export.planning.names.base_names import without_wrappers
+from lora_export.records import Facts, Problem
+from lora_export.report.columns import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    Patterns = tuple[tuple[str, Facts], ...]
+
+_COUNTS = ("n_head", "n_query_groups")
+_KEYS = ("alpha", "enable_lora", "fan_in_fan_out", "kind", *_COUNTS)
+
+
+@dataclass(frozen=True, slots=True)
+class FactTable:
+    """Facts by module: `modules` (read from a model) and `patterns` over `top`.
+
+    patterns: (glob on the base's module name, facts), the first match wins. modules: by name
+    without wrappers, or by the base's own name. recorded: from a manifest, by adapter and module.
+    options: what `top` has from the command line. Asking leaves its trace: `matched` holds the
+    patterns that fit a module, `taken` the names of the facts that only a manifest says, by module.
+    """
+
+    top: Facts = field(default_factory=Facts)
+    patterns: Patterns = ()
+    modules: Mapping[str, Facts] = field(default_factory=dict)
+    recorded: Mapping[tuple[str, str], Facts] = field(default_factory=dict)
+    options: Facts = field(default_factory=Facts)
+    matched: set[str] = field(default_factory=set, compare=False)
+    taken: dict[str, list[str]] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def joined(
+        cls,
+        options: Facts,
+        top: Facts,
+        patterns: Patterns,
+        modules: Mapping[str, Facts],
+        *,
+        recorded: Mapping[tuple[str, str], Facts] | None = None,
+    ) -> FactTable:
+        """The table of `options` and of what `read_hparams` gave, which must agree at the top.
+
+        Raises:
+            UsageError: they contradict each other.
+        """
+        problems = [
+            Problem(
+                f"{key} is {_plain(there)} here, but the command says {_option(key, here)}",
+                top.source,
+                "drop one of them; a [[module]] table may differ from the option",
+            )
+            for key, here, there in _differences(options, top)
+        ]
+        if problems:
+            raise UsageError.of(problems)
+        return cls(overlay(options, top), patterns, modules, recorded or {}, options)
+
+    def overridden(self, modules: Iterable[str]) -> list[str]:
+        """Where a table of the file overrides an option for `modules`, in words."""
+        found: Counter[tuple[str, str]] = Counter()
+        for facts in filter(None, map(self._table, modules)):
+            for key, here, there in _differences(self.options, facts):
+                reason = f"from {facts.source} overrides {_option(key, here)}"
+                found[f"{key}={_plain(there)}", reason] += 1
+        return [f"{v} for {counted(n, 'module')} {why}" for (v, why), n in found.items()]
+
+    def _table(self, module: str) -> Facts | None:
+        """The first [[module]] table whose pattern fits; every one that fits is noted."""
+        matching = [(p, facts) for p, facts in self.patterns if fnmatchcase(module, p)]
+        self.matched.update(pattern for pattern, _ in matching)
+        return matching[0][1] if matching else None
+
+    def given(self, module: str) -> Facts:
+        """What options and --hparams say of the module, without any model or manifest."""
+        table = self._table(module)
+        return overlay(table, self.top) if table else self.top
+
+    def of(self, module: str, adapter: str = "", built: Facts | None = None) -> Facts:
+        """What is known about the update that `adapter` has for `module`.
+
+        built: what the base's architecture says of the module, None where it is not known.
+
+        Raises:
+            UsageError: two of architecture, model (or manifest) and options contradict each other.
+        """
+        given = self.given(module)
+        built = built or Facts()
+        read = self.modules.get(module, self.modules.get(without_wrappers(module)))
+        if read is None and (read := self.recorded.get((adapter, module))):
+            new = [key for key in _KEYS if getattr(overlay(given, built), key) is None]
+            if keys := [key for key in new if getattr(read, key) is not None]:
+                self.taken[module] = keys
+        read = read or Facts()
+        agreed(module, built, read, _BUILT)
+        agreed(module, built, given, _BUILT)
+        known = overlay(agreed(module, read, given), built)
+        speakers = [facts.source for facts in (read, given, built) if _says(facts)]
+        return replace(known, source=" and ".join(speakers)) if speakers else known
+
+
+_BUILT = "drop the option, or say it of single modules in --hparams FILE"
+
+
+def _says(facts: Facts) -> bool:
+    return any(getattr(facts, key) is not None for key in (*_KEYS, "rank"))
+
+
+def overlay(upper: Facts, lower: Facts) -> Facts:
+    """`upper`, with what it does not say taken from `lower`."""
+    unknown = {
+        item.name: getattr(lower, item.name)
+        for item in fields(Facts)
+        if getattr(upper, item.name) in (None, "")
+    }
+    return replace(upper, **unknown)
+
+
+def _differences(one: Facts, other: Facts) -> list[tuple[str, Any, Any]]:
+    """(key, value, other value) of what both say, differently."""
+    pairs = [(key, getattr(one, key), getattr(other, key)) for key in _KEYS]
+    return [(k, a, b) for k, a, b in pairs if a is not None and b is not None and a != b]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(str(int(block)) for block in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _option(key: str, value: object) -> str:
+    """The option that says so."""
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no-'}{name}"
+    return f"--{name} {_plain(value)}"
+
+
+def agreed(
+    module: str, read: Facts, given: Facts, hint: str = "drop the option, or correct the model"
+) -> Facts:
+    """`read`, with what it does not say taken from `given`.
+
+    Raises:
+        UsageError: they contradict each other; both are named.
+    """
+    problems = [
+        Problem(f"{key} is {here} in {read.source} but {there} in {given.source}", module, hint)
+        for key, here, there in [*_differences(read, given), *_other_kinds(read, given)]
+    ]
+    if problems:
+        raise UsageError.of(problems)
+    return overlay(read, given)
+
+
+def _other_kinds(one: Facts, other: Facts) -> list[tuple[str, str, str]]:
+    """An embedding by the one, and by the other a layer that is none."""
+    no_embedding = "a layer that is no embedding"
+    if one.embeds is False and other.kind == "embedding":
+        return [("kind", no_embedding, "embedding")]
+    if other.embeds is False and one.kind == "embedding":
+        return [("kind", "embedding", no_embedding)]
+    return []
+
+
+def read_hparams(path: Path) -> tuple[Facts, Patterns]:
+    """Top-level facts and per-module patterns of a TOML or JSON file (DESIGN section 8).
+
+    Raises:
+        StorageError: the file cannot be read.
+        InputError: it is neither TOML nor JSON, or holds unknown keys or wrong types.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise InputError("not a text file", where=str(path), hint="TOML or JSON") from error
+    document = _parse(path, text)
+    tables = document.pop("module", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise InputError("module must be a list of tables", where=str(path), hint="[[module]]")
+    problems: list[Problem] = []
+    top = _facts(document, f"{path}", problems)
+    patterns = []
+    for number, table in enumerate(tables, 1):
+        where = f"{path}: [[module]] {number}"
+        match = table.pop("match", None)
+        if not isinstance(match, str):
+            problems.append(Problem("match is missing", where, 'match = "*.c_attn"'))
+            continue
+        patterns.append((match, _facts(table, where, problems)))
+    if problems:
+        raise InputError.of(problems)
+    return top, tuple(patterns)
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except ValueError as error:
+        raise InputError(f"neither TOML nor JSON: {error}", where=str(path)) from error
+    if not isinstance(document, dict):
+        raise InputError("holds no table of facts", where=str(path))
+    return document
+
+
+def _facts(table: Mapping[str, Any], where: str, problems: list[Problem]) -> Facts:
+    problems += [
+        Problem(f"unknown key {key!r}", where, f"one of: {', '.join(_KEYS)}")
+        for key in table.keys() - set(_KEYS)
+    ]
+    good: dict[str, Any] = {}
+    for key in _KEYS:
+        if key in table:
+            value, wanted = _checked(key, table[key])
+            if value is None:
+                problems.append(Problem(f"{key} = {table[key]!r} is not {wanted}", where))
+            good[key] = value
+    return Facts(**good, source=where)
+
+
+def _checked(key: str, value: object) -> tuple[Any, str]:
+    """The value in the form that Facts wants, or None and what was wanted."""
+    if key == "alpha":
+        return (value if _is_float(value) else None), "a number"
+    if key == "fan_in_fan_out":
+        return (value if isinstance(value, bool) else None), "true or false"
+    if key == "kind":
+        known = sorted(all_kinds())
+        return (value if value in known else None), f"a kind of layer: {', '.join(known)}"
+    if key in _COUNTS:
+        return (value if type(value) is int and value > 0 else None), "a whole number above 0"
+    entries = value if isinstance(value, list) else []
+    blocks = tuple(bool(entry) for entry in entries if entry in (0, 1))
+    good = any(blocks) and len(blocks) == len(entries)
+    return (blocks if good else None), "a list of true and false, one of them true"
+
+
+def _is_float(value: object) -> bool:
+    """A number, and not an integer that no float can hold."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max
+    return isinstance(value, float)
+
+
+def parse_enable_lora(text: str) -> tuple[bool, ...]:
+    """`1,0,1` (also true/false) as loralib's enable_lora.
+
+    Raises:
+        UsageError: anything else, or no enabled block.
+    """
+    words = {"1": True, "true": True, "0": False, "false": False}
+    try:
+        blocks = tuple(words[word.strip().lower()] for word in text.split(","))
+    except KeyError as error:
+        raise UsageError(
+            f"{error.args[0]!r} is neither 1 nor 0", where="--enable-lora", hint="e.g. 1,0,1"
+        ) from None
+    if not any(blocks):
+        raise UsageError("no block is enabled", where="--enable-lora", hint="e.g. 1,0,1")
+    return blocks

@@ -1,0 +1,1 @@
+"""Edits of the files around the weights."""

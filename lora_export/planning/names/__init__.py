@@ -1,0 +1,1 @@
+"""Names of adapters and bases: which tensor a module's name means."""

@@ -1,0 +1,203 @@
+"""In which names the adapter's modules are found: the base's own, or those of the running model.
+
+transformers 5 may call a tensor otherwise than checkpoints do, and may hold in one tensor what
+they store in several. An adapter carries the names of the model it was trained on, of either age.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lora_export.planning.names.base_names import (
+    IDENTITY,
+    BaseNames,
+    PrefixChange,
+    choose_prefix,
+    join,
+    lacking_in,
+)
+from lora_export.records import Problem
+from lora_export.report.text import first_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from lora_export.records import NameTable, Place, TensorRef
+
+    Wanted = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor of the base, and the row of the parameter's matrix at which it begins."""
+
+    name: str
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where the base stores one tensor of the running model: whole, or in parts.
+
+    obstacle: why it cannot be said which parts they are, else "".
+    """
+
+    whole: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    shape: tuple[int, ...] = ()
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A parameter of a module: the tensors each of which holds it, or the parts that do together.
+
+    module: as the base calls it, or where there are parts, the running model. shape: the
+    parameter's.
+    """
+
+    module: str
+    tensors: tuple[str, ...]
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...] = ()
+    obstacle: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Names in which all modules of an adapter were found after one change of prefix.
+
+    homes: where the base stores the running model's tensors; None where `names` are the base's.
+    renamed: modules that the adapter calls otherwise.
+    """
+
+    names: BaseNames
+    stored: Mapping[str, TensorRef]
+    change: PrefixChange = IDENTITY
+    homes: Mapping[str, Home] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def locate(self, module: str, parameter: str) -> Located | None:
+        """Where the parameter of an adapter's module is; None where it is not."""
+        module = self.renamed.get(module, module)
+        own, tensors = self.names.locate(module, self.change, parameter)
+        if not tensors:
+            return None
+        if self.homes is None:
+            return Located(own, tensors, self._shape(tensors[0]))
+        home = self.homes[tensors[0]]
+        if home.whole:
+            own = home.whole[0].rpartition(".")[0]
+            return Located(own, home.whole, self._shape(home.whole[0]))
+        return Located(own, (), home.shape, home.parts, home.obstacle)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor that is stored, or tied to one that is; () where only a tie knows."""
+        return self.stored[name].spec.shape if name in self.stored else ()
+
+    def full_tensor(self, name: str) -> str | None:
+        """The base's tensor that a full tensor of the adapter replaces."""
+        if self.homes is None:
+            return None
+        known = self.change.apply(name)
+        found = self.names.tensor(known) if known is not None else None
+        return self.homes[found].whole[0] if found and self.homes[found].whole else None
+
+
+def find_space(
+    wanted: Wanted,
+    base: Space,
+    table: Callable[[], NameTable | None],
+    only: PrefixChange | None = None,
+    advice: str = "",
+) -> tuple[Space, list[str], list[Problem]]:
+    """(space, what was decided in words, problems): the base's own names, then the model's.
+
+    wanted: the parameters, by module, of each of which there must be one. only: the change of
+    prefix that the user named. advice: what to do where the model's names are not known, if they
+    could be.
+    """
+    change, problems = choose_prefix(wanted, base.names, only)
+    space = Space(base.names, base.stored, change)
+    count = f"resolves all {len(wanted)} modules"
+    if not problems:
+        return space, [f"{change}, {count}"] if change != IDENTITY else [], []
+    known = table()
+    if known is None:
+        lacking = lacking_in(wanted, change, base.names)
+        return space, [], [_unknown(lacking, len(wanted), advice)] if advice else problems
+    homes = homes_of(known, base.stored)
+    names = BaseNames(homes)
+    for renamed in ({}, _renamed(wanted, known)):
+        modules = {renamed.get(module, module): found for module, found in wanted.items()}
+        change, unresolved = choose_prefix(modules, names, only)
+        if not unresolved:
+            told = f"names by the table of {known.source}, {count}"
+            told += f" ({change})" if change != IDENTITY else ""
+            return Space(names, base.stored, change, homes, renamed), [told], []
+    return space, [], problems
+
+
+def renamed_tensors(
+    names: Sequence[str], space: Space, table: Callable[[], NameTable | None]
+) -> Mapping[str, str]:
+    """The base's tensors that full tensors called by the running model's names replace.
+
+    names: of full tensors that the base has not, beside modules that it has under their own names.
+    Names that the table has no place for in the base are left out.
+    """
+    spelled = {changed: name for name in names if (changed := space.change.apply(name)) is not None}
+    known = table() if spelled and space.homes is None else None
+    if known is None:
+        return {}
+    homes = homes_of(known, space.stored)
+    places = known.places(spelled)
+    found = {name: homes.get(place.name) for name, place in places.items() if place.is_whole}
+    return {spelled[name]: home.whole[0] for name, home in found.items() if home and home.whole}
+
+
+def _unknown(lacking: Sequence[str], count: int, advice: str) -> Problem:
+    """Names that may be the running model's, which nobody knows: one problem for all."""
+    message = f"{len(lacking)} of {count} modules are not in this base by its own names"
+    return Problem(f"{message}: {first_names(lacking)}", hint=advice)
+
+
+def _renamed(wanted: Wanted, table: NameTable) -> Mapping[str, str]:
+    """The running model's names of modules that an adapter calls by older names."""
+    tensors = {join(module, "weight"): module for module in wanted}
+    found = {}
+    for name, place in table.places(tensors).items():
+        if place.is_whole and place.name.endswith(".weight"):
+            found[tensors[name]] = place.name.removesuffix(".weight")
+    return found
+
+
+def homes_of(table: NameTable, stored: Mapping[str, TensorRef]) -> dict[str, Home]:
+    """Where the base stores each tensor of the running model, in the model's own order."""
+    by_name: dict[str, dict[str, Place]] = {}
+    for name, place in table.places(stored).items():
+        if place.name in table.shapes:
+            by_name.setdefault(place.name, {})[name] = place
+    order = [name for name in table.shapes if name in by_name]
+    return {name: _home(by_name[name], table.shapes[name], stored) for name in order}
+
+
+def _home(
+    places: Mapping[str, Place], shape: tuple[int, ...], stored: Mapping[str, TensorRef]
+) -> Home:
+    if all(place.is_whole for place in places.values()):
+        return Home(whole=tuple(places))
+    obstacles = [place.obstacle for place in places.values() if place.obstacle]
+    if obstacles:
+        return Home(shape=shape, obstacle=f"the model makes it by {obstacles[0]}")
+    found = {(place.expert, place.part[0]): name for name, place in places.items()}
+    experts, rows, *rest = shape if len(shape) == 3 else (0, 0)  # noqa: PLR2004
+    count = next(iter(places.values())).part[1]
+    height = rows // count
+    wanted = {(expert, part) for expert in range(experts) for part in range(count)}
+    fits = all(stored[name].spec.shape == (height, *rest) for name in places)
+    if not fits or found.keys() != wanted or len(places) != len(wanted):
+        return Home(shape=shape, obstacle=f"{len(places)} tensors do not make {list(shape)}")
+    parts = (Part(found[e, p], e * rows + p * height) for e, p in sorted(wanted))
+    return Home(parts=tuple(parts), shape=shape)

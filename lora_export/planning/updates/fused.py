@@ -1,0 +1,136 @@
+"""litgpt's updates: what the files beside them and the options say together, and what is missing.
+
+query, key and value of litgpt are blocks of unequal size in one weight. Cut into equal thirds, they
+would be merged wrongly without a sign of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lora_export.layers import Shapes
+from lora_export.planning.facts.user_facts import agreed
+from lora_export.planning.updates.resolve_by_shape import Unresolved, no_fit, readings_of
+from lora_export.records import Delta, Facts, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from lora_export.planning.draft import Draft
+    from lora_export.records import Adapter, TensorSpec, Update
+
+QKV = "litgpt_qkv"
+_NEEDED = ("alpha", "enable_lora", "n_head", "n_query_groups")
+_LORALIB = "if these are loralib's own layers, say --dialect loralib"
+_FILES = (
+    "hyperparameters.yaml and model_config.yaml, which litgpt saves with it, say them: put both "
+    "beside it; or give them in --hparams FILE as alpha, enable_lora, n_head and n_query_groups; "
+    f"{_LORALIB}"
+)
+_OTHER_BASE = "is this the base that the adapter was trained on?"
+
+
+def resolve_litgpt(
+    adapter: Adapter, update: Update, module: str, base: TensorSpec, given: Facts
+) -> Delta:
+    """The one reading of an update of litgpt's LoRALinear or LoRAQKVLinear (0.4.13, 0.5.13).
+
+    given: what options, a model or a manifest say of the module.
+
+    Raises:
+        UsageError: that contradicts what the files beside the adapter say.
+        Unresolved: a fact is missing, or the shapes do not fit what is known.
+    """
+    where = f"{adapter.path}: {update.module}"
+    own = update.own or Facts()
+    named = replace(own, source=own.source or "the names of litgpt's layers")
+    facts = agreed(where, named, given, f"leave it out; {_LORALIB}")
+    facts = replace(facts, source=own.source or given.source or named.source)
+    shapes = Shapes.of(update.factors, base.shape)
+    readings = [one for one in readings_of(update.family, shapes) if one.kind == own.kind]
+    readings = [one for one in readings if not one.fan_in_fan_out]  # litgpt has nn.Linear alone
+    if not readings:
+        raise Unresolved(no_fit(update.family, shapes, base, where), missing=False)
+    rank = readings[0].rank
+    told = unsaid([facts])
+    if facts.enable_lora is None:  # with all three adapted the shapes tell it
+        facts = replace(facts, enable_lora=readings[0].enable_lora)
+    _refuse_missing(facts, told, where)
+    if facts.rank not in (None, rank):
+        message = f"rank is {rank} in the file but {facts.rank} in {facts.source}"
+        raise Unresolved(Problem(message, where), missing=False)
+    alpha = facts.alpha or 0.0
+    heads = _heads(facts, shapes, base, where) if own.kind == QKV else ()
+    return Delta(
+        adapter=str(adapter.path),
+        module=module,
+        kind=readings[0].kind,
+        factors=update.factors,
+        shape=base.shape,
+        rank=rank,
+        alpha=alpha,
+        scaling=alpha / rank,
+        weight=adapter.weight,
+        enable_lora=(facts.enable_lora or ()) if heads else (),
+        heads=heads,
+        by_group=bool(heads and own.by_group),
+    )
+
+
+def tell_cast(draft: Draft, adapter: Adapter) -> None:
+    """Where litgpt would cast the base to the LoRA's dtype before it merges; here it keeps its own.
+
+    Reproduces what `merge_lora` of litgpt 0.5.13 does to every tensor of the model.
+    """
+    held = {ref.spec.dtype for update in adapter.updates for ref in update.factors.values()}
+    merged = {draft.stored[name].spec.dtype for name in draft.merged if name in draft.stored}
+    if adapter.dialect != "litgpt" or len(held) != 1 or merged <= held:
+        return
+    (lora,) = held
+    base = ", ".join(sorted(merged - held))
+    draft.warnings.append(
+        f"{adapter.path.name}: litgpt's own merge casts the base from {base} to {lora} first; this "
+        f"result keeps {base}"
+    )
+
+
+def unsaid(facts: Iterable[Facts]) -> list[str]:
+    """The names of what a LoRA of litgpt needs and `facts` of its modules do not say."""
+    listed = list(facts)
+    return [key for key in _NEEDED if any(getattr(one, key) is None for one in listed)]
+
+
+def _refuse_missing(facts: Facts, told: Sequence[str], where: str) -> None:
+    """The facts that this kind of module needs; `told`, all that the adapter lacks, in one text."""
+    missing = unsaid([facts])
+    if missing and (facts.kind == QKV or "alpha" in missing):
+        message = f"a LoRA of litgpt, without its {', '.join(told)}: they are not in the file"
+        raise Unresolved(Problem(message, where, _FILES), missing=True)
+    if facts.alpha is not None and not (math.isfinite(facts.alpha) and facts.alpha > 0):
+        message = f"alpha = {facts.alpha:g} from {facts.source} is not a positive number"
+        hint = "give the lora_alpha used in training; --weight is its strength"
+        raise Unresolved(Problem(message, where, hint), missing=True)
+
+
+def _heads(facts: Facts, shapes: Shapes, base: TensorSpec, where: str) -> tuple[int, int]:
+    """(n_head, n_query_groups), which divide the weight, and give B the rows that it has."""
+    n_head, groups = facts.n_head or 1, facts.n_query_groups or 1
+    enabled = facts.enable_lora or ()
+    counts = (n_head, groups, groups)
+    size, rest = divmod(base.shape[0], sum(counts))
+    told = f"n_head = {n_head} and n_query_groups = {groups} from {facts.source}"
+    if rest or n_head % groups:
+        message = f"{told} do not divide the {base.shape[0]} rows of {base.name}"
+        raise Unresolved(Problem(message, where, _OTHER_BASE), missing=False)
+    (rows_a, _), (rows_b, rank) = shapes.a, shapes.b
+    chosen = [count * size for count, on in zip(counts, enabled, strict=False) if on]
+    if len(enabled) != len(counts) or len(chosen) * rank != rows_a or sum(chosen) != rows_b:
+        blocks = ",".join(str(int(block)) for block in enabled)
+        message = (
+            f"{told} and enable_lora {blocks} mean {len(chosen) * rank} rows of A and "
+            f"{sum(chosen)} of B, but the file has {rows_a} and {rows_b}"
+        )
+        raise Unresolved(Problem(message, where, _OTHER_BASE), missing=True)
+    return n_head, groups
