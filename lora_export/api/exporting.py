@@ -201,7 +201,7 @@ def _make(stage: Staging, job: Job, form: Form, *, verify: bool) -> _Made:
     Raises:
         VerificationError: a check failed.
     """
-    from lora_export.verification.proof import refuse_failed
+    from lora_export.verification.failure import refuse_failed
 
     work = stage.folder / "merged"
     merged = merged_checkpoint(job, work)
@@ -233,7 +233,7 @@ def _make_file(
 ) -> _Made:
     """One file; before: the checks that have passed already, for the report of a failure."""
     from lora_export.onnx_export.export import export
-    from lora_export.verification.proof import refuse_failed
+    from lora_export.verification.failure import refuse_failed
 
     place = (stage.folder / "merged" if form.is_lowered else stage.folder) / stage.path.name
     exported = export(

@@ -101,8 +101,8 @@ def prove_pair(
 ) -> Proven:
     """The torch models against each other, both files' static audits, and both in ONNX Runtime."""
     from lora_export.onnx_export.file.audit import audit
-    from lora_export.verification.attribution import blame, by_checks
-    from lora_export.verification.narrowing import attribute_model
+    from lora_export.verification.blame.attribution import blame, by_checks
+    from lora_export.verification.blame.narrowing import attribute_model
 
     by_model = prove_model(job, pair, merged)
     checks, readable = by_model.checks, True
@@ -124,8 +124,8 @@ def prove_pair(
 def _prove_runtime(
     folder: Path, job: Job, pair: CachedPair, by_model: ModelProof
 ) -> tuple[Check, ...]:
-    from lora_export.verification.answering import check_answers, run_pair
-    from lora_export.verification.runtime import find_providers, opener_on
+    from lora_export.verification.runtime.encoder_decoder import check_answers, run_pair
+    from lora_export.verification.runtime.sessions import find_providers, opener_on
 
     seen, tolerance = by_model.witnesses, by_model.tolerance
     probes, opener = by_model.suspects.probes, opener_on(find_providers(job.proof.provider))

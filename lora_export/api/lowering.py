@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lora_export.onnx_export.precision.grids import Precision
     from lora_export.onnx_export.precision.rounded_audit import Weights
     from lora_export.records import Check, Checkpoint, MergePlan, WrittenFile
-    from lora_export.verification.loss import Loss
+    from lora_export.verification.model.loss import Loss
 
     Probe = dict[str, NDArray[Any]]
 
@@ -221,9 +221,9 @@ def _run(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...], tuple[Ch
     A float16 model runs in torch as well, operator by operator in float16: on the CPU, ONNX Runtime
     computes most of them in float32, and would not see a number that a GPU finds too large.
     """
-    from lora_export.verification.loss import Limits, loss_checks, measure
-    from lora_export.verification.model import run_base, run_merged
-    from lora_export.verification.runtime import find_providers, run_model
+    from lora_export.verification.model.loss import Limits, loss_checks, measure
+    from lora_export.verification.model.witnesses import run_base, run_merged
+    from lora_export.verification.runtime.sessions import find_providers, run_model
 
     job, providers = full.job, find_providers(full.job.proof.provider)
     probes = _probes(full, providers)
@@ -246,8 +246,8 @@ def _run(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...], tuple[Ch
 
 def _probes(full: Full, providers: Sequence[str]) -> list[Probe]:
     """Enough of them for the share of equal decisions to mean something."""
-    from lora_export.verification.loss import PLACES, decisions
-    from lora_export.verification.runtime import run_model
+    from lora_export.verification.model.loss import PLACES, decisions
+    from lora_export.verification.runtime.sessions import run_model
 
     probes = probes_for(full.job, full.source)
     runs = run_model(full.path, probes, providers=providers)
@@ -272,7 +272,7 @@ def recorded_graph(
     path: the file, or a folder of several, of which each has its own.
     """
     from lora_export.onnx_export.file.interface import interface
-    from lora_export.verification.runtime import find_providers
+    from lora_export.verification.runtime.sessions import find_providers
 
     name = form.precision.name
     ran = {"providers": list(find_providers(job.proof.provider))} if verify else {}

@@ -137,8 +137,8 @@ class Writing:
 
 def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None) -> Report:
     from lora_export.execution.stage import write_plan
-    from lora_export.verification.proof import refuse_failed
-    from lora_export.verification.weights import WeightProof
+    from lora_export.verification.failure import refuse_failed
+    from lora_export.verification.weights.whole_weights import WeightProof
 
     plan = job.plan
     space = space_for(plan, stage.output, writing.jobs)

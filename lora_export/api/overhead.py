@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_export.records import MergePlan
-    from lora_export.verification.branches import Branch, Site
+    from lora_export.verification.model.branches import Branch, Site
 
 
 def saved(plan: MergePlan, sites: Sequence[Site]) -> dict[str, int] | None:
@@ -23,7 +23,7 @@ def saved(plan: MergePlan, sites: Sequence[Site]) -> dict[str, int] | None:
     one cannot be captured alone: then nothing is told.
     """
     from lora_export.onnx_export.capture.node_count import count_extra_nodes
-    from lora_export.verification.live_layer import LiveLayers
+    from lora_export.verification.model.live_layer import LiveLayers
 
     if not sites:
         return None

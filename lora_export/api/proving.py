@@ -33,7 +33,7 @@ from lora_export.planning.request import make_request, plan_request, read_inputs
 from lora_export.records import at_level
 from lora_export.report.stopwatch import Stopwatch
 from lora_export.report.text import first_names
-from lora_export.verification.runtime import find_providers
+from lora_export.verification.runtime.sessions import find_providers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from lora_export.models.source import ModelSource
     from lora_export.planning.request import AdapterOptions, Inputs, Request
     from lora_export.records import Attribution, Check, Checkpoint, Facts, MergePlan
-    from lora_export.verification.model import Witnesses
-    from lora_export.verification.narrowing import Suspects
-    from lora_export.verification.tolerance import Tolerance
+    from lora_export.verification.blame.narrowing import Suspects
+    from lora_export.verification.model.tolerance import Tolerance
+    from lora_export.verification.model.witnesses import Witnesses
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,8 @@ class ModelProof:
 
     def proven(self, told: str = "") -> Proven:
         """The outcome, with the module that is to blame where there is one."""
-        from lora_export.verification.attribution import blame
-        from lora_export.verification.narrowing import attribute_model
+        from lora_export.verification.blame.attribution import blame
+        from lora_export.verification.blame.narrowing import attribute_model
 
         found = blame(self.checks, partial(attribute_model, self.suspects))
         return Proven(self.checks, (*((told,) if told else ()), *self.warnings), found)
@@ -220,8 +220,8 @@ def prove_checkpoint(job: Job, merged: Checkpoint, *, foreign: bool = False) -> 
 
     foreign: another tool may have written it, so the files around the weights count by meaning.
     """
-    from lora_export.verification.foreign_files import check_foreign_files
-    from lora_export.verification.side_files import check_side_files
+    from lora_export.verification.files.foreign_files import check_foreign_files
+    from lora_export.verification.files.side_file_check import check_side_files
 
     checks = prove_weights(job, merged)
     notes: tuple[str, ...] = ()
@@ -263,7 +263,7 @@ def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Pr
 
 def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:
     """Level "weights"; see verification.weights.check_weights."""
-    from lora_export.verification.weights import check_weights
+    from lora_export.verification.weights.whole_weights import check_weights
 
     with job.clock("proof by weights"):
         checks = check_weights(job.plan, written.tensors(), allow_noop=job.allow_noop)
@@ -276,8 +276,8 @@ def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof
     Raises:
         FitError, UsageError, InputError: the model cannot be built or run.
     """
-    from lora_export.verification.model import call_witnesses
-    from lora_export.verification.narrowing import Suspects
+    from lora_export.verification.blame.narrowing import Suspects
+    from lora_export.verification.model.witnesses import call_witnesses
 
     probes = probes_for(job, source)
     with job.clock("proof as a model"):
@@ -294,8 +294,8 @@ def probes_for(job: Job, source: ModelSource, rounds: int = 1) -> list[dict[str,
 
     rounds: how many times the usual number of rows.
     """
-    from lora_export.verification.decoding_probes import decoding_probes
-    from lora_export.verification.probes import load_probes, make_probes
+    from lora_export.verification.model.decoding_probes import decoding_probes
+    from lora_export.verification.model.probes import load_probes, make_probes
 
     if job.proof.inputs:
         return load_probes(Path(job.proof.inputs), source.inputs)

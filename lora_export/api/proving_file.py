@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from lora_export.models.source import ModelSource
     from lora_export.onnx_export.export import Exported
     from lora_export.records import Check, Checkpoint
-    from lora_export.verification.narrowing import Artifact
-    from lora_export.verification.runtime import Opener
+    from lora_export.verification.blame.narrowing import Artifact
+    from lora_export.verification.runtime.sessions import Opener
 
 
 def prove_file(
@@ -36,9 +36,9 @@ def prove_file(
         providers.
     """
     from lora_export.onnx_export.file.audit import audit
-    from lora_export.verification.attribution import blame
-    from lora_export.verification.narrowing import Artifact, attribute_file
-    from lora_export.verification.runtime import find_providers, opener_on
+    from lora_export.verification.blame.attribution import blame
+    from lora_export.verification.blame.narrowing import Artifact, attribute_file
+    from lora_export.verification.runtime.sessions import find_providers, opener_on
 
     # Each of the three frees its weights before the next one takes its own.
     by_model = prove_model(job, source, merged)
@@ -61,8 +61,8 @@ def prove_file(
 
 def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:
     """ONNX Runtime against both torch models; where it keeps a past, by what it generates."""
-    from lora_export.verification.generation import check_generation
-    from lora_export.verification.runtime import try_model
+    from lora_export.verification.runtime.generation import check_generation
+    from lora_export.verification.runtime.sessions import try_model
 
     seen, tolerance = by_model.witnesses, by_model.tolerance
     with job.clock("runtime"):

@@ -12,7 +12,7 @@ from lora_export.checkpoint.output.publish import staging
 from lora_export.execution.undo import is_restored, read_undo, restore
 from lora_export.records import Check
 from lora_export.report.result import Report
-from lora_export.verification.proof import refuse_failed
+from lora_export.verification.failure import refuse_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

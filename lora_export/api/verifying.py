@@ -32,8 +32,8 @@ from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.records import at_level
 from lora_export.report.result import Report
-from lora_export.verification.manifest import check_inputs, check_outputs
-from lora_export.verification.proof import refuse_failed
+from lora_export.verification.failure import refuse_failed
+from lora_export.verification.files.manifest_check import check_inputs, check_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

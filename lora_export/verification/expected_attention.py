@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.verification.rounding import UNIT
+from lora_export.verification.weights.rounding import UNIT
 
 if TYPE_CHECKING:
     import torch

@@ -94,7 +94,7 @@ def test_merge_publishes_nothing_when_its_arithmetic_is_wrong(fault, case, tmp_p
 
 
 def test_what_the_weights_proof_would_miss_is_bisected(case, tmp_path, monkeypatch):
-    from lora_export.verification.weights import WeightProof
+    from lora_export.verification.weights.whole_weights import WeightProof
 
     monkeypatch.setattr(WeightProof, "checks", lambda *_, **__: ())
     plant_in_merge(monkeypatch, case, "scaling 1 % too large")

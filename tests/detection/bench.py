@@ -33,8 +33,8 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.onnx_export import export as writing
 from lora_export.onnx_export.file import audit as auditing
 from lora_export.onnx_export.file.save import save_model
-from lora_export.verification.attribution import by_checks
-from lora_export.verification.runtime import open_session
+from lora_export.verification.blame.attribution import by_checks
+from lora_export.verification.runtime.sessions import open_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_export.records import Checkpoint
-    from lora_export.verification.runtime import Opener
+    from lora_export.verification.runtime.sessions import Opener
 
     State = dict[str, Tensor]
 

@@ -16,9 +16,9 @@ import onnx
 from onnx import numpy_helper
 
 from lora_export.records import example_sizes
-from lora_export.verification.graph_modules import read_modules
-from lora_export.verification.probes import probe_of_sizes
-from lora_export.verification.runtime import open_session, run_session
+from lora_export.verification.blame.graph_modules import read_modules
+from lora_export.verification.model.probes import probe_of_sizes
+from lora_export.verification.runtime.sessions import open_session, run_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lora_export.errors import VerificationError
-from lora_export.verification.runtime import LEVELS, open_session
+from lora_export.verification.runtime.sessions import LEVELS, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from lora_export.verification.runtime import Optimisation
+    from lora_export.verification.runtime.sessions import Optimisation
 
 
 class OptimiserFault(NamedTuple):

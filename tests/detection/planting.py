@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_export.errors import VerificationError
-from lora_export.verification.runs import run
-from lora_export.verification.runtime import run_model
-from lora_export.verification.tolerance import FACTOR
+from lora_export.verification.model.runs import run
+from lora_export.verification.model.tolerance import FACTOR
+from lora_export.verification.runtime.sessions import run_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from lora_export.errors import StorageError
 from lora_export.execution import head_start, segments, stage
 from lora_export.planning.request import make_request, plan_request
-from lora_export.verification.weights import WeightProof
+from lora_export.verification.weights.whole_weights import WeightProof
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from lora_export.api import merge
 from lora_export.layers import all_kinds
-from lora_export.verification.branches import FORMS, PARAMETERS
 from lora_export.verification.expected import CHANGES, FORMULAS, TANGENTS
+from lora_export.verification.model.branches import FORMS, PARAMETERS
 
 LORALIB = {"conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "merged": "merged_linear"}
 PEFT = {

@@ -16,7 +16,7 @@ from lora_export.models.inputs import parse_inputs
 from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import place_weights, read_bindings
 from lora_export.onnx_export.file.save import save_model
-from lora_export.verification.probes import make_probes
+from lora_export.verification.model.probes import make_probes
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,8 +23,8 @@ from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import read_bindings
 from lora_export.onnx_export.file.save import save_model
 from lora_export.onnx_export.file.topology import describe
-from lora_export.verification.probes import make_probes
-from lora_export.verification.runtime import run_model
+from lora_export.verification.model.probes import make_probes
+from lora_export.verification.runtime.sessions import run_model
 
 BY_DEFAULT = {"bert", "llama tied"}
 INPUTS = {

@@ -17,10 +17,10 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import UsageError, VerificationError
 from lora_export.models.answering import CachedPair
 from lora_export.models.choose import folder_model
-from lora_export.verification.answering import check_answers
-from lora_export.verification.probes import make_probes
-from lora_export.verification.runtime import open_session
-from lora_export.verification.tolerance import OutputTolerance, Tolerance
+from lora_export.verification.model.probes import make_probes
+from lora_export.verification.model.tolerance import OutputTolerance, Tolerance
+from lora_export.verification.runtime.encoder_decoder import check_answers
+from lora_export.verification.runtime.sessions import open_session
 from tests.documents import blocks
 
 pytestmark = [

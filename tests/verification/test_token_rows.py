@@ -10,7 +10,7 @@ from lora_export.api import merge
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import FitError
 from lora_export.planning.request import make_request, plan_request
-from lora_export.verification.weights import check_weights
+from lora_export.verification.weights.whole_weights import check_weights
 
 TOKENS = [5, 2, 40]
 

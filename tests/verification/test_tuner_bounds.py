@@ -9,7 +9,7 @@ from lora_export.layers import all_kinds
 from lora_export.records import Delta, TensorRef, TensorSpec
 from lora_export.verification.expected import FORMULAS, scaling_of
 from lora_export.verification.expected_tuners import with_projection
-from lora_export.verification.rounding import ROUNDINGS, update_error
+from lora_export.verification.weights.rounding import ROUNDINGS, update_error
 
 SHAPES = {
     # kind: (factors of rank r, weight)

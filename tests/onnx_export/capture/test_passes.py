@@ -12,8 +12,8 @@ from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import read_bindings
 from lora_export.onnx_export.file.save import save_model
 from lora_export.onnx_export.file.topology import describe
-from lora_export.verification.compare import distance
-from lora_export.verification.runtime import run_model
+from lora_export.verification.model.compare import distance
+from lora_export.verification.runtime.sessions import run_model
 
 
 def degenerate(model):

@@ -14,9 +14,9 @@ from lora_export.onnx_export.capture.dimensions import differences
 from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import read_bindings
 from lora_export.onnx_export.file.save import save_model
-from lora_export.verification.compare import distance
-from lora_export.verification.probes import make_probes
-from lora_export.verification.runtime import run_model
+from lora_export.verification.model.compare import distance
+from lora_export.verification.model.probes import make_probes
+from lora_export.verification.runtime.sessions import run_model
 
 MODELS = ("net", "gpt", "bert", "roberta", "llama", "gpt2")
 
@@ -243,8 +243,10 @@ def test_tied_names_share_an_initializer_and_unused_weights_are_told(zoo):
 def test_importing_the_package_does_not_import_torch():
     rooms = ["trace", "audit", "save", "topology", "passes", "bindings"]
     code = "import sys\n" + "".join(f"import lora_export.onnx_export.{room}\n" for room in rooms)
-    code += "import lora_export.verification.probes, lora_export.verification.runtime\n"
-    code += "import lora_export.verification.tolerance\n"
+    code += (
+        "import lora_export.verification.model.probes, lora_export.verification.runtime.sessions\n"
+    )
+    code += "import lora_export.verification.model.tolerance\n"
     code += "print({'torch', 'onnx', 'numpy', 'onnxruntime', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

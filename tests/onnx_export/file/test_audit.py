@@ -13,8 +13,8 @@ from lora_export.onnx_export.file.audit import audit
 from lora_export.onnx_export.file.bindings import KEY, read_bindings
 from lora_export.onnx_export.file.save import save_model
 from lora_export.onnx_export.file.topology import describe
-from lora_export.verification.runtime import run_model
-from lora_export.verification.tolerance import derive
+from lora_export.verification.model.tolerance import derive
+from lora_export.verification.runtime.sessions import run_model
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from lora_export.onnx_export.file.bindings import (
     write_bindings,
 )
 from lora_export.onnx_export.file.save import save_model
-from lora_export.verification.compare import distance
-from lora_export.verification.runtime import run_model
+from lora_export.verification.model.compare import distance
+from lora_export.verification.runtime.sessions import run_model
 
 
 @pytest.mark.parametrize("name", ["net", "gpt", "bert", "roberta", "llama", "gpt2"])

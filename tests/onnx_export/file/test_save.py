@@ -15,8 +15,8 @@ from lora_export.models.inputs import parse_inputs
 from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file import external
 from lora_export.onnx_export.file.save import opset_of, save_model, written_opset
-from lora_export.verification.compare import distance
-from lora_export.verification.runtime import run_model
+from lora_export.verification.model.compare import distance
+from lora_export.verification.runtime.sessions import run_model
 
 
 def test_a_small_model_is_one_file(zoo, tmp_path):

@@ -13,7 +13,7 @@ from lora_export.onnx_export.file.save import save_model
 from lora_export.onnx_export.precision.grids import PRECISIONS
 from lora_export.onnx_export.precision.round_graph import lower
 from lora_export.onnx_export.precision.rounded_audit import audit_lowered
-from lora_export.verification.runtime import run_model
+from lora_export.verification.runtime.sessions import run_model
 
 ROUNDING = ["int8", "int8-weights", "int4"]
 FAR = {"int8": 0.1, "int8-weights": 0.03, "int4": 0.3}

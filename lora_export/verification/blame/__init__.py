@@ -1,0 +1,1 @@
+"""Which module, tensor or node a failed check comes from."""

@@ -1,0 +1,150 @@
+"""Runs a torch model on probes, and runs it again in the ways whose differences are noise."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import UsageError
+from lora_export.models.calling import call_model
+from lora_export.models.casting import to_float32, to_float64
+from lora_export.verification.model.compare import join_batches
+from lora_export.verification.model.probes import split_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    import torch
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from lora_export.models.source import ModelSource
+    from lora_export.records import InputSpec, MergePlan
+
+    Outputs = dict[str, NDArray[Any]]
+    Probe = Mapping[str, NDArray[Any]]
+
+
+def run(model: nn.Module, probes: Sequence[Probe]) -> list[Outputs]:
+    """The model's outputs for every probe, whose floats are given in the model's own dtype."""
+    import torch
+
+    wide = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    results = []
+    for probe in probes:
+        tensors = {name: torch.from_numpy(array) for name, array in probe.items()}
+        cast = {n: t.to(wide) if t.is_floating_point() else t for n, t in tensors.items()}
+        outputs = call_model(model, cast)
+        results.append({name: _array(name, tensor) for name, tensor in outputs.items()})
+    return results
+
+
+def _array(name: str, tensor: torch.Tensor) -> NDArray[Any]:
+    try:
+        # A copy: what a model returns may be a buffer that the next call overwrites.
+        array: NDArray[Any] = tensor.resolve_conj().resolve_neg().numpy(force=True).copy()
+    except (TypeError, RuntimeError) as error:
+        hint = "let its forward return float32: the output's own rounding would hide the effect"
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        message = f"the model returns {dtype}, which cannot be compared"
+        raise UsageError(message, where=name, hint=hint) from error
+    return array
+
+
+def run_exact(
+    model: nn.Module,
+    probes: Sequence[Probe],
+    watch: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> tuple[list[Outputs], str]:
+    """Outputs of a float32 model in float64, into which it is changed.
+
+    A network that fixes float32 inside does not run in float64. Then it runs in float32, each
+    operator in float64.
+
+    Args:
+        model: it is left in the dtype in which it ran.
+        probes: its inputs.
+        watch: entered for each attempt; a first one in float64 may fail half-way.
+
+    Returns:
+        outputs, and why the network does not run in float64: empty where it does.
+
+    Raises:
+        UsageError: the model runs in neither.
+    """
+    from lora_export.verification.model.orders import EachInFloat64
+
+    try:
+        with watch():
+            return run(to_float64(model), probes), ""
+    except UsageError as error:
+        why = " ".join(str(error.__cause__ or error.problems[0]).split())[:200]
+    to_float32(model)
+    with watch(), EachInFloat64():  # type: ignore[no-untyped-call]
+        return run(model, probes), why
+
+
+def run_otherwise(model: nn.Module, probes: Sequence[Probe]) -> list[list[Outputs]]:
+    """Outputs of a float32 model that are as right as its own: what float64 would show else.
+
+    Sums are added up backwards, and every parameter is moved by half a unit in its last place.
+    """
+    import torch
+
+    from lora_export.verification.model.orders import Backwards
+
+    with Backwards():  # type: ignore[no-untyped-call]
+        backwards = run(model, probes)
+    kept = [parameter.detach().clone() for parameter in model.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            _move(parameter, torch.finfo(torch.float32).eps, generator)
+    moved = run(model, probes)
+    with torch.no_grad():
+        for parameter, own in zip(model.parameters(), kept, strict=True):
+            parameter.copy_(own)
+    return [backwards, moved]
+
+
+def run_split(
+    model: nn.Module, probe: Probe, whole: Outputs, specs: Sequence[InputSpec]
+) -> Outputs:
+    """Outputs for one sample at a time, joined as in `whole`; empty where there is only one."""
+    samples = split_batch(specs, probe)
+    return join_batches(run(model, samples), whole) if len(samples) > 1 else {}
+
+
+def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
+    """Move every adapted weight by one unit in the last place of its stored dtype, up or down.
+
+    The direction is drawn with a fixed seed, so that the measured noise can be repeated.
+    """
+    import torch
+
+    from lora_export.checkpoint.tensors import torch_dtype
+    from lora_export.verification.branches_attention import stored_parameter
+
+    generator = torch.Generator().manual_seed(0)
+    done = set()
+    for step in plan.steps():
+        if step.deltas:
+            module = source.module(model, step.deltas[0].module)
+            owner = getattr(module, "conv", module)
+            leaf = step.deltas[0].parameter
+            leaf = leaf if hasattr(owner, leaf) else "w"  # as planning.names finds it
+            weight = stored_parameter(owner, leaf)
+            if id(weight) in done:
+                continue  # stored in several tensors: experts one by one, or a copy
+            done.add(id(weight))
+            _move(weight, torch.finfo(torch_dtype(step.out.dtype)).eps, generator)
+
+
+def _move(weight: torch.Tensor, eps: float, generator: torch.Generator) -> None:
+    """Up or down by half of `eps`, as a share of each element."""
+    import torch
+
+    signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+    with torch.no_grad():
+        weight.add_(weight.abs() * (eps / 2) * signs)

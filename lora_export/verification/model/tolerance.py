@@ -1,0 +1,278 @@
+"""How much two runs of one model may differ, derived from how much rounding makes them differ.
+
+A customary atol of 1e-3 lets a wrong scaling or a lost module pass; the noise of the model at hand
+is four orders of magnitude smaller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import UsageError
+from lora_export.records import Check
+from lora_export.verification.model.compare import distances, finite_distance, largest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    # One entry a probe.
+    Runs = Sequence[Mapping[str, NDArray[Any]]]
+
+FACTOR = 10.0
+# Distance of 1 to the next float32.
+EPS = 2.0**-23
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTolerance:
+    """The numbers for one output, all in that output's unit.
+
+    rounding: the float32 unmerged model against the same in float64, or where it does not run in
+    float64, against itself in other orders of summation. weight_ulp: what moving the
+    adapted weights by one ulp does. batch_split: a batch against its samples run alone. scale: the
+    largest absolute value. effect: the adapter's, |merged - base|, where both are finite. override:
+    what the user allows instead of the derived number, if anything. eps: distance of 1 to the next
+    number of the output's dtype, which may be narrower than float32.
+    """
+
+    output: str
+    rounding: float
+    weight_ulp: float
+    batch_split: float
+    scale: float
+    effect: float
+    override: float | None = None
+    eps: float = EPS
+
+    @property
+    def floor(self) -> float:
+        """The largest of the three kinds of rounding noise."""
+        return max(self.rounding, self.weight_ulp, self.batch_split)
+
+    @property
+    def allowed(self) -> float:
+        """The largest distance that passes: 10 * max(floor, 4 * EPS * scale), or the override.
+
+        Two numbers that hardly differ may be rounded to neighbours in the output's own dtype.
+        """
+        if self.override is not None:
+            return self.override
+        return max(FACTOR * max(self.floor, 4 * EPS * self.scale), 2 * self.eps * self.scale)
+
+    @property
+    def needed_effect(self) -> float:
+        """The effect below which a model without the adapter would pass the check as well."""
+        return max(FACTOR * self.floor, self.allowed)
+
+    @property
+    def is_resolved(self) -> bool:
+        """The adapter's effect stands out of the noise, and out of what is allowed."""
+        return self.effect > self.needed_effect
+
+    @property
+    def is_drowned(self) -> bool:
+        """What the user allows is more than the adapter does."""
+        return self.override is not None and self.effect <= self.override
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """The tolerances of all outputs of a model, in the order of the outputs."""
+
+    outputs: tuple[OutputTolerance, ...]
+
+    def check(self, name: str, expected: Runs, actual: Runs) -> Check:
+        """Hold two runs over the same probes against each other.
+
+        Args:
+            name: what is checked, for the report.
+            expected: one dict of outputs a probe.
+            actual: the same, in the same order.
+
+        Returns:
+            the check of the output that comes nearest to, or goes farthest beyond, its tolerance;
+            the detail tells the headroom and where the number comes from.
+        """
+        table = {one.output: one for one in self.outputs}
+        if len(expected) != len(actual) or not expected:
+            return Check(name, passed=False, worst=float("inf"), tolerance=0.0,
+                         detail=f"{len(actual)} runs against {len(expected)}")  # fmt: skip
+        rows = [
+            (_ratio(found.worst, table.get(output)), probe, found)
+            for probe, pair in enumerate(zip(expected, actual, strict=True))
+            for output, found in distances(*pair).items()
+        ]
+        ratio, probe, found = max(rows, key=lambda row: row[0])
+        limits = table.get(found.output)
+        return Check(
+            name,
+            passed=ratio <= 1.0,
+            worst=found.worst,
+            tolerance=limits.allowed if limits else 0.0,
+            where=f"probe {probe}, {found}",
+            detail=found.detail or _headroom(ratio, limits),
+        )
+
+    def effect_check(self) -> Check:
+        """Whether the adapter's effect is large enough for the other checks to mean anything.
+
+        One output that shows it is enough. `worst` is the effect, `tolerance` the least that is
+        needed; here the check passes when `worst` is ABOVE.
+        """
+        best = self._clearest()
+        passed = best.is_resolved
+        hint = f"--atol below {best.effect:.2g}, or without it" if best.is_drowned else ""
+        return Check(
+            "the adapter has an effect",
+            passed=passed,
+            worst=best.effect,
+            tolerance=best.needed_effect,
+            where=best.output,
+            detail="" if passed else "vacuous: the base without adapter would pass as well",
+            at_least=True,
+            hint="" if passed else hint,
+        )
+
+    def unresolved(self) -> str:
+        """What is to be told where the adapter is smaller than the noise, for no fault of anyone.
+
+        Empty where its effect is resolved, where a tolerance that was given hides it, and where the
+        noise is no number.
+        """
+        best = self._clearest()
+        if best.is_resolved or best.is_drowned or not isfinite(best.needed_effect):
+            return ""
+        needed = f"{best.needed_effect:.2g} would stand out of its noise ({_noise(best)})"
+        return f"it moves {best.output} by {best.effect:.2g}, and {needed}"
+
+    def _clearest(self) -> OutputTolerance:
+        """The output that shows the adapter best."""
+        return max(self.outputs, key=lambda one: _surplus(one.effect, one.needed_effect))
+
+
+def derive(
+    *,
+    float32: Runs,
+    float64: Runs,
+    nudged: Runs,
+    split: Runs,
+    base: Runs,
+    merged: Runs,
+    others: Sequence[Runs] = (),
+    atol: float | None = None,
+    rtol: float | None = None,
+) -> Tolerance:
+    """Derive the tolerance of every output from runs over the same probes.
+
+    Args:
+        float32: the unmerged model (base and live branches) in float32: the reference.
+        float64: the same in float64.
+        nudged: the same in float32 with every adapted weight moved by one ulp.
+        split: the same in float32, every sample alone, joined again; a probe's dict may lack
+            outputs that cannot be joined.
+        base: the base without the adapter.
+        merged: the merged model.
+        others: runs of the unmerged model in float32 that are as right as `float32`, each of
+            which is held against it as `float64` is.
+        atol: when given, or rtol, then atol + rtol * max|output| is allowed instead.
+        rtol: see atol.
+
+    Raises:
+        UsageError: atol or rtol is negative or no number.
+    """
+    runs = (float32, (float64, *others), nudged, split, base, merged)
+    return Tolerance(tuple(_derive_one(name, runs, atol, rtol) for name in float32[0]))
+
+
+def _derive_one(
+    name: str,
+    runs: tuple[Runs, Sequence[Runs], Runs, Runs, Runs, Runs],
+    atol: float | None,
+    rtol: float | None,
+) -> OutputTolerance:
+    float32, as_right, nudged, split, base, merged = runs
+    scale = max(largest(run, name) for run in float32)
+    return OutputTolerance(
+        name,
+        rounding=max(_apart(name, other, float32) for other in as_right),
+        weight_ulp=_apart(name, nudged, float32),
+        batch_split=_apart(name, split, float32),
+        scale=scale,
+        effect=_effect(name, base, merged),
+        override=_override(atol, rtol, scale),
+        eps=_eps(float32[0][name]),
+    )
+
+
+def _apart(name: str, left: Runs, right: Runs) -> float:
+    """The largest distance of one output over all probes in which both sides have it."""
+    return max(
+        (
+            distances({name: one[name]}, {name: other[name]})[name].worst
+            for one, other in zip(left, right, strict=True)
+            if name in one and name in other
+        ),
+        default=0.0,
+    )
+
+
+def _effect(name: str, base: Runs, merged: Runs) -> float:
+    pairs = [(one[name], other.get(name)) for one, other in zip(base, merged, strict=True)]
+    return max(
+        (
+            finite_distance(one, other)
+            for one, other in pairs
+            if other is not None and one.shape == other.shape
+        ),
+        default=0.0,
+    )
+
+
+def _eps(values: NDArray[Any]) -> float:
+    import numpy as np
+
+    half = values.dtype == np.float16
+    return float(np.finfo(np.float16).eps) if half else EPS
+
+
+def _override(atol: float | None, rtol: float | None, scale: float) -> float | None:
+    for option, value in (("--atol", atol), ("--rtol", rtol)):
+        if value is not None and not (isfinite(value) and value >= 0):
+            raise UsageError(f"{value} is no tolerance", where=option, hint="give a number >= 0")
+    if atol is None and rtol is None:
+        return None
+    return (atol or 0.0) + (rtol or 0.0) * scale
+
+
+def _ratio(worst: float, limits: OutputTolerance | None) -> float:
+    if limits is None or not isfinite(worst) or not isfinite(limits.allowed):
+        return float("inf")
+    if worst <= limits.allowed:
+        return worst / limits.allowed if limits.allowed else 0.0
+    return worst / limits.allowed if limits.allowed else float("inf")
+
+
+def _surplus(effect: float, needed: float) -> float:
+    return effect / needed if needed else float("inf") if effect else 0.0
+
+
+def _headroom(ratio: float, limits: OutputTolerance | None) -> str:
+    if limits is None:
+        return "no tolerance is known for this output"
+    if not isfinite(limits.allowed):
+        return "this output holds NaN, or infinities that come and go with rounding"
+    source = "given" if limits.override is not None else f"noise: {_noise(limits)}"
+    if ratio > 1:
+        return f"{ratio:.3g} x what is allowed; {source}"
+    return f"{1 / ratio:.1f} x headroom; {source}" if ratio else f"equal; {source}"
+
+
+def _noise(limits: OutputTolerance) -> str:
+    return (
+        f"rounding {limits.rounding:.1e}, weights' ulp {limits.weight_ulp:.1e}, "
+        f"batch {limits.batch_split:.1e}"
+    )

@@ -1,0 +1,1 @@
+"""The runtime level: an ONNX file held against torch, by ONNX Runtime's outputs."""

@@ -1,0 +1,1 @@
+"""The weight level: every merged tensor held against its formula."""

@@ -1,0 +1,271 @@
+"""Hold rows of one merged tensor against the update recomputed in float64.
+
+Half-precision weights are screened in float32 first: an element that equals the float32
+recomputation rounded to its dtype is within the bound; the others are looked at in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import isfinite, sqrt
+from typing import TYPE_CHECKING
+
+from lora_export.execution.arithmetic import is_cuttable, is_exact_sum, matrix_of
+from lora_export.execution.rows import differ
+from lora_export.records import HALF_DTYPES
+from lora_export.verification.expected import (
+    CHANGES,
+    FORMULAS,
+    SCREENED,
+    SIDES,
+    TANGENTS,
+    factors_of,
+    needed_for,
+    scaling_of,
+)
+from lora_export.verification.weights.rounding import UNIT, element_bound, update_error
+from lora_export.verification.weights.tally import Seen, worse
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_export.records import Step
+
+SCREENED_ELEMENTS = 1 << 20
+"""Elements that are looked at in one go in float32, which takes two arrays of as many."""
+
+WIDE_ELEMENTS = 1 << 17
+"""Elements that are looked at in one go in float64, which takes a dozen arrays of as many."""
+
+
+class Expectation:
+    """What a step's merged rows must be; the factors are read once."""
+
+    def __init__(self, step: Step, recipe: str) -> None:
+        """Read the factors of all updates of `step`."""
+        self.step = step
+        self.rows = matrix_of(step)[0]
+        self._is_whole = not is_cuttable(step)
+        self._dtype = step.out.dtype
+        exact = is_exact_sum(step, recipe)
+        between = "F64" if self._dtype == "F64" else "F32"
+        self._deltas = [replace(d, dtype=between) if exact else d for d in step.deltas]
+        self._wide = [factors_of(delta, exact=exact, narrow=True) for delta in step.deltas]
+        self._scales = [scaling_of(delta) for delta in step.deltas]
+        self._share, self._rest = update_error(step.deltas, self._dtype, exact=exact)
+        halves = self._dtype in HALF_DTYPES
+        self._screens = halves and all(delta.kind in SCREENED for delta in step.deltas)
+        if self._screens:
+            self._largest = self._largest_magnitude()
+        is_product = self._screens and all(delta.kind in SIDES for delta in step.deltas)
+        self._product = self._one_product() if is_product else None
+        self._is_changed = False
+
+    def look(self, first: int, base: torch.Tensor, written: torch.Tensor) -> list[Seen]:
+        """Rows from `first` on, of the base and as they were written, in blocks.
+
+        A merged block has as many rows as its bits need, however long they are; here they may be
+        fewer, which keeps memory flat.
+        """
+        elements = SCREENED_ELEMENTS if self._screens else WIDE_ELEMENTS
+        rows = max(1, elements // base.shape[1])
+        look = self._screened
+        if not self._screens:
+            look, rows = self._dense, len(base) if self._is_whole else rows
+        return [
+            look(first + at, base[at : at + rows], written[at : at + rows])
+            for at in range(0, len(base), rows)
+        ]
+
+    def _dense(self, first: int, base: torch.Tensor, written: torch.Tensor) -> Seen:
+        import torch
+
+        rows = torch.arange(first, first + len(base))
+        # Copies, of float64 too: what follows is computed in place.
+        wide, there = (each.to(torch.float64, copy=True) for each in (base, written))
+        update, magnitude = self._update(wide, rows)
+        error = magnitude.mul_(self._share).add_(self._rest)
+        exact = wide + update
+        distance = _distance(there, exact)
+        along, slanted = self._along(wide, rows, update, error)
+        residual = there.sub_(exact.to(written.dtype))
+        bound = element_bound(exact, error, self._dtype)
+        ulp = torch.maximum(exact.abs_(), wide.abs_()).mul_(2 * UNIT[self._dtype])
+        square = along * along
+        return Seen(
+            rows=len(base),
+            error=float(torch.div(distance, bound, out=bound).max()),
+            distance=float(distance.max()),
+            along=float(residual.mul_(along).sum()),
+            norm=float(square.sum()),
+            variance=float(ulp.add_(error).mul_(error).mul_(square).sum()),
+            systematic=float(along.abs().mul_(slanted).sum()),
+            changed=self._differs(base, written),
+        )
+
+    def _screened(self, first: int, base: torch.Tensor, written: torch.Tensor) -> Seen:
+        import torch
+
+        rows = torch.arange(first, first + len(base))
+        exact = base.float()
+        norm = self._add_update(exact, rows)
+        typical = _typical(exact)
+        error = self._largest * self._share + self._rest
+        ulp = 2 * UNIT[self._dtype] * typical
+        odd = _rows_that_differ(exact.to(written.dtype), written)
+        worst = distance = along = 0.0
+        size = max(1, WIDE_ELEMENTS // base.shape[1])
+        for few in (odd[at : at + size] for at in range(0, len(odd), size)):
+            closer = self._look_closer(rows[few], base[few], written[few])
+            worst, distance = worse(worst, closer[0]), worse(distance, closer[1])
+            along += closer[2]
+        return Seen(
+            rows=len(base),
+            error=worst,
+            distance=distance,
+            along=along,
+            norm=norm,
+            variance=error * (error + ulp) * norm,
+            systematic=error * (norm * exact.numel()) ** 0.5,
+            changed=self._differs(base, written),
+        )
+
+    def _differs(self, base: torch.Tensor, written: torch.Tensor) -> bool:
+        """Whether any rows seen so far do: a tensor that is known to has not to be compared."""
+        self._is_changed = self._is_changed or differ(base, written)
+        return self._is_changed
+
+    def _look_closer(
+        self, rows: torch.Tensor, base: torch.Tensor, written: torch.Tensor
+    ) -> tuple[float, float, float]:
+        """(error, distance, along) of some rows in which the screen found a difference."""
+        wide = base.double()
+        update, magnitude = self._update(wide, rows)
+        exact = wide + update
+        distance = _distance(written, exact)
+        bound = element_bound(exact, magnitude * self._share + self._rest, self._dtype)
+        residual = written.double() - exact.to(written.dtype).double()
+        error = float((distance / bound).max())
+        return error, float(distance.max()), float((residual * update).sum())
+
+    def _update(self, base: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(update, magnitude), both new and in float64, for rows of the base in float64."""
+        update: torch.Tensor | float = 0.0
+        magnitude: torch.Tensor | float = 0.0
+        for delta, factors, scale in zip(self._deltas, self._wide, self._scales, strict=True):
+            if delta.kind in CHANGES:
+                part, size = CHANGES[delta.kind](delta, factors, scale, base, rows)
+            else:
+                formula = FORMULAS[delta.kind]
+                needed, places = needed_for(delta, factors, rows)
+                sizes = {role: factor.abs() for role, factor in needed.items()}
+                part = formula(delta, needed, places) * scale
+                size = formula(delta, sizes, places) * abs(scale)
+            update, magnitude = part + update, size + magnitude
+        return update, magnitude  # type: ignore[return-value]
+
+    def _along(
+        self, base: torch.Tensor, rows: torch.Tensor, update: torch.Tensor, error: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The direction in which a wrong scaling moves the result, and what errors may do there.
+
+        For the most part the update itself and its whole error; see expected.TANGENTS.
+        """
+        [delta, *more] = self._deltas
+        if more or delta.kind not in TANGENTS:
+            return update, error
+        formula = TANGENTS[delta.kind]
+        along, size = formula(delta, self._wide[0], self._scales[0], base, rows)
+        return along, size * self._share + self._rest
+
+    def _one_product(self) -> _Product:
+        """All updates together: their lefts beside each other, their rights below each other."""
+        import torch
+
+        sides = [SIDES[d.kind](d, f) for d, f in zip(self._deltas, self._wide, strict=True)]
+        lefts, rights = ([pair[place] for pair in sides] for place in (0, 1))
+        scales = [
+            torch.full((len(right),), scale, dtype=torch.float64)
+            for right, scale in zip(rights, self._scales, strict=True)
+        ]
+        right = torch.cat(rights).double()
+        left = lefts[0] if len(lefts) == 1 else torch.cat(lefts, dim=1)
+        return _Product(left, torch.cat(scales), right.float(), right @ right.T)
+
+    def _add_update(self, exact: torch.Tensor, rows: torch.Tensor) -> float:
+        """Add the update to `exact` in float32; the sum of its squares is returned."""
+        if self._product:
+            return self._product.add_to(exact, int(rows[0]))
+        update = self._update32(rows)
+        exact.add_(update)
+        return _sum_of_squares(update)
+
+    def _update32(self, rows: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for delta, factors, scale in zip(self._deltas, self._wide, self._scales, strict=True):
+            needed, places = needed_for(delta, factors, rows)
+            narrow = {"A": needed["A"].float(), "B": (needed["B"] * scale).float()}
+            parts.append(FORMULAS[delta.kind](delta, narrow, places))
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def _largest_magnitude(self) -> float:
+        """No element's magnitude is larger (Cauchy and Schwarz on a column of A, a row of B)."""
+        return sum(
+            abs(scale)
+            * float(factors["A"].norm(dim=0).max())
+            * float(factors["B"].norm(dim=1).max())
+            for factors, scale in zip(self._wide, self._scales, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """An update (left * scales) @ right, which is never made by itself.
+
+    left: as stored. scales: of its columns. right: in float32. gram: right @ right.T in float64,
+    for ||left @ right||^2 is the sum of (left.T @ left) * gram.
+    """
+
+    left: torch.Tensor
+    scales: torch.Tensor
+    right: torch.Tensor
+    gram: torch.Tensor
+
+    def add_to(self, exact: torch.Tensor, first: int) -> float:
+        """Add rows from `first` on in float32; the sum of their squares is returned."""
+        left = self.left[first : first + len(exact)].double() * self.scales
+        exact.addmm_(left.float(), self.right)
+        return max(0.0, float(((left.T @ left) * self.gram).sum()))
+
+
+def _sum_of_squares(matrix: torch.Tensor) -> float:
+    import torch
+
+    flat = matrix.reshape(-1)
+    return float(torch.dot(flat, flat))
+
+
+def _typical(matrix: torch.Tensor) -> float:
+    """The root of the mean square of its elements, whose squares float32 may not hold."""
+    squares = _sum_of_squares(matrix)
+    if not isfinite(squares):
+        squares = _sum_of_squares(matrix.double())
+    return sqrt(squares / matrix.numel())
+
+
+def _rows_that_differ(expected: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+    """Numbers of the rows whose bits are not equal; several elements are compared at once."""
+    import torch
+
+    whole = torch.int64 if expected.shape[1] % 4 == 0 else torch.int16
+    one, other = (each.view(whole).numpy() for each in (expected, written))
+    unlike = one != other  # numpy compares whole numbers three times as fast
+    return torch.from_numpy(unlike.any(axis=1).nonzero()[0])
+
+
+def _distance(written: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """Absolute differences; a NaN or infinity that should not be there is infinitely far."""
+    return (written.double() - exact).abs_().nan_to_num_(nan=float("inf"), posinf=float("inf"))

@@ -1,0 +1,116 @@
+"""The first module that goes astray, in pairs of small torch models and in plain lists of gaps."""
+
+from __future__ import annotations
+
+import copy
+from math import inf
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lora_export.verification.blame.bisect import (
+    Gap,
+    _apart,
+    _nearest,
+    compare_models,
+    first_diverging,
+)
+
+
+class Twice(nn.Module):
+    """One layer that is called two times, as ALBERT's is, and one that is called once."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.shared = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.last = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+
+    def forward(self, x):
+        return {"y": self.last(self.shared(torch.relu(self.shared(self.first(x)))))}
+
+
+def built():
+    torch.manual_seed(0)
+    return Twice().eval().requires_grad_(requires_grad=False)
+
+
+def no_more(_):
+    """No other forms than float64, which is always taken."""
+    return ()
+
+
+PROBE = {"x": np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 6)}
+
+
+@pytest.mark.parametrize("budget", [1, 200, 1 << 20])
+@pytest.mark.parametrize("module", ["first", "shared", "last.0"])
+def test_the_module_is_named_whatever_is_held_at_once(module, budget):
+    right, wrong = built(), built()
+    wrong.get_submodule(module).weight[2] *= 1.01
+    gaps = compare_models(
+        lambda: copy.deepcopy(right), no_more, lambda: wrong, PROBE, budget=budget
+    )
+    assert [gap.module for gap in gaps] == ["first", "shared", "shared", "last.0", "last.1",
+                                            "last", ""]  # fmt: skip
+    found = first_diverging(gaps)
+    assert found.module == module
+    assert found.inputs < 1e-6 < found.outputs
+
+
+def test_equal_models_have_no_culprit():
+    right = built()
+    gaps = compare_models(lambda: copy.deepcopy(right), no_more, built, PROBE)
+    assert max(gap.outputs for gap in gaps) == 0.0
+    assert first_diverging(gaps) is None
+
+
+def test_a_nan_is_a_fault():
+    right, wrong = built(), built()
+    wrong.shared.bias[0] = float("nan")
+    gaps = compare_models(lambda: copy.deepcopy(right), no_more, lambda: wrong, PROBE)
+    assert first_diverging(gaps).module == "shared"
+    assert first_diverging(gaps).outputs == inf
+
+
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ([], None),
+        ([(0, 9), (9, 8)], None),
+        ([(0, 1), (1, 40), (40, 90), (0, 60)], 1),
+        ([(1, 12), (12, 1e5), (1e5, 1e5), (1, 2e5)], 1),  # noise before a fault of a thousandfold
+        ([(0, 12), (12, 30), (30, 30)], 0),  # all of a size: the first
+        ([(5, 1e6), (1e6, 1e30), (0, 1e30)], 0),  # what a fault grows to is not where it began
+    ],
+)
+def test_the_first_fault_stands_out_from_noise(ratios, expected):
+    gaps = [Gap(str(at), 0.0, 0.0, *pair) for at, pair in enumerate(ratios)]
+    found = first_diverging(gaps)
+    assert (found and int(found.module)) == expected
+
+
+LOW = np.finfo(np.float32).min
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "far"),
+    [
+        ([1.0, LOW], [1.5, -inf], 0.5),  # two ways to write a mask
+        ([1.0, 0.25], [1.5, LOW], 0.5),  # only one side writes it
+        ([1.0, -inf], [1.0, LOW], 0.0),
+        ([1.0, 2.0], [1.0, inf], inf),  # an overflow is no mask
+        ([1.0, 2.0], [1.0, float("nan")], inf),
+    ],
+)
+def test_what_a_mask_hides_is_no_difference(expected, actual, far):
+    assert _apart(np.float32(expected), np.float32(actual)) == far
+
+
+def test_what_enters_may_have_another_shape():
+    """Two reshapes in a row are one in the graph."""
+    values = {"flat": np.arange(6, dtype=np.float32), "ids": np.arange(6)}
+    wanted = (np.arange(6, dtype=np.float32).reshape(2, 3) + 0.5,)
+    assert _nearest(["flat", "ids"], values, wanted) == ([0.0], [])
+    assert _nearest(["flat", "ids"], values, wanted, reshaped=True) == ([0.5], ["flat"])
