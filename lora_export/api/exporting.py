@@ -7,6 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_export.api.chosen_network import Network
+from lora_export.api.exporting_lower import (
+    Form,
+    Full,
+    full_proof,
+    lossy_warnings,
+    lower_into,
+    recorded_graph,
+)
 from lora_export.api.exporting_pair import (
     export_pair,
     graph_facts,
@@ -16,15 +25,6 @@ from lora_export.api.exporting_pair import (
     stored_twice,
 )
 from lora_export.api.keywords import adapter_options, checked, proof_options
-from lora_export.api.lowering import (
-    Form,
-    Full,
-    full_proof,
-    lossy_warnings,
-    lower_into,
-    recorded_graph,
-)
-from lora_export.api.network import Network
 from lora_export.api.proving import (
     Proven,
     make_job,
@@ -96,7 +96,7 @@ def export_onnx(
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         force: replace an earlier export at `output`.
         capture_cache: the folder in which captured graphs of Hugging Face folders are kept; None
-            takes the usual one, see onnx_export.captures.
+            takes the usual one, see onnx_export.capture.captures.
         no_capture_cache: capture anew, and keep nothing.
         provider: ONNX Runtime's execution providers to verify with; none takes the CPU's.
         settings: see lora_export.options and planning.request.AdapterOptions.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_export.api.chosen_network import Network
 from lora_export.api.describing import describe
 from lora_export.api.keywords import adapter_options, checked, proof_options
-from lora_export.api.network import Network
 from lora_export.api.proving import (
     Proven,
     make_job,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lora_export.api.network import Network
+    from lora_export.api.chosen_network import Network
     from lora_export.models.factory import FactoryModel
     from lora_export.models.source import ModelSource
     from lora_export.planning.request import AdapterOptions, Inputs, Request

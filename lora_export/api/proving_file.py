@@ -32,8 +32,8 @@ def prove_file(
 ) -> Proven:
     """The torch models against each other, the file's static audit, and ONNX Runtime.
 
-    opener: opens the session on the file; None takes verification.runtime's, with the user's
-        providers.
+    opener: opens the session on the file; None takes the one of verification.runtime.sessions,
+        with the user's providers.
     """
     from lora_export.onnx_export.file.audit import audit
     from lora_export.verification.blame.attribution import blame

@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from lora_export.api.chosen_network import Network
 from lora_export.api.exporting import merged_checkpoint, traced_model
+from lora_export.api.exporting_lower import Form, Full, full_proof, lossy_warnings, prove_again
 from lora_export.api.exporting_pair import (
     expect_pair,
     graph_facts,
@@ -19,8 +21,6 @@ from lora_export.api.exporting_pair import (
 )
 from lora_export.api.following import prove_foreign
 from lora_export.api.keywords import adapter_options, checked, proof_options
-from lora_export.api.lowering import Form, Full, full_proof, lossy_warnings, prove_again
-from lora_export.api.network import Network
 from lora_export.api.proving import make_job, plan_job, prove_checkpoint, prove_weights
 from lora_export.api.proving_file import prove_file
 from lora_export.checkpoint.folder.recorded import read_manifest

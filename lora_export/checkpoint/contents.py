@@ -12,7 +12,7 @@ import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from lora_export.checkpoint.files import system_errors
+from lora_export.checkpoint.reading import system_errors
 from lora_export.checkpoint.tensors import CHUNK_BYTES, iter_chunks, rounds_to
 from lora_export.errors import InputError
 from lora_export.records import DTYPE_BITS

@@ -9,7 +9,7 @@ import json
 import os
 from typing import TYPE_CHECKING, TypeGuard
 
-from lora_export.checkpoint.files import (
+from lora_export.checkpoint.reading import (
     fail_on,
     is_lfs_pointer,
     lfs_error,

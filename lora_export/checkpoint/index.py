@@ -13,14 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import (
-    fail_on,
-    is_lfs_pointer,
-    lfs_error,
-    read_json_object,
-    read_start,
-    system_errors,
-)
 from lora_export.checkpoint.folder.adapter_config import read_adapter_config, refuse_without_config
 from lora_export.checkpoint.folder.adapter_folder import (
     ADAPTER_NAMES,
@@ -35,6 +27,14 @@ from lora_export.checkpoint.folder.hf_cache import cached_snapshot, is_repositor
 from lora_export.checkpoint.folder.side_files import list_side_files
 from lora_export.checkpoint.folder.weight_sets import INDEX_SUFFIX, missing_shards, weight_sets
 from lora_export.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
+from lora_export.checkpoint.reading import (
+    fail_on,
+    is_lfs_pointer,
+    lfs_error,
+    read_json_object,
+    read_start,
+    system_errors,
+)
 from lora_export.checkpoint.torch_save.pickles import read_pickles
 from lora_export.errors import InputError
 from lora_export.records import AdapterFile, Checkpoint, Problem, Shard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import (
+from lora_export.checkpoint.reading import (
     open_for_reading,
     pread_exact,
     pread_into,

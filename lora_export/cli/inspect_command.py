@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lora_export.cli._output import Command, Output
-from lora_export.cli.options import output_options
+from lora_export.cli.flags import output_options
 
 
 @click.command("inspect", cls=Command, short_help="Say what a file or folder holds.")

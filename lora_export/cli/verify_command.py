@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lora_export.cli._output import Command, Output
-from lora_export.cli.options import declared, given, output_options
+from lora_export.cli.flags import declared, given, output_options
 
 
 @click.command("verify", cls=Command, short_help="Prove a finished ARTIFACT again.")

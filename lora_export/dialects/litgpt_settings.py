@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
 from lora_export.checkpoint.folder.yaml_lines import are_members, members_of
+from lora_export.checkpoint.reading import open_for_reading, pread_exact, system_errors
 from lora_export.errors import InputError
 from lora_export.records import Problem
 

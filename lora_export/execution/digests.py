@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import file_sha256
-from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
-from lora_export.execution.tasks import Lane
+from lora_export.checkpoint.reading import open_for_reading, pread_exact, system_errors
+from lora_export.execution.output_file import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from hashlib import _Hash as HASH
     from pathlib import Path
 
-    from lora_export.execution.tasks import FileTask
+    from lora_export.execution.output_file import FileTask
     from lora_export.records import MergePlan, ShardPlan
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import open_for_reading, system_errors
+from lora_export.checkpoint.reading import open_for_reading, system_errors
 from lora_export.checkpoint.tensors import CHUNK_BYTES
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from lora_export.execution.tasks import FileTask
+    from lora_export.execution.output_file import FileTask
 
 SWITCH_SECONDS = 1e-4
 """How long the import may keep the interpreter from a thread that wants to start its next call.

@@ -12,14 +12,14 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import pread_into, system_errors
+from lora_export.checkpoint.reading import pread_into, system_errors
 from lora_export.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lora_export.execution.output_file import FileTask, Lane
     from lora_export.execution.segments import Content, Watcher
-    from lora_export.execution.tasks import FileTask, Lane
 
 AHEAD = 3
 """Pieces of one file that may be made before the oldest of them has been hashed, a thread."""

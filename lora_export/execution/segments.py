@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
 from lora_export.checkpoint.header import encode_header
+from lora_export.checkpoint.reading import open_for_reading, pread_exact, system_errors
 from lora_export.checkpoint.tensors import read_tensor, tensor_bytes, torch_dtype
 from lora_export.errors import InputError
 

@@ -15,8 +15,8 @@ from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.garbage import torch_at_hand
 from lora_export.execution.head_start import HeadStart, keep_freed_memory
 from lora_export.execution.layout import segments_of
+from lora_export.execution.output_file import FileTask
 from lora_export.execution.pipeline import Pipeline
-from lora_export.execution.tasks import FileTask
 from lora_export.layers import all_kinds
 from lora_export.layers.threads import one_thread_each
 from lora_export.records import Problem

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.contents import file_sha256
-from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
 from lora_export.checkpoint.header import read_header
 from lora_export.checkpoint.output.writer import copy_file, write_bytes
+from lora_export.checkpoint.reading import open_for_reading, pread_exact, system_errors
 from lora_export.errors import InputError, StorageError, UsageError
+from lora_export.execution.output_file import FileTask
 from lora_export.execution.pipeline import Pipeline
 from lora_export.execution.segments import Literal, Range, cut, header_segment
-from lora_export.execution.tasks import FileTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

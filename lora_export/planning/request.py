@@ -8,10 +8,10 @@ from filecmp import cmp
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from lora_export.checkpoint.files import read_json_object
 from lora_export.checkpoint.folder.recorded import read_manifest
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
+from lora_export.checkpoint.reading import read_json_object
 from lora_export.errors import FitError, UsageError
 from lora_export.planning.draft import Options, Recipe, Tied, Tokenizer
 from lora_export.planning.facts.user_facts import FactTable, parse_enable_lora, read_hparams
@@ -179,7 +179,7 @@ def plan_request(
 
     model: what the user's model tells. inputs: what read_inputs gave, if it was called before.
     recorded: facts by adapter's path and module from an earlier manifest, used where there is no
-    model. lookup, runtime, classes, architecture: see planning.plan.make_plan.
+    model. lookup, runtime, classes, architecture: see planning.make_plan.make_plan.
 
     Raises:
         InputError, FitError, UsageError: see read_inputs and make_plan.

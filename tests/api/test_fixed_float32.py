@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_export.api import export_onnx, merge
-from lora_export.api.network import Network
+from lora_export.api.chosen_network import Network
 from lora_export.api.proving import make_job, prove_model
 from lora_export.checkpoint.index import read_checkpoint
 

@@ -11,7 +11,7 @@ from peft_folders import bert, llama
 from safetensors.torch import load_file, save_file
 
 from lora_export.api import export_onnx, merge, verify
-from lora_export.api.network import Network
+from lora_export.api.chosen_network import Network
 from lora_export.api.proving import make_job, prove_model
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import VerificationError

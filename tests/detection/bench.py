@@ -25,8 +25,8 @@ from peft_matrix.options import OPTIONS
 from safetensors.torch import load_file, save_file
 
 from lora_export.api import proving_file
+from lora_export.api.chosen_network import Network
 from lora_export.api.exporting import merged_checkpoint, traced_model
-from lora_export.api.network import Network
 from lora_export.api.proving import Proven, make_job, prove_model, prove_weights
 from lora_export.api.proving_file import prove_file
 from lora_export.checkpoint.index import read_checkpoint

@@ -6,8 +6,8 @@ import math
 import os
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import fail_on, read_json_object
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
+from lora_export.checkpoint.reading import fail_on, read_json_object
 from lora_export.errors import InputError
 from lora_export.records import Problem
 

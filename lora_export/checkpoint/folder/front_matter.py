@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
 from lora_export.checkpoint.folder.yaml_lines import members_of
+from lora_export.checkpoint.reading import open_for_reading, pread_exact, system_errors
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import FLOAT_TAG, parse_json_object
+from lora_export.checkpoint.reading import FLOAT_TAG, parse_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from lora_export.checkpoint.files import read_json_object
 from lora_export.checkpoint.folder.side_files import manifest_path
+from lora_export.checkpoint.reading import read_json_object
 from lora_export.errors import InputError
 from lora_export.records import Facts
 from lora_export.report.manifest import FORMAT

@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import fail_on, parse_json, read_start
+from lora_export.checkpoint.reading import fail_on, parse_json, read_start
 from lora_export.records import Problem, SideFile
 
 if TYPE_CHECKING:

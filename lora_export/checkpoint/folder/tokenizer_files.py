@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import read_json_object, system_errors
+from lora_export.checkpoint.reading import read_json_object, system_errors
 from lora_export.records import SideFile
 
 if TYPE_CHECKING:

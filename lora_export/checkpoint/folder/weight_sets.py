@@ -10,12 +10,12 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeGuard
 
-from lora_export.checkpoint.files import read_json_object, read_start
 from lora_export.checkpoint.folder.side_files import (
     TORCH_SUFFIXES,
     is_torch_weights,
     manifest_beside,
 )
+from lora_export.checkpoint.reading import read_json_object, read_start
 from lora_export.errors import StorageError
 from lora_export.records import WeightSet
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import system_errors
 from lora_export.checkpoint.output.interrupts import Interrupts, orderly_interrupts
 from lora_export.checkpoint.output.rename import exchange, rename_new
 from lora_export.checkpoint.output.targets import check_output, is_empty_folder, is_left_over
+from lora_export.checkpoint.reading import system_errors
 from lora_export.errors import LoraExportError, OutputError, StorageError
 
 if TYPE_CHECKING:

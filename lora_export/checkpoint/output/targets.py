@@ -9,9 +9,9 @@ import os
 import stat
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from lora_export.checkpoint.files import read_json_object, read_start
 from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, manifest_beside
 from lora_export.checkpoint.header import LENGTH_BYTES
+from lora_export.checkpoint.reading import read_json_object, read_start
 from lora_export.errors import LoraExportError, OutputError
 from lora_export.records import Problem
 

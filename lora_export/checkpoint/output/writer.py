@@ -9,7 +9,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import open_for_reading, pread_exact, system_errors
+from lora_export.checkpoint.reading import open_for_reading, pread_exact, system_errors
 from lora_export.checkpoint.tensors import CHUNK_BYTES
 from lora_export.errors import InputError
 from lora_export.records import WrittenFile

@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import fail_on, read_start
 from lora_export.checkpoint.header import name_fault
+from lora_export.checkpoint.reading import fail_on, read_start
 from lora_export.checkpoint.torch_save.containers import (
     NOT_RUN,
     choose_state_dict,

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import open_for_reading, system_errors
+from lora_export.checkpoint.reading import open_for_reading, system_errors
 from lora_export.checkpoint.torch_save.callables import Named
 from lora_export.checkpoint.torch_save.inert import MAX_PICKLE_BYTES, BoundedReader
 from lora_export.checkpoint.torch_save.opcodes import read_pickle

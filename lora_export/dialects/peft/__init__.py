@@ -16,14 +16,19 @@ from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
 from lora_export.dialects.peft.fields import unknown_fields
 from lora_export.dialects.peft.keys import plain_key, sort_keys
 from lora_export.dialects.peft.outside import mark_updates, mark_whole
-from lora_export.dialects.peft.parameters import unheld
 from lora_export.dialects.peft.promised import lacking_modules, lacking_rows
 from lora_export.dialects.peft.refusals import refuse_type
 from lora_export.dialects.peft.selection import Selection
+from lora_export.dialects.peft.target_parameters import unheld
 from lora_export.dialects.peft.trainable_tokens import STEM, token_updates
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.dialects.peft.untyped import notes, typed
-from lora_export.dialects.peft.whole import replication_of, saved_modules, task_of, whole_tensors
+from lora_export.dialects.peft.whole_tensors import (
+    replication_of,
+    saved_modules,
+    task_of,
+    whole_tensors,
+)
 from lora_export.errors import InputError
 from lora_export.records import FLOAT_DTYPES, Adapter, Problem
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.tensors import read_bytes
 from lora_export.dialects.peft.config import CONFIG_NAME
 from lora_export.dialects.peft.keys import RANKNUM, plain_key
-from lora_export.dialects.peft.modules import lacking, place, with_biases
+from lora_export.dialects.peft.module_factors import lacking, place, with_biases
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.records import Problem, Said, Update
 

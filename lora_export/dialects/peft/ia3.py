@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from lora_export.dialects.peft.config import CONFIG_NAME
-from lora_export.dialects.peft.modules import place, with_biases
+from lora_export.dialects.peft.module_factors import place, with_biases
 from lora_export.dialects.peft.patterns import compile_pattern
 from lora_export.dialects.peft.tuner import Tuner, nothing_refused
 from lora_export.records import Problem, Said, Update

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.dialects.peft.config import CONFIG_NAME
 from lora_export.dialects.peft.lycoris import read_lycoris
-from lora_export.dialects.peft.modules import place
+from lora_export.dialects.peft.module_factors import place
 from lora_export.dialects.peft.tuner import Tuner, nothing_refused
 from lora_export.records import Problem
 

@@ -13,8 +13,8 @@ from lora_export.dialects.peft.attention import (
 )
 from lora_export.dialects.peft.config import CONFIG_NAME
 from lora_export.dialects.peft.lora_refusals import refusals, variant_of
-from lora_export.dialects.peft.parameters import Targets
 from lora_export.dialects.peft.patterns import Pattern, first_fit
+from lora_export.dialects.peft.target_parameters import Targets
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.records import Problem, Said, Update
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.dialects.peft.config import CONFIG_NAME
-from lora_export.dialects.peft.modules import lacking, with_biases
+from lora_export.dialects.peft.module_factors import lacking, with_biases
 from lora_export.dialects.peft.patterns import first_fit
 from lora_export.records import Said, Update
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.dialects.peft.keys import plain_key
 from lora_export.dialects.peft.selection import tails
-from lora_export.dialects.peft.whole import TIED, is_in, saved_modules
+from lora_export.dialects.peft.whole_tensors import TIED, is_in, saved_modules
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Sequence

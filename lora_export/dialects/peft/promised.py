@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.dialects.peft.whole import automatic_heads, is_in
+from lora_export.dialects.peft.whole_tensors import automatic_heads, is_in
 from lora_export.records import Problem
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.dialects.peft.expressions import Expression
 from lora_export.dialects.peft.fields import FIELDS
-from lora_export.dialects.peft.whole import TIED, saved_modules
+from lora_export.dialects.peft.whole_tensors import TIED, saved_modules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

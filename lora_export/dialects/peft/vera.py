@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.dialects.peft.config import CONFIG_NAME
-from lora_export.dialects.peft.modules import lacking, place, with_biases
+from lora_export.dialects.peft.module_factors import lacking, place, with_biases
 from lora_export.dialects.peft.tuner import Tuner, nothing_refused
 from lora_export.records import Problem, Said, Update
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError
 from lora_export.onnx_export.file.bindings import Bindings, read_bindings, write_bindings
+from lora_export.onnx_export.precision import products
 from lora_export.onnx_export.precision.grids import KEY as PRECISION_KEY
-from lora_export.onnx_export.precision.grids import TABLE, products
+from lora_export.onnx_export.precision.grids import TABLE
 from lora_export.onnx_export.precision.quantize import pack, quantize_rows
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from lora_export.onnx_export.file.audit import (
 )
 from lora_export.onnx_export.file.bindings import element_dtype, read_bindings, write_bindings
 from lora_export.onnx_export.file.topology import describe
-from lora_export.onnx_export.precision.grids import NEGLIGIBLE, TABLE, products
+from lora_export.onnx_export.precision import products
+from lora_export.onnx_export.precision.grids import NEGLIGIBLE, TABLE
 from lora_export.onnx_export.precision.read_rounded import Reader
 from lora_export.records import Check
 from lora_export.report.columns import counted

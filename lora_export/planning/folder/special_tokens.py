@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import read_json_object
 from lora_export.checkpoint.folder.tokenizer_files import highest_token, is_tokenizer_file
+from lora_export.checkpoint.reading import read_json_object
 from lora_export.records import Problem
 from lora_export.report.text import first_names
 

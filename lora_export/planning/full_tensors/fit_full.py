@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content, same_first_rows
 from lora_export.checkpoint.folder.elsewhere import EMPTY
-from lora_export.dialects.peft.whole import is_in
+from lora_export.dialects.peft.whole_tensors import is_in
 from lora_export.planning.facts.contested import disputed
 from lora_export.planning.full_tensors.account import Promise
 from lora_export.planning.names.base_names import BaseNames, without_wrappers

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import parse_json_object
 from lora_export.checkpoint.folder.side_files import weight_files
+from lora_export.checkpoint.reading import parse_json_object
 from lora_export.records import Check
 from lora_export.report.text import first_names
 

@@ -133,7 +133,7 @@ def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
             module = source.module(model, step.deltas[0].module)
             owner = getattr(module, "conv", module)
             leaf = step.deltas[0].parameter
-            leaf = leaf if hasattr(owner, leaf) else "w"  # as planning.names finds it
+            leaf = leaf if hasattr(owner, leaf) else "w"  # as planning.names.base_names finds it
             weight = stored_parameter(owner, leaf)
             if id(weight) in done:
                 continue  # stored in several tensors: experts one by one, or a copy

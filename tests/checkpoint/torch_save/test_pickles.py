@@ -225,7 +225,9 @@ def test_light_reading_leaves_torch_and_numpy_alone(tmp_path, run_python):
     path = save(training_checkpoint(), tmp_path / "x.pt")
     run_python(
         "import sys; from pathlib import Path\n"
-        "from lora_export.checkpoint import index, publish, writer, side_files\n"
+        "from lora_export.checkpoint import index\n"
+        "from lora_export.checkpoint.folder import side_files\n"
+        "from lora_export.checkpoint.output import publish, writer\n"
         "assert len(index.read_checkpoint(Path(sys.argv[1])).tensors()) == 2\n"
         "heavy = {'torch', 'numpy', 'safetensors'} & sys.modules.keys()\n"
         "assert not heavy, heavy",

@@ -6,7 +6,7 @@ import pytest
 
 from lora_export.dialects.peft.config import PeftConfig
 from lora_export.dialects.peft.keys import FactorKey, sort_keys, split_key
-from lora_export.dialects.peft.whole import whole_tensors
+from lora_export.dialects.peft.whole_tensors import whole_tensors
 from lora_export.errors import InputError
 from lora_export.records import AdapterFile, TensorRef, TensorSpec
 

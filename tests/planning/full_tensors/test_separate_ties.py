@@ -130,7 +130,7 @@ def test_a_plan_that_loses_a_full_tensor_is_refused(tmp_path, monkeypatch):
         draft.added[name] = draft.stored[draft.table_of(name)]
 
     plan_ties = make_plan.plan_ties
-    monkeypatch.setattr(plan, "plan_ties", forgetful)
+    monkeypatch.setattr(make_plan, "plan_ties", forgetful)
     saved_head(tmp_path, "BertForMaskedLM")
     with pytest.raises(FitError, match=r"would hold another .*decoder\.bias than the adapter"):
         merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out")

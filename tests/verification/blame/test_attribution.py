@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from lora_export.api.chosen_network import Network
 from lora_export.api.exporting import merged_checkpoint, traced_model
-from lora_export.api.network import Network
 from lora_export.api.proving import make_job
 from lora_export.api.proving_file import prove_file
 from lora_export.checkpoint.index import read_checkpoint

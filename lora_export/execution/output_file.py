@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.files import system_errors
 from lora_export.checkpoint.output.reserve import reserve
+from lora_export.checkpoint.reading import system_errors
 from lora_export.execution.rows import Rows
 from lora_export.execution.segments import Range
 from lora_export.records import WrittenFile

@@ -6,7 +6,7 @@ import math
 import pytest
 from transformers import PreTrainedConfig
 
-from lora_export.checkpoint.files import read_json_object
+from lora_export.checkpoint.reading import read_json_object
 
 TAGGED = {
     "tagged": '{"a": {"__float__": "Infinity"}, "b": [{"c": {"__float__": "-Infinity"}}]}',
