@@ -13,7 +13,8 @@ from lora_export.errors import StorageError
 from lora_export.execution import arithmetic, rows, segments
 from lora_export.execution.stage import write_plan
 from lora_export.planning.request import make_request, plan_request
-from lora_export.verification.weights.whole_weights import WeightProof, merged_rows
+from lora_export.verification.weights import merged_rows
+from lora_export.verification.weights.whole_weights import WeightProof
 
 ALPHA = 6
 

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 
 from lora_export.planning.request import make_request, plan_request
 from lora_export.verification.expected import FORMULAS, needed_for
+from lora_export.verification.weights import merged_rows
 from lora_export.verification.weights.merged_rows import Expectation
 from lora_export.verification.weights.tally import Seen, Tally
-from lora_export.verification.weights.whole_weights import merged_rows
 
 SHAPES = {
     "linear": ((96, 40), ((4, 40), (96, 4)), {"fan_in_fan_out": False}),
