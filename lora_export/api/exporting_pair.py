@@ -39,7 +39,7 @@ def export_pair(
     """(what was written, by the files' names; bytes of weights that both files hold).
 
     Raises:
-        InputError, UsageError: see onnx_export.trace.capture.
+        InputError, UsageError: see onnx_export.capture.trace.capture.
         FitError: an adapted weight has no place in either graph.
     """
     from lora_export.onnx_export.export import export

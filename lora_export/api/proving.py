@@ -262,7 +262,7 @@ def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Pr
 
 
 def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:
-    """Level "weights"; see verification.weights.check_weights."""
+    """Level "weights"; see verification.weights.whole_weights.check_weights."""
     from lora_export.verification.weights.whole_weights import check_weights
 
     with job.clock("proof by weights"):

@@ -66,7 +66,7 @@ class Draft:
             (--trust-file) or not (--trust-config).
         kept: the adapter's full tensors that are the base's own.
         idle: (where, why) of updates that change nothing, by the adapter's path.
-        promised: see lost.py.
+        promised: see full_tensors/account.py.
         copies: what stands in the base's place from the start, under any update (a resized table).
         own: names whose full tensor belongs to a module of the adapter's own, not to the parameter
             that others share.

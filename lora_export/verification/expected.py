@@ -161,8 +161,8 @@ CHANGES: dict[str, ChangeFormula] = {
 }
 """For a kind that has a change and no product: (delta, factors, scaling, rows of the base in
 float64, their numbers) -> (new rows less the base's, magnitude), where magnitude times the share of
-verification.rounding.update_error bounds the error of the computed update. A test holds the keys
-of both tables against the kinds."""
+verification.weights.rounding.update_error bounds the error of the computed update. A test holds the
+keys of both tables against the kinds."""
 
 TANGENTS: dict[str, ChangeFormula] = {
     "dora_linear": _dora_linear[1],

@@ -29,7 +29,7 @@ _FEW = 8
 
 
 def shares(delta: Delta) -> int:
-    """How many u a share of verification.rounding.update_error is at least."""
+    """How many u a share of verification.weights.rounding.update_error is at least."""
     return 2 * delta.rank + 7
 
 

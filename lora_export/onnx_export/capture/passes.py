@@ -34,7 +34,7 @@ def simplify(traced: onnx_ir.Model, weights: Mapping[str, onnx_ir.Value]) -> Non
 
     Args:
         traced: a graph from torch.onnx.export(optimize=False), weights in memory.
-        weights: the initializers that hold weights (from `parameters.find`); their values are
+        weights: the initializers that hold weights (from `weights_in_graph.find`); their values are
             neither read nor changed, except that a weight all of whose uses are one transposition
             becomes the initializer `<name>.T`.
 

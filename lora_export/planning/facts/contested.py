@@ -36,7 +36,7 @@ _PARTIAL = (
 def settle_contested(draft: Draft, adapter: Adapter) -> Adapter:
     """The adapter without what the user does not trust; problems where that was not said.
 
-    A full tensor is told of where it would change something: see whole.py.
+    A full tensor is told of where it would change something: see full_tensors/fit_full.py.
     """
     outside = {id(update): update for update in _outside(draft, adapter)}
     whole = [item for item in adapter.replacements if item.outside]
