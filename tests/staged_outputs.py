@@ -19,6 +19,15 @@ def put_file(output: Path, text: str, *, force: bool = False) -> None:
         staged.publish()
 
 
+def put_folder(output: Path, text: str, *, force: bool = False) -> None:
+    with staging(output, force=force, inputs=(), kind="folder") as staged:
+        (staged.path / "lora_export.json").write_text(text)
+        (staged.path / "sub").mkdir()
+        (staged.path / "sub" / "file").write_text(text)
+        assert output.exists() == force
+        assert staged.publish() == output
+
+
 def listing(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): path.read_text()

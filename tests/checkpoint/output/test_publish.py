@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from staged_outputs import listing, put_file
+from staged_outputs import listing, put_file, put_folder
 
 from lora_export.checkpoint.folder.side_files import manifest_beside
 from lora_export.checkpoint.output import rename
@@ -21,21 +21,6 @@ def _system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Both with the kernel's call and on a system that lacks it."""
     if request.param == "portable":
         monkeypatch.setattr(rename, "_system_call", lambda: None)
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out" / "model"
-
-
-def put_folder(output: Path, text: str, *, force: bool = False) -> None:
-    with staging(output, force=force, inputs=(), kind="folder") as staged:
-        (staged.path / "lora_export.json").write_text(text)
-        (staged.path / "sub").mkdir()
-        (staged.path / "sub" / "file").write_text(text)
-        assert output.exists() == force
-        assert staged.publish() == output
 
 
 FOLDER = {"model/lora_export.json": "new", "model/sub/file": "new"}

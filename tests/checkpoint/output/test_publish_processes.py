@@ -11,26 +11,12 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from staged_outputs import listing, put_file
+from staged_outputs import listing, put_file, put_folder
 
 from lora_export.checkpoint.output.publish import staging
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out" / "model"
-
-
-def put_folder(output: Path, text: str, *, force: bool = False) -> None:
-    with staging(output, force=force, inputs=(), kind="folder") as staged:
-        (staged.path / "lora_export.json").write_text(text)
-        (staged.path / "sub").mkdir()
-        (staged.path / "sub" / "file").write_text(text)
-        staged.publish()
 
 
 def stale_name(output: Path, pid: int, random: str = "0123456789abcdef") -> Path:
