@@ -17,7 +17,7 @@ __all__ = ["LayerKind", "Reading", "Shapes", "all_kinds"]
 
 @cache
 def all_kinds() -> Mapping[str, LayerKind]:
-    """Every layer kind by name: the KINDS of each module of this folder that has them."""
+    """Find every layer kind by walking this folder: the KIND of each module, by the kind's name."""
     found = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")

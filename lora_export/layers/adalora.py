@@ -1,11 +1,11 @@
-"""AdaLoRA: B @ (A * E), where E holds the singular values that are left after pruning."""
+"""AdaLoRA: B @ (A * E), where E holds the singular values that pruning left."""
 
 from __future__ import annotations
 
 from math import prod
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,10 @@ _CONV2D = 4
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
-    """The rank of the scaling is that of the start of training, which no shape tells."""
+    """List the readings of shapes; their rank is 0.
+
+    The scaling is made of the rank at the start of training. Pruning has changed the shapes since.
+    """
     if not shapes.are_matrices:
         return []
     rank = shapes.a[0]
@@ -36,10 +39,6 @@ def _readings(shapes: Shapes) -> list[Reading]:
     return found
 
 
-def _matrix(delta: Delta) -> tuple[int, int]:
-    return delta.shape[0], prod(delta.shape[1:])
-
-
 def _prepare(_: Delta, factors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     return {"A": factors["A"] * factors["E"], "B": factors["B"]}
 
@@ -47,9 +46,10 @@ def _prepare(_: Delta, factors: Mapping[str, torch.Tensor]) -> Mapping[str, torc
 def _product(
     delta: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of the product in PEFT 0.21.2, tuners.adalora.layer, SVDLinear.get_delta_weight.
+    """Compute rows of the update, unscaled.
 
-    SVDConv2d's is the same, reshaped to the kernel.
+    Reproduces PEFT 0.21.2, tuners.adalora.layer, SVDLinear.get_delta_weight. SVDConv2d's product
+    is the same, reshaped to the kernel.
     """
     if delta.fan_in_fan_out:
         return (factors["B"] @ factors["A"][:, first:stop]).transpose(0, 1)
@@ -57,7 +57,11 @@ def _product(
 
 
 def _scale(delta: Delta, update: torch.Tensor) -> torch.Tensor:
-    """A product and a quotient, as there: `ranknum` is a tensor of one element."""
+    """Scale an update by alpha / rank, in place.
+
+    Reproduces SVDLinear.get_delta_weight, which multiplies first and then divides: alpha / rank in
+    one step rounds otherwise. Its `ranknum` is a tensor of one element of the update's dtype.
+    """
     import torch
 
     ranknum = torch.tensor([float(delta.rank)], dtype=update.dtype) + 1e-5
@@ -68,7 +72,7 @@ KIND = LayerKind(
     "adalora",
     ("A", "B", "E"),
     _readings,
-    _matrix,
+    weight_matrix,
     _product,
     "A (r, in), B (out, r), E (r, 1) for a weight (out, in) or (out, in, k, k)",
     tuners=frozenset({"adalora"}),

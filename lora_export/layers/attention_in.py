@@ -23,7 +23,10 @@ def _readings(shapes: Shapes) -> list[Reading]:
 
 
 def _product(_: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int) -> torch.Tensor:
-    """Rows of PEFT 0.21.2, tuners.lora.layer.MultiheadAttention.get_delta_weight, unscaled."""
+    """Compute rows of the update, unscaled.
+
+    Reproduces PEFT 0.21.2, tuners.lora.layer.MultiheadAttention.get_delta_weight.
+    """
     return factors["B"][first:stop] @ factors["A"]
 
 

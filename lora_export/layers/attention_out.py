@@ -25,11 +25,12 @@ def _readings(shapes: Shapes) -> list[Reading]:
 def _change(
     delta: Delta, factors: Mapping[str, torch.Tensor], base: torch.Tensor, first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of out_proj in PEFT 0.21.2, tuners.lora.layer.MultiheadAttention.merge.
+    """Compute rows of the merged out_proj.
 
-    It adds the update, rounded to the weight's dtype, and then calls the merge of the adapted
-    out_proj, which adds it again. Its forward merges first, so adapters are trained that way; with
-    safe_merge as well, since the second call does not pass that on.
+    Reproduces PEFT 0.21.2, tuners.lora.layer.MultiheadAttention.merge. It adds the update, rounded
+    to the weight's dtype. Then it calls the merge of the adapted out_proj, which adds the update
+    again. PEFT's forward merges first: adapters are trained with the update counted twice.
+    safe_merge changes nothing, as the second call does not pass it on.
     """
     update = (factors["B"][first:stop] @ factors["A"]) * delta.scaling
     return (base + update.to(base.dtype)) + update

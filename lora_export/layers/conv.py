@@ -19,6 +19,7 @@ def _readings(shapes: Shapes) -> list[Reading]:
     if not shapes.are_matrices or not 3 <= len(shapes.weight) <= 5:  # noqa: PLR2004 - Conv1d, Conv2d, Conv3d
         return []
     out, in_per_group, *kernel = shapes.weight
+    # loralib takes one kernel size for all dimensions, and folds it into the factors' sizes.
     k = kernel[-1]
     (rank_k, in_k), (out_k, rank_k_b) = shapes.a, shapes.b
     square = all(size == k for size in kernel)
@@ -37,7 +38,10 @@ def _matrix(delta: Delta) -> tuple[int, int]:
 
 
 def _product(_: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int) -> torch.Tensor:
-    """Rows of `lora_B @ lora_A` of loralib 0.1.2, layers.ConvLoRA.train, before its view."""
+    """Compute rows of the update, unscaled, before it is reshaped to the kernel.
+
+    Reproduces `lora_B @ lora_A` of loralib 0.1.2, layers.ConvLoRA.train.
+    """
     return factors["B"][first:stop] @ factors["A"]
 
 

@@ -1,4 +1,4 @@
-"""DoRA: the weight after the update, brought to the learned length, row by row or by column."""
+"""DoRA: the sum of weight and update, scaled to a learned length, row by row or by column."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ if TYPE_CHECKING:
 def length_factor(
     delta: Delta, magnitude: torch.Tensor, length: torch.Tensor, first: int = 0
 ) -> torch.Tensor:
-    """`magnitude / weight_norm` of PEFT 0.21.2, tuners.lora.variants.
+    """Divide the learned magnitudes by the present lengths, element by element.
 
-    first: the number of the first row or column, for messages.
+    Reproduces `magnitude / weight_norm` of PEFT 0.21.2, tuners.lora.variants.
+
+    Args:
+        delta: the update, for messages.
+        magnitude: the learned lengths, of any shape that broadcasts with `length`.
+        length: the lengths of rows or columns of weight and update together.
+        first: the number of the first row or column, for messages.
 
     Raises:
-        FitError: a length is zero, where PEFT gives NaN or infinity.
+        FitError: a length is zero. PEFT gives NaN or infinity there.
     """
     zero = (length == 0).flatten()
     if zero.any():
         columns = delta.kind == "dora_embedding" or delta.fan_in_fan_out
         place = f"{'column' if columns else 'row'} {first + int(zero.nonzero()[0])}"
         message = f"{place} of weight and update together is zero, and DoRA divides by its length"
-        hint = "PEFT gives NaN there: is the base pruned? train without DoRA"
+        hint = "PEFT gives NaN there: check whether the base is pruned, or train without DoRA"
         raise FitError(message, where=f"{delta.module}.{delta.parameter}", hint=hint)
     return magnitude / length

@@ -1,12 +1,12 @@
-"""DoRA on convolutions: each output channel's kernel has the length that the magnitude says."""
+"""DoRA on convolutions: each output channel's kernel is scaled to a learned length."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from lora_export.layers.dora import length_factor
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
-from lora_export.layers.peft_conv import conv_matrix, conv_product, conv_rank, is_pointwise
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
+from lora_export.layers.peft_conv import conv_product, conv_rank, is_pointwise
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,10 @@ def _readings(shapes: Shapes) -> list[Reading]:
 def _change(
     delta: Delta, factors: Mapping[str, torch.Tensor], base: torch.Tensor, first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of PEFT 0.21.2, tuners.lora.variants._DoraConvNdVariant.merge_unsafe."""
+    """Compute rows of the merged weight.
+
+    Reproduces PEFT 0.21.2, tuners.lora.variants._DoraConvNdVariant.merge_unsafe.
+    """
     moved = base + conv_product(delta, factors, first, stop) * delta.scaling
     kernels = moved.reshape(stop - first, *delta.shape[1:])
     length = kernels.norm(p=2, dim=tuple(range(1, kernels.dim())), keepdim=True)
@@ -40,7 +43,7 @@ KIND = LayerKind(
     "dora_conv",
     ("A", "B", "M"),
     _readings,
-    conv_matrix,
+    weight_matrix,
     None,
     "A (r, in, k, ...), B (out, r, 1, ...), magnitude (1, out, 1, ...) for a weight "
     "(out, in, k, ...) without groups",

@@ -1,4 +1,4 @@
-"""DoRA on embedding tables, stored (num, dim): the lengths are those of columns."""
+"""DoRA on embedding tables, stored (num, dim): each column is scaled to a learned length."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def _readings(shapes: Shapes) -> list[Reading]:
 def _change(
     delta: Delta, factors: Mapping[str, torch.Tensor], base: torch.Tensor, _: int, __: int
 ) -> torch.Tensor:
-    """PEFT 0.21.2, tuners.lora.variants.DoraEmbeddingVariant.merge_unsafe, of the whole table."""
+    """Compute the merged table, all rows at once.
+
+    Reproduces PEFT 0.21.2, tuners.lora.variants.DoraEmbeddingVariant.merge_unsafe.
+    """
     import torch
 
     moved = base + (factors["B"] @ factors["A"]).transpose(0, 1) * delta.scaling
@@ -35,7 +38,7 @@ def _change(
 
 
 def _never(_: Delta) -> bool:
-    """A column's length is that of the whole table's."""
+    """Return False: the length of a column takes all rows."""
     return False
 
 

@@ -1,4 +1,4 @@
-"""DoRA on linear layers: each output's weights have the length that the magnitude says."""
+"""DoRA on linear layers: the weights of each output are scaled to a learned length."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def _readings(shapes: Shapes) -> list[Reading]:
 def _change(
     delta: Delta, factors: Mapping[str, torch.Tensor], base: torch.Tensor, first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of PEFT 0.21.2, tuners.lora.variants.DoraLinearVariant.merge_unsafe.
+    """Compute rows of the merged weight.
 
-    Where the weight is stored (in, out), its lengths are those of columns: then all rows are here.
+    Reproduces PEFT 0.21.2, tuners.lora.variants.DoraLinearVariant.merge_unsafe. Of a weight that
+    is stored (in, out) the lengths are those of columns: `base` then holds all rows.
     """
     import torch
 

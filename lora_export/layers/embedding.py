@@ -1,4 +1,4 @@
-"""Embedding tables, stored (num, dim)."""
+"""LoRA on embedding tables, stored (num, dim)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def _readings(shapes: Shapes) -> list[Reading]:
 
 
 def _product(_: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int) -> torch.Tensor:
-    """Rows of `(lora_B @ lora_A).transpose(0, 1)` of loralib 0.1.2, layers.Embedding.train.
+    """Compute rows of the update, unscaled.
 
-    PEFT 0.21.2, tuners.lora.layer.Embedding.get_delta_weight, is the same product.
+    Reproduces `(lora_B @ lora_A).transpose(0, 1)` of loralib 0.1.2, layers.Embedding.train. PEFT
+    0.21.2, tuners.lora.layer.Embedding.get_delta_weight, computes the same product.
     """
     return (factors["B"] @ factors["A"][:, first:stop]).transpose(0, 1)
 

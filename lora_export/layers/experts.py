@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from lora_export.records import Delta
 
 WHOLE_ELEMENTS = 1 << 18
-"""An expert of at most so many elements is computed at once: its parts may have other bits."""
+"""An expert of at most this many elements is computed at once: rows alone may have other bits."""
 
 LEAST_ROWS = 64
-"""As many rows of a larger expert are computed at least, for the same reason."""
+"""Of a larger expert at least this many rows are computed at once, for the same reason."""
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
@@ -33,14 +33,14 @@ def _readings(shapes: Shapes) -> list[Reading]:
     found = []
     if (rows, columns) == (features_out, features_in):
         found.append(Reading("experts", rank))
-    # A matrix, and a stack of one, are never turned: PEFT takes B @ A for them.
+    # PEFT takes B @ A for a matrix and for a stack of one, and never its transpose.
     if (rows, columns) == (features_in, features_out) and experts > 1:
         found.append(Reading("experts", rank, fan_in_fan_out=True))
     return found
 
 
 def _matrix(delta: Delta) -> tuple[int, int]:
-    """The rows of all experts, one below the other."""
+    """Return (rows, columns) of the update: the rows of all experts, one below the other."""
     *stack, rows, columns = delta.shape
     return prod(stack) * rows, columns
 
@@ -48,10 +48,12 @@ def _matrix(delta: Delta) -> tuple[int, int]:
 def _product(
     delta: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of `einsum("o r e, e r i -> e o i")`, or "-> e i o" for experts stored (in, out).
+    """Compute rows of the update, unscaled.
 
-    PEFT 0.21.2, tuners.lora.layer.ParamWrapper.get_delta_weight. The einsum is a bmm, in which
-    one expert's product has the same bits as in the stack; of a single one it is B @ A.
+    Reproduces PEFT 0.21.2, tuners.lora.layer.ParamWrapper.get_delta_weight:
+    `einsum("o r e, e r i -> e o i")`, or "-> e i o" for experts stored (in, out). The einsum is a
+    bmm. One expert's product has the same bits in it as in the stack. For one expert PEFT computes
+    B @ A.
     """
     import torch
 
@@ -74,7 +76,7 @@ def _product(
 def _expert(
     a: torch.Tensor, b: torch.Tensor, rows: tuple[int, int], *, turned: bool
 ) -> torch.Tensor:
-    """Rows of one expert's product, as part of a piece that is large enough."""
+    """Compute rows of one expert's product, as part of a piece with the bits of the whole."""
     import torch
 
     first, stop = rows

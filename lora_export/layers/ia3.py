@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
-    """L is (out, 1), of a convolution (1, out, 1...); of a bias it is either."""
+    """List the readings of shapes: L is (out, 1), of a convolution (1, out, 1...).
+
+    The L of a bias has the shape of its layer's, either of the two.
+    """
     scales, weight = shapes.factors["L"], shapes.weight
     if len(weight) == 1:
         return [Reading("ia3", 0)] if prod(scales) == weight[0] == max(scales) else []
@@ -31,15 +34,13 @@ def _readings(shapes: Shapes) -> list[Reading]:
     return found
 
 
-def scaled_matrix(delta: Delta) -> tuple[int, int]:
-    """(rows, columns) of the weight; a bias is one column."""
-    return delta.shape[0], prod(delta.shape[1:])
-
-
 def _change(
     delta: Delta, factors: Mapping[str, torch.Tensor], base: torch.Tensor, first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of `torch.mul(weight, ia3_l)` of PEFT 0.21.2, tuners.ia3.layer, merge."""
+    """Compute rows of the merged weight, or of the bias as one column.
+
+    Reproduces `torch.mul(weight, ia3_l)` of PEFT 0.21.2, tuners.ia3.layer, merge.
+    """
     import torch
 
     scales = factors["L"].reshape(-1)
@@ -52,7 +53,7 @@ KIND = LayerKind(
     "ia3",
     ("L",),
     _readings,
-    scaled_matrix,
+    weight_matrix,
     None,
     "l (out, 1) for a weight (out, in), (1, out, 1...) for a convolution (out, in, k...)",
     tuners=frozenset({"ia3"}),

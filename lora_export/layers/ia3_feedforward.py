@@ -5,8 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lora_export.layers.ia3 import scaled_matrix
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
-    """L is (1, in), of a convolution (1, in, 1...), where in counts all groups."""
+    """List the readings of shapes: L is (1, in), of a convolution (1, in, 1...).
+
+    `in` counts the inputs of all groups.
+    """
     scales, weight = shapes.factors["L"], shapes.weight
     if len(scales) != len(weight) or len(weight) < 2 or prod(scales) != scales[1]:  # noqa: PLR2004
         return []
@@ -33,9 +35,10 @@ def _readings(shapes: Shapes) -> list[Reading]:
 def _change(
     delta: Delta, factors: Mapping[str, torch.Tensor], base: torch.Tensor, first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of `torch.mul(weight, ia3_l)` of PEFT 0.21.2, tuners.ia3.layer, merge.
+    """Compute rows of the merged weight.
 
-    A grouped convolution's rows see the inputs of their own group only.
+    Reproduces `torch.mul(weight, ia3_l)` of PEFT 0.21.2, tuners.ia3.layer, merge. A row of a
+    grouped convolution takes the scales of its own group's inputs.
     """
     import torch
 
@@ -54,7 +57,7 @@ KIND = LayerKind(
     "ia3_feedforward",
     ("L",),
     _readings,
-    scaled_matrix,
+    weight_matrix,
     None,
     "l (1, in) for a weight (out, in), (1, in, 1...) for a convolution (out, in//groups, k...)",
     tuners=frozenset({"ia3_feedforward"}),

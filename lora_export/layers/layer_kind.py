@@ -1,8 +1,12 @@
-"""What every layer kind is: how it reads shapes, and the product it adds to the weight."""
+"""The form of a layer kind: how it reads shapes, and what it adds to the weight.
+
+Every file of this folder fills it in once. Planning and execution know this form, and no kind.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,60 +25,62 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Shapes of the factors, by role, and of the base weight they update."""
+    """Shapes of the factors and of the base weight they update."""
 
     factors: Mapping[str, tuple[int, ...]]
+    """By role: "A", "B" and the like."""
     weight: tuple[int, ...]
 
     @classmethod
     def of(cls, factors: Mapping[str, TensorRef], weight: tuple[int, ...]) -> Shapes:
-        """Those of stored factors."""
+        """Take the shapes of stored factors, by role."""
         return cls({role: ref.spec.shape for role, ref in factors.items()}, weight)
 
     @property
     def a(self) -> tuple[int, ...]:
-        """Shape of A."""
+        """Return the shape of A."""
         return self.factors["A"]
 
     @property
     def b(self) -> tuple[int, ...]:
-        """Shape of B."""
+        """Return the shape of B."""
         return self.factors["B"]
 
     @property
     def are_matrices(self) -> bool:
-        """A and B have two sizes each."""
+        """Return whether A and B have two sizes each."""
         return len(self.a) == len(self.b) == 2  # noqa: PLR2004
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One way in which a kind explains the shapes of an update.
-
-    rank: 0 where the shapes do not tell the one that the scaling is made of.
-    enable_lora: None where the kind has no blocks. blocks: (enabled, all) where the shapes tell
-    how many blocks there are but not which of them are enabled.
-    """
+    """One way in which a kind explains the shapes of an update."""
 
     kind: str
+    """The name of the layer kind."""
     rank: int
+    """The rank that the scaling is made of; 0 where the shapes leave it open."""
     fan_in_fan_out: bool = False
+    """Whether the weight is stored (in, out)."""
     enable_lora: tuple[bool, ...] | None = None
+    """Whether each block is adapted; None where the kind has no blocks or the shapes leave it
+    open."""
     blocks: tuple[int, int] | None = None
+    """(enabled, all) blocks, of a kind that has blocks."""
 
 
 def as_they_are(_: Delta, factors: Factors) -> Factors:
-    """The product takes the factors of the file."""
+    """Return the factors unchanged: the product takes them as the file holds them."""
     return factors
 
 
 def multiplied(delta: Delta, update: torch.Tensor) -> torch.Tensor:
-    """One multiplication by the scaling, in place."""
+    """Multiply an update by the scaling, in place."""
     return update.mul_(delta.scaling)
 
 
 def always(_: Delta) -> bool:
-    """Rows of every update of the kind may be computed apart."""
+    """Return True: rows of every update of the kind may be computed apart."""
     return True
 
 
@@ -82,48 +88,62 @@ def always(_: Delta) -> bool:
 class LayerKind:
     """What an update does to one sort of layer.
 
-    The update is a matrix, whose rows can be computed apart: `matrix` gives its sizes. For most
-    kinds it is the weight itself; a convolution's has the weight's elements in the same order.
-
-    tuners: the families of updates that the kind can read; "loralib", or an adapter's own word.
-    readings: every way in which the kind explains given shapes, by shapes alone.
-    matrix: (rows, columns) of the update.
-    product: (delta, factors by role, first row, row after the last) -> these rows of the unscaled
-    update, by the very torch calls of the reference library, so that the bits are the same.
-    change: instead of a product, where the update depends on the weight: (delta, factors, rows of
-    the base in their stored dtype, or wider for an exact sum, first row, row after the last) ->
-    the same rows after it, not yet rounded to the base's dtype.
-    cuttable: whether rows may be computed apart, with the same bits as all at once.
-    twice: the recipes in which the library rounds the update to the base's dtype before the add.
-    optional: roles that an update may have beside `roles`. prepare: what all rows share, computed
-    once a tensor, before product or change. scale: how the library scales an update, in place.
-    multiplies: the update multiplies the weight, so that it has no meaning beside another one.
-    expects: the shapes that the kind wants, in words, for messages.
+    The update is a matrix with the weight's elements in the weight's order. Its rows can be
+    computed apart.
     """
 
     name: str
+    """The kind's name, which plans and manifests carry."""
     roles: tuple[str, ...]
+    """The roles of the factors that every update of the kind has."""
     readings: Callable[[Shapes], list[Reading]]
+    """Lists every way in which the kind explains given shapes, by shapes alone."""
     matrix: Callable[[Delta], tuple[int, int]]
+    """Gives (rows, columns) of the update."""
     product: Product | None
+    """(delta, factors by role, first row, row after the last) -> these rows of the unscaled update.
+
+    It makes the very torch calls of the reference library: other calls have other last bits. None
+    for a kind with a `change`.
+    """
     expects: str
+    """The shapes that the kind wants, in words, for messages."""
     cuttable: Callable[[Delta], bool] = always
+    """Whether rows may be computed apart, with the same bits as all at once."""
     tuners: frozenset[str] = frozenset({"loralib"})
+    """The families of updates that the kind can read: "loralib", or an adapter's own word."""
     change: Change | None = None
+    """Takes the place of `product` where the update depends on the weight.
+
+    (delta, factors by role, rows of the base, first row, row after the last) -> these rows merged.
+    The rows come in their stored dtype, or wider for an exact sum. The result is not yet rounded to
+    the base's dtype.
+    """
     twice: frozenset[str] = frozenset({"peft-safe"})
+    """The recipes in which the library rounds the update to the base's dtype before it adds it."""
     optional: frozenset[str] = frozenset()
+    """Roles that an update may have beside `roles`."""
     prepare: Prepare = as_they_are
+    """Computes what all rows share, once a tensor, before `product` or `change`."""
     scale: Scale = multiplied
+    """Scales an update in place, as the library does."""
     multiplies: bool = False
+    """Whether the update multiplies the weight: it has no meaning beside another update then."""
 
     def rows(self, delta: Delta, factors: Factors, first: int, stop: int) -> torch.Tensor:
-        """`product`, of a kind that has one."""
+        """Compute rows `first` to `stop - 1` of the unscaled update, by `product`.
+
+        Raises:
+            TypeError: the kind has a `change` instead.
+        """
         if self.product is None:
             raise TypeError(f"{self.name} has no update apart from the weight")
         return self.product(delta, factors, first, stop)
 
 
 def weight_matrix(delta: Delta) -> tuple[int, int]:
-    """The sizes of an update whose matrix is the weight itself."""
-    rows, columns = delta.shape
-    return rows, columns
+    """Return (rows, columns) of the weight with all sizes but the first as one.
+
+    A bias is one column.
+    """
+    return delta.shape[0], prod(delta.shape[1:])

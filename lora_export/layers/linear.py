@@ -1,4 +1,4 @@
-"""Linear layers, stored (out, in), or (in, out) when fan_in_fan_out."""
+"""LoRA on linear layers, stored (out, in), or (in, out) when fan_in_fan_out."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def _readings(shapes: Shapes) -> list[Reading]:
 def _product(
     delta: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of `T(lora_B @ lora_A)` of loralib 0.1.2, layers.Linear.train.
+    """Compute rows of the update, unscaled.
 
-    PEFT 0.21.2, tuners.lora.layer.Linear.get_delta_weight, is the same product.
+    Reproduces `T(lora_B @ lora_A)` of loralib 0.1.2, layers.Linear.train. PEFT 0.21.2,
+    tuners.lora.layer.Linear.get_delta_weight, computes the same product.
     """
     if delta.fan_in_fan_out:
         return (factors["B"] @ factors["A"][:, first:stop]).transpose(0, 1)

@@ -18,7 +18,10 @@ _BLOCKS = 3
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
-    """Which blocks are adapted, and how large they are, is not in the shapes."""
+    """List the readings of shapes, which leave open how large the blocks are.
+
+    Which blocks are adapted is clear from the shapes only where all are.
+    """
     if not shapes.are_matrices or len(shapes.weight) != 2:  # noqa: PLR2004
         return []
     (rank_enabled, features_in), (out_enabled, rank) = shapes.a, shapes.b
@@ -33,10 +36,11 @@ def _readings(shapes: Shapes) -> list[Reading]:
 def _product(
     delta: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of `get_lora_AB` before its scaling, of litgpt's LoRAQKVLinear.
+    """Compute rows of the update, unscaled.
 
-    Of 0.5.13 where blocks lie one after the other, of 0.4.13 where they lie group by group. With
-    all three adapted neither moves a row, also not 0.4.13, whose weight is divided by groups.
+    Reproduces `LoRAQKVLinear.get_lora_AB` of litgpt before its scaling. 0.5.13 lays the blocks out
+    one after the other, 0.4.13 group by group (`delta.by_group`). With all three blocks adapted
+    neither version moves a row.
     """
     update = _blocks(delta, factors["A"], factors["B"])
     if not all(delta.enable_lora):
@@ -47,7 +51,11 @@ def _product(
 
 
 def _blocks(delta: Delta, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`conv1d` of LoRAQKVLinear: grouped where the blocks are equal, else one for each block."""
+    """Compute the rows of the enabled blocks, one block after the other.
+
+    Reproduces `LoRAQKVLinear.conv1d`: one grouped conv1d where the blocks are equal, else one for
+    each block. It runs with the library's number of threads, on which its last bits depend.
+    """
     import torch
     import torch.nn.functional as F  # noqa: N812
 
@@ -69,12 +77,16 @@ def _blocks(delta: Delta, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _adapted_rows(delta: Delta) -> list[int]:
-    """`lora_ind`: the rows of the weight that the enabled blocks go to, in the blocks' order."""
+    """List the rows of the weight that the enabled blocks go to, in the blocks' order.
+
+    Reproduces `LoRAQKVLinear.lora_ind`.
+    """
     out = delta.shape[0]
     n_head, groups = delta.heads
     size = out // (n_head + 2 * groups)
     query, key = n_head * size, groups * size
     if delta.by_group:
+        # A group is its query heads, then one key and one value head.
         of_group = n_head // groups + 2
         slots = [(row // size) % of_group for row in range(out)]
         places = [max(slot - (of_group - _BLOCKS), 0) for slot in slots]
@@ -90,7 +102,7 @@ def _adapted_rows(delta: Delta) -> list[int]:
 
 
 def _never(_: Delta) -> bool:
-    """A convolution cut by output channels has other bits."""
+    """Return False: a convolution cut by output channels has other last bits."""
     return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _MATRIX, _CORE = 2, 4
 _WHOLE_1D = 3
-"""Dimensions of an undecomposed w2 of a Conv1d, which torch.kron aligns with w1 otherwise."""
+"""Dimensions of an undecomposed w2 of a Conv1d. torch.kron aligns the last sizes, and w1 has two:
+rows and columns of w1 then fall on other sizes than in the matrix case."""
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
@@ -37,11 +38,12 @@ def _readings(shapes: Shapes) -> list[Reading]:
 
 
 def _left(factors: Mapping[str, Sizes]) -> tuple[int, Sizes] | None:
-    """(rank, or 0 where nothing is decomposed; sizes) of the left matrix."""
+    """Return (rank, sizes) of w1; rank 0 where it is not decomposed, None where it does not fit."""
     return _pair(factors, "w1", _MATRIX)
 
 
 def _right(factors: Mapping[str, Sizes]) -> tuple[int, Sizes] | None:
+    """Return (rank, sizes) of w2, as `_left` does; the sizes may end with those of a kernel."""
     core = factors.get("t2")
     if core is None:
         return _pair(factors, "w2", _CORE)
@@ -54,7 +56,10 @@ def _right(factors: Mapping[str, Sizes]) -> tuple[int, Sizes] | None:
 
 
 def _pair(factors: Mapping[str, Sizes], name: str, most: int) -> tuple[int, Sizes] | None:
-    """A matrix that is there as it is, or as a product of two, but not both."""
+    """Return (rank, sizes) of a matrix: stored whole, or as a product of two; None for both.
+
+    most: the dimensions that a matrix stored whole may have.
+    """
     whole, a, b = (factors.get(f"{name}{end}") for end in ("", "_a", "_b"))
     if whole is not None:
         return (0, whole) if a is b is None and _MATRIX <= len(whole) <= most else None
@@ -63,12 +68,11 @@ def _pair(factors: Mapping[str, Sizes], name: str, most: int) -> tuple[int, Size
     return a[1], (a[0], b[1])
 
 
-def _matrix(delta: Delta) -> tuple[int, int]:
-    return delta.shape[0], prod(delta.shape[1:])
-
-
 def _prepare(delta: Delta, factors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Both matrices, of PEFT 0.21.2, tuners.lokr.layer, LoKrLayer.get_delta_weight."""
+    """Compute w1 and w2 of the Kronecker product; of a Conv1d's whole w2 the whole update.
+
+    Reproduces PEFT 0.21.2, tuners.lokr.layer, LoKrLayer.get_delta_weight.
+    """
     import torch
 
     w1 = factors["w1"] if "w1" in factors else factors["w1_a"] @ factors["w1_b"]
@@ -80,12 +84,16 @@ def _prepare(delta: Delta, factors: Mapping[str, torch.Tensor]) -> Mapping[str, 
     else:
         w2 = factors["w2_a"] @ factors["w2_b"]
     if w2.dim() == _WHOLE_1D:
-        return {"whole": torch.kron(w1, w2).reshape(_matrix(delta))}
+        return {"whole": torch.kron(w1, w2).reshape(weight_matrix(delta))}
     return {"w1": w1, "w2": w2.reshape(len(w2), -1)}
 
 
 def _product(_: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int) -> torch.Tensor:
-    """Rows of torch.kron in make_kron there: each element is one product, so they are the same."""
+    """Compute rows of the update, unscaled.
+
+    Reproduces torch.kron in make_kron of PEFT 0.21.2, tuners.lokr.layer. An element is one product
+    of two numbers: its bits do not depend on how the rows are cut.
+    """
     import torch
 
     if "whole" in factors:
@@ -100,7 +108,7 @@ KIND = LayerKind(
     "lokr",
     (),
     _readings,
-    _matrix,
+    weight_matrix,
     _product,
     "w1 (a, c) or w1_a @ w1_b, w2 (b, d, k...) or w2_a @ w2_b or t2 with both, for a weight "
     "(a*b, c*d, k...)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,12 +19,12 @@ def _readings(shapes: Shapes) -> list[Reading]:
     return [Reading("lora_bias", 0)] if fits else []
 
 
-def _matrix(delta: Delta) -> tuple[int, int]:
-    return delta.shape[0], 1
-
-
 def _product(_: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int) -> torch.Tensor:
-    """`lora_B.bias` of PEFT 0.21.2, tuners.lora.layer.Linear.merge, as a column."""
+    """Return rows of the update, unscaled: the bias as one column.
+
+    Reproduces `lora_B.bias` of PEFT 0.21.2, tuners.lora.layer.Linear.merge. It is a copy, as the
+    scaling is multiplied in place.
+    """
     return factors["bias"][first:stop].clone().unsqueeze(1)
 
 
@@ -32,7 +32,7 @@ KIND = LayerKind(
     "lora_bias",
     ("bias",),
     _readings,
-    _matrix,
+    weight_matrix,
     _product,
     "the bias of B (out) for a layer's bias (out)",
     tuners=frozenset({"lora_bias"}),

@@ -35,11 +35,11 @@ def _readings(shapes: Shapes) -> list[Reading]:
 def _product(
     delta: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of `merge_AB` with `zero_pad` of loralib 0.1.2, layers.MergedLinear: a grouped conv1d.
+    """Compute rows of the update, unscaled.
 
-    conv1d gives other bits than B @ A for some shapes, and when it is cut by output channels; it
-    gives the same when it is cut along its length, which are the rows where the weight is
-    stored (in, out).
+    Reproduces `merge_AB` with `zero_pad` of loralib 0.1.2, layers.MergedLinear: a grouped conv1d.
+    conv1d has other bits than B @ A for some shapes, and also when it is cut by output channels.
+    Cut along its length it has the same bits: those are the rows of a weight stored (in, out).
     """
     if delta.fan_in_fan_out:
         return _merge_ab(delta, factors["A"][:, first:stop], factors["B"]).transpose(0, 1)
@@ -47,6 +47,7 @@ def _product(
 
 
 def _merge_ab(delta: Delta, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Compute the update (out, columns of `a`), with rows of zeros for blocks not enabled."""
     import torch.nn.functional as F  # noqa: N812
 
     enabled = sum(delta.enable_lora)
@@ -59,7 +60,7 @@ def _merge_ab(delta: Delta, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _cuttable(delta: Delta) -> bool:
-    return delta.fan_in_fan_out
+    return delta.fan_in_fan_out  # the rows are the conv1d's length then
 
 
 KIND = LayerKind(

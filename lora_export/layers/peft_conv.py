@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
 from lora_export.layers.threads import library_threads
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ _CONV2D = 4
 
 
 def conv_rank(shapes: Shapes) -> int | None:
-    """The rank, where A and B explain the weight of a convolution."""
+    """Return the rank, where A and B explain the weight of a convolution; else None."""
     if len(shapes.weight) not in _DIMENSIONS or len(shapes.b) != len(shapes.weight):
         return None
     out, *rest = shapes.weight
@@ -30,23 +29,19 @@ def conv_rank(shapes: Shapes) -> int | None:
     return rank if fits else None
 
 
-def conv_matrix(delta: Delta) -> tuple[int, int]:
-    """The weight with all sizes but the first as one."""
-    return delta.shape[0], prod(delta.shape[1:])
-
-
 def is_pointwise(delta: Delta) -> bool:
-    """A 1 x 1 Conv2d, which PEFT merges by a product of matrices."""
+    """Return whether the layer is a 1 x 1 Conv2d, which PEFT merges by a product of matrices."""
     return len(delta.shape) == _CONV2D and delta.shape[2:] == (1, 1)
 
 
 def conv_product(
     delta: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int
 ) -> torch.Tensor:
-    """Rows of PEFT 0.21.2, tuners.lora.layer._ConvNd.get_delta_weight, unscaled.
+    """Compute rows of the update (out, in * kernel), unscaled.
 
-    Its test for 1 x 1 takes a Conv3d with a kernel (1, 1, k) for a Conv2d as well, and fails on
-    it: here that is the convolution which the layer's forward is.
+    Reproduces PEFT 0.21.2, tuners.lora.layer._ConvNd.get_delta_weight. PEFT's test for 1 x 1 takes
+    a Conv3d with a kernel (1, 1, k) for a Conv2d and fails on it. Here such a layer is merged by
+    the convolution that its forward computes.
     """
     import torch.nn.functional as F  # noqa: N812
 
@@ -54,9 +49,9 @@ def conv_product(
     if is_pointwise(delta):
         return b.squeeze(3).squeeze(2)[first:stop] @ a.squeeze(3).squeeze(2)
     convolve = (F.conv1d, F.conv2d, F.conv3d)[len(delta.shape) - 3]
-    with library_threads():
+    with library_threads():  # the last bits depend on how many there are
         whole = convolve(a.transpose(0, 1), b).transpose(0, 1)
-    return whole.reshape(conv_matrix(delta))[first:stop]
+    return whole.reshape(weight_matrix(delta))[first:stop]
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
@@ -68,7 +63,7 @@ KIND = LayerKind(
     "peft_conv",
     ("A", "B"),
     _readings,
-    conv_matrix,
+    weight_matrix,
     conv_product,
     "A (r, in, k, ...), B (out, r, 1, ...) for a convolution's weight (out, in, k, ...); one in "
     "groups has no weight for what A mixes across them, and PEFT does not merge it either",

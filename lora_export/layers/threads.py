@@ -1,4 +1,8 @@
-"""How many threads torch computes with: a merge has its own, and some last bits depend on it."""
+"""The number of threads that torch computes with.
+
+A merge has threads of its own, each with one thread of torch. Some products of the reference
+libraries have other last bits with one thread; those get the number that torch was set to before.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _library: list[int] = []
-"""What torch was set to before each merge that is under way; the first is the user's own."""
+"""The number of threads before each merge that is under way; the first is the user's own."""
 
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Torch computes with one thread in the block, and in each thread that begins there."""
+    """Let torch compute with one thread in the block, and in each thread that begins there."""
     import torch
 
     _library.append(torch.get_num_threads())
@@ -27,9 +31,9 @@ def one_thread_each() -> Iterator[None]:
 
 @contextmanager
 def library_threads() -> Iterator[None]:
-    """As many as torch was set to before the merge, which is what the libraries compute with.
+    """Let torch compute with as many threads as before the merge, as the libraries do.
 
-    Convolutions and products with few rows or columns have other last bits with one thread.
+    Convolutions, and products with few rows or columns, have other last bits with one thread.
     """
     import torch
 
@@ -39,7 +43,7 @@ def library_threads() -> Iterator[None]:
 
 @contextmanager
 def _torch_threads(count: int) -> Iterator[None]:
-    """Of the calling thread, and of those that begin in the block."""
+    """Set the number for the calling thread, and for those that begin in the block."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Trained rows that take the place of rows of a table (num, dim), or of a head over tokens."""
+"""Trained rows that replace rows of a table (num, dim), or of a head over tokens."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def _readings(shapes: Shapes) -> list[Reading]:
 def _change(
     delta: Delta, factors: Mapping[str, torch.Tensor], base: torch.Tensor, first: int, stop: int
 ) -> torch.Tensor:
-    """`weight.index_copy(0, indices, rows.to(weight))`, as far as it concerns these rows.
+    """Replace those of the rows `first` to `stop - 1` that were trained.
 
-    PEFT 0.21.2, tuners.trainable_tokens.layer.TrainableTokensLayer.merge.
+    Reproduces `weight.index_copy(0, indices, rows.to(weight))` of PEFT 0.21.2,
+    tuners.trainable_tokens.layer.TrainableTokensLayer.merge.
     """
     import torch
 

@@ -28,7 +28,10 @@ def _readings(shapes: Shapes) -> list[Reading]:
 
 
 def _covers(shapes: Shapes, rank: int, out: int, in_: int) -> bool:
-    """The shared projection, where the file holds it, is at least as large as the module."""
+    """Return whether the shared projection is large enough for the module.
+
+    A file may leave the projection out: PEFT draws it again then.
+    """
     if ("A" in shapes.factors) != ("B" in shapes.factors):
         return False
     if "A" not in shapes.factors:
@@ -39,7 +42,10 @@ def _covers(shapes: Shapes, rank: int, out: int, in_: int) -> bool:
 
 
 def _prepare(delta: Delta, factors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """The two sides of the product in PEFT 0.21.2, tuners.vera.layer, Linear.get_delta_weight."""
+    """Compute both sides of the product: A and B, cut to the module and scaled by the vectors.
+
+    Reproduces PEFT 0.21.2, tuners.vera.layer, Linear.get_delta_weight.
+    """
     drawn = factors if "A" in factors else _drawn(delta, factors["lambda_b"].dtype)
     out, in_ = reversed(delta.shape) if delta.fan_in_fan_out else delta.shape
     a = factors["lambda_d"].unsqueeze(-1) * drawn["A"][:, :in_]
@@ -48,7 +54,11 @@ def _prepare(delta: Delta, factors: Mapping[str, torch.Tensor]) -> Mapping[str, 
 
 
 def _drawn(delta: Delta, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:
-    """VeraModel._init_vera_A_vera_B there, then rounded to the weight's dtype as it is loaded."""
+    """Draw the shared A and B from the seed, in `dtype`.
+
+    Reproduces VeraModel._init_vera_A_vera_B of PEFT 0.21.2, tuners.vera.model: A before B, both
+    from one generator. They are rounded to the dtype that PEFT loads them in (`delta.held`).
+    """
     import torch
 
     from lora_export.checkpoint.tensors import torch_dtype
@@ -58,6 +68,7 @@ def _drawn(delta: Delta, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:
     sizes = {"A": (delta.rank, columns), "B": (rows, delta.rank)}
     found = {}
     for role, (height, width) in sizes.items():
+        # The order of operations is that of PEFT's _kaiming_init: it decides the last bits.
         bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(width))
         tensor = torch.empty((height, width), dtype=torch.float32)
         tensor.uniform_(-bound, bound, generator=generator)
@@ -68,6 +79,7 @@ def _drawn(delta: Delta, dtype: torch.dtype) -> Mapping[str, torch.Tensor]:
 def _product(
     delta: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int
 ) -> torch.Tensor:
+    """Compute rows of the update, unscaled, from what `_prepare` made."""
     if delta.fan_in_fan_out:
         return (factors["B"] @ factors["A"][:, first:stop]).transpose(0, 1)
     return factors["B"][first:stop] @ factors["A"]
