@@ -1,4 +1,4 @@
-"""Every error raised on purpose. The class says the exit status; the tree is the list of statuses.
+"""Every error raised on purpose. The class gives the exit status; the tree lists the statuses.
 
 LoraExportError
 ├── UsageError            2   a fact or option is missing, unknown or contradicts another
@@ -10,7 +10,7 @@ LoraExportError
 ├── LimitError            8   the input asks for more than the limits allow
 └── MissingExtraError    15   an optional dependency is needed; the extra is named
 
-Every error carries one or more Problems, so that all faults of one input are told at once.
+Every error carries one or more Problems: one run reports all faults of one input.
 """
 
 from __future__ import annotations
@@ -32,20 +32,23 @@ class LoraExportError(Exception):
 
     Args:
         message: what is wrong, one sentence.
-        where: file, tensor or option concerned; empty when the message says it.
+        where: file, tensor or option concerned; empty when the message names it.
         hint: what to do about it; empty when nothing can be done.
     """
 
     status: ClassVar[int] = 1
+    """The exit status of the command."""
     code: ClassVar[str] = "error"
+    """The word for the class in JSON output."""
 
     def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(message)
+        #: Every fault of the input, at least one.
         self.problems: tuple[Problem, ...] = (Problem(message, where, hint),)
 
     @classmethod
     def of(cls, problems: Sequence[Problem]) -> Self:
-        """One error that carries all `problems`; at least one is needed."""
+        """Make one error that carries all `problems`, at least one."""
         error = cls(problems[0].message, where=problems[0].where, hint=problems[0].hint)
         error.problems = tuple(problems)
         return error
@@ -76,15 +79,14 @@ class FitError(LoraExportError):
 
 
 class VerificationError(LoraExportError):
-    """The result is not what it must be; nothing was published.
-
-    checks: all that were made. attribution: the stage and the place that are to blame, if known.
-    """
+    """The result is not what it must be; nothing was published."""
 
     status = 5
     code = "verification"
     checks: tuple[Check, ...] = ()
+    """All checks that were made, passed or not."""
     attribution: Attribution | None = None
+    """The stage and the place that the fault comes from; None where they were not found."""
 
 
 class OutputError(LoraExportError):

@@ -1,7 +1,7 @@
-"""Declares every option once, for the command line and for the library's keywords.
+"""Every option once, for the command line and for the library's keywords.
 
-A command makes its flags of this table, a verb of `lora_export.api` checks its keywords against it.
-So both take the same names and the same values.
+A command makes its flags from this table. A verb of `lora_export.api` checks its keywords against
+it. Both take the same names and the same values.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ Takes = Literal["text", "path", "number", "whole", "flag", "either", "choice", "
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: `--name` with dashes on the command line, `name` as a keyword.
-
-    Attributes:
-        name: the keyword.
-        takes: the kind of value. "flag": True or False. "either": True, False or None, with a flag
-            for each of the first two. "blocks": `1,0,1`, or a sequence of bool.
-        help: one or two sentences for `--help`.
-        default: what counts when the option is not given; `()` where `many` may be given.
-        choices: the values of a "choice".
-        many: may be given several times; the keyword takes a list.
-        least: the smallest value of a "whole", where it has one.
-        metavar: what `--help` shows for the value.
-        long: the long flag, where it is not the name with dashes.
-        short: the one-letter flag.
-        opposite: the second flag of an "either", or of a "flag" that is on by default.
-        needed: the verb does not run without it.
-        shown: whether `--help` tells the default.
-    """
+    """One option: `--name` with dashes on the command line, `name` as a keyword."""
 
     name: str
+    """The keyword."""
     takes: Takes
+    """The kind of value.
+
+    "whole" is a whole number. "flag" is True or False. "either" is True, False or None, with a flag
+    for each of the first two. "blocks" is `1,0,1`, or a sequence of bool.
+    """
     help: str
+    """One or two sentences for `--help`."""
     default: object = None
+    """The value when the option is not given; `()` where `many` may be given."""
     choices: tuple[str, ...] = ()
+    """The values of a "choice"."""
     many: bool = False
+    """Whether the option may be given several times; the keyword takes a list then."""
     least: int | None = None
+    """The smallest value of a "whole", where it has one."""
     metavar: str | None = None
+    """What `--help` shows for the value."""
     long: str = ""
+    """The long flag without dashes in front, where it is not the name with dashes."""
     short: str = ""
+    """The one-letter flag."""
     opposite: str = ""
+    """The second flag of an "either", or of a "flag" that is on by default."""
     needed: bool = False
+    """Whether the verb refuses to run without the option."""
     shown: bool = False
+    """Whether `--help` shows the default."""
 
     @property
     def flag(self) -> str:
-        """The long flag, for messages."""
+        """Return the long flag with its dashes, for messages."""
         return f"--{self.long or self.name.replace('_', '-')}"
 
 
@@ -116,7 +116,7 @@ ADAPTER = (
     Option(
         "strict",
         "flag",
-        "Refuse a base other than the one that the adapter names, instead of a note.",
+        "Refuse a base other than the one that the adapter names, instead of a warning.",
         default=False,
     ),
 )
@@ -151,7 +151,7 @@ _MODEL = Option(
 _TASK = Option(
     "task",
     "text",
-    "What the model does, e.g. text-classification, where config.json is not to decide.",
+    "What the model does, e.g. text-classification, instead of what config.json names.",
     metavar="NAME",
 )
 _JOBS = Option("jobs", "whole", "Threads (default: one a processor).", least=1)
@@ -235,7 +235,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         _JOBS,
     ),
     "onnx": (
-        _output("The .onnx to write (a folder, where it is two).", needed=True),
+        _output("The .onnx to write (a folder, where there are two).", needed=True),
         *ADAPTER,
         _MODEL,
         *PROOF,
@@ -245,7 +245,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         Option(
             "precision",
             "text",
-            "What is written; a lower one is made from the proven fp32 and proven too.",
+            "Precision of the file; a lower one is made from the proven fp32 and proven too.",
             default="fp32",
             metavar="[fp32|fp16|int8|int8-weights|int4]",
             shown=True,
@@ -256,11 +256,11 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         _FORCE,
     ),
     "verify": (
-        Option("base", "path", "What it was merged from."),
+        Option("base", "path", "The base it was merged from."),
         Option(
             "adapters",
             "path",
-            "What was merged into it; once for each.",
+            "An adapter that was merged into it; once for each.",
             default=(),
             many=True,
             long="adapter",
@@ -273,7 +273,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         Option(
             "precision",
             "text",
-            "That of an .onnx (default: by its manifest, or fp32).",
+            "Precision of an .onnx (default: the manifest's, else fp32).",
             metavar="NAME",
         ),
         _LOSSY,
@@ -281,7 +281,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         *_CAPTURE,
     ),
     "unmerge": (
-        Option("undo", "path", "What merge --undo FILE wrote.", needed=True),
+        Option("undo", "path", "The file that merge --undo wrote.", needed=True),
         _output("Where the base goes.", needed=True),
         Option("force", "flag", "Replace an earlier export.", default=False),
         _JOBS,
