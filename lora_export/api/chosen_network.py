@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
-from lora_export.models.tasks import check_task
+from lora_export.models.hf.tasks import check_task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

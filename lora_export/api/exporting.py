@@ -39,9 +39,9 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
 from lora_export.checkpoint.output.writer import write_bytes
 from lora_export.errors import UsageError
-from lora_export.models.answering import CachedPair
 from lora_export.models.choose import folder_model
-from lora_export.models.decoding import CachedDecoder
+from lora_export.models.generation.cached_decoder import CachedDecoder
+from lora_export.models.generation.cached_pair import CachedPair
 from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.report.result import Report
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_export.api.proving import Job, ModelProof
-    from lora_export.models.answering import CachedPair
+    from lora_export.models.generation.cached_pair import CachedPair
     from lora_export.onnx_export.capture.captures import Captures
     from lora_export.onnx_export.export import Exported
     from lora_export.records import Check, Checkpoint

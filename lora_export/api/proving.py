@@ -21,8 +21,8 @@ from lora_export.models.choose import (
     why_no_model,
     why_unloadable,
 )
-from lora_export.models.decoding import CachedDecoder
-from lora_export.models.inputs import parse_inputs
+from lora_export.models.generation.cached_decoder import CachedDecoder
+from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.planning.names.network_names import (
     NetworkNames,
     meet_network,

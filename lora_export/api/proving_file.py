@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.api.overhead import saved
 from lora_export.api.proving import Proven, prove_model
-from lora_export.models.decoding import CachedDecoder
+from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.records import at_level
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from lora_export.api.proving_file import prove_file
 from lora_export.checkpoint.folder.recorded import read_manifest
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import InputError, UsageError
-from lora_export.models.answering import CachedPair
-from lora_export.models.caches import PAST
+from lora_export.models.generation.cached_pair import CachedPair
+from lora_export.models.generation.caches import PAST
 from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.records import at_level

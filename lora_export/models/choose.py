@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, TypeVar
 from lora_export.checkpoint.folder.quantization import find_quantization
 from lora_export.errors import InputError, UsageError
 from lora_export.models.factory import FactoryModel
-from lora_export.models.huggingface import (
+from lora_export.models.hf.huggingface import (
     HuggingFaceModel,
     is_known_type,
 )
-from lora_export.models.inputs import parse_inputs
-from lora_export.models.tasks import class_for, class_named
+from lora_export.models.hf.tasks import class_for, class_named
+from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.planning.names.misfit import transformers_installed
 from lora_export.records import HALF_DTYPES
 

@@ -16,11 +16,16 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from lora_export.errors import FitError, UsageError
-from lora_export.models.arrays import declared_by_arrays, told_of
-from lora_export.models.calling import user_code
-from lora_export.models.inputs import GRAMMAR, parse_inputs
-from lora_export.models.loralib_modules import is_live, keep_unmerged, read_facts, remove_factors
-from lora_export.models.state import load_strictly, untie
+from lora_export.models.inputs.arrays import declared_by_arrays, told_of
+from lora_export.models.inputs.grammar import GRAMMAR, parse_inputs
+from lora_export.models.network.calling import user_code
+from lora_export.models.network.loralib_modules import (
+    is_live,
+    keep_unmerged,
+    read_facts,
+    remove_factors,
+)
+from lora_export.models.network.state import load_strictly, untie
 from lora_export.planning.names.base_names import BaseNames, join
 from lora_export.planning.names.network_names import NetworkNames
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_export.api import merge
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
-from lora_export.models.huggingface import HuggingFaceModel
+from lora_export.models.hf.huggingface import HuggingFaceModel
 
 MODULE = "transformer.h.0.mlp.c_proj"
 

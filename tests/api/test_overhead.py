@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from lora_export.api import export_onnx
-from lora_export.models.inputs import parse_inputs
+from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.onnx_export.capture.trace import capture
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -125,7 +125,7 @@ def test_heads(base, labels, task, with_transformers, tmp_path, monkeypatch):
     import transformers
 
     if not with_transformers:
-        for place in ("models.huggingface", "models.choose"):
+        for place in ("models.hf.huggingface", "models.choose"):
             monkeypatch.setattr(f"lora_export.{place}.transformers_installed", lambda: False)
     suffix = {"SEQ_CLS": "SequenceClassification", "TOKEN_CLS": "TokenClassification"}[task]
     auto = getattr(transformers, f"AutoModelFor{suffix}")

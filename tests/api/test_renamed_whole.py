@@ -69,7 +69,7 @@ def test_they_replace_what_the_base_calls_otherwise(
     case, which, with_transformers, tmp_path, monkeypatch
 ):
     if not with_transformers:
-        for place in ("models.huggingface", "models.choose", "planning.names.misfit"):
+        for place in ("models.hf.huggingface", "models.choose", "planning.names.misfit"):
             monkeypatch.setattr(f"lora_export.{place}.transformers_installed", lambda: False)
     model, config, kind = CASES[case]
     model = model()

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from lora_export.models.calling import call_model
-from lora_export.models.inputs import parse_inputs
+from lora_export.models.inputs.grammar import parse_inputs
+from lora_export.models.network.calling import call_model
 from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import place_weights, read_bindings
 from lora_export.onnx_export.file.save import save_model

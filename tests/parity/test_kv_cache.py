@@ -17,7 +17,7 @@ from lora_export.api import export_onnx, verify
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import UsageError
 from lora_export.models.choose import folder_model
-from lora_export.models.decoding import CachedDecoder
+from lora_export.models.generation.cached_decoder import CachedDecoder
 from tests.documents import blocks
 
 pytestmark = [

@@ -15,8 +15,8 @@ from peft_matrix.options import OPTIONS
 from lora_export.api import export_onnx, merge, verify
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import UsageError, VerificationError
-from lora_export.models.answering import CachedPair
 from lora_export.models.choose import folder_model
+from lora_export.models.generation.cached_pair import CachedPair
 from lora_export.verification.model.probes import make_probes
 from lora_export.verification.model.tolerance import OutputTolerance, Tolerance
 from lora_export.verification.runtime.encoder_decoder import check_answers

@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lora_export.models.quiet import quiet
+from lora_export.models.network.quiet import quiet
 from lora_export.onnx_export.capture.rewrites import shorten
 from lora_export.onnx_export.capture.weights_in_graph import transposed
 

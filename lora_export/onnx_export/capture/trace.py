@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError, UsageError
 from lora_export.execution.garbage import no_collection
-from lora_export.models.calling import FAILURES, bind_call, call_model, name_outputs, without_cache
-from lora_export.models.quiet import quiet
+from lora_export.models.network.calling import (
+    FAILURES,
+    bind_call,
+    call_model,
+    name_outputs,
+    without_cache,
+)
+from lora_export.models.network.quiet import quiet
 from lora_export.onnx_export.capture import dimensions, passes, weights_in_graph
 from lora_export.onnx_export.file.bindings import write_bindings
 from lora_export.onnx_export.file.save import opset_of

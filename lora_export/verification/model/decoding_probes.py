@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lora_export.models.decoding import CachedDecoder
+    from lora_export.models.generation.cached_decoder import CachedDecoder
     from lora_export.records import InputSpec
 
     Probe = dict[str, NDArray[Any]]

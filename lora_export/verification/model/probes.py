@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError
-from lora_export.models.arrays import read_arrays
-from lora_export.models.inputs import FLOATS
+from lora_export.models.inputs.arrays import read_arrays
+from lora_export.models.inputs.grammar import FLOATS
 from lora_export.records import Span, example_sizes, size_of, spans_of
 
 if TYPE_CHECKING:

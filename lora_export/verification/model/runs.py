@@ -6,8 +6,8 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
-from lora_export.models.calling import call_model
-from lora_export.models.casting import to_float32, to_float64
+from lora_export.models.network.calling import call_model
+from lora_export.models.network.casting import to_float32, to_float64
 from lora_export.verification.model.compare import join_batches
 from lora_export.verification.model.probes import split_batch
 

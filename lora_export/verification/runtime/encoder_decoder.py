@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_export.models.answering import DECODER, ENCODER, IDS, MASK
-from lora_export.models.caches import PAST, PRESENT
-from lora_export.models.calling import call_model
+from lora_export.models.generation.cached_pair import DECODER, ENCODER, IDS, MASK
+from lora_export.models.generation.caches import PAST, PRESENT
+from lora_export.models.network.calling import call_model
 from lora_export.verification.runtime.generation import (
     LOGITS,
     NEW_TOKENS,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from lora_export.models.answering import CachedPair
+    from lora_export.models.generation.cached_pair import CachedPair
     from lora_export.records import Check
     from lora_export.verification.model.tolerance import Tolerance
     from lora_export.verification.runtime.sessions import Opener

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_export.models.caches import PAST, PRESENT
-from lora_export.models.calling import call_model, user_code
-from lora_export.models.quiet import quiet
+from lora_export.models.generation.caches import PAST, PRESENT
+from lora_export.models.network.calling import call_model, user_code
+from lora_export.models.network.quiet import quiet
 from lora_export.records import Check
 from lora_export.verification.model.decoding_probes import positions_of
 from lora_export.verification.runtime.sessions import run_session
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from lora_export.models.decoding import CachedDecoder
+    from lora_export.models.generation.cached_decoder import CachedDecoder
     from lora_export.verification.model.tolerance import Tolerance
     from lora_export.verification.runtime.sessions import Opener
 

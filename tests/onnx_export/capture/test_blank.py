@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import InputError, UsageError
-from lora_export.models.blank import blank_tensor
-from lora_export.models.calling import call_model
 from lora_export.models.factory import FactoryModel
-from lora_export.models.huggingface import HuggingFaceModel
-from lora_export.models.inputs import parse_inputs
+from lora_export.models.hf.blank import blank_tensor
+from lora_export.models.hf.huggingface import HuggingFaceModel
+from lora_export.models.inputs.grammar import parse_inputs
+from lora_export.models.network.calling import call_model
 from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import read_bindings
 from lora_export.onnx_export.file.save import save_model

@@ -15,9 +15,9 @@ import torch
 from peft_matrix.architectures import ARCHITECTURES
 
 from lora_export.checkpoint.index import read_checkpoint
-from lora_export.models.calling import without_cache
-from lora_export.models.huggingface import HuggingFaceModel
-from lora_export.models.quiet import quiet
+from lora_export.models.hf.huggingface import HuggingFaceModel
+from lora_export.models.network.calling import without_cache
+from lora_export.models.network.quiet import quiet
 from lora_export.onnx_export.capture import dimensions
 from lora_export.onnx_export.capture.trace import _examples, _flat_forward, capture
 

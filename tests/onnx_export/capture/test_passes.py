@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from lora_export.models.quiet import quiet
+from lora_export.models.network.quiet import quiet
 from lora_export.onnx_export.capture import passes
 from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import read_bindings
@@ -60,7 +60,7 @@ def test_the_graph_is_as_small_as_torchs_optimiser_makes_it(zoo, name):
 
 
 def optimised_size(zoo, name):
-    from lora_export.models.calling import without_cache
+    from lora_export.models.network.calling import without_cache
     from lora_export.onnx_export.capture import dimensions
     from lora_export.onnx_export.capture.trace import _examples
 

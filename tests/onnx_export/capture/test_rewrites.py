@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import checker, parser
 
-from lora_export.models.quiet import quiet
+from lora_export.models.network.quiet import quiet
 from lora_export.onnx_export.capture.passes import _drop_unused
 from lora_export.onnx_export.capture.rewrites import shorten
 

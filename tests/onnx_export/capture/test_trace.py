@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lora_export.errors import InputError, UsageError
-from lora_export.models.inputs import parse_inputs
+from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.onnx_export.capture.dimensions import differences
 from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import read_bindings

@@ -11,7 +11,7 @@ import torch
 from google.protobuf.message import DecodeError
 
 from lora_export.errors import OutputError, StorageError
-from lora_export.models.inputs import parse_inputs
+from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file import external
 from lora_export.onnx_export.file.save import opset_of, save_model, written_opset
@@ -91,7 +91,7 @@ def test_another_process_captures_the_same_bytes(tmp_path):
     imports = (
         "import hashlib, torch\n"
         "from lora_export.onnx_export.capture.trace import capture\n"
-        "from lora_export.models.inputs import parse_inputs\n"
+        "from lora_export.models.inputs.grammar import parse_inputs\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", imports + inspect.getsource(digest) + "print(digest())"],

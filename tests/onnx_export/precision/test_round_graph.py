@@ -7,7 +7,7 @@ import torch
 from onnx import numpy_helper
 
 from lora_export.errors import FitError
-from lora_export.models.inputs import parse_inputs
+from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.save import save_model
 from lora_export.onnx_export.precision.grids import PRECISIONS

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_export.api import merge
 from lora_export.errors import UsageError
-from lora_export.models.loralib_modules import read_facts
+from lora_export.models.network.loralib_modules import read_facts
 from lora_export.planning.facts.architecture import KNOWN_TYPES, layer_facts
 from lora_export.records import Checkpoint
 

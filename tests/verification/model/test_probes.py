@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_export.errors import InputError
-from lora_export.models.inputs import parse_inputs
+from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.records import InputSpec, Span, example_sizes
 from lora_export.verification.model.probes import (
     load_probes,

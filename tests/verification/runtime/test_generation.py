@@ -15,7 +15,7 @@ from peft_matrix.architectures import ARCHITECTURES
 
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.models.choose import folder_model
-from lora_export.models.decoding import CachedDecoder
+from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import read_bindings
 from lora_export.onnx_export.file.save import save_model

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
-from lora_export.models.calling import FAILURES
-from lora_export.models.quiet import quiet
+from lora_export.models.network.calling import FAILURES
+from lora_export.models.network.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
 
-    from lora_export.models.huggingface import HuggingFaceModel
+    from lora_export.models.hf.huggingface import HuggingFaceModel
     from lora_export.records import Checkpoint, InputSpec, MergePlan, ModelFacts, TensorRef
 
 PAST = "past_key_values"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
-from lora_export.models.caches import (
+from lora_export.models.generation.cached_decoder import refuse_short
+from lora_export.models.generation.caches import (
     PAST,
     Layer,
     Rewired,
@@ -23,7 +24,6 @@ from lora_export.models.caches import (
     taking_cache,
     traced_names,
 )
-from lora_export.models.decoding import refuse_short
 from lora_export.records import InputSpec, Span, example_sizes, size_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from lora_export.models.huggingface import HuggingFaceModel
+    from lora_export.models.hf.huggingface import HuggingFaceModel
     from lora_export.records import Checkpoint, MergePlan, ModelFacts, TensorRef
 
 IDS = "decoder_input_ids"

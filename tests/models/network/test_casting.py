@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_export.models.casting import to_float32, to_float64
+from lora_export.models.network.casting import to_float32, to_float64
 
 # Weights of 16 MB, as most are: below 32 MB the C library keeps what is freed, once it has seen
 # one of that size come and go.
@@ -17,7 +17,7 @@ CHILD = """
 import re
 from pathlib import Path
 import torch
-from lora_export.models.casting import to_float32, to_float64
+from lora_export.models.network.casting import to_float32, to_float64
 
 def now(field):
     return int(re.search(rf"{field}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10

@@ -3,7 +3,7 @@
 import pytest
 
 from lora_export.errors import UsageError
-from lora_export.models.inputs import parse_input, parse_inputs
+from lora_export.models.inputs.grammar import parse_input, parse_inputs
 from lora_export.records import InputSpec
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lora_export.api import export_onnx
 from lora_export.errors import InputError, UsageError
-from lora_export.models.arrays import declared_by_arrays
+from lora_export.models.inputs.arrays import declared_by_arrays
 from lora_export.records import InputSpec
 
 SOURCE = """

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
-from lora_export.models.quiet import quiet
+from lora_export.models.network.quiet import quiet
 from lora_export.planning.names.misfit import transformers_installed
 
 if TYPE_CHECKING:

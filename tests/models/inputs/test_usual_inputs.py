@@ -6,7 +6,7 @@ import transformers as tr
 from peft import LoraConfig, get_peft_model
 
 from lora_export.api import export_onnx, merge
-from lora_export.models.usual_inputs import positions
+from lora_export.models.inputs.usual_inputs import positions
 
 TEXT = {"vocab_size": 80, "d_model": 32}
 PAIR = {

@@ -5,7 +5,7 @@ import transformers
 
 from lora_export.errors import UsageError
 from lora_export.models.choose import told_of_task
-from lora_export.models.tasks import TASKS, check_task, class_for
+from lora_export.models.hf.tasks import TASKS, check_task, class_for
 from lora_export.records import Checkpoint
 
 CLASSES = {

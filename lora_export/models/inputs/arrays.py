@@ -7,7 +7,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError
-from lora_export.models.inputs import DTYPES
+from lora_export.models.inputs.grammar import DTYPES
 from lora_export.records import InputSpec
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.contents import same_content
 from lora_export.checkpoint.tensors import read_tensor, torch_dtype
 from lora_export.errors import FitError
-from lora_export.models.loralib_modules import ties
+from lora_export.models.network.loralib_modules import ties
 from lora_export.planning.names.base_names import BaseNames, without_wrappers
 from lora_export.records import Problem
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
-from lora_export.models.caches import (
+from lora_export.models.generation.caches import (
     PAST,
     Layer,
     Rewired,
@@ -24,8 +24,8 @@ from lora_export.models.caches import (
     taking_cache,
     traced_names,
 )
-from lora_export.models.quiet import quiet
-from lora_export.models.usual_inputs import positions
+from lora_export.models.inputs.usual_inputs import positions
+from lora_export.models.network.quiet import quiet
 from lora_export.records import InputSpec, Span
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lora_export.models.huggingface import HuggingFaceModel
+    from lora_export.models.hf.huggingface import HuggingFaceModel
 
 TOTAL = "past + sequence"
 # What the longest probe takes, and a prompt with some tokens after it.

@@ -11,15 +11,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, MissingExtraError, UsageError
-from lora_export.models.blank import blank_state, without_notes
-from lora_export.models.calling import FAILURES
-from lora_export.models.loralib_modules import read_facts
-from lora_export.models.name_table import read_name_table
-from lora_export.models.plain_folder import without_adapter
-from lora_export.models.quiet import quiet
-from lora_export.models.state import same_values, untie
-from lora_export.models.tasks import class_for
-from lora_export.models.usual_inputs import usual_inputs
+from lora_export.models.hf.blank import blank_state, without_notes
+from lora_export.models.hf.name_table import read_name_table
+from lora_export.models.hf.plain_folder import without_adapter
+from lora_export.models.hf.tasks import class_for
+from lora_export.models.inputs.usual_inputs import usual_inputs
+from lora_export.models.network.calling import FAILURES
+from lora_export.models.network.loralib_modules import read_facts
+from lora_export.models.network.quiet import quiet
+from lora_export.models.network.state import same_values, untie
 from lora_export.planning.names.base_names import BaseNames
 from lora_export.planning.names.misfit import transformers_installed
 from lora_export.records import Problem

@@ -1,0 +1,1 @@
+"""Models of Hugging Face folders, built by transformers (extra hf)."""
