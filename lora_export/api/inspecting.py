@@ -18,9 +18,8 @@ from lora_export.errors import InputError
 from lora_export.planning.names.base_names import weight_names
 from lora_export.planning.updates.fused import unsaid
 from lora_export.records import Facts
-from lora_export.report.columns import counted
+from lora_export.report.columns import counted, first_names
 from lora_export.report.result import Report
-from lora_export.report.text import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -151,7 +150,7 @@ def _notes(adapter: Adapter) -> list[str]:
     both = [u.module for u in adapter.updates if full & set(weight_names(u.module))]
     if both:
         notes.append(
-            f"{counted(len(both), 'module')} ({', '.join(both[:3])}{', ...' if both[3:] else ''}) "
+            f"{counted(len(both), 'module')} ({first_names(both)}) "
             "with both factors and the full weight: the file does not tell whether the weights "
             "contain the update already (saved in eval mode) or not (saved in train mode)"
         )

@@ -31,8 +31,8 @@ from lora_export.planning.names.network_names import (
 )
 from lora_export.planning.request import make_request, plan_request, read_inputs
 from lora_export.records import at_level
+from lora_export.report.columns import first_names
 from lora_export.report.stopwatch import Stopwatch
-from lora_export.report.text import first_names
 from lora_export.verification.runtime.sessions import find_providers
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.foreign import not_merged, trainer_of
 from lora_export.errors import InputError, UsageError
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,9 +94,8 @@ def _unrecognized(file: AdapterFile) -> InputError:
             where=str(file.path),
             hint="name the folder that save_pretrained wrote, with both files in it",
         )
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")  # noqa: PLR2004
     return InputError(
-        f"no low-rank factors found in {len(names)} tensors ({shown or 'none'})",
+        f"no low-rank factors found in {len(names)} tensors ({first_names(names, 5) or 'none'})",
         where=str(file.path),
         hint="a loralib adapter holds <module>.lora_A and <module>.lora_B: save it with "
         "torch.save(loralib.lora_state_dict(model), path) while model.train() is on",

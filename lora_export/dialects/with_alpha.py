@@ -15,7 +15,7 @@ from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.loralib import pair_problems
 from lora_export.errors import InputError
 from lora_export.records import Adapter, Problem, Replacement, Said, Update
-from lora_export.report.columns import counted
+from lora_export.report.columns import counted, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,7 +120,7 @@ def _doubts(pairs: Pairs, alphas: Mapping[str, TensorRef]) -> tuple[str, ...]:
     lacking = [module for module in pairs if module not in alphas]
     if not lacking:
         return ()
-    names = ", ".join(lacking[:_SHOWN]) + (", ..." if lacking[_SHOWN:] else "")
+    names = first_names(lacking, _SHOWN)
     told = (
         f"{len(lacking)} of {counted(len(pairs), 'module')} have no alpha in the file, the others "
         f"do: their scaling is 1, as kohya's tools and ComfyUI take it ({names})"

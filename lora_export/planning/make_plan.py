@@ -30,8 +30,7 @@ from lora_export.planning.updates.fit import fit_adapter
 from lora_export.planning.updates.orientation import square_weights
 from lora_export.planning.updates.quantized import without_quantized
 from lora_export.records import MergePlan, ShardPlan, Step, TensorSpec
-from lora_export.report.columns import counted
-from lora_export.report.text import first_names
+from lora_export.report.columns import counted, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence

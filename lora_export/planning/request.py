@@ -19,8 +19,7 @@ from lora_export.planning.full_tensors.beside import read_joined, refuse_unused_
 from lora_export.planning.make_plan import make_plan, refuse_adapter_as_base
 from lora_export.planning.names.base_names import PrefixChange
 from lora_export.records import Facts
-from lora_export.report.columns import counted
-from lora_export.report.text import first_names
+from lora_export.report.columns import counted, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Rows under each other and numbers with their nouns, for a terminal."""
+"""Shared pieces of text: rows under each other, numbers with their nouns, long lists cut short."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_ROWS = 8
+"""Rows of a long table that are shown without -v."""
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -17,6 +20,23 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def first_rows(
+    rows: Sequence[Sequence[str]], *, verbose: bool, heading: Sequence[str] | None = None
+) -> list[str]:
+    """Return the first rows as aligned lines, and how many more there are; `verbose`: all rows."""
+    shown = rows if verbose else rows[:_ROWS]
+    lines = aligned([heading, *shown] if heading else shown)
+    if len(shown) < len(rows):
+        lines.append(f"  ... and {len(rows) - len(shown)} more (-v lists them)")
+    return lines
+
+
 def counted(number: int, noun: str) -> str:
     """`1 file`, `2 files`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def first_names(names: Sequence[str], most: int = 3) -> str:
+    """Return the first `most` names, and how many more there are: `a, b, c and 2 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

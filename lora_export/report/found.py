@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_export.report.columns import aligned
+from lora_export.report.columns import first_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_SHOWN = 8
 _TITLES = {
     "full_tensors": "full tensors, which take the place of the base's",
     "beside": "other weight files in the folder, which are merged as well",
@@ -35,12 +34,9 @@ def found_text(found: Mapping[str, Any], *, verbose: bool) -> str:
 
 
 def _table(entries: Sequence[Mapping[str, Any]], *, verbose: bool) -> list[str]:
-    shown = entries if verbose else entries[:_SHOWN]
     heading = [key.replace("_", " ") for key in entries[0]]
-    lines = aligned([heading, *([_plain(cell) for cell in entry.values()] for entry in shown)])
-    if len(shown) < len(entries):
-        lines.append(f"  ... and {len(entries) - len(shown)} more (-v lists them)")
-    return lines
+    rows = [[_plain(cell) for cell in entry.values()] for entry in entries]
+    return first_rows(rows, verbose=verbose, heading=heading)
 
 
 def _plain(value: object) -> str:

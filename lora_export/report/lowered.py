@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_export.report.columns import aligned, counted
+from lora_export.report.columns import aligned, counted, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,9 +32,7 @@ def _weights(title: str, table: Mapping[str, Mapping[str, int]], *, verbose: boo
     now = sum(entry["bytes"] for entry in table.values())
     size = f"{before:,} bytes" if before == now else f"{before:,} bytes to {now:,}"
     names = list(table)
-    shown = names if verbose else names[:_SHOWN]
-    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
-    listed = f": {', '.join(shown)}{more}" if names else ""
+    listed = f": {first_names(names, len(names) if verbose else _SHOWN)}" if names else ""
     return [f"  {title}: {counted(len(names), 'weight')}, {size}{listed}"]
 
 

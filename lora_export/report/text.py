@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from lora_export.report.columns import aligned, counted
+from lora_export.report.columns import aligned, counted, first_names, first_rows
 from lora_export.report.found import found_text
 from lora_export.report.lowered import lowered_text
 from lora_export.report.result import tensor_counts
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from lora_export.records import Adapter, Check, Delta, Level, MergePlan, Step
     from lora_export.report.result import Report
 
-_SHOWN = 8
-_NAMED = 3
 _COMPARED: dict[Level, str] = {
     "": "others",
     "manifest": "files: with what the manifest and the plan say of them",
@@ -95,12 +93,6 @@ def _space_text(space: Mapping[str, Any] | None) -> str:
     return f"; it takes {space['needed']:,} bytes{free}, and {memory}"
 
 
-def first_names(names: Sequence[str]) -> str:
-    """The first three, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{', '.join(names[:_NAMED])}{more}"
-
-
 def plan_text(plan: MergePlan, *, verbose: bool, with_edits: bool = True) -> str:
     """What is merged into what, with the facts used for each module.
 
@@ -120,9 +112,7 @@ def plan_text(plan: MergePlan, *, verbose: bool, with_edits: bool = True) -> str
     if plan.unmatched:
         head.append(f"left out {len(plan.unmatched)} tensors: {first_names(plan.unmatched)}")
     rows = [_delta_row(delta) for delta in deltas] + [_whole_row(step) for step in whole]
-    table = aligned(rows if verbose else rows[:_SHOWN])
-    if len(rows) > _SHOWN and not verbose:
-        table.append(f"  ... and {len(rows) - _SHOWN} more (-v lists them)")
+    table = first_rows(rows, verbose=verbose)
     edited = plan.edits().items() if with_edits else ()
     edits = [f"{name}: {'; '.join(told)}" for name, told in edited]
     return "\n".join([*head, *table, *(f"  {line}" for line in [*plan.choices, *edits])])

@@ -24,6 +24,7 @@ from lora_export.checkpoint.folder.weight_sets import (
     weight_sets,
 )
 from lora_export.errors import InputError
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -187,9 +188,8 @@ def _without_weights(folder: Path, nested: list[Path]) -> InputError:
 
 def _several(folder: Path, nested: list[Path]) -> InputError:
     names = _names(nested, folder)
-    more = f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else ""
     return InputError(
-        f"holds {len(names)} adapters in sub-folders: {', '.join(names[:_SHOWN])}{more}",
+        f"holds {len(names)} adapters in sub-folders: {first_names(names, _SHOWN)}",
         where=str(folder),
         hint=f"name the one that is meant, for example {nested[-1]}",
     )
@@ -235,5 +235,5 @@ def _relative(folder: Path, root: Path) -> str:
 def no_single_file(folder: Path, message: str, hint: str) -> InputError:
     """The refusal of a folder in which no one file is meant; tells what it holds."""
     names = sorted(item.name for item in folder.iterdir())
-    listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if names[20:] else "")
-    return InputError(f"{message}; it holds: {listed or 'nothing'}", where=str(folder), hint=hint)
+    listed = first_names(names, 20) or "nothing"
+    return InputError(f"{message}; it holds: {listed}", where=str(folder), hint=hint)

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.torch_save.inert import Global
+from lora_export.report.columns import first_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 REBUILDERS = "torch._utils._rebuild_"
 WITH_FUNCTION = frozenset(
@@ -133,7 +138,5 @@ def _is_class(name: str) -> bool:
     return not is_of_python(name) and name.rpartition(".")[2].lstrip("_")[:1].isupper()
 
 
-def _listed(names: dict[str, None]) -> str:
-    shown = [name[:200] for name in list(names)[:_SHOWN]]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+def _listed(names: Iterable[str]) -> str:
+    return first_names([name[:200] for name in names], _SHOWN)

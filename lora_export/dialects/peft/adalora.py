@@ -16,9 +16,10 @@ from lora_export.dialects.peft.keys import RANKNUM, plain_key
 from lora_export.dialects.peft.module_factors import lacking, place, with_biases
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.records import Problem, Said, Update
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from lora_export.dialects.peft.config import PeftConfig
     from lora_export.dialects.peft.tuner import Modules
@@ -120,11 +121,7 @@ def _notes(modules: Modules) -> list[str]:
     ]  # fmt: skip
     if not pruned:
         return []
-    return [f"pruned to rank 0 in training, so not changed: {_listed(pruned)}"]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+    return [f"pruned to rank 0 in training, so not changed: {first_names(pruned)}"]
 
 
 def _refusals(config: PeftConfig) -> list[Problem]:

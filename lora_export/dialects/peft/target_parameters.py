@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.errors import LimitError
 from lora_export.records import Update
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -108,5 +109,5 @@ def unheld(config: PeftConfig, updates: Sequence[Update]) -> tuple[str, ...]:
     lacking += [name for name in config.texts("target_parameters") if name not in held]
     if not lacking:
         return ()
-    listed = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")  # noqa: PLR2004
+    listed = first_names(lacking, 5)
     return (f"{config.path.name} targets {listed}, of which the file holds no tensor",)

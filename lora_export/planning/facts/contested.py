@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.planning.names.base_names import join, without_wrappers
 from lora_export.records import FLOAT_DTYPES, Problem
-from lora_export.report.columns import counted
-from lora_export.report.text import first_names
+from lora_export.report.columns import counted, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

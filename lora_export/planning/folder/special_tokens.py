@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.folder.tokenizer_files import highest_token, is_tokenizer_file
 from lora_export.checkpoint.reading import read_json_object
 from lora_export.records import Problem
-from lora_export.report.text import first_names
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

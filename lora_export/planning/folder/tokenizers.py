@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.folder.tokenizer_files import is_tokenizer_file, tokenizer_files
 from lora_export.records import Problem, SideFile
-from lora_export.report.text import first_names
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -19,8 +19,7 @@ from lora_export.dialects import read_adapter
 from lora_export.dialects.peft.keys import plain_key
 from lora_export.errors import InputError, LimitError, UsageError
 from lora_export.records import Problem
-from lora_export.report.columns import counted
-from lora_export.report.text import first_names
+from lora_export.report.columns import counted, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -11,8 +11,7 @@ from lora_export.planning.facts.contested import disputed
 from lora_export.planning.full_tensors.account import Promise
 from lora_export.planning.names.base_names import BaseNames, without_wrappers
 from lora_export.records import FLOAT_DTYPES, Problem
-from lora_export.report.columns import counted
-from lora_export.report.text import first_names
+from lora_export.report.columns import counted, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from lora_export.records import Problem
-from lora_export.report.text import first_names
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -18,7 +18,7 @@ from lora_export.planning.names.base_names import (
     lacking_in,
 )
 from lora_export.records import Problem
-from lora_export.report.text import first_names
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -22,8 +22,7 @@ from lora_export.planning.names.base_names import (
 )
 from lora_export.planning.updates.parameter_updates import wanted_of
 from lora_export.records import Problem
-from lora_export.report.columns import counted
-from lora_export.report.text import first_names
+from lora_export.report.columns import counted, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

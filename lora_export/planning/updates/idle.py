@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.contents import is_zero
 from lora_export.layers import all_kinds
 from lora_export.records import Problem
-from lora_export.report.columns import counted
-from lora_export.report.text import first_names
+from lora_export.report.columns import counted, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.folder.side_files import weight_files
 from lora_export.checkpoint.reading import parse_json_object
 from lora_export.records import Check
-from lora_export.report.text import first_names
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

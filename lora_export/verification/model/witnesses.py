@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.models.network.casting import to_float32
 from lora_export.records import Attribution, Check, Problem
-from lora_export.report.text import first_names
+from lora_export.report.columns import first_names
 from lora_export.verification.expected import changes_nothing
 from lora_export.verification.model.branches import branch_of, distinct_sites
 from lora_export.verification.model.compare import distance
