@@ -11,8 +11,9 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.folder.elsewhere import EMPTY
+from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.dialects.dialect import Dialect, Evidence
-from lora_export.dialects.peft.config import CONFIG_NAME, PeftConfig
+from lora_export.dialects.peft.config import PeftConfig
 from lora_export.dialects.peft.fields import unknown_fields
 from lora_export.dialects.peft.keys import plain_key, sort_keys
 from lora_export.dialects.peft.outside import mark_updates, mark_whole
@@ -54,7 +55,7 @@ def _recognizes(file: AdapterFile) -> Evidence:
 
 
 def _read(file: AdapterFile, weight: float) -> Adapter:
-    config = PeftConfig(file.path.with_name(CONFIG_NAME), typed(file))
+    config = PeftConfig(file.path.with_name(ADAPTER_CONFIG), typed(file))
     tuner = all_tuners().get(config.peft_type)
     if tuner is None:
         refuse_type(config)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.checkpoint.tensors import read_bytes
-from lora_export.dialects.peft.config import CONFIG_NAME
 from lora_export.dialects.peft.keys import RANKNUM, plain_key
 from lora_export.dialects.peft.module_factors import lacking, place, with_biases
 from lora_export.dialects.peft.tuner import Tuner
@@ -47,7 +47,7 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
             rank=config.whole("init_r", 12),
             rule="alpha / (rank + 1e-5)",
             fan_in_fan_out=hint if isinstance(hint, bool) else None,
-            source=CONFIG_NAME,
+            source=ADAPTER_CONFIG,
             held_as_base=bool(masks),
         )
         factors = {role: stems[stem] for stem, role in _ROLES.items()}
@@ -90,14 +90,14 @@ def _problems(
     problems = []
     if shape != (wanted, 1):
         source = "rank_pattern" if module in masks else "init_r"
-        message = f"lora_E has shape {list(shape)}, {source} in {CONFIG_NAME} says {wanted}"
+        message = f"lora_E has shape {list(shape)}, {source} in {ADAPTER_CONFIG} says {wanted}"
         hint = "the configuration belongs to another file: save the adapter again"
         problems.append(Problem(message, where, hint))
     if masks and module not in masks:
-        message = f"rank_pattern in {CONFIG_NAME} leaves this module out"
+        message = f"rank_pattern in {ADAPTER_CONFIG} leaves this module out"
         problems.append(Problem(message, where, "save the adapter again"))
     if RANKNUM in stems and (stored := _number(stems[RANKNUM])) != start:
-        message = f"ranknum is {stored}, init_r in {CONFIG_NAME} says {start}"
+        message = f"ranknum is {stored}, init_r in {ADAPTER_CONFIG} says {start}"
         problems.append(Problem(message, where, "save the adapter again with save_pretrained"))
     return problems
 

@@ -22,8 +22,6 @@ MAX_NUMBER = 1e9
 MAX_PATTERNS = 10_000
 """One a module, as EVA writes them, and more; each is tried on every module."""
 
-CONFIG_NAME = "adapter_config.json"
-
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:

@@ -9,7 +9,7 @@ import re
 from math import prod
 from typing import TYPE_CHECKING
 
-from lora_export.dialects.peft.config import CONFIG_NAME
+from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.dialects.peft.module_factors import place, with_biases
 from lora_export.dialects.peft.patterns import compile_pattern
 from lora_export.dialects.peft.tuner import Tuner, nothing_refused
@@ -43,7 +43,7 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
             rank=None,
             rule="1",
             fan_in_fan_out=hint if isinstance(hint, bool) else None,
-            source=CONFIG_NAME,
+            source=ADAPTER_CONFIG,
         )
         factors = {"L": stems[_STEM]}
         updates.append(Update(module, factors, said=said))
@@ -77,9 +77,11 @@ def _unclear(config: PeftConfig, module: str, shape: tuple[int, ...]) -> Problem
     if not shape:
         return Problem(f"{_STEM} missing or without sizes", where)
     if config.members.get("feedforward_modules") is None:
-        message = f"feedforward_modules is not in {CONFIG_NAME}, and a vector {list(shape)} does "
+        message = (
+            f"feedforward_modules is not in {ADAPTER_CONFIG}, and a vector {list(shape)} does "
+        )
         return Problem(f"{message}not tell whether it is for inputs or outputs", where)
-    message = f"a vector {list(shape)} contradicts feedforward_modules in {CONFIG_NAME}"
+    message = f"a vector {list(shape)} contradicts feedforward_modules in {ADAPTER_CONFIG}"
     hint = "the configuration belongs to another file: save the adapter again"
     return Problem(message, where, hint)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.dialects.peft.config import CONFIG_NAME
+from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.dialects.peft.lycoris import read_lycoris
 from lora_export.dialects.peft.module_factors import place
 from lora_export.dialects.peft.tuner import Tuner, nothing_refused
@@ -34,7 +34,9 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
         rank = update.said.rank if update.said and update.said.rank else 0
         sides = [side for side in ("w1", "w2") if _contradicts(update.factors, side, rank, both)]
         if sides:
-            message = f"{' and '.join(sides)} of the file are not as rank {rank} in {CONFIG_NAME} "
+            message = (
+                f"{' and '.join(sides)} of the file are not as rank {rank} in {ADAPTER_CONFIG} "
+            )
             hint = "the configuration belongs to another file: save the adapter again"
             where = place(config, update.module)
             problems.append(Problem(f"{message}makes them", where, hint))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.dialects.peft.attention import (
     attention_of,
     attention_problems,
     attentions,
     base_name,
 )
-from lora_export.dialects.peft.config import CONFIG_NAME
 from lora_export.dialects.peft.lora_refusals import refusals, variant_of
 from lora_export.dialects.peft.patterns import Pattern, first_fit
 from lora_export.dialects.peft.target_parameters import Targets
@@ -68,7 +68,7 @@ class _Numbers:
             rank=first_fit(self.ranks, module, self.rank),
             rule=self.rule,
             fan_in_fan_out=self.fan_in_fan_out,
-            source=CONFIG_NAME,
+            source=ADAPTER_CONFIG,
             version=self.version,
             rounds_first=self.variant == "mica",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.dialects.peft.config import CONFIG_NAME
+from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.dialects.peft.module_factors import lacking, with_biases
 from lora_export.dialects.peft.patterns import first_fit
 from lora_export.records import Said, Update
@@ -46,7 +46,7 @@ def read_lycoris(
             alpha=first_fit(alphas, module, alpha),
             rank=first_fit(ranks, module, rank),
             rule=rule,
-            source=CONFIG_NAME,
+            source=ADAPTER_CONFIG,
         )
         updates.append(Update(module, factors, said=said))
     return updates, problems

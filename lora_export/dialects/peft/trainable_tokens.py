@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
-from lora_export.dialects.peft.config import CONFIG_NAME
+from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.records import Problem, Said, Update
 
@@ -43,7 +43,7 @@ def token_updates(config: PeftConfig, modules: Modules) -> tuple[list[Update], l
             message = f"holds rows {list(sizes)} for the {len(indices)} tokens of {key}"
             problems.append(Problem(message, where, "configuration and tensors differ in origin"))
         else:
-            said = Said("trainable_tokens", 1.0, None, "1", indices=indices, source=CONFIG_NAME)
+            said = Said("trainable_tokens", 1.0, None, "1", indices=indices, source=ADAPTER_CONFIG)
             updates.append(Update(module, {"rows": ref}, said=said))
     return updates, problems
 

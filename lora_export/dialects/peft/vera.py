@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.dialects.peft.config import CONFIG_NAME
+from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.dialects.peft.module_factors import lacking, place, with_biases
 from lora_export.dialects.peft.tuner import Tuner, nothing_refused
 from lora_export.records import Problem, Said, Update
@@ -54,7 +54,7 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
             rank=rank,
             rule="1",
             fan_in_fan_out=hint if isinstance(hint, bool) else None,
-            source=CONFIG_NAME,
+            source=ADAPTER_CONFIG,
             held_as_base=seed is not None,
             seed=seed,
         )

@@ -57,13 +57,11 @@ def stacks_in_out(base: Checkpoint, version: str) -> bool | None:
 class Stored:
     """Whether square weights are stored (in, out), None where nobody says it, and who says so.
 
-    is_certain: an option may repeat it, and not contradict it. doubt: why what is said may be
-    wrong, so that the user has to say it.
+    doubt: why what is said may be wrong, so that the user has to say it.
     """
 
     in_out: bool | None = None
     source: str = ""
-    is_certain: bool = False
     doubt: str = ""
 
 
@@ -107,11 +105,11 @@ def _doubt(said: Said, turned: bool | None) -> str:  # noqa: FBT001
 def _certain(base: Checkpoint, module: str, said: Said, turned: bool | None) -> Stored:  # noqa: FBT001
     if said.tuner != "parameter":
         source = f"as {base.config.get('model_type')} has them"
-        return Stored(stores_in_out(base, module), source, is_certain=True)
+        return Stored(stores_in_out(base, module), source)
     if turned is not None:
-        return Stored(turned, "as the module's other experts are", is_certain=True)
+        return Stored(turned, "as the module's other experts are")
     source = f"as PEFT {said.version} reads them"
-    return Stored(stacks_in_out(base, said.version), source, is_certain=True)
+    return Stored(stacks_in_out(base, said.version), source)
 
 
 def square_weights(draft: Draft, deltas: Iterable[Delta]) -> list[str]:

@@ -42,7 +42,7 @@ class Answerer:
         """Load both files of the folder."""
         self._paths = {name: folder / f"{name}.onnx" for name in pair.parts()}
         self._sessions = {name: opener(path) for name, path in self._paths.items()}
-        self._encoder, self._decoder = pair.encoder, pair.decoder
+        self._decoder = pair.decoder
         self._fixed: dict[str, Array] = {}
         self._past: dict[str, Array] = {}
 

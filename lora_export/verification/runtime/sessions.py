@@ -194,17 +194,6 @@ def _exposed(path: Path, names: Sequence[str]) -> bytes:
     return data
 
 
-def check_loads(path: Path, *, providers: Sequence[str] = CPU) -> Check:
-    """Whether ONNX Runtime loads the file, as a check: worst is 0 or 1 refusals."""
-    try:
-        open_session(path, providers=providers)
-    except VerificationError as error:
-        problem = error.problems[0]
-        return Check("loads in ONNX Runtime", passed=False, worst=1.0, tolerance=0.0,
-                     where=problem.where, detail=problem.message)  # fmt: skip
-    return Check("loads in ONNX Runtime", passed=True, worst=0.0, tolerance=0.0, where=path.name)
-
-
 def _failures() -> tuple[type[Exception], ...]:
     """All classes the runtime raises: its own have no common base below Exception."""
     from onnxruntime.capi import onnxruntime_pybind11_state as native
