@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from lora_export.api.proving import Job
+    from lora_export.api.job.planned_job import Job
     from lora_export.records import Check, WrittenFile
 
 

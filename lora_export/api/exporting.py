@@ -7,16 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.chosen_network import Network
-from lora_export.api.exporting_lower import (
-    Form,
-    Full,
-    full_proof,
-    lossy_warnings,
-    lower_into,
-    recorded_graph,
-)
-from lora_export.api.exporting_pair import (
+from lora_export.api.graph.encoder_pair import (
     export_pair,
     graph_facts,
     is_pair,
@@ -24,14 +15,20 @@ from lora_export.api.exporting_pair import (
     prove_pair,
     stored_twice,
 )
-from lora_export.api.keywords import adapter_options, checked, proof_options
-from lora_export.api.proving import (
-    Proven,
-    make_job,
-    not_verified,
-    prove_weights,
+from lora_export.api.graph.lower_precision import (
+    Form,
+    Full,
+    full_proof,
+    lossy_warnings,
+    lower_into,
+    recorded_graph,
 )
-from lora_export.api.proving_file import prove_file
+from lora_export.api.job.chosen_network import Network
+from lora_export.api.job.keywords import adapter_options, checked, proof_options
+from lora_export.api.job.planned_job import make_job
+from lora_export.api.proof.checkpoint_proof import not_verified, prove_weights
+from lora_export.api.proof.file_proof import prove_file
+from lora_export.api.proof.model_proof import Proven
 from lora_export.api.recording import build_manifest, input_paths
 from lora_export.api.space import float32_bytes, refuse_too_little, space_for
 from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, manifest_beside
@@ -50,8 +47,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.keywords import Settings
-    from lora_export.api.proving import Job
+    from lora_export.api.job.keywords import Settings
+    from lora_export.api.job.planned_job import Job
     from lora_export.checkpoint.output.publish import Staging
     from lora_export.models.source import ModelSource
     from lora_export.records import Attribution, Check, Checkpoint, WrittenFile

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.keywords import checked
+from lora_export.api.job.keywords import checked
 from lora_export.checkpoint.folder.quantization import find_quantization
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG, manifest_path
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint, read_weights

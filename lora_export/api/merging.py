@@ -8,15 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.api.chosen_network import Network
 from lora_export.api.describing import describe
-from lora_export.api.keywords import adapter_options, checked, proof_options
-from lora_export.api.proving import (
-    Proven,
-    make_job,
-    not_verified,
-    prove_further,
-)
+from lora_export.api.job.chosen_network import Network
+from lora_export.api.job.keywords import adapter_options, checked, proof_options
+from lora_export.api.job.planned_job import make_job
+from lora_export.api.proof.checkpoint_proof import not_verified, prove_further
+from lora_export.api.proof.model_proof import Proven
 from lora_export.api.recording import build_manifest, input_paths
 from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.contents import file_sha256
@@ -35,8 +32,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.keywords import Settings
-    from lora_export.api.proving import Job
+    from lora_export.api.job.keywords import Settings
+    from lora_export.api.job.planned_job import Job
     from lora_export.checkpoint.output.publish import Staging
     from lora_export.records import MergePlan, WrittenFile
 

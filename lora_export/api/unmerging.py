@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.api.keywords import checked
+from lora_export.api.job.keywords import checked
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
 from lora_export.execution.undo import is_restored, read_undo, restore

@@ -9,20 +9,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_export.api.chosen_network import Network
 from lora_export.api.exporting import merged_checkpoint, traced_model
-from lora_export.api.exporting_lower import Form, Full, full_proof, lossy_warnings, prove_again
-from lora_export.api.exporting_pair import (
+from lora_export.api.graph.encoder_pair import (
     expect_pair,
     graph_facts,
     is_pair,
     pair_facts,
     prove_pair,
 )
-from lora_export.api.following import prove_foreign
-from lora_export.api.keywords import adapter_options, checked, proof_options
-from lora_export.api.proving import make_job, plan_job, prove_checkpoint, prove_weights
-from lora_export.api.proving_file import prove_file
+from lora_export.api.graph.lower_precision import (
+    Form,
+    Full,
+    full_proof,
+    lossy_warnings,
+    prove_again,
+)
+from lora_export.api.job.chosen_network import Network
+from lora_export.api.job.keywords import adapter_options, checked, proof_options
+from lora_export.api.job.planned_job import make_job, plan_job
+from lora_export.api.proof.checkpoint_proof import prove_checkpoint, prove_weights
+from lora_export.api.proof.file_proof import prove_file
+from lora_export.api.proof.following import prove_foreign
 from lora_export.checkpoint.folder.recorded import read_manifest
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import InputError, UsageError
@@ -40,9 +47,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.following import PlanAgain
-    from lora_export.api.keywords import Settings
-    from lora_export.api.proving import Job, ProofOptions, Proven
+    from lora_export.api.job.keywords import Settings
+    from lora_export.api.job.planned_job import Job
+    from lora_export.api.job.proof_options import ProofOptions
+    from lora_export.api.proof.following import PlanAgain
+    from lora_export.api.proof.model_proof import Proven
     from lora_export.checkpoint.folder.recorded import Recorded
     from lora_export.models.source import ModelSource
     from lora_export.onnx_export.precision.grids import Precision

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_export.api import export_onnx, merge
-from lora_export.api.chosen_network import Network
-from lora_export.api.proving import make_job, prove_model
+from lora_export.api.job.chosen_network import Network
+from lora_export.api.job.planned_job import make_job
+from lora_export.api.proof.model_proof import prove_model
 from lora_export.checkpoint.index import read_checkpoint
 
 CODE = """\

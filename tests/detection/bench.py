@@ -24,11 +24,13 @@ from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
 from safetensors.torch import load_file, save_file
 
-from lora_export.api import proving_file
-from lora_export.api.chosen_network import Network
 from lora_export.api.exporting import merged_checkpoint, traced_model
-from lora_export.api.proving import Proven, make_job, prove_model, prove_weights
-from lora_export.api.proving_file import prove_file
+from lora_export.api.job.chosen_network import Network
+from lora_export.api.job.planned_job import make_job
+from lora_export.api.proof import file_proof
+from lora_export.api.proof.checkpoint_proof import prove_weights
+from lora_export.api.proof.file_proof import prove_file
+from lora_export.api.proof.model_proof import Proven, prove_model
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.onnx_export import export as writing
 from lora_export.onnx_export.file import audit as auditing
@@ -172,8 +174,8 @@ class Bench:
         """What is said about an ONNX file; without the audit, by ONNX Runtime alone."""
         with ExitStack() as stack:
             put = stack.enter_context
-            put(mock.patch.object(proving_file, "prove_model", return_value=self.by_model))
-            put(mock.patch.object(proving_file, "saved", return_value=None))
+            put(mock.patch.object(file_proof, "prove_model", return_value=self.by_model))
+            put(mock.patch.object(file_proof, "saved", return_value=None))
             if not audited:
                 put(mock.patch.object(auditing, "audit", return_value=()))
             return prove_file(

@@ -16,7 +16,8 @@ from peft_matrix.options import OPTIONS
 from safetensors.torch import load_file, save_file
 
 from detection.bench import FACTORY, LORALIB
-from lora_export.api import export_onnx, proving_file
+from lora_export.api import export_onnx
+from lora_export.api.proof import file_proof
 from lora_export.errors import LoraExportError
 from lora_export.onnx_export import export as writing
 
@@ -104,7 +105,7 @@ def false_alarms(name: str, chosen: list[Export], folder: Path) -> Iterator[tupl
             graphs["graph"] = right(module, inputs, **settings)
         return graphs["graph"]
 
-    with mock.patch.object(proving_file, "saved", return_value=None):
+    with mock.patch.object(file_proof, "saved", return_value=None):
         for number, one in enumerate(chosen):
             place = folder / str(number)
             place.mkdir()

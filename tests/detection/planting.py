@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from detection.bench import Bench, State
-    from lora_export.api.proving import Proven
+    from lora_export.api.proof.model_proof import Proven
     from lora_export.records import Attribution, Checkpoint
 
 SEEN = 1 + 2 / FACTOR

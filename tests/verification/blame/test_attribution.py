@@ -16,10 +16,10 @@ from onnx import numpy_helper
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from lora_export.api.chosen_network import Network
 from lora_export.api.exporting import merged_checkpoint, traced_model
-from lora_export.api.proving import make_job
-from lora_export.api.proving_file import prove_file
+from lora_export.api.job.chosen_network import Network
+from lora_export.api.job.planned_job import make_job
+from lora_export.api.proof.file_proof import prove_file
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.onnx_export.export import export
 from lora_export.verification.runtime.sessions import open_session

@@ -6,8 +6,9 @@ import pytest
 from peft import LoraConfig
 from peft_folders import llama, save
 
-from lora_export.api import memory, merge
-from lora_export.api.memory import available_memory
+from lora_export.api import merge
+from lora_export.api.proof import memory
+from lora_export.api.proof.memory import available_memory
 
 KB, MB, GB = 2**10, 2**20, 2**30
 MEMINFO = (

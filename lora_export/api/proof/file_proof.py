@@ -5,15 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lora_export.api.overhead import saved
-from lora_export.api.proving import Proven, prove_model
+from lora_export.api.proof.model_proof import Proven, prove_model
+from lora_export.api.proof.overhead import saved
 from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.records import at_level
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lora_export.api.proving import Job, ModelProof
+    from lora_export.api.job.planned_job import Job
+    from lora_export.api.proof.model_proof import ModelProof
     from lora_export.models.source import ModelSource
     from lora_export.onnx_export.export import Exported
     from lora_export.records import Check, Checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.proving import probes_for
+from lora_export.api.proof.model_proof import probes_for
 from lora_export.errors import InputError, UsageError
 from lora_export.records import at_level
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lora_export.api.proving import Job
+    from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
     from lora_export.onnx_export.capture.captures import Captures
     from lora_export.onnx_export.export import Exported

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from lora_export import api
-from lora_export.api.keywords import Settings
+from lora_export.api.job.keywords import Settings
 from lora_export.cli import main
 from lora_export.cli.flags import output_options
 from lora_export.errors import UsageError

@@ -6,14 +6,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.proving import Proven, prove_model
+from lora_export.api.proof.model_proof import Proven, prove_model
 from lora_export.records import at_level
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from lora_export.api.proving import Job, ModelProof
+    from lora_export.api.job.planned_job import Job
+    from lora_export.api.proof.model_proof import ModelProof
     from lora_export.models.generation.cached_pair import CachedPair
     from lora_export.onnx_export.capture.captures import Captures
     from lora_export.onnx_export.export import Exported

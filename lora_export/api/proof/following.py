@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, cast
 
-from lora_export.api.proving import prove_checkpoint, prove_weights
+from lora_export.api.proof.checkpoint_proof import prove_checkpoint, prove_weights
 from lora_export.errors import LoraExportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lora_export.api.proving import Job, Proven
+    from lora_export.api.job.planned_job import Job
+    from lora_export.api.proof.model_proof import Proven
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Checkpoint
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-from lora_export.api.command_line import add_command
-from lora_export.api.proving import ProofOptions
+from lora_export.api.job.command_line import add_command
+from lora_export.api.job.proof_options import ProofOptions
 from lora_export.errors import FitError, UsageError
 from lora_export.options import ADAPTER, PROOF, VERBS
 from lora_export.planning.request import AdapterOptions

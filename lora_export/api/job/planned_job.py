@@ -1,0 +1,119 @@
+"""From paths and options to a job: the plan, with what carries it out and proves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lora_export.api.job.proof_options import ProofOptions
+from lora_export.models.choose import (
+    class_for_task,
+    factory_model,
+    layers_of,
+    runtime_names,
+    tied_groups,
+    told_of_task,
+)
+from lora_export.planning.names.network_names import (
+    NetworkNames,
+    meet_network,
+    whole_parts_without_values,
+    without_place,
+)
+from lora_export.planning.request import make_request, plan_request, read_inputs
+from lora_export.report.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from lora_export.api.job.chosen_network import Network
+    from lora_export.models.factory import FactoryModel
+    from lora_export.planning.request import AdapterOptions, Inputs, Request
+    from lora_export.records import Facts, MergePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A plan with what is needed to carry it out and to prove it.
+
+    source: the user's factory, or None where none is named. unset: tensors of parts of its network
+    that neither base nor adapter holds. clock: of the stages of the command.
+    """
+
+    plan: MergePlan
+    source: FactoryModel | None
+    proof: ProofOptions
+    settings: AdapterOptions
+    network: Network
+    unset: tuple[str, ...] = ()
+    clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
+
+    @property
+    def allow_noop(self) -> bool:
+        """Whether updates that change nothing are accepted."""
+        return self.settings.get("allow_noop", False)
+
+    @property
+    def is_proof_asked(self) -> bool:
+        """Whether an option says how the model is to be run: then it is not left out."""
+        return self.proof != ProofOptions(seed=self.proof.seed)
+
+
+def make_job(
+    base: str | Path,
+    adapters: Sequence[str | Path],
+    *,
+    network: Network,
+    proof: ProofOptions | None,
+    settings: AdapterOptions,
+) -> Job:
+    """Read everything and plan; see planning.request.plan_request for what it raises."""
+    clock = Stopwatch()
+    with clock("plan"):
+        request = make_request(base, adapters, settings)
+        inputs = read_inputs(request)
+        job = plan_job(request, inputs, network=network, proof=proof, settings=settings)
+    return replace(job, clock=clock)
+
+
+def plan_job(
+    request: Request,
+    inputs: Inputs,
+    *,
+    network: Network,
+    proof: ProofOptions | None,
+    settings: AdapterOptions,
+    recorded: Mapping[tuple[str, str], Facts] | None = None,
+) -> Job:
+    """Plan what was read; recorded: facts of an earlier manifest, by adapter's path and module.
+
+    Raises:
+        UsageError: see Network.check.
+    """
+    proof = proof or ProofOptions()
+    proof.check()
+    network.check(proof.input)
+    task = network.task
+    source = factory_model(network.model, proof.input, proof.inputs)
+    facts, names = None, NetworkNames()
+    if source:
+        facts, names = meet_network(source.facts(), inputs.base, inputs.adapters, request.options)
+    plan = plan_request(
+        request,
+        facts,
+        inputs=inputs,
+        recorded=recorded,
+        lookup=partial(tied_groups, task=task),
+        runtime=partial(runtime_names, task=task),
+        classes=class_for_task,
+        architecture=partial(layers_of, task=task),
+    )
+    told = source.told() if source else told_of_task(plan.base, task)
+    plan = replace(plan, warnings=(*plan.warnings, *told))
+    unset: list[str] = []
+    if source and facts:
+        source.place(names, without_place(facts, plan.base.tensors()))
+        unset = [*whole_parts_without_values(facts, plan), *names.nameless]
+    return Job(plan, source, proof, settings, network, tuple(unset))

@@ -1,0 +1,48 @@
+"""The options of the proof: how a model is run, refused early where they make no sense."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from lora_export.errors import InputError, UsageError
+from lora_export.models.inputs.grammar import parse_inputs
+from lora_export.verification.runtime.sessions import find_providers
+
+
+@dataclass(frozen=True, slots=True)
+class ProofOptions:
+    """How a model is run to be proven. input: --input texts. inputs: an .npz file of probes.
+
+    atol, rtol: instead of the derived tolerance; of a file in a lower precision, how far it may be
+    from the float32 one. seed: of the probes. provider: ONNX Runtime's execution providers by
+    name, the CPU's by default.
+    """
+
+    input: tuple[str, ...] = ()
+    inputs: str | Path | None = None
+    atol: float | None = None
+    rtol: float | None = None
+    seed: int = 0
+    provider: tuple[str, ...] = ()
+
+    def given(self) -> list[str]:
+        """The options that were set, by their names on the command line."""
+        return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != f.default]
+
+    def check(self) -> None:
+        """Refuse what could never be used, also where no model is run and nobody would look.
+
+        Raises:
+            UsageError: an input's description or a tolerance makes no sense, or a
+                provider is not available here.
+            InputError: the file of probes is not there.
+        """
+        parse_inputs(self.input)
+        find_providers(self.provider)
+        for name, value in (("--atol", self.atol), ("--rtol", self.rtol)):
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{value} is no tolerance", where=name, hint="0 or more, finite")
+        if self.inputs and not Path(self.inputs).is_file():
+            raise InputError("no such file", where=str(self.inputs))

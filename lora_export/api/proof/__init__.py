@@ -1,0 +1,1 @@
+"""The proof of a result, with a model or without."""
