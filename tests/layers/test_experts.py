@@ -12,7 +12,7 @@ from lora_export.api import merge, verify
 from lora_export.errors import UsageError, VerificationError
 from lora_export.execution import arithmetic
 from lora_export.layers import experts as kind
-from lora_export.verification.parameter_branches import ParameterBranch
+from lora_export.verification.kinds.experts import ParameterBranch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

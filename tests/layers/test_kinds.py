@@ -8,8 +8,7 @@ from safetensors.torch import save_file
 
 from lora_export.api import merge
 from lora_export.layers import all_kinds
-from lora_export.verification.expected import CHANGES, FORMULAS, TANGENTS
-from lora_export.verification.model.branches import FORMS, PARAMETERS
+from lora_export.verification.kinds import all_proofs
 
 LORALIB = {"conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "merged": "merged_linear"}
 PEFT = {
@@ -63,10 +62,13 @@ def test_every_row_of_peft_is_read_as_its_kind(kind, tmp_path):
 
 
 def test_every_kind_has_an_independent_formula_and_a_live_branch():
-    assert set(FORMULAS) | set(CHANGES) == set(all_kinds())
-    assert not set(FORMULAS) & set(CHANGES)
-    assert set(TANGENTS) <= set(CHANGES)
-    assert set(FORMS) | set(PARAMETERS) == set(all_kinds())
+    proofs = all_proofs()
+    assert set(proofs) == set(all_kinds())
+    for proof in proofs.values():
+        assert (proof.formula is None) != (proof.change is None)
+        assert proof.tangent is None or proof.change is not None
+        assert proof.sides is None or proof.formula is not None
+        assert (proof.live_output is None) != (proof.live_parameter is None)
 
 
 def test_every_row_is_a_layer_of_loralib():

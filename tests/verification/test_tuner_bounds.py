@@ -7,9 +7,10 @@ import torch
 
 from lora_export.layers import all_kinds
 from lora_export.records import Delta, TensorRef, TensorSpec
-from lora_export.verification.expected import FORMULAS, scaling_of
-from lora_export.verification.expected_tuners import with_projection
-from lora_export.verification.weights.rounding import ROUNDINGS, update_error
+from lora_export.verification.formulas.scaling import scaling_of
+from lora_export.verification.kinds import all_proofs
+from lora_export.verification.kinds.proof_of_kind import one_product
+from lora_export.verification.weights.rounding import update_error
 
 SHAPES = {
     # kind: (factors of rank r, weight)
@@ -67,8 +68,9 @@ def test_an_update_in_float32_is_within_its_bound(case, rank):
         computed = kind.scale(delta, computed)
         wide = {role: factor.double() for role, factor in factors.items()}
         sizes = {role: factor.abs() for role, factor in wide.items()}
-        exact = FORMULAS[kind.name](delta, wide, rows) * scaling_of(delta)
-        magnitude = FORMULAS[kind.name](delta, sizes, rows) * scaling_of(delta)
+        proof = all_proofs()[kind.name]
+        exact = proof.update(delta, wide, rows) * scaling_of(delta)
+        magnitude = proof.update(delta, sizes, rows) * scaling_of(delta)
         share, rest = update_error([delta], "F32", exact=False)
         error = (computed.double() - exact).abs() / (magnitude * share + rest)
         assert 0 < float(error.max()) < 1
@@ -76,7 +78,7 @@ def test_an_update_in_float32_is_within_its_bound(case, rank):
 
 def test_every_kind_that_is_no_plain_product_has_its_own_count():
     kinds = {case.split()[0] for case in SHAPES}
-    assert kinds == set(ROUNDINGS)
+    assert kinds == {name for name, proof in all_proofs().items() if proof.roundings != one_product}
 
 
 @pytest.mark.parametrize("held", ["", "BF16", "F16"])
@@ -89,7 +91,7 @@ def test_numpy_draws_the_projection_that_torch_draws(seed, held):
     fields = {field: getattr(delta, field) for field in Delta.__slots__}
     delta = Delta(**{**fields, "projection": (seed, 300, 50), "held": held})
     ones = {role: torch.ones(shape, dtype=torch.float64) for role, shape in shapes.items()}
-    drawn = with_projection(delta, ones)
+    drawn = all_proofs()["vera"].complete(delta, ones)
     prepared = vera.KIND.prepare(delta, ones)
     assert torch.equal(prepared["A"], drawn["A"][:, :40])
     assert torch.equal(prepared["B"], drawn["B"][:24])

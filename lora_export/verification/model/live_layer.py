@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lora_export.verification.expected import factors_of
+from lora_export.verification.factors import factors_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -124,7 +124,7 @@ def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
     import torch
 
     from lora_export.checkpoint.tensors import torch_dtype
-    from lora_export.verification.branches_attention import stored_parameter
+    from lora_export.verification.formulas.attention_parameter import stored_parameter
 
     generator = torch.Generator().manual_seed(0)
     done = set()

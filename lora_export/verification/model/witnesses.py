@@ -15,7 +15,7 @@ from lora_export.errors import FitError, InputError, UsageError, VerificationErr
 from lora_export.models.network.casting import to_float32
 from lora_export.records import Attribution, Check, Problem
 from lora_export.report.columns import first_names
-from lora_export.verification.expected import changes_nothing
+from lora_export.verification.factors import changes_nothing
 from lora_export.verification.model.branches import branch_of, distinct_sites
 from lora_export.verification.model.compare import distance
 from lora_export.verification.model.runs import nudge, run, run_exact, run_otherwise, run_split
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from lora_export.models.source import ModelSource
     from lora_export.records import Checkpoint, Delta, InputSpec, MergePlan, TensorRef
-    from lora_export.verification.model.branches import Live, Site
+    from lora_export.verification.formulas.signatures import LiveBranch
+    from lora_export.verification.model.branches import Site
     from lora_export.verification.model.runs import Outputs, Probe
 
 _MEDIA = ("pixel_values", "input_features", "input_values")
@@ -211,10 +212,10 @@ def load_merged(
         raise refusal from error
 
 
-def attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[Live]:
+def attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[LiveBranch]:
     """The live branches of all updates, put on the model's modules."""
     seen = set()
-    branches: list[Live] = []
+    branches: list[LiveBranch] = []
     for delta in (*(d for step in plan.steps() for d in step.deltas), *plan.twins):
         # A convolution's weight may be stored under two names: one module, one branch.
         module = source.module(model, delta.module)
@@ -231,7 +232,7 @@ def _unfed(model: nn.Module, probe: Probe) -> list[str]:
     return [name for name in parameters if name.startswith(_MEDIA) and name not in probe]
 
 
-def _silent(branches: Sequence[Live]) -> list[str]:
+def _silent(branches: Sequence[LiveBranch]) -> list[str]:
     """Modules with an update that were never called."""
     heard = [branch.delta for branch in branches if branch.calls]
     return [

@@ -13,17 +13,11 @@ from typing import TYPE_CHECKING
 from lora_export.execution.arithmetic import is_cuttable, is_exact_sum, matrix_of
 from lora_export.execution.rows import differ
 from lora_export.records import HALF_DTYPES
-from lora_export.verification.expected import (
-    CHANGES,
-    FORMULAS,
-    SCREENED,
-    SIDES,
-    TANGENTS,
-    factors_of,
-    needed_for,
-    scaling_of,
-)
-from lora_export.verification.weights.rounding import UNIT, element_bound, update_error
+from lora_export.verification.factors import factors_of, needed_for
+from lora_export.verification.formulas.scaling import scaling_of
+from lora_export.verification.formulas.unit_roundoff import UNIT
+from lora_export.verification.kinds import proof_of
+from lora_export.verification.weights.rounding import element_bound, update_error
 from lora_export.verification.weights.tally import Seen, worse
 
 if TYPE_CHECKING:
@@ -54,11 +48,10 @@ class Expectation:
         self._scales = [scaling_of(delta) for delta in step.deltas]
         self._share, self._rest = update_error(step.deltas, self._dtype, exact=exact)
         halves = self._dtype in HALF_DTYPES
-        self._screens = halves and all(delta.kind in SCREENED for delta in step.deltas)
+        self._screens = halves and all(proof_of(delta).is_screened for delta in step.deltas)
         if self._screens:
             self._largest = self._largest_magnitude()
-        is_product = self._screens and all(delta.kind in SIDES for delta in step.deltas)
-        self._product = self._one_product() if is_product else None
+        self._product = self._one_product() if self._screens else None
         self._is_changed = False
 
     def look(self, first: int, base: torch.Tensor, written: torch.Tensor) -> list[Seen]:
@@ -153,14 +146,14 @@ class Expectation:
         update: torch.Tensor | float = 0.0
         magnitude: torch.Tensor | float = 0.0
         for delta, factors, scale in zip(self._deltas, self._wide, self._scales, strict=True):
-            if delta.kind in CHANGES:
-                part, size = CHANGES[delta.kind](delta, factors, scale, base, rows)
+            proof = proof_of(delta)
+            if proof.change is not None:
+                part, size = proof.change(delta, factors, scale, base, rows)
             else:
-                formula = FORMULAS[delta.kind]
                 needed, places = needed_for(delta, factors, rows)
                 sizes = {role: factor.abs() for role, factor in needed.items()}
-                part = formula(delta, needed, places) * scale
-                size = formula(delta, sizes, places) * abs(scale)
+                part = proof.update(delta, needed, places) * scale
+                size = proof.update(delta, sizes, places) * abs(scale)
             update, magnitude = part + update, size + magnitude
         return update, magnitude  # type: ignore[return-value]
 
@@ -169,20 +162,30 @@ class Expectation:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The direction in which a wrong scaling moves the result, and what errors may do there.
 
-        For the most part the update itself and its whole error; see expected.TANGENTS.
+        For the most part the update itself and its whole error; see ProofOfKind.tangent.
         """
         [delta, *more] = self._deltas
-        if more or delta.kind not in TANGENTS:
+        tangent = proof_of(delta).tangent
+        if more or tangent is None:
             return update, error
-        formula = TANGENTS[delta.kind]
-        along, size = formula(delta, self._wide[0], self._scales[0], base, rows)
+        along, size = tangent(delta, self._wide[0], self._scales[0], base, rows)
         return along, size * self._share + self._rest
 
-    def _one_product(self) -> _Product:
-        """All updates together: their lefts beside each other, their rights below each other."""
+    def _one_product(self) -> _Product | None:
+        """All updates together: their lefts beside each other, their rights below each other.
+
+        None where an update is no single product.
+        """
         import torch
 
-        sides = [SIDES[d.kind](d, f) for d, f in zip(self._deltas, self._wide, strict=True)]
+        makers = [proof_of(delta).sides for delta in self._deltas]
+        sides = [
+            make(delta, factors)
+            for make, delta, factors in zip(makers, self._deltas, self._wide, strict=True)
+            if make is not None
+        ]
+        if len(sides) < len(makers):
+            return None
         lefts, rights = ([pair[place] for pair in sides] for place in (0, 1))
         scales = [
             torch.full((len(right),), scale, dtype=torch.float64)
@@ -205,7 +208,7 @@ class Expectation:
         for delta, factors, scale in zip(self._deltas, self._wide, self._scales, strict=True):
             needed, places = needed_for(delta, factors, rows)
             narrow = {"A": needed["A"].float(), "B": (needed["B"] * scale).float()}
-            parts.append(FORMULAS[delta.kind](delta, narrow, places))
+            parts.append(proof_of(delta).update(delta, narrow, places))
         total = parts[0]
         for part in parts[1:]:
             total = total + part

@@ -11,26 +11,15 @@ from typing import TYPE_CHECKING
 
 from lora_export.layers import all_kinds
 from lora_export.records import HALF_DTYPES
-from lora_export.verification import expected_tuners
+from lora_export.verification.formulas.unit_roundoff import UNIT
+from lora_export.verification.kinds import proof_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import torch
 
     from lora_export.records import Delta
-
-UNIT = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
-"""Unit roundoff u: half the distance from 1 to the next number."""
-
-ROUNDINGS: dict[str, Callable[[Delta], int]] = {
-    "adalora": expected_tuners.adalora_roundings,
-    "loha": expected_tuners.loha_roundings,
-    "lokr": expected_tuners.lokr_roundings,
-    "vera": expected_tuners.vera_roundings,
-}
-"""Relative errors that an element of the update can hold, where it is no plain product of A and B:
-see update_error."""
 
 _TINY = {"F64": 2.0**-1074, "F32": 2.0**-149, "F16": 2.0**-24, "BF16": 2.0**-133}
 _WIDTH = {"BF16": 0, "F16": 0, "F32": 1, "F64": 2}
@@ -55,17 +44,11 @@ def update_error(deltas: Sequence[Delta], stored: str, *, exact: bool) -> tuple[
     for delta in deltas:
         dtype = product_dtype(delta, stored, exact=exact)
         accumulated = UNIT["F64" if dtype == "F64" else "F32"]
-        steps = _roundings(delta) * accumulated + (2 + len(deltas)) * UNIT[dtype]
+        steps = proof_of(delta).roundings(delta) * accumulated + (2 + len(deltas)) * UNIT[dtype]
         rounds_first = not exact and delta.recipe in all_kinds()[delta.kind].twice
         shares.append(1.01 * (steps + (UNIT[stored] if rounds_first else 0.0)))
         rest += _TINY[dtype] * (abs(delta.scaling * delta.weight) + 1)
     return max(shares), rest
-
-
-def _roundings(delta: Delta) -> int:
-    """For a product of A and B the sum's r, twice, and what the scaling adds."""
-    count = ROUNDINGS.get(delta.kind)
-    return count(delta) if count else 2 * delta.rank + 4
 
 
 def element_bound(exact: torch.Tensor, error: torch.Tensor, stored: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from lora_export.execution.layout import segments_of
 from lora_export.execution.rows import Rows, read_rows, refuse_non_finite
 from lora_export.records import Check
 from lora_export.verification.blame.mistakes import gain_told, names_told
-from lora_export.verification.expected import changes_nothing
+from lora_export.verification.factors import changes_nothing
 from lora_export.verification.weights.merged_rows import Expectation
 from lora_export.verification.weights.tally import Tally
 

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from lora_export.planning.request import make_request, plan_request
-from lora_export.verification.expected import FORMULAS, needed_for
+from lora_export.verification.factors import needed_for
+from lora_export.verification.kinds import proof_of
 from lora_export.verification.weights import merged_rows
 from lora_export.verification.weights.merged_rows import Expectation
 from lora_export.verification.weights.tally import Seen, Tally
@@ -40,7 +41,7 @@ def test_the_product_is_the_sum_of_the_updates(shape, weights, tmp_path):
     expectation = Expectation(step, plan.recipe)
     rows = torch.arange(7, 31)
     update = sum(
-        FORMULAS[delta.kind](delta, *needed_for(delta, wide, rows)) * scale
+        proof_of(delta).update(delta, *needed_for(delta, wide, rows)) * scale
         for delta, wide, scale in zip(
             expectation._deltas, expectation._wide, expectation._scales, strict=True
         )

@@ -1,4 +1,4 @@
-"""Trained rows of a table, proven: the rows as they must be, and the live layer that reads them.
+"""Trained rows of a table: as they must be, and in the live layer that reads them.
 
 Reproduces PEFT 0.21.2, tuners.trainable_tokens.layer.TrainableTokensLayer.forward_adapters.
 """
@@ -7,36 +7,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_export.verification.formulas.live_output import embed_scale
+from lora_export.verification.kinds.proof_of_kind import ProofOfKind
+
 if TYPE_CHECKING:
     import torch
 
     from lora_export.records import Delta
-    from lora_export.verification.expected import Factors
+    from lora_export.verification.formulas.signatures import Factors
 
 
-def change(
-    delta: Delta, factors: Factors, scale: float, base: torch.Tensor, rows: torch.Tensor
+def _change(
+    delta: Delta, factors: Factors, scaling: float, base: torch.Tensor, rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(what is added to the given rows of the base, its magnitude); see expected.CHANGES."""
+    """Put the trained rows in the place of the base's."""
     import torch
 
     update = torch.zeros_like(base)
     magnitude = torch.zeros_like(base)
     for token, trained in zip(delta.indices, factors["rows"], strict=True):
         place = rows == token
-        update[place] = (trained - base[place]) * scale
-        magnitude[place] = (trained.abs() + base[place].abs()) * abs(scale)
+        update[place] = (trained - base[place]) * scaling
+        magnitude[place] = (trained.abs() + base[place].abs()) * abs(scaling)
     return update, magnitude
 
 
-def branch(
+def _live(
     module: Any,  # noqa: ANN401
     x: Any,  # noqa: ANN401
     output: torch.Tensor,
     factors: Factors,
     delta: Delta,
 ) -> torch.Tensor:
-    """The layer's output with the trained tokens' rows: of a table by ids, of a head by column."""
+    """Run the layer with the trained tokens' rows: a table by ids, a head by column."""
     import torch
 
     weight, rows = module.weight.to(output.dtype), factors["rows"]
@@ -49,6 +52,4 @@ def branch(
     return output + added
 
 
-def embed_scale(module: Any) -> Any:  # noqa: ANN401
-    """What an embedding multiplies its rows with on their way out, as Gemma 3's do; else 1."""
-    return getattr(module, "embed_scale", 1.0)
+PROOF = ProofOfKind("token_rows", change=_change, live_output=_live)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_export.records import Delta
-    from lora_export.verification.expected import ChangeFormula, Factors, Formula
+    from lora_export.verification.formulas.signatures import Factors, Formula
 
 _FEW = 8
 """Roundings beside those of the update and of the summation."""
@@ -46,9 +46,12 @@ class _Moved:
 
 @dataclass(frozen=True, slots=True)
 class Dora:
-    """The formulas of one kind; `additive` is that of its update before DoRA."""
+    """The formulas of one kind of DoRA."""
 
+    #: The formula of its update before DoRA.
     additive: Formula
+
+    #: The lengths are those of columns, however the weight is stored.
     by_column: bool = False
 
     def _axis(self, delta: Delta) -> int:
@@ -107,9 +110,3 @@ class Dora:
         few = (moved.weight.abs() * moved.factor.abs() + base.abs()) * (_FEW / shares(delta))
         size = moved.factor.abs() * moved.size + few
         return moved.factor * across * delta.weight, size * abs(delta.weight)
-
-
-def formulas(additive: Formula, *, by_column: bool = False) -> tuple[ChangeFormula, ChangeFormula]:
-    """(change, tangent) of the kind whose update before DoRA is `additive`."""
-    dora = Dora(additive, by_column)
-    return dora.change, dora.tangent

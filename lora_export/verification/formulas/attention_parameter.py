@@ -12,24 +12,22 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lora_export.checkpoint.tensors import read_tensor
-from lora_export.verification.expected import scaling_of
+from lora_export.verification.formulas.scaling import scaling_of
 
 if TYPE_CHECKING:
     import torch
 
     from lora_export.records import Delta
 
-TIMES = {"attention_in": 1, "attention_out": 2}
-"""How often PEFT adds the update, by layer kind."""
-
 
 class AttentionBranch(nn.Module):
     """A parametrization that adds one update whenever its parameter is read; counts that."""
 
-    def __init__(self, module: nn.Module, delta: Delta) -> None:
-        """Attach to the parameter of `module` that `delta` names."""
+    def __init__(self, module: nn.Module, delta: Delta, *, times: int = 1) -> None:
+        """Attach to the parameter of `module` that `delta` names; PEFT adds the update `times`."""
         super().__init__()
         self.delta = delta
+        self._times = times
         self.calls = 0
         self._factors = {role: read_tensor(ref) for role, ref in delta.factors.items()}
         parametrize.register_parametrization(module, delta.parameter, self)
@@ -39,7 +37,7 @@ class AttentionBranch(nn.Module):
         """The parameter as the unmerged layer has it."""
         self.calls += 1
         down, up = (self._factors[role].to(weight.dtype) for role in ("A", "B"))
-        return weight + (up @ down) * (scaling_of(self.delta) * TIMES[self.delta.kind])
+        return weight + (up @ down) * (scaling_of(self.delta) * self._times)
 
 
 def stored_parameter(module: nn.Module, name: str) -> torch.Tensor:

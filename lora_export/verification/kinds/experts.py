@@ -1,7 +1,9 @@
-"""Live branches of parameters: while the module runs, it sees the parameter plus its update.
+"""LoRA on a parameter itself (PEFT's target_parameters): stacked experts, or one matrix.
 
-The forward of PEFT 0.21.2, tuners.lora.layer.ParamWrapper: the module that owns the parameter may
-use it as it likes, so there is no output to which a branch could be added.
+The formula follows the layout of PEFT's factors, with no reshape and no einsum. The live branch is
+the forward of PEFT 0.21.2, tuners.lora.layer.ParamWrapper: while the module runs, it sees the
+parameter plus its update. The module may use the parameter as it likes, so there is no output to
+which a branch could be added.
 """
 
 from __future__ import annotations
@@ -9,13 +11,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.tensors import read_tensor
-from lora_export.verification.expected import scaling_of
+from lora_export.verification.formulas.scaling import scaling_of
+from lora_export.verification.kinds.proof_of_kind import ProofOfKind
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from lora_export.records import Delta
+    from lora_export.verification.formulas.signatures import Factors
+
+
+def _formula(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
+    """Expert e has rows e*r to (e+1)*r of A, and every column of B whose number is e modulo E."""
+    import torch
+
+    a, b = factors["A"], factors["B"]
+    count = len(a) // delta.rank
+    height = a.shape[1] if delta.fan_in_fan_out else len(b)
+    places = rows + delta.start
+    found = a.new_empty(len(rows), len(b) if delta.fan_in_fan_out else a.shape[1])
+    for expert in torch.unique(places // height).tolist():
+        mine = places // height == expert
+        inside = places[mine] - expert * height
+        down, up = a[expert * delta.rank : (expert + 1) * delta.rank], b[:, expert::count]
+        found[mine] = down[:, inside].T @ up.T if delta.fan_in_fan_out else up[inside] @ down
+    return found
 
 
 class ParameterBranch:
@@ -54,3 +75,6 @@ class ParameterBranch:
         stack = own if own.ndim > 2 else own[None]  # noqa: PLR2004
         updated = torch.baddbmm(stack, left, right, alpha=scaling_of(self.delta))
         return updated.view_as(own)
+
+
+PROOF = ProofOfKind("experts", formula=_formula, live_parameter=ParameterBranch)

@@ -1,4 +1,4 @@
-"""litgpt's fused query, key and value, for the proof: where each row of the weight comes from.
+"""litgpt's fused query, key and value: where each row of the weight comes from.
 
 Shares no code with the merge: that lists the rows of a block, this asks each row for its block.
 """
@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from lora_export.verification.formulas.live_output import adds
+from lora_export.verification.kinds.proof_of_kind import ProofOfKind
 
+if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from lora_export.records import Delta
+    from lora_export.verification.formulas.signatures import Factors
 
-    Factors = Mapping[str, torch.Tensor]
 
-
-def update_rows(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
-    """The unscaled update in `rows`, each from its own block's factors."""
+def _formula(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
+    """Return the unscaled update in `rows`, each from its own block's factors."""
     stacked = _stacked(delta, rows)
     update = factors["B"].new_zeros(len(rows), factors["A"].shape[1])
     for block, down, up, first in _enabled(delta, factors):
@@ -28,8 +27,8 @@ def update_rows(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Ten
     return update
 
 
-def branch(_: nn.Module, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
-    """The live layer: every block by itself, zeros for those that are not adapted."""
+def _live(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+    """Run every block by itself; those that are not adapted are zeros."""
     import torch
 
     parts = [x.new_zeros((*x.shape[:-1], size)) for size in _sizes(delta)]
@@ -42,7 +41,7 @@ def branch(_: nn.Module, x: Any, factors: Factors, delta: Delta) -> torch.Tensor
 
 
 def _sizes(delta: Delta) -> tuple[int, int, int]:
-    """Rows of query, key and value."""
+    """Return how many rows query, key and value have."""
     n_head, groups = delta.heads
     size = delta.shape[0] // (n_head + 2 * groups)
     return n_head * size, groups * size, groups * size
@@ -54,7 +53,7 @@ def _is_interleaved(delta: Delta) -> bool:
 
 
 def _stacked(delta: Delta, rows: torch.Tensor) -> torch.Tensor:
-    """Where `rows` of the weight would be if query, key and value lay one after the other."""
+    """Return where `rows` would be if query, key and value lay one after the other."""
     if not _is_interleaved(delta):
         return rows
     n_head, groups = delta.heads
@@ -67,7 +66,7 @@ def _stacked(delta: Delta, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _enabled(delta: Delta, factors: Factors) -> list[tuple[int, torch.Tensor, torch.Tensor, int]]:
-    """(block, its rows of A, its rows of B, its first row among the stacked ones)."""
+    """List (block, its rows of A, its rows of B, its first row among the stacked ones)."""
     found, done, used = [], 0, 0
     sizes = _sizes(delta)
     for block in (place for place, on in enumerate(delta.enable_lora) if on):
@@ -75,3 +74,6 @@ def _enabled(delta: Delta, factors: Factors) -> list[tuple[int, torch.Tensor, to
         found.append((block, down, factors["B"][used : used + sizes[block]], sum(sizes[:block])))
         done, used = done + 1, used + sizes[block]
     return found
+
+
+PROOF = ProofOfKind("litgpt_qkv", formula=_formula, is_screened=True, live_output=adds(_live))

@@ -1,0 +1,29 @@
+"""Live branches that run a second layer of the module's own class beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+
+def beside(module: Any, x: Any, weight: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+    """Run the module with `weight` and no bias."""
+    import torch.nn.functional as F  # noqa: N812
+
+    if weight.dim() == 2:  # noqa: PLR2004
+        return F.linear(x, weight)
+    layer = module if hasattr(module, "_conv_forward") else module.conv
+    result: torch.Tensor = layer._conv_forward(x, weight, None)  # noqa: SLF001
+    return result
+
+
+def convolution_of(module: Any) -> Callable[..., torch.Tensor]:  # noqa: ANN401
+    """Return torch's function for a convolution of as many dimensions."""
+    import torch.nn.functional as F  # noqa: N812
+
+    convolve: Callable[..., torch.Tensor] = (F.conv1d, F.conv2d, F.conv3d)[module.weight.dim() - 3]
+    return convolve
