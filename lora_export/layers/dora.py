@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 def length_factor(
-    delta: Delta, magnitude: torch.Tensor, length: torch.Tensor, first: int = 0
+    delta: Delta,
+    magnitude: torch.Tensor,
+    length: torch.Tensor,
+    first: int = 0,
+    *,
+    by_column: bool = False,
 ) -> torch.Tensor:
     """Divide the learned magnitudes by the present lengths, element by element.
 
@@ -24,14 +29,14 @@ def length_factor(
         magnitude: the learned lengths, of any shape that broadcasts with `length`.
         length: the lengths of rows or columns of weight and update together.
         first: the number of the first row or column, for messages.
+        by_column: whether the lengths are those of columns, for messages.
 
     Raises:
         FitError: a length is zero. PEFT gives NaN or infinity there.
     """
     zero = (length == 0).flatten()
     if zero.any():
-        columns = delta.kind == "dora_embedding" or delta.fan_in_fan_out
-        place = f"{'column' if columns else 'row'} {first + int(zero.nonzero()[0])}"
+        place = f"{'column' if by_column else 'row'} {first + int(zero.nonzero()[0])}"
         message = f"{place} of weight and update together is zero, and DoRA divides by its length"
         hint = "PEFT gives NaN there: check whether the base is pruned, or train without DoRA"
         raise FitError(message, where=f"{delta.module}.{delta.parameter}", hint=hint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.layers.dora import length_factor
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, unturned, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ def _change(
 
     moved = base + (factors["B"] @ factors["A"]).transpose(0, 1) * delta.scaling
     length = torch.linalg.norm(moved.transpose(0, 1), dim=1)
-    return length_factor(delta, factors["M"], length).view(1, -1) * moved
+    return length_factor(delta, factors["M"], length, by_column=True).view(1, -1) * moved
 
 
 def _never(_: Delta) -> bool:
@@ -53,4 +53,7 @@ KIND = LayerKind(
     frozenset({"dora_embedding"}),
     _change,
     frozenset(),
+    is_oriented=unturned,
+    looks_up=True,
+    zero_at_start="A",
 )

@@ -43,7 +43,7 @@ def _change(
     if delta.fan_in_fan_out:
         moved = base + (b @ a).transpose(0, 1) * delta.scaling
         length = torch.linalg.norm(moved.transpose(0, 1), dim=1)
-        return length_factor(delta, magnitude, length).view(1, -1) * moved
+        return length_factor(delta, magnitude, length, by_column=True).view(1, -1) * moved
     moved = base + (b[first:stop] @ a) * delta.scaling
     length = torch.linalg.norm(moved, dim=1)
     return length_factor(delta, magnitude[first:stop], length, first).view(-1, 1) * moved

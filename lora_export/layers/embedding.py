@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, unturned, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,4 +39,7 @@ KIND = LayerKind(
     "A (r, num), B (dim, r) for a table (num, dim)",
     tuners=frozenset({"loralib", "lora_embedding"}),
     twice=frozenset({"peft", "peft-safe"}),
+    is_oriented=unturned,
+    looks_up=True,
+    zero_at_start="A",
 )

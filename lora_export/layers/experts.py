@@ -45,6 +45,11 @@ def _matrix(delta: Delta) -> tuple[int, int]:
     return prod(stack) * rows, columns
 
 
+def _is_oriented(_: tuple[int, ...]) -> bool:
+    """Tell that a stack is stored (experts, out, in) or (experts, in, out)."""
+    return True
+
+
 def _product(
     delta: Delta, factors: Mapping[str, torch.Tensor], first: int, stop: int
 ) -> torch.Tensor:
@@ -101,4 +106,5 @@ KIND = LayerKind(
     "A (r*experts, in), B (out, r*experts) for a parameter (experts, out, in) or (out, in)",
     tuners=frozenset({"parameter"}),
     twice=frozenset({"peft", "peft-safe"}),
+    is_oriented=_is_oriented,
 )

@@ -84,6 +84,16 @@ def always(_: Delta) -> bool:
     return True
 
 
+def if_matrix(shape: tuple[int, ...]) -> bool:
+    """Tell whether a weight has two sizes, which may be (out, in) or (in, out)."""
+    return len(shape) == 2  # noqa: PLR2004
+
+
+def unturned(_: tuple[int, ...]) -> bool:
+    """Tell that no weight of the kind is ever stored (in, out)."""
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class LayerKind:
     """What an update does to one sort of layer.
@@ -129,6 +139,12 @@ class LayerKind:
     """Scales an update in place, as the library does."""
     multiplies: bool = False
     """Whether the update multiplies the weight: it has no meaning beside another update then."""
+    is_oriented: Callable[[tuple[int, ...]], bool] = if_matrix
+    """Whether a weight of this shape may be stored (out, in) or (in, out)."""
+    looks_up: bool = False
+    """Whether the layer looks its rows up, as nn.Embedding does."""
+    zero_at_start: str = "B"
+    """The factor, of A and B, that training starts from zeros; the other is drawn."""
 
     def rows(self, delta: Delta, factors: Factors, first: int, stop: int) -> torch.Tensor:
         """Compute rows `first` to `stop - 1` of the unscaled update, by `product`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, unturned, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,4 +37,5 @@ KIND = LayerKind(
     "the bias of B (out) for a layer's bias (out)",
     tuners=frozenset({"lora_bias"}),
     twice=frozenset(),
+    is_oriented=unturned,
 )

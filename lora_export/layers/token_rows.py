@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, unturned, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,4 +48,5 @@ KIND = LayerKind(
     tuners=frozenset({"trainable_tokens"}),
     change=_change,
     twice=frozenset(),
+    is_oriented=unturned,
 )

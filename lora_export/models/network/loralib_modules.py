@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
+from lora_export.layers import conv, embedding, linear, merged_linear
 from lora_export.planning.names.base_names import without_wrappers
 from lora_export.records import Facts, ModelFacts
 
@@ -72,7 +73,7 @@ def _module_facts(module: nn.Module, source: str) -> Facts | None:
     from torch import nn
 
     if isinstance(module, nn.Embedding):
-        return Facts(kind="embedding", source=source)
+        return Facts(kind=embedding.KIND.name, source=source)
     if isinstance(module, nn.Linear):
         transposed = getattr(module, "fan_in_fan_out", False)
         return Facts(fan_in_fan_out=bool(transposed), embeds=False, source=source)
@@ -104,10 +105,10 @@ def _kind(module: nn.Module) -> str:
     from torch import nn
 
     if hasattr(module, "enable_lora"):
-        return "merged_linear"
+        return merged_linear.KIND.name
     if hasattr(module, "conv"):
-        return "conv"
-    return "embedding" if isinstance(module, nn.Embedding) else "linear"
+        return conv.KIND.name
+    return (embedding if isinstance(module, nn.Embedding) else linear).KIND.name
 
 
 def remove_factors(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_export.layers.embedding import KIND as EMBEDDING
 from lora_export.planning.updates.orientation import stores_in_out
 from lora_export.records import Facts
 
@@ -48,7 +49,7 @@ def layer_facts(base: Checkpoint, module: str) -> Facts | None:
         return None
     source = f"config.json (model_type {kind})"
     if module.rpartition(".")[2] in _EMBEDDINGS:
-        return Facts(kind="embedding", source=source)
+        return Facts(kind=EMBEDDING.name, source=source)
     return Facts(fan_in_fan_out=stores_in_out(base, module), embeds=False, source=source)
 
 

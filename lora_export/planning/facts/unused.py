@@ -5,10 +5,9 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from lora_export.layers import all_kinds
 from lora_export.planning.names.base_names import join
 from lora_export.planning.updates.fit import keys_of
-from lora_export.planning.updates.fused import QKV
-from lora_export.planning.updates.resolve_configured import has_orientation
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
@@ -46,9 +45,6 @@ def _unused_globs(draft: Draft, adapters: Sequence[Adapter]) -> Iterator[Problem
     yield from _without_match("--allow-new", options.allow_new, full)
 
 
-_WITH_BLOCKS = {"merged_linear", QKV}
-
-
 def _without_match(option: str, globs: Sequence[str], names: Iterable[str]) -> Iterator[Problem]:
     listed = list(names)
     for glob in globs:
@@ -61,12 +57,14 @@ def _without_match(option: str, globs: Sequence[str], names: Iterable[str]) -> I
 def _unused_blocks(draft: Draft) -> Iterator[Problem]:
     """enable_lora that no MergedLinear takes; of one block it says what every Linear does."""
     top = draft.facts.top
-    kinds = {delta.kind for deltas in draft.merged.values() for delta in deltas}
-    listed = ", ".join(sorted(kinds))
-    if top.enable_lora is not None and len(top.enable_lora) > 1 and not kinds & _WITH_BLOCKS:
+    planned = [delta for deltas in draft.merged.values() for delta in deltas]
+    listed = ", ".join(sorted({delta.kind for delta in planned}))
+    blocks = any(delta.enable_lora for delta in planned)
+    heads = any(delta.heads for delta in planned)
+    if top.enable_lora is not None and len(top.enable_lora) > 1 and not blocks:
         message = f"no MergedLinear is in the plan, only {listed}"
         yield Problem(message, "--enable-lora", "leave it out, also of --hparams")
-    if (top.n_head is not None or top.n_query_groups is not None) and QKV not in kinds:
+    if (top.n_head is not None or top.n_query_groups is not None) and not heads:
         message = f"no fused query, key and value of litgpt is in the plan, only {listed}"
         yield Problem(message, "n_head, n_query_groups", "leave them out of --hparams")
 
@@ -77,7 +75,7 @@ def _unused_orientation(draft: Draft) -> Iterator[Problem]:
     said = draft.facts.top.fan_in_fan_out
     if said is None or any(delta.recipe == "loralib" for delta in deltas):
         return  # of loralib's, it tells a Linear from an embedding
-    if deltas and not any(has_orientation(delta.kind, delta.shape) for delta in deltas):
+    if deltas and not any(all_kinds()[delta.kind].is_oriented(delta.shape) for delta in deltas):
         kinds = ", ".join(sorted({delta.kind for delta in deltas}))
         message = f"no weight of the plan is stored (in, out) or (out, in), only {kinds}"
         option = f"--{'' if said else 'no-'}fan-in-fan-out"

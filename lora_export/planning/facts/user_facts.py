@@ -173,11 +173,16 @@ def agreed(
 def _other_kinds(one: Facts, other: Facts) -> list[tuple[str, str, str]]:
     """An embedding by the one, and by the other a layer that is none."""
     no_embedding = "a layer that is no embedding"
-    if one.embeds is False and other.kind == "embedding":
-        return [("kind", no_embedding, "embedding")]
-    if other.embeds is False and one.kind == "embedding":
-        return [("kind", "embedding", no_embedding)]
+    if one.embeds is False and _looks_up(other):
+        return [("kind", no_embedding, str(other.kind))]
+    if other.embeds is False and _looks_up(one):
+        return [("kind", str(one.kind), no_embedding)]
     return []
+
+
+def _looks_up(facts: Facts) -> bool:
+    known = all_kinds().get(facts.kind or "")  # a manifest may hold any word
+    return known is not None and known.looks_up
 
 
 def read_hparams(path: Path) -> tuple[Facts, Patterns]:

@@ -123,7 +123,7 @@ def _feed_tokens(draft: Draft, tie: Tie) -> None:
     others = [other for other in tie.names if other != name and other not in draft.own]
     named = {delta.adapter for other in others for delta in draft.merged.get(other, [])}
     for delta in draft.merged.get(name, []):
-        if delta.kind != "token_rows" or delta.adapter in named:
+        if not delta.indices or delta.adapter in named:
             continue
         for other in others:
             module = other.removesuffix(".weight")

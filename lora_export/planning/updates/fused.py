@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.layers import Shapes
+from lora_export.layers.litgpt_qkv import KIND as QKV
 from lora_export.planning.facts.user_facts import agreed
 from lora_export.planning.updates.resolve_by_shape import Unresolved, no_fit, readings_of
 from lora_export.records import Delta, Facts, Problem
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from lora_export.planning.draft import Draft
     from lora_export.records import Adapter, TensorSpec, Update
 
-QKV = "litgpt_qkv"
 _NEEDED = ("alpha", "enable_lora", "n_head", "n_query_groups")
 _LORALIB = "if these are loralib's own layers, say --dialect loralib"
 _FILES = (
@@ -62,7 +62,7 @@ def resolve_litgpt(
         message = f"rank is {rank} in the file but {facts.rank} in {facts.source}"
         raise Unresolved(Problem(message, where), missing=False)
     alpha = facts.alpha or 0.0
-    heads = _heads(facts, shapes, base, where) if own.kind == QKV else ()
+    heads = _heads(facts, shapes, base, where) if own.kind == QKV.name else ()
     return Delta(
         adapter=str(adapter.path),
         module=module,
@@ -105,7 +105,7 @@ def unsaid(facts: Iterable[Facts]) -> list[str]:
 def _refuse_missing(facts: Facts, told: Sequence[str], where: str) -> None:
     """The facts that this kind of module needs; `told`, all that the adapter lacks, in one text."""
     missing = unsaid([facts])
-    if missing and (facts.kind == QKV or "alpha" in missing):
+    if missing and (facts.kind == QKV.name or "alpha" in missing):
         message = f"a LoRA of litgpt, without its {', '.join(told)}: they are not in the file"
         raise Unresolved(Problem(message, where, _FILES), missing=True)
     if facts.alpha is not None and not (math.isfinite(facts.alpha) and facts.alpha > 0):

@@ -29,12 +29,13 @@ def note_no_effect(draft: Draft, adapter: Adapter, update: Update, delta: Delta)
 
     What depends on the weight may change it with zeros too, and is passed over.
     """
-    if all_kinds()[delta.kind].product is None or draft.options.allow_noop:
+    kind = all_kinds()[delta.kind]
+    if kind.product is None or draft.options.allow_noop:
         return
     where = f"{adapter.path}: {update.module or '(root module)'}"
     if zero := [role for role, ref in update.factors.items() if is_zero(ref)]:
         told = (where, f"{_stem(update, zero[0])} is all zero")
-        if (zero == ["A"] and delta.kind != "embedding") or {"A", "B"} <= {*zero}:
+        if (zero == ["A"] and kind.zero_at_start != "A") or {"A", "B"} <= {*zero}:
             _refuse(draft, *told)  # one of both is drawn, and training does not make it zero
         else:
             draft.idle.setdefault(str(adapter.path), []).append(told)

@@ -129,8 +129,8 @@ def _only_reading(shapes: Shapes, ask: _Ask, base: TensorSpec, *, has_bias: bool
     if not by_shape:
         raise Unresolved(no_fit("loralib", shapes, base, where), missing=False)
     if has_bias or facts.embeds is False:
-        by_shape = [found for found in by_shape if found.kind != "embedding"] or by_shape
-    possible = [found for found in by_shape if _agrees(found, facts)]
+        by_shape = [found for found in by_shape if not _looks_up(found)] or by_shape
+    possible = [found for found in by_shape if _agrees(found, facts, base)]
     if not possible:
         raise Unresolved(_contradiction(by_shape, facts, where, base), missing=True)
     settled = _same_arithmetic_once(possible, facts, base)
@@ -139,11 +139,18 @@ def _only_reading(shapes: Shapes, ask: _Ask, base: TensorSpec, *, has_bias: bool
     return _with_blocks(settled[0], ask)
 
 
-def _agrees(reading: Reading, facts: Facts) -> bool:
+def _looks_up(reading: Reading) -> bool:
+    return all_kinds()[reading.kind].looks_up
+
+
+def _is_oriented(reading: Reading, base: TensorSpec) -> bool:
+    return all_kinds()[reading.kind].is_oriented(base.shape)
+
+
+def _agrees(reading: Reading, facts: Facts, base: TensorSpec) -> bool:
     if facts.kind is not None and reading.kind != facts.kind:
         return False
-    oriented = reading.kind in ("linear", "merged_linear")
-    if facts.fan_in_fan_out is None or not oriented:
+    if facts.fan_in_fan_out is None or not _is_oriented(reading, base):
         return True
     return reading.fan_in_fan_out == facts.fan_in_fan_out
 
@@ -155,16 +162,18 @@ def _same_arithmetic_once(readings: list[Reading], facts: Facts, base: TensorSpe
     A square weight whose orientation is given is a Linear, unless its name says embedding: then
     the kind must be said.
     """
-    linear = [reading for reading in readings if reading.kind == "linear"]
-    if linear:
-        readings = [reading for reading in readings if reading.kind != "merged_linear"]
-    if {reading.kind for reading in readings} != {"linear", "embedding"}:
+    whole = [reading for reading in readings if reading.blocks is None]
+    linear = [reading for reading in whole if _is_oriented(reading, base)]
+    tables = [reading for reading in whole if _looks_up(reading)]
+    if not linear:
         return readings
+    if not tables:
+        return whole
     if all(reading.fan_in_fan_out for reading in linear):
-        return [reading for reading in readings if reading.kind == "embedding"]
+        return tables
     if facts.fan_in_fan_out is False and not _named_embedding(base.name):
         return linear
-    return readings
+    return whole
 
 
 def _named_embedding(name: str) -> bool:
@@ -199,14 +208,14 @@ def _with_blocks(reading: Reading, ask: _Ask) -> Reading:
     return replace(reading, enable_lora=given or reading.enable_lora)
 
 
-def _describe(reading: Reading) -> str:
-    if reading.kind not in ("linear", "merged_linear"):
+def _describe(reading: Reading, base: TensorSpec) -> str:
+    if not _is_oriented(reading, base):
         return reading.kind
     return f"{reading.kind} stored {'(in, out)' if reading.fan_in_fan_out else '(out, in)'}"
 
 
 def _ambiguous(readings: list[Reading], ask: _Ask, base: TensorSpec) -> Unresolved:
-    ways = " or ".join(_describe(reading) for reading in readings)
+    ways = " or ".join(_describe(reading, base) for reading in readings)
     problem = ask.missing(
         f"a weight {list(base.shape)} can be {ways}; the file does not say which",
         "--no-fan-in-fan-out for nn.Linear, --fan-in-fan-out for GPT-2's Conv1D, kind = "
@@ -226,7 +235,7 @@ def _contradiction(readings: list[Reading], facts: Facts, where: str, base: Tens
     given = [f"kind = {facts.kind}"] if facts.kind else []
     if facts.fan_in_fan_out is not None:
         given.append(f"fan_in_fan_out = {facts.fan_in_fan_out}")
-    ways = " or ".join(_describe(reading) for reading in readings)
+    ways = " or ".join(_describe(reading, base) for reading in readings)
     return Problem(
         f"{' and '.join(given)} from {facts.source} contradicts the shapes: a weight "
         f"{list(base.shape)} is {ways}",

@@ -7,7 +7,7 @@ import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lora_export.layers import Shapes
+from lora_export.layers import Shapes, all_kinds
 from lora_export.planning.updates.resolve_by_shape import Unresolved, no_fit, readings_of
 from lora_export.records import HALF_DTYPES, Delta, Problem
 
@@ -121,14 +121,6 @@ def _by_orientation(readings: list[Reading], stored: Stored) -> Reading:
     return (fitting or readings)[0]
 
 
-_UNTURNED = frozenset({"embedding", "dora_embedding", "lora_bias", "token_rows"})
-
-
-def has_orientation(kind: str, shape: tuple[int, ...]) -> bool:
-    """Whether such a weight is stored (in, out) or (out, in)."""
-    return kind == "experts" or (kind not in _UNTURNED and len(shape) == 2)  # noqa: PLR2004
-
-
 def _contradictions(
     reading: Reading, readings: list[Reading], given: Facts, stored: Stored, base: TensorSpec
 ) -> list[tuple[str, str]]:
@@ -141,7 +133,8 @@ def _contradictions(
         message = f"enable_lora from {given.source} has no meaning for {reading.kind}"
         found.append((message, "leave it out: only loralib's MergedLinear has blocks"))
     turned = reading.fan_in_fan_out
-    if given.fan_in_fan_out not in (None, turned) and has_orientation(reading.kind, base.shape):
+    oriented = all_kinds()[reading.kind].is_oriented(base.shape)
+    if given.fan_in_fan_out not in (None, turned) and oriented:
         by_shape = len({one.fan_in_fan_out for one in readings}) == 1
         why = "by its shape" if by_shape else stored.source
         message = (

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from lora_export.errors import InputError, UsageError
-from lora_export.planning.facts.user_facts import FactTable, parse_enable_lora, read_hparams
+from lora_export.planning.facts.user_facts import (
+    FactTable,
+    agreed,
+    parse_enable_lora,
+    read_hparams,
+)
 from lora_export.records import Facts
 
 TOML = """
@@ -128,3 +133,17 @@ def test_wrappers_do_not_hide_a_module():
     table = FactTable(modules={"m": Facts(alpha=16), "module.n": Facts(alpha=8)})
     assert table.of("module._orig_mod.m").alpha == 16
     assert table.of("module.n").alpha == 8
+
+
+def test_a_kind_that_is_not_known_is_no_embedding():
+    """A manifest may be of another version."""
+    read, given = Facts(kind="spiral", source="manifest"), Facts(embeds=False, source="model")
+    assert agreed("fc", read, given, "").kind == "spiral"
+    assert agreed("fc", given, read, "").kind == "spiral"
+
+
+def test_an_embedding_that_is_none_is_a_contradiction():
+    table, plain = Facts(kind="embedding", source="manifest"), Facts(embeds=False, source="model")
+    for read, given in ((table, plain), (plain, table)):
+        with pytest.raises(UsageError, match="a layer that is no embedding"):
+            agreed("fc", read, given, "")
