@@ -1,40 +1,25 @@
-"""Every layer kind is complete: a row with its oracle, an independent formula, a live branch."""
+"""Every layer kind is merged as its library merges it, and every row has its oracle."""
 
 import pytest
 import torch
+from kind_rows import BY_LITGPT, BY_LORALIB, ROWS, kind_of
 from loralib_models import KINDS, layer
 from peft_layers import LAYERS, train
 from safetensors.torch import save_file
 
 from lora_export.api import merge
 from lora_export.layers import all_kinds
-from lora_export.verification.kinds import all_proofs
 
 LORALIB = {"conv1d": "conv", "conv2d": "conv", "conv3d": "conv", "merged": "merged_linear"}
-PEFT = {
-    # kind: a layer of tests/peft_layers.py, how it is trained
-    "linear": ("linear", {}),
-    "embedding": ("embedding", {}),
-    "peft_conv": ("conv2d", {}),
-    "lora_bias": ("linear", {"lora_bias": True}),
-    "dora_linear": ("linear", {"use_dora": True}),
-    "dora_embedding": ("embedding", {"use_dora": True}),
-    "dora_conv": ("conv2d", {"use_dora": True}),
-    "attention_in": ("attention", {}),
-    "attention_out": ("attention", {}),
-}
+PEFT = {kind_of(case): row.oracle for case, row in ROWS.items() if isinstance(row.oracle, tuple)}
+"""kind: a layer of tests/peft_layers.py, how it is trained."""
 
 PEFT_ELSEWHERE = {
-    "adalora",
-    "loha",
-    "lokr",
-    "vera",
-    "ia3",
-    "ia3_feedforward",
-    "experts",
-    "token_rows",
+    kind_of(case)
+    for case, row in ROWS.items()
+    if isinstance(row.oracle, str) and row.oracle not in {BY_LORALIB, BY_LITGPT}
 }
-"""Held against PEFT in tests/execution/test_peft_tuners.py and tests/layers/test_experts.py."""
+"""Held against PEFT in the test files that the rows name."""
 
 LITGPT = {"linear", "litgpt_qkv"}
 """Held against litgpt's merge in tests/api/test_litgpt.py."""
@@ -59,16 +44,6 @@ def test_every_row_of_peft_is_read_as_its_kind(kind, tmp_path):
     plan = merge(base, [adapter], tmp_path / "out.safetensors", dry_run=True).plan
     assert kind in {delta.kind for step in plan.changed() for delta in step.deltas}
     assert name == "attention" or name in LAYERS
-
-
-def test_every_kind_has_an_independent_formula_and_a_live_branch():
-    proofs = all_proofs()
-    assert set(proofs) == set(all_kinds())
-    for proof in proofs.values():
-        assert (proof.formula is None) != (proof.change is None)
-        assert proof.tangent is None or proof.change is not None
-        assert proof.sides is None or proof.formula is not None
-        assert (proof.live_output is None) != (proof.live_parameter is None)
 
 
 def test_every_row_is_a_layer_of_loralib():
