@@ -46,7 +46,7 @@ def _matrix(delta: Delta) -> tuple[int, int]:
 
 
 def _is_oriented(_: tuple[int, ...]) -> bool:
-    """Tell that a stack is stored (experts, out, in) or (experts, in, out)."""
+    """Return True: a stack is stored (experts, out, in) or (experts, in, out)."""
     return True
 
 

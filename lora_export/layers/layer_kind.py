@@ -85,12 +85,12 @@ def always(_: Delta) -> bool:
 
 
 def if_matrix(shape: tuple[int, ...]) -> bool:
-    """Tell whether a weight has two sizes, which may be (out, in) or (in, out)."""
+    """Return whether a weight has two sizes, which may be (out, in) or (in, out)."""
     return len(shape) == 2  # noqa: PLR2004
 
 
 def unturned(_: tuple[int, ...]) -> bool:
-    """Tell that no weight of the kind is ever stored (in, out)."""
+    """Return False: no weight of the kind is stored (in, out)."""
     return False
 
 

@@ -51,7 +51,7 @@ def needed_for(delta: Delta, factors: Factors, rows: torch.Tensor) -> tuple[Fact
 
 
 def changes_nothing(delta: Delta) -> bool:
-    """Tell whether the update is a product with a factor of zeros, as of a layer never trained."""
+    """Return whether the update is a product with a factor of zeros, as of an untrained layer."""
     from lora_export.checkpoint.tensors import read_tensor
 
     is_product = proof_of(delta).formula is not None

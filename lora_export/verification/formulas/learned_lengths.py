@@ -48,11 +48,10 @@ class _Moved:
 class Dora:
     """The formulas of one kind of DoRA."""
 
-    #: The formula of its update before DoRA.
     additive: Formula
-
-    #: The lengths are those of columns, however the weight is stored.
+    """The formula of its update before DoRA."""
     by_column: bool = False
+    """Whether the lengths are those of columns, however the weight is stored."""
 
     def _axis(self, delta: Delta) -> int:
         return 0 if self.by_column or delta.fan_in_fan_out else 1

@@ -45,6 +45,5 @@ class LiveBranch(Protocol):
     """An update at work in the unmerged model."""
 
     delta: Delta
-
-    #: How often the model has used it.
     calls: int
+    """How often the model has used it."""

@@ -39,42 +39,44 @@ class ProofOfKind:
     A kind has a formula or a change, and a live output or a live parameter.
     """
 
-    #: The name of the layer kind.
     name: str
-
-    #: The unscaled update in any dtype; None where it depends on the weight. Evaluated on the
-    #: factors' absolute values, it gives the magnitude that the rounding error is a share of.
+    """The name of the layer kind."""
     formula: Formula | None = None
+    """The unscaled update, in the factors' dtype; None where it depends on the weight.
 
-    #: The two matrices whose product the formula is; None where it is no single product.
+    Of the factors' absolute values it gives the magnitude that the rounding error is a share of.
+    """
     sides: Sides | None = None
-
-    #: The update that depends on the weight. Its magnitude, times the share of
-    #: weights.rounding.update_error, bounds the error of the computed update.
+    """The two matrices whose product the formula is; None where it is no single product."""
     change: ChangeFormula | None = None
+    """Takes the place of `formula` where the update depends on the weight.
 
-    #: For a change that is not proportional to its scaling, or whose errors mostly go either way:
-    #: what it moves by with the scaling, and the magnitude of the errors along that direction.
+    Its magnitude, times the share of weights.rounding.update_error, bounds the error of the
+    computed update.
+    """
     tangent: ChangeFormula | None = None
+    """What a change moves by with its scaling, and the magnitude of errors in that direction.
 
-    #: Relative errors of one unit that an element of the computed update can hold.
+    A kind has it where the change is not proportional to the scaling, or where most of its errors
+    go either way.
+    """
     roundings: Callable[[Delta], int] = one_product
-
-    #: The factors of the file, and those which it leaves out and the library makes anew.
+    """Counts the relative errors of one unit that an element of the computed update can have."""
     complete: Callable[[Delta, Factors], Factors] = as_in_file
-
-    #: The part of the factors that some rows need. A kind has it where a factor may be as long as
-    #: a table, half a million rows and more, and must not be copied whole for each block.
+    """Adds the factors that the file leaves out, which the library draws anew."""
     part_of_factors: PartOfFactors | None = None
+    """Cuts the factors to what some rows need.
 
-    #: The update is linear in A and in B, so that half-precision weights are screened in float32.
+    A kind has it where a factor may be as long as a table, half a million rows and more. Such a
+    factor is not copied whole for each block of rows.
+    """
     is_screened: bool = False
-
-    #: The output of the unmerged module, where the update works on what the module takes.
+    """Whether the update is linear in A and in B: half-precision weights are screened in float32
+    then."""
     live_output: LiveOutput | None = None
-
-    #: Attaches the update to a parameter, where the module's own forward must see it there.
+    """Computes the unmerged module's output, where the update works on what the module takes."""
     live_parameter: LiveParameter | None = None
+    """Attaches the update to a parameter, where the module's own forward reads it there."""
 
     def update(self, delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
         """Evaluate `formula`, of a kind that has one.
