@@ -108,7 +108,8 @@ def _kind(module: nn.Module) -> str:
         return merged_linear.KIND.name
     if hasattr(module, "conv"):
         return conv.KIND.name
-    return (embedding if isinstance(module, nn.Embedding) else linear).KIND.name
+    kind = embedding.KIND if isinstance(module, nn.Embedding) else linear.KIND
+    return kind.name
 
 
 def remove_factors(
