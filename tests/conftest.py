@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from detection.summary import told as detection_figures
+from processes.fixtures import fork_python, fork_server, forked, real
 
+__all__ = ["fork_python", "fork_server", "forked", "real"]  # fixtures that are made elsewhere
 ROOT = Path(__file__).resolve().parents[1]
 CAPTURES = "LORA_EXPORT_CAPTURE_CACHE"
 _numbers = count()

@@ -7,12 +7,14 @@ command must exit with 0, unless the next one is `echo $?`.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 _FENCE = re.compile(r"^(```+)(\w*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- ([a-z]+: [^>]+?) -->\n\Z")
@@ -61,10 +63,10 @@ def commands(block: Block) -> list[Command]:
     return found
 
 
-def run(line: str, folder: Path, *, status_before: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `line` in `folder` with this Python and its scripts first on the path."""
-    scripts = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+def run(
+    line: str, folder: Path, environment: Mapping[str, str], *, status_before: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run `line` in `folder`; `environment` says which Python and scripts are first on the path."""
     return subprocess.run(
         ["bash", "-c", f"(exit {status_before})\n{line}"],
         cwd=folder,
@@ -76,13 +78,16 @@ def run(line: str, folder: Path, *, status_before: int = 0) -> subprocess.Comple
     )
 
 
-def check_console(block: Block, folder: Path) -> None:
-    """Run every command of `block` in `folder`, one after the other, and hold it to the page."""
+def check_console(block: Block, folder: Path, environments: Iterator[Mapping[str, str]]) -> None:
+    """Run every command of `block` in `folder`, one after the other, and hold it to the page.
+
+    Each command takes the next of `environments`.
+    """
     asked = commands(block)
     assert asked, "a console block without a command"
     status = 0
     for position, command in enumerate(asked):
-        done = run(command.line, folder, status_before=status)
+        done = run(command.line, folder, next(environments), status_before=status)
         status = done.returncode
         following = asked[position + 1].line if position + 1 < len(asked) else ""
         if following != "echo $?":

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from itertools import repeat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
-from tests.conftest import ROOT
-from tests.documents import blocks, check_console, marked, plain, run
+from documents import blocks, check_console, marked, plain, run
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
-README = ROOT / "README.md"
+README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.fixture(scope="session")
@@ -25,12 +25,14 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_main_command_prints_what_the_readme_shows(checkout: Path) -> None:
+def test_main_command_prints_what_the_readme_shows(
+    checkout: Path, forked: Mapping[str, str]
+) -> None:
     whole = marked(README, "command: main").text
     # The tests run where the package is installed already: without the part that installs it.
     install, own, rest = whole.partition("lora-export ")
     assert "pip install -c constraints.txt '.[samples]' &&" in install
-    done = run(own + rest, checkout)
+    done = run(own + rest, checkout, forked)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (checkout / "digits.onnx").stat().st_size > 0
     printed = done.stdout.replace(f"{checkout}/", "")
@@ -44,9 +46,9 @@ def test_tests_command_uses_the_constraints(root: Path) -> None:
     assert "[testenv:tests]" in (root / "tox.ini").read_text(encoding="utf-8")
 
 
-def test_consoles(checkout: Path) -> None:
+def test_consoles(checkout: Path, forked: Mapping[str, str]) -> None:
     """All in one test: a block reads what an earlier one wrote."""
     consoles = [block for block in blocks(README) if block.language == "console"]
     assert consoles
     for block in consoles:
-        check_console(block, checkout)
+        check_console(block, checkout, repeat(forked))

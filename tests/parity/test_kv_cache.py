@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 import transformers as hf
+from documents import blocks
 from peft_matrix.architectures import ARCHITECTURES
 from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS

@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 import transformers as hf
+from documents import blocks
 from peft_matrix.architectures import ARCHITECTURES
 from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
@@ -21,7 +22,6 @@ from lora_export.verification.model.probes import make_probes
 from lora_export.verification.model.tolerance import OutputTolerance, Tolerance
 from lora_export.verification.runtime.encoder_decoder import check_answers
 from lora_export.verification.runtime.sessions import open_session
-from tests.documents import blocks
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")

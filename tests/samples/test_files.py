@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import loralib as lora
@@ -168,25 +166,15 @@ def test_loralib_merges_what_it_runs(name):
     ],
     ids=["digits", "chargpt"],
 )
-def test_evaluate_shows_the_effect_survive(name, improved, tmp_path):
+def test_evaluate_shows_the_effect_survive(name, improved, tmp_path, fork_python):
     """A file merged by loralib answers as its live branches do, in evaluate.py's own table."""
     model, base = loaded(name)
     model.eval()
     merged = {key: tensor.contiguous() for key, tensor in model.state_dict().items() if key in base}
     save_file(merged, tmp_path / "merged.safetensors")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            SAMPLES / name / "evaluate.py",
-            "--merged",
-            tmp_path / "merged.safetensors",
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    script = SAMPLES / name / "evaluate.py"
+    done = fork_python("-W", "error", script, "--merged", tmp_path / "merged.safetensors")
+    assert done.returncode == 0, done.stderr
     table = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:]}
     assert table["unmerged"] == table["merged"]
     assert table["merged"][2] == "0"

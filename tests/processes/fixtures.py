@@ -1,0 +1,74 @@
+"""What a test asks for that runs the program: by a fork, unless starting it is the point."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from processes.client import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: What the commands on the pages, the samples and the benchmarks import.
+MODULES = (
+    "torch",
+    "numpy",
+    "safetensors.torch",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "torch.onnx._internal.exporter",
+    "loralib",
+    "peft",
+    "sklearn.datasets",
+    "transformers:ViTForImageClassification",
+)
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory, request) -> Iterator[Server]:
+    """The fork server of this run of pytest, one for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    is_worker = hasattr(request.config, "workerinput")
+    server = Server.join(folder.parent if is_worker else folder, MODULES)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def forked(fork_server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which `lora-export` and `python` are run by the fork server."""
+    programs = fork_server.write_programs(tmp_path_factory.mktemp("programs"))
+    return {**os.environ, **programs}
+
+
+@pytest.fixture(scope="session")
+def real() -> dict[str, str]:
+    """The environment in which `lora-export` and `python` are real processes, of this Python."""
+    scripts = Path(sys.executable).parent
+    return {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="session")
+def fork_python(forked: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python WORD...` by a fork; the finished process, with its text."""
+
+    def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        program = forked["PATH"].partition(os.pathsep)[0]
+        return subprocess.run(
+            [f"{program}/python", *map(str, words)],
+            cwd=cwd,
+            env=forked,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
