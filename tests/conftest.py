@@ -12,9 +12,15 @@ from pathlib import Path
 
 import pytest
 from detection.summary import told as detection_figures
-from processes.fixtures import fork_python, fork_server, forked, real
+from processes.fixtures import fork_python, fork_server, forked, real, run_folder
 
-__all__ = ["fork_python", "fork_server", "forked", "real"]  # fixtures that are made elsewhere
+__all__ = [
+    "fork_python",
+    "fork_server",
+    "forked",
+    "real",
+    "run_folder",
+]  # fixtures that are made elsewhere
 ROOT = Path(__file__).resolve().parents[1]
 CAPTURES = "LORA_EXPORT_CAPTURE_CACHE"
 _numbers = count()

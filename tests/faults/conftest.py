@@ -1,4 +1,4 @@
-"""The shim, the servers and the count of fault points, shared by the tests of this folder."""
+"""The shim, the fork server and the count of fault points, shared by the tests of this folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from faults.driver import Pool, build_shim
 
-SERVERS = 2
 POINTS = pytest.StashKey[dict[str, tuple[int, int]]]()
 
 
@@ -29,17 +28,17 @@ def fault_root():
 
 
 @pytest.fixture(scope="session")
-def shim(fault_root):
+def shim(run_folder):
     try:
-        return build_shim(fault_root)
+        return build_shim(run_folder)
     except FileNotFoundError:
         pytest.skip("no C compiler: the shim that breaks system calls cannot be built")
 
 
 @pytest.fixture(scope="session")
-def pool(shim, request):
-    is_alone = "faults" in request.config.option.markexpr.replace("not faults", "")
-    pool = Pool(shim, SERVERS if is_alone else 1)  # elsewhere xdist keeps the processors busy
+def pool(shim, run_folder, request):
+    is_worker = hasattr(request.config, "workerinput")  # the other workers keep the rest busy
+    pool = Pool(run_folder, shim, 1 if is_worker else os.cpu_count() or 1)
     yield pool
     pool.close()
 

@@ -1,27 +1,40 @@
-"""Builds the shim, runs servers under it, and says what a run did."""
+"""Builds the shim, runs commands under it by a fork server, and says what a run did."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import queue
+import select
 import shutil
+import signal
 import subprocess
-import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import lora_export
+from processes.client import Server, environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Sequence
 
 HERE = Path(__file__).parent
+MODULES = (
+    "torch",
+    "numpy",
+    "safetensors.torch",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "torch.onnx._internal.exporter",
+)
+_STREAMS = ("stdout", "stderr")
+_STOP, _TIMEOUT = 1.0, 120.0
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -78,7 +91,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of the command line; see server._answer for what the options mean."""
+    """One run of the command line; see hooks.set_up and run_all for what the options mean."""
 
     argv: tuple[str, ...]
     told: Path
@@ -91,8 +104,15 @@ class Run:
         self.told.mkdir(parents=True, exist_ok=True)
         watched = {"watch": str(self.watch), "call": self.call, "mode": int(self.mode)}
         watched["log"] = str(self.told / "calls")
-        options = {"argv": list(self.argv), "told": str(self.told), **self.options}
-        return {**options, **(watched if self.watch else {})}
+        return {
+            "argv": ["lora-export", *self.argv],
+            "cwd": str(Path.cwd()),
+            "environment": environment(**settings()),
+            "path": str(HERE.parent),
+            "hook": "faults.hooks:set_up",
+            **self.options,
+            **(watched if self.watch else {}),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,58 +137,90 @@ def build_shim(folder: Path) -> Path:
         raise FileNotFoundError("cc")
     library = folder / "shim.so"
     flags = ["-shared", "-fPIC", "-O1", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-    command = [compiler, *flags, "-o", str(library), str(HERE / "shim.c"), "-ldl"]
+    part = folder / f"shim.{os.getpid()}.so"
+    command = [compiler, *flags, "-o", str(part), str(HERE / "shim.c"), "-ldl"]
     subprocess.run(command, check=True)
-    return library
+    return part.rename(library)
 
 
-def environment(shim: Path | None = None) -> dict[str, str]:
-    """For a process that runs the package under test, quietly and on one thread."""
-    package = str(Path(lora_export.__file__).parents[1])
-    settings = {"PYTHONPATH": package, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    settings |= {"OPENBLAS_NUM_THREADS": "1"}
-    settings |= {"PYTHONWARNINGS": "ignore", "PYTHONDONTWRITEBYTECODE": "1"}
-    if shim:
-        settings["LD_PRELOAD"] = str(shim)
-    return {**os.environ, **settings}
+def settings(shim: Path | None = None) -> dict[str, str]:
+    """Environment variables of a quiet process; with the shim, its calls can be broken."""
+    quiet = {"PYTHONWARNINGS": "ignore", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**quiet, **({"LD_PRELOAD": str(shim)} if shim else {})}
 
 
-class Server:
-    """A fork server; use from one thread at a time."""
+class _Child:
+    """A run that has been started."""
 
-    def __init__(self, shim: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py")],
-            env=environment(shim),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+    def __init__(self, server: Server, run: Run, started: float) -> None:
+        self.run, self.started, self.seconds = run, started, 0.0
+        self.kill_at = started + run.options.get("kill", _TIMEOUT)
+        self.pid: int | None = None
+        self.status: int | None = None
+        self.is_stopped = False
+        self._rest = b""
+        request = run.request()
+        with ExitStack() as files:
+            stdin = files.enter_context(Path(os.devnull).open("rb"))
+            streams = [files.enter_context((run.told / n).open("wb")) for n in _STREAMS]
+            self.connection = server.ask(request, [file.fileno() for file in (stdin, *streams)])
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    def read(self) -> None:
+        """Take in what the server says of it."""
+        data = self.connection.recv(1 << 12)
+        if not data:
+            raise RuntimeError("the fork server ended")
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for answer in map(json.loads, lines):
+            self.pid = answer.get("pid", self.pid)
+            self.is_stopped = self.is_stopped or "stopped" in answer
+            if "status" in answer:
+                self.status, self.seconds = answer["status"], time.monotonic() - self.started
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(self.pid, number)
+
+    def outcome(self) -> Outcome:
+        self.connection.close()
+        told = [(self.run.told / n).read_text(errors="replace") for n in _STREAMS]
+        return Outcome(self.status, *told, read_calls(self.run.told / "calls"), self.seconds)
+
+
+def run_all(server: Server, runs: Sequence[Run]) -> list[Outcome]:
+    """Run all at once.
+
+    A run that stops itself is continued when the others have ended or stopped, or after a second.
+    One with the option `kill` is killed after as many seconds.
+    """
+    started = time.monotonic()
+    children = [_Child(server, run, started) for run in runs]
+    running = list(children)
+    while running:
+        stopped = [child for child in running if child.is_stopped]
+        now = time.monotonic()
+        if stopped and (len(stopped) == len(running) or now >= started + _STOP):
+            for child in stopped:
+                child.is_stopped = False
+                child.signal(signal.SIGCONT)
+            continue
+        late = [child for child in running if child.pid and child.kill_at <= now]
+        for child in late:
+            child.kill_at = math.inf
+            child.signal(signal.SIGKILL)
+        alarms = [child.kill_at for child in running if child.pid]
+        alarms += [started + _STOP] if stopped else []
+        pause = min(alarms, default=math.inf) - now
+        readable, _, _ = select.select(
+            running, [], [], None if pause == math.inf else max(pause, 0)
         )
-        self.threads = self._read()["threads"]
-
-    def run(self, *runs: Run) -> list[Outcome]:
-        """Run all at once."""
-        line = json.dumps({"runs": [run.request() for run in runs]})
-        self._process.stdin.write(f"{line}\n")
-        self._process.stdin.flush()
-        answer = self._read()
-        pairs = zip(runs, answer["ends"], strict=True)
-        return [_outcome(run, end, answer["seconds"]) for run, end in pairs]
-
-    def _read(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the fork server ended: {self._process.wait()}")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
-def _outcome(run: Run, status: int, seconds: float) -> Outcome:
-    files = [run.told / name for name in ("stdout", "stderr")]  # a kill may come before them
-    stdout, stderr = (file.read_text(errors="replace") if file.exists() else "" for file in files)
-    return Outcome(status, stdout, stderr, read_calls(run.told / "calls"), seconds)
+        for child in readable:
+            child.read()
+        running = [child for child in running if child.status is None]
+    return [child.outcome() for child in children]
 
 
 def read_calls(log: Path) -> tuple[Call, ...]:
@@ -182,45 +234,32 @@ def read_calls(log: Path) -> tuple[Call, ...]:
 
 
 class Pool:
-    """Some servers, and threads that keep them all busy."""
+    """The fork server with the shim, and threads that keep all processors busy."""
 
-    def __init__(self, shim: Path, size: int) -> None:
-        with ThreadPoolExecutor(size) as starters:
-            self._all = list(starters.map(Server, [shim] * size))
-        self._idle: queue.SimpleQueue[Server] = queue.SimpleQueue()
-        self.threads = max(server.threads for server in self._all)
-        for server in self._all:
-            self._idle.put(server)
-
-    @contextmanager
-    def server(self) -> Iterator[Server]:
-        server = self._idle.get()
-        try:
-            yield server
-        finally:
-            self._idle.put(server)
+    def __init__(self, folder: Path, shim: Path, size: int) -> None:
+        self._server = Server.join(folder, MODULES, "fork-server-with-shim", **settings(shim))
+        self._size = size
+        self.threads = self._server.threads
 
     def run(self, *runs: Run) -> list[Outcome]:
-        with self.server() as server:
-            return server.run(*runs)
+        """Run all at once; see `run_all`."""
+        return run_all(self._server, runs)
 
-    def map(self, work: Callable[[Server, T], R], items: Iterable[T]) -> list[R]:
-        """`work` for each item, on as many servers as there are; the first exception is raised."""
+    def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """`work` for each item, some at a time; the first exception is raised."""
         stop = threading.Event()
 
         def one(item: T) -> R:
             if stop.is_set():
                 raise RuntimeError("another item has failed")
             try:
-                with self.server() as server:
-                    return work(server, item)
+                return work(item)
             except BaseException:
                 stop.set()
                 raise
 
-        with ThreadPoolExecutor(len(self._all)) as threads:
+        with ThreadPoolExecutor(self._size) as threads:
             return list(threads.map(one, items))
 
     def close(self) -> None:
-        for server in self._all:
-            server.close()
+        self._server.close()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from faults.driver import Outcome, Server
+    from faults.driver import Outcome, Pool
     from faults.scenarios import Prepared, Tree
 
 STORAGE, KILLED = 7, -9
@@ -57,10 +57,10 @@ def points(calls: tuple[Call, ...]) -> Iterator[Point]:
             yield Point(call, mode)
 
 
-def try_point(server: Server, prepared: Prepared, point: Point, case: Path) -> Verdict:
+def try_point(pool: Pool, prepared: Prepared, point: Point, case: Path) -> Verdict:
     """Run with the fault, look, run again without; the folders are removed if all is well."""
     prepared.copy(case)
-    [broken] = server.run(prepared.run(case, "broken", point.call.number, point.mode))
+    [broken] = pool.run(prepared.run(case, "broken", point.call.number, point.mode))
     if not broken.hits:
         _remove(case)
         return Verdict(fired=False, torn=False, faults=())
@@ -68,7 +68,7 @@ def try_point(server: Server, prepared: Prepared, point: Point, case: Path) -> V
     faults = [*torn, *_wrong_end(prepared, point, broken, case)]
     if tree(case / "in") != prepared.inputs:
         faults.append("the inputs have changed")
-    faults += wrong_again(server, prepared, case)
+    faults += wrong_again(pool, prepared, case)
     told = f"{prepared.scenario.name}: {point}: status {broken.status}"
     if not faults:
         _remove(case)
@@ -137,13 +137,13 @@ def _wrong_refusal(prepared: Prepared, point: Point, broken: Outcome, case: Path
         yield "failed, but the output is not as it was before"
 
 
-def wrong_again(server: Server, prepared: Prepared, case: Path) -> Iterator[str]:
+def wrong_again(pool: Pool, prepared: Prepared, case: Path) -> Iterator[str]:
     """The same command again; where the output is in place already, with --force."""
     run = prepared.run(case, "again")
     there = (case / "out" / prepared.scenario.output).exists()
     if there and "--force" not in run.argv:
         run = replace(run, argv=(*run.argv, "--force"))
-    [again] = server.run(run)
+    [again] = pool.run(run)
     if again.status:
         yield f"the next run fails: {again.status}\n{again.stderr}"
     elif tree(case / "out") != prepared.new:

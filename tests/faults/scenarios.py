@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from faults.driver import Outcome, Server
+    from faults.driver import Outcome, Pool
 
 ALPHA, OLD_ALPHA, RANK = 4, 9, 2
 FACTS = ("--no-fan-in-fan-out",)
@@ -46,7 +46,7 @@ class Scenario:
 
     output: the name of the artefact, in the folder of outputs. force: an older export lies there.
     before: commands whose artefacts are inputs of this one, or lie at its side. options: of its
-    runs, see server._answer.
+    runs, see hooks.set_up.
     """
 
     name: str
@@ -245,7 +245,7 @@ def _write_folder(folder: Path, shards: list[dict[str, torch.Tensor]]) -> None:
         (folder / name).write_text(text)
 
 
-def prepare(server: Server, scenario: Scenario, root: Path) -> Prepared:
+def prepare(pool: Pool, scenario: Scenario, root: Path) -> Prepared:
     """The template, and one run in a copy of it that says what new is and which calls there are."""
     template, code, told = root / "template", root / "code", root / "told"
     code.mkdir(parents=True)
@@ -254,24 +254,24 @@ def prepare(server: Server, scenario: Scenario, root: Path) -> Prepared:
     (template / "out").mkdir()
     for argv in scenario.before:
         into = tuple(word.replace("{out}", "{inputs}") for word in argv)
-        _run_well(server, Run(fill(into, template, code), told))
+        _run_well(pool, Run(fill(into, template, code), told))
     if scenario.old:
         options = graph_options(scenario.old, code)
-        _run_well(server, Run(fill(scenario.old, template, code), told, options=options))
+        _run_well(pool, Run(fill(scenario.old, template, code), told, options=options))
     old, inputs = tree(template / "out"), tree(template / "in")
     prepared = Prepared(scenario, template, code, inputs, old, {}, ())
     case = prepared.copy(root / "reference")
     if "graph" in graph_options(scenario.argv, code):
-        _run_well(server, prepared.run(prepared.copy(root / "warm"), "told"))
-    outcome = _run_well(server, prepared.run(case, "told"))
+        _run_well(pool, prepared.run(prepared.copy(root / "warm"), "told"))
+    outcome = _run_well(pool, prepared.run(case, "told"))
     assert tree(case / "in") == inputs
     assert stagings(case / "out") == []
     prove(case, scenario)
     return Prepared(scenario, template, code, inputs, old, tree(case / "out"), outcome.calls)
 
 
-def _run_well(server: Server, run: Run) -> Outcome:
-    [outcome] = server.run(run)
+def _run_well(pool: Pool, run: Run) -> Outcome:
+    [outcome] = pool.run(run)
     assert outcome.status == 0, outcome.stderr
     return outcome
 

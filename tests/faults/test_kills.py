@@ -17,30 +17,29 @@ MARGIN = 1.1
 def test_a_kill_at_any_moment(pool, fault_root, request, count_points):
     kills = request.config.getoption("--kills")
     scenarios = [s for s in SCENARIOS if not s.argv[0].startswith("onnx")]
-    with pool.server() as server:
-        ready = [
-            prepare(server, scenario, fault_root / f"killed-{number}")
-            for number, scenario in enumerate(scenarios)
-        ]
-        durations = [whole(server, prepared) for prepared in ready]
+    ready = [
+        prepare(pool, scenario, fault_root / f"killed-{number}")
+        for number, scenario in enumerate(scenarios)
+    ]
+    durations = [whole(pool, prepared) for prepared in ready]
     chance = random.Random(kills)  # noqa: S311
     moments = [
         (number, number % len(ready), chance.uniform(0, MARGIN * durations[number % len(ready)]))
         for number in range(kills)
     ]
 
-    def work(server, item):
+    def work(item):
         number, which, moment = item
         prepared = ready[which]
         case = prepared.copy(prepared.template.with_name(f"kill-{number}"))
         run = prepared.run(case, "killed")
-        [killed] = server.run(replace(run, options={**run.options, "kill": moment}))
+        [killed] = pool.run(replace(run, options={**run.options, "kill": moment}))
         torn = list(torn_parts(prepared, tree(case / "out")))
         faults = [*torn, *([] if killed.status in {0, -9} else [killed.stderr])]
         if tree(case / "in") != prepared.inputs:
             faults.append("the inputs have changed")
         half_done = bool(stagings(case / "out"))
-        faults += wrong_again(server, prepared, case)
+        faults += wrong_again(pool, prepared, case)
         shutil.rmtree(case)
         return killed.status, half_done, bool(torn), faults
 
@@ -55,11 +54,11 @@ def test_a_kill_at_any_moment(pool, fault_root, request, count_points):
         shutil.rmtree(prepared.template.parent)
 
 
-def whole(server, prepared):
+def whole(pool, prepared):
     """Seconds of a run that nobody kills: of the fastest, or most kills would come too late."""
     seconds = []
     for number in range(3):
         case = prepared.copy(prepared.template.with_name(f"whole-{number}"))
-        [outcome] = server.run(prepared.run(case, f"whole-{number}"))
+        [outcome] = pool.run(prepared.run(case, f"whole-{number}"))
         seconds.append(outcome.seconds)
     return min(seconds)

@@ -11,8 +11,9 @@ import sys
 from dataclasses import replace
 
 import pytest
-from faults.driver import environment
+from faults.driver import settings
 from faults.scenarios import HAS_JOBS, SCENARIOS, prepare, read_tensors, tree
+from processes.client import environment
 
 pytestmark = pytest.mark.faults
 COMMAND = 'from lora_export.cli import main; main(prog_name="lora-export")'
@@ -27,11 +28,9 @@ FILE, SHARDS, ONNX = (
 def scenarios(pool, fault_root):
     """Of each kind of output one scenario, prepared once for all tests of this file."""
     found = {}
-    with pool.server() as server:
-        for number, scenario in enumerate(SCENARIOS):
-            if scenario.name in {FILE, SHARDS, ONNX}:
-                root = fault_root / f"places-{number}"
-                found[scenario.name] = prepare(server, scenario, root)
+    for number, scenario in enumerate(SCENARIOS):
+        if scenario.name in {FILE, SHARDS, ONNX}:
+            found[scenario.name] = prepare(pool, scenario, fault_root / f"places-{number}")
     yield found
     for prepared in found.values():
         shutil.rmtree(prepared.template.parent)
@@ -83,7 +82,7 @@ def mounted(script, *arguments):
         return None
     return subprocess.run(
         [*prefix, "sh", "-ec", script, "sh", *map(str, arguments)],
-        env=environment(), capture_output=True, text=True, check=False,
+        env=environment(**settings()), capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 

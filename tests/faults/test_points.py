@@ -16,8 +16,7 @@ SHOWN = 10
 @pytest.fixture(params=SCENARIOS, ids=lambda scenario: scenario.name)
 def prepared(request, pool, fault_root):
     root = fault_root / f"scenario-{SCENARIOS.index(request.param)}"
-    with pool.server() as server:
-        prepared = prepare(server, request.param, root)
+    prepared = prepare(pool, request.param, root)
     yield prepared
     shutil.rmtree(root)
 
@@ -25,9 +24,9 @@ def prepared(request, pool, fault_root):
 def run_points(pool, prepared, chosen):
     """(how many took place, how many tore the output); the test fails if anything was wrong."""
 
-    def work(server, item):
+    def work(item):
         number, point = item
-        return try_point(server, prepared, point, prepared.template.with_name(f"point-{number}"))
+        return try_point(pool, prepared, point, prepared.template.with_name(f"point-{number}"))
 
     verdicts = pool.map(work, enumerate(chosen))
     faults = [fault for verdict in verdicts for fault in verdict.faults]

@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from faults.driver import environment, read_calls
+from faults.driver import read_calls, settings
 from faults.scenarios import SCENARIOS, prepare, tree
+from processes.client import environment
 
 CLASSES = {
     "write": "write", "pwrite64": "pwrite", "writev": "writev", "pwritev": "pwritev",
@@ -51,8 +52,7 @@ def can_trace():
 )
 def test_the_shim_sees_what_strace_sees(pool, shim, fault_root, scenario):
     root = fault_root / "traced"
-    with pool.server() as server:
-        prepared = prepare(server, scenario, root)
+    prepared = prepare(pool, scenario, root)
     case, trace, log = prepared.copy(root / "case"), root / "trace", root / "log"
     argv = [word for word in prepared.run(case, "told").argv if word != "--no-verify"]
     command = [sys.executable, "-c", TRACED, str(log), str(case), *argv]
@@ -60,7 +60,7 @@ def test_the_shim_sees_what_strace_sees(pool, shim, fault_root, scenario):
     subprocess.run(
         ["strace", "-f", "-y", "-s", "0", "-e", f"trace={calls}", "-o", str(trace), "-E",
          f"LD_PRELOAD={shim}", *command],
-        env=environment(), check=True, capture_output=True,
+        env=environment(**settings()), check=True, capture_output=True,
     )  # fmt: skip
     seen = [OURS.get(call.name, call.name) for call in read_calls(log)]
     assert sorted(seen) == sorted(changes(trace.read_text(), str(case)))

@@ -22,8 +22,7 @@ KINDS = {
 @pytest.fixture(params=KINDS)
 def prepared(request, pool, fault_root):
     [scenario] = [one for one in SCENARIOS if one.name == KINDS[request.param]]
-    with pool.server() as server:
-        prepared = prepare(server, scenario, fault_root / "writers")
+    prepared = prepare(pool, scenario, fault_root / "writers")
     yield prepared
     shutil.rmtree(fault_root / "writers")
 
@@ -43,7 +42,7 @@ def second(run):
     return replace(run, argv=tuple(argv))
 
 
-def both(server, prepared, name, delays=(0, 0), stop=0):
+def both(pool, prepared, name, delays=(0, 0), stop=0):
     """Two writers at once; (exit statuses, what lies there, litter, messages)."""
     case = prepared.copy(prepared.template.with_name(name))
     one = prepared.run(case, "one", stop, Mode.STOP_BEFORE if stop else Mode.NONE)
@@ -52,7 +51,7 @@ def both(server, prepared, name, delays=(0, 0), stop=0):
         replace(run, options={**run.options, "delay": delay})
         for run, delay in zip((one, two), delays, strict=True)
     ]
-    outcomes = server.run(*runs)
+    outcomes = pool.run(*runs)
     assert tree(case / "in") == prepared.inputs
     litter = stagings(case / "out")
     left = tree(case / "out")
@@ -81,8 +80,8 @@ def test_two_writers_at_once(pool, prepared, other):
     chance = random.Random(0)  # noqa: S311
     delays = [(0, chance.uniform(0, 0.03))[:: chance.choice((1, -1))] for _ in range(PAIRS)]
 
-    def work(server, item):
-        return both(server, prepared, f"pair-{item[0]}", item[1])
+    def work(item):
+        return both(pool, prepared, f"pair-{item[0]}", item[1])
 
     for found in pool.map(work, enumerate(delays)):
         check(prepared, other, found)
@@ -94,8 +93,8 @@ def test_one_writer_runs_whole_at_every_call_of_another(pool, prepared, other):
     first = next(call.number for call in prepared.calls if call.name == "mkdir")
     last = prepared.calls[-1].number
 
-    def work(server, stop):
-        return stop, both(server, prepared, f"stop-{stop}", (0, 0.2), stop)
+    def work(stop):
+        return stop, both(pool, prepared, f"stop-{stop}", (0, 0.2), stop)
 
     steps = range(first, last + 1, max(1, (last - first) // 30))
     renames = [call.number for call in prepared.calls if call.name.startswith("rename")]

@@ -39,9 +39,14 @@ class Server:
     _lifeline: Any = field(repr=False)
 
     @classmethod
-    def join(cls, folder: Path, modules: Sequence[str], **settings: str) -> Server:
-        """The server of `folder`, which is started unless it runs; `modules` are imported by it."""
-        place = str(folder / "fork-server")
+    def join(
+        cls, folder: Path, modules: Sequence[str], name: str = "fork-server", **settings: str
+    ) -> Server:
+        """The server `name` of `folder`, which is started unless it runs.
+
+        It imports `modules`, in an environment with `settings`.
+        """
+        place = str(folder / name)
         with _locked(folder):
             try:
                 return cls._at(place)

@@ -32,11 +32,16 @@ MODULES = (
 
 
 @pytest.fixture(scope="session")
-def fork_server(tmp_path_factory: pytest.TempPathFactory, request) -> Iterator[Server]:
-    """The fork server of this run of pytest, one for all workers."""
+def run_folder(tmp_path_factory: pytest.TempPathFactory, request) -> Path:
+    """A folder of this run of pytest, one for all workers."""
     folder = tmp_path_factory.getbasetemp()
-    is_worker = hasattr(request.config, "workerinput")
-    server = Server.join(folder.parent if is_worker else folder, MODULES)
+    return folder.parent if hasattr(request.config, "workerinput") else folder
+
+
+@pytest.fixture(scope="session")
+def fork_server(run_folder: Path) -> Iterator[Server]:
+    """The fork server of this run of pytest, one for all workers."""
+    server = Server.join(run_folder, MODULES)
     yield server
     server.close()
 

@@ -25,6 +25,7 @@ import sys
 import threading
 import traceback
 import warnings
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,8 @@ def _import_everything(modules: list[str]) -> None:
     for name in (*modules, *inside):
         with suppress(ImportError):
             _import(name)
+    for finalizer in weakref.finalize._registry.values():
+        finalizer.atexit = False  # torch takes its thousand libraries apart, which takes 30 ms
     gc.enable()
 
 
@@ -249,9 +252,9 @@ def main() -> None:
         request = Server(listener).serve()
         if request is not None:
             _leave(_run(request))
-        Path(
-            place
-        ).unlink()  # before it is closed: a client that comes now finds none, and starts one
+        # Removed before it is closed: a client that comes now finds none.
+        Path(place).unlink()
+    os._exit(0)  # the libraries would wait for threads that the fork above has left behind
 
 
 if __name__ == "__main__":
