@@ -6,8 +6,8 @@ import fcntl
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 PROGRAMS = ("lora-export", "python")
+
+
+#: Memory in large pages, for Python's objects too: a fork copies the page table of 300 MB, which
+#: takes 6 ms instead of 20. Where the system has no large pages, nothing changes.
+_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "PYTHONMALLOC": "malloc"}
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -37,6 +42,8 @@ class Server:
     #: Of the server when it was ready; a fork is a clean copy of one.
     threads: int
     _lifeline: Any = field(repr=False)
+    #: None where another process has started it.
+    _process: Any = field(default=None, repr=False)
 
     @classmethod
     def join(
@@ -48,13 +55,17 @@ class Server:
         """
         place = str(folder / name)
         with _locked(folder):
-            try:
+            with suppress(OSError, EOFError):
                 return cls._at(place)
-            except (OSError, EOFError):
-                command = [sys.executable, str(HERE / "server.py"), place, *modules]
-                nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-                subprocess.run(command, env=environment(**settings), check=True, **nothing)
-                return cls._at(place)
+            process = subprocess.Popen(
+                [sys.executable, str(HERE / "server.py"), place, *modules],
+                env=environment(**_LARGE_PAGES, **settings),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+            )
+            if not process.stdout.readline():
+                raise RuntimeError(f"the fork server does not start: {process.wait()}")
+            return replace(cls._at(place), _process=process)
 
     @classmethod
     def _at(cls, place: str) -> Server:
@@ -69,8 +80,14 @@ class Server:
         return ask(self.place, request, list(descriptors))
 
     def close(self) -> None:
-        """Let the server end when no other process uses it."""
+        """Let the server end.
+
+        The process that started it waits until all others have closed it too: then its processor
+        seconds count among those of its parent.
+        """
         self._lifeline.close()
+        if self._process:
+            self._process.communicate()
 
     def write_programs(self, folder: Path) -> dict[str, str]:
         """Put `lora-export` and `python` into `folder`; return the variables that a shell needs."""

@@ -14,14 +14,14 @@ from processes.client import Server
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: What the commands on the pages, the samples and the benchmarks import.
+#: What the commands on the pages, the samples and the benchmarks import; ONNX Runtime is left out,
+#: which starts a thread.
 MODULES = (
     "torch",
     "numpy",
     "safetensors.torch",
     "onnx",
     "onnx_ir",
-    "onnxruntime",
     "onnxscript",
     "torch.onnx._internal.exporter",
     "loralib",

@@ -3,8 +3,8 @@
 Importing torch and transformers takes seconds, a fork milliseconds. A child is a copy of a process
 that has run nothing, so it does what a real process does: test_forked.py compares the two.
 
-`processes.client.Server` starts it as `server.py SOCKET MODULE...`, which returns when the server
-is ready. A client connects to the socket and sends one JSON request with the descriptors of stdin,
+`processes.client.Server` starts it as `server.py SOCKET MODULE...`. It prints a line when it is
+ready. A client connects to the socket and sends one JSON request with the descriptors of stdin,
 stdout and stderr. The answers are JSON lines: `{"pid": 7}`, then `{"stopped": true}` each time the
 child stops itself, at last `{"status": 0}`, negative where a signal ended it. The server ends when
 its last lifeline is closed: a connection whose request is `{"lifeline": true}`.
@@ -247,14 +247,14 @@ def main() -> None:
         Path(place).unlink(missing_ok=True)  # of a server that was killed
         listener.bind(place)
         listener.listen(64)
-        if os.fork():
-            os._exit(0)  # the client that started this process sees that it can connect
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
         request = Server(listener).serve()
         if request is not None:
             _leave(_run(request))
         # Removed before it is closed: a client that comes now finds none.
         Path(place).unlink()
-    os._exit(0)  # the libraries would wait for threads that the fork above has left behind
+    os._exit(0)  # without taking torch's modules apart one by one
 
 
 if __name__ == "__main__":
