@@ -25,7 +25,7 @@ COMMANDS = {
     "at exit": "python -c \"import atexit; atexit.register(print, 'late'); print('early')\"",
 }
 # What differs between two real processes: the disk's free space, memory, a process's number.
-OTHER = re.compile(rb'"(free|memory)": \d+|(?<=line 1: )\d+')
+OTHER = re.compile(rb'"(free|memory)": \d+|(?<=line 1: ) *\d+')
 SCRIPT = "import beside, sys\nif __name__ == '__main__':\n    beside.fail(sys.argv)\n"
 BESIDE = "def fail(words):\n    raise ValueError(words)\n"
 
@@ -39,12 +39,12 @@ def run(line, folder, environment, chargpt):
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line],
         cwd=folder,
-        env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
     )
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     printed = [
         stream.replace(str(folder).encode(), b"FOLDER") for stream in (done.stdout, done.stderr)
     ]
