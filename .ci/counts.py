@@ -1,0 +1,46 @@
+"""Counts the checks that a run of .ci/run has made; fails where there are fewer than before.
+
+A test that is dropped, skipped or no longer collected makes no noise otherwise. Whoever adds checks
+raises the number here.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+#: (step, what is counted, where its log says so, how many there are at least)
+COUNTS = [
+    ("tests", "tests", r"([\d,]+) passed", 5234),
+    ("tests", "matrix cases", r"PEFT matrix: ([\d,]+) cases passed", 210),
+    ("tests", "planted faults", r"detection: ([\d,]+) planted faults", 39),
+    ("tests", "clean exports", r"detection: .* ([\d,]+) clean exports", 12),
+    ("slow", "tests", r"([\d,]+) passed", 521),
+    ("slow", "matrix cases", r"PEFT matrix: ([\d,]+) cases passed", 422),
+    ("slow", "planted faults", r"detection: ([\d,]+) planted faults", 570),
+    ("slow", "clean exports", r"detection: .* ([\d,]+) clean exports", 234),
+    ("faults", "tests", r"([\d,]+) passed", 56),
+    ("faults", "fault points", r"([\d,]+) fault points", 3800),
+]
+
+
+def count(log: str, pattern: str) -> int:
+    """The last number that `pattern` finds in `log`; 0 where it finds none."""
+    found = re.findall(pattern, log)
+    return int(found[-1].replace(",", "")) if found else 0
+
+
+def main(folder: Path) -> int:
+    """Print every count; the exit status is 1 where one has fallen."""
+    status = 0
+    for step, what, pattern, least in COUNTS:
+        found = count((folder / f"{step}.log").read_text(encoding="utf-8"), pattern)
+        fallen = "" if found >= least else f", fewer than the {least:,} in .ci/counts.py"
+        print(f"{step:10} {found:6,} {what}{fallen}")
+        status = 1 if fallen else status
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
