@@ -1,4 +1,4 @@
-"""Every relative link of every page leads somewhere, headings included."""
+"""Every link, file and tox environment that a page names exists, headings included."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ PAGES = sorted(
 )
 _CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_PATH = re.compile(r"`((?:\.ci|benchmarks|docs|lora_export|samples|tests)/[\w./-]*)`")
+_TOX = re.compile(r"\btox -e ([\w,]+)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -44,6 +46,31 @@ def test_every_page_is_reached_from_the_index(page: Path) -> None:
     index = ROOT / "docs" / "index.md"
     name = str(page.relative_to(index.parent))
     assert page == index or f"({name})" in index.read_text(encoding="utf-8")
+
+
+def gone(page: Path) -> list[str]:
+    """Return the files and tox environments that the page names and the checkout has not."""
+    text = page.read_text(encoding="utf-8")
+    files = [name for name in _PATH.findall(text) if not (ROOT / name).exists()]
+    sections = (ROOT / "tox.ini").read_text(encoding="utf-8")
+    steps = [name for names in _TOX.findall(text) for name in names.split(",")]
+    return files + [name for name in steps if f"[testenv:{name}]\n" not in sections]
+
+
+# The changelog names what was, too; a sample names files of those whom it is from.
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name != "CHANGELOG.md" and page.parents[1].name != "samples"],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_what_a_page_names_exists(page: Path) -> None:
+    assert gone(page) == []
+
+
+def test_a_name_of_nothing_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("`tests/test_docs.py` `tests/gone.py`, `tox -e docs,gone`\n")
+    assert gone(page) == ["tests/gone.py", "gone"]
 
 
 def test_a_broken_link_is_seen(tmp_path: Path) -> None:
