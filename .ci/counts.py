@@ -1,7 +1,7 @@
 """Counts the checks that a run of .ci/run has made; fails where there are fewer than before.
 
-A test that is dropped, skipped or no longer collected makes no noise otherwise. Whoever adds checks
-raises the number here.
+A test that is dropped, skipped or no longer collected makes no noise otherwise. A change that adds
+checks raises the number here.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ COUNTS = [
 
 
 def count(log: str, pattern: str) -> int:
-    """The last number that `pattern` finds in `log`; 0 where it finds none."""
+    """Return the last number that `pattern` finds in `log`; 0 where it finds none."""
     found = re.findall(pattern, log)
     return int(found[-1].replace(",", "")) if found else 0
 
 
 def main(folder: Path) -> int:
-    """Print every count; the exit status is 1 where one has fallen."""
+    """Print every count; return 1 where one has fallen."""
     status = 0
     for step, what, pattern, least in COUNTS:
         found = count((folder / f"{step}.log").read_text(encoding="utf-8"), pattern)

@@ -28,7 +28,7 @@ _LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "PYTHONMALLOC": "mal
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a process that runs the package under test, on one thread: a fork copies no other."""
+    """Return variables for the package under test on one thread: a fork copies no other."""
     package = str(Path(lora_export.__file__).parents[1])
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     return {**os.environ, "PYTHONPATH": package, **one, **more}
@@ -49,7 +49,7 @@ class Server:
     def join(
         cls, folder: Path, modules: Sequence[str], name: str = "fork-server", **settings: str
     ) -> Server:
-        """The server `name` of `folder`, which is started unless it runs.
+        """Return the server `name` of `folder`, which is started unless it runs.
 
         It imports `modules`, in an environment with `settings`.
         """
@@ -76,7 +76,7 @@ class Server:
         raise EOFError(place)
 
     def ask(self, request: dict[str, Any], descriptors: Sequence[int]) -> Any:
-        """The connection on which the answers come; see server.py."""
+        """Return the connection on which the answers come; see server.py."""
         return ask(self.place, request, list(descriptors))
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class Server:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """No other process is in this block for `folder`."""
+    """Keep all other processes out of this block for `folder`."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

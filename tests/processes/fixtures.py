@@ -33,14 +33,14 @@ MODULES = (
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, request) -> Path:
-    """A folder of this run of pytest, one for all workers."""
+    """Return a folder of this run of pytest, one for all workers."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if hasattr(request.config, "workerinput") else folder
 
 
 @pytest.fixture(scope="session")
 def fork_server(run_folder: Path) -> Iterator[Server]:
-    """The fork server of this run of pytest, one for all workers."""
+    """Yield the fork server of this run of pytest, one for all workers."""
     server = Server.join(run_folder, MODULES)
     yield server
     server.close()
@@ -48,21 +48,21 @@ def fork_server(run_folder: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def forked(fork_server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which `lora-export` and `python` are run by the fork server."""
+    """Return the environment in which the fork server runs `lora-export` and `python`."""
     programs = fork_server.write_programs(tmp_path_factory.mktemp("programs"))
     return {**os.environ, **programs}
 
 
 @pytest.fixture(scope="session")
 def real() -> dict[str, str]:
-    """The environment in which `lora-export` and `python` are real processes, of this Python."""
+    """Return the environment in which `lora-export` and `python` are processes of this Python."""
     scripts = Path(sys.executable).parent
     return {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.fixture(scope="session")
 def fork_python(forked: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python WORD...` by a fork; the finished process, with its text."""
+    """Return what runs `python WORD...` by a fork and gives the finished process, with its text."""
 
     def run(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         program = forked["PATH"].partition(os.pathsep)[0]

@@ -1,7 +1,7 @@
 """A process that has imported everything and forks a child for each command.
 
 Importing torch and transformers takes seconds, a fork milliseconds. A child is a copy of a process
-that has run nothing, so it does what a real process does: test_forked.py compares the two.
+that has run nothing, and does what a real process does. test_forked.py compares the two.
 
 `processes.client.Server` starts it as `server.py SOCKET MODULE...`. It prints a line when it is
 ready. A client connects to the socket and sends one JSON request with the descriptors of stdin,
@@ -58,7 +58,7 @@ class Server:
             self._events.register(readable, selectors.EVENT_READ)
 
     def serve(self) -> dict[str, Any] | None:
-        """The request of a child, in the child; None in the server, when no lifeline is left."""
+        """Return its request in each child; None in the server, when no lifeline is left."""
         while True:
             for key, _ in self._events.select():
                 if key.fileobj is self._woken:
@@ -154,7 +154,7 @@ def _import_everything(modules: list[str]) -> None:
 
 
 def _import(name: str) -> None:
-    """`module`, or `module:name` where a library loads the name's own module late."""
+    """Import `module`, or `module:name` where a library loads the name's own module late."""
     module, _, attribute = name.partition(":")
     found = importlib.import_module(module)
     if attribute:
@@ -162,7 +162,7 @@ def _import(name: str) -> None:
 
 
 def _run(request: dict[str, Any]) -> int:
-    """Do what the request asks for; the exit status that Python would end with.
+    """Do what the request asks for; return the exit status that Python would end with.
 
     argv: the program and its words, see `_program`. cwd, environment: the child's.
     hook: `module:function` of a module in `path`, called with the request before the program runs.
@@ -213,7 +213,7 @@ def _program(argv: list[str]) -> None:
 
 
 def _of_program(frames: TracebackType | None) -> TracebackType | None:
-    """The frames of the program, without those of this file and of runpy that lead to it."""
+    """Drop the frames of this file and of runpy, which lead to the program's."""
     ours = {__file__, "<frozen runpy>"}
     while frames and frames.tb_frame.f_code.co_filename in ours:
         frames = frames.tb_next

@@ -13,7 +13,7 @@ SOCKET = "LORA_EXPORT_FORK_SERVER"  # the environment variable that names the se
 
 
 def ask(place, request, descriptors):
-    """The connection on which the answers to `request` come; see server.py."""
+    """Return the connection on which the answers to `request` come; see server.py."""
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(place)
@@ -27,7 +27,7 @@ def ask(place, request, descriptors):
 
 
 def answers(connection):
-    """The answers one by one; none comes after that of a child that has ended."""
+    """Yield the answers one by one; none comes after that of a child that has ended."""
     with connection.makefile("rb") as lines:
         yield from map(json.loads, lines)
 
