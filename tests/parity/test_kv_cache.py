@@ -19,7 +19,6 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import UsageError
 from lora_export.models.choose import folder_model
 from lora_export.models.generation.cached_decoder import CachedDecoder
-from tests.documents import blocks
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
