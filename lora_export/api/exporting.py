@@ -3,55 +3,34 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lora_export.api.graph.encoder_pair import (
-    export_pair,
-    graph_facts,
-    is_pair,
-    pair_facts,
-    prove_pair,
-    stored_twice,
-)
-from lora_export.api.graph.lower_precision import (
-    Form,
-    Full,
-    full_proof,
-    lossy_warnings,
-    lower_into,
-    recorded_graph,
-)
+from lora_export.api.graph.encoder_pair import is_pair
+from lora_export.api.graph.lower_precision import Form, recorded_graph
+from lora_export.api.graph.making import Place, make_graph, traced_model
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
 from lora_export.api.job.planned_job import make_job
-from lora_export.api.proof.checkpoint_proof import not_verified, prove_weights
-from lora_export.api.proof.file_proof import prove_file
-from lora_export.api.proof.model_proof import Proven
 from lora_export.api.recording import build_manifest, input_paths
 from lora_export.api.space import float32_bytes, refuse_too_little, space_for
 from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, manifest_beside
-from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
 from lora_export.checkpoint.output.writer import write_bytes
 from lora_export.errors import UsageError
-from lora_export.models.choose import folder_model
-from lora_export.models.generation.cached_decoder import CachedDecoder
-from lora_export.models.generation.cached_pair import CachedPair
 from lora_export.onnx_export.capture.captures import open_captures
+from lora_export.onnx_export.settings import ExportSettings
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from typing_extensions import Unpack
 
     from lora_export.api.job.keywords import Settings
     from lora_export.api.job.planned_job import Job
     from lora_export.checkpoint.output.publish import Staging
-    from lora_export.models.source import ModelSource
-    from lora_export.records import Attribution, Check, Checkpoint, WrittenFile
 
 
 @checked("onnx")
@@ -115,7 +94,7 @@ def export_onnx(
         with job.clock("plan"):
             traced_model(job, job.plan.base)  # what cannot be built is refused before all else
     captures = open_captures(capture_cache, off=no_capture_cache)
-    form = Form(lower, opset, captures, allow_lossy=allow_lossy)
+    form = Form(ExportSettings(opset, captures), lower, allow_lossy=allow_lossy)
     target = Path(output)
     pair = is_pair(job)
     _check_name(target, pair=pair)
@@ -141,24 +120,21 @@ def _check_name(target: Path, *, pair: bool) -> None:
         raise UsageError(message, where=str(target), hint=f"-o {target}.onnx")
 
 
-def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
-    """The user's model, or the folder's: the result's own where the adapter changes its shape."""
-    if job.source:
-        return job.source
-    base = merged if job.plan.reshaped else job.plan.base
-    plain = folder_model(base, job.proof.input, job.network.task)
-    if not job.network.kv_cache:
-        return plain
-    return CachedPair(plain) if is_pair(job) else CachedDecoder(plain)
-
-
 def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Report:
     from lora_export.execution.digests import hash_files
+    from lora_export.verification.failure import refuse_failed
 
     # The merged weights lie beside the file that is made of them until it is proven.
     space = space_for(job.plan, stage.output).beside(float32_bytes(job.plan))
     refuse_too_little(space, stage.output)
-    made = _make(stage, job, form, verify=verify)
+    work = stage.folder / "merged"
+    place = Place(stage.path, work, str(stage.output), writes=True)
+    made = make_graph(job, form, place, verify=verify)
+    refuse_failed(made.checks, str(stage.output), made.attribution)
+    shutil.rmtree(work)
+    if stage.kind == "file":
+        for file in made.files[1:]:  # external data, named by its content
+            stage.announce(file.path)
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
     graph = recorded_graph(stage.path, job, form, made.facts, verify=verify)
     record = build_manifest(job, "onnx", made.files, made.checks, digests, graph=graph)
@@ -179,108 +155,3 @@ def _manifest_place(stage: Staging) -> Path:
     if stage.kind == "folder":
         return stage.path / MANIFEST_NAME
     return stage.beside(manifest_beside(stage.output))
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What was written, its checks, and what is to be told of it."""
-
-    files: tuple[WrittenFile, ...]
-    facts: Mapping[str, Any]
-    checks: tuple[Check, ...]
-    warnings: tuple[str, ...]
-    attribution: Attribution | None = None
-
-
-def _make(stage: Staging, job: Job, form: Form, *, verify: bool) -> _Made:
-    """Merge, write and prove; what is staged is right, or nothing is returned.
-
-    Raises:
-        VerificationError: a check failed.
-    """
-    from lora_export.verification.failure import refuse_failed
-
-    work = stage.folder / "merged"
-    merged = merged_checkpoint(job, work)
-    source = traced_model(job, merged)
-    by_weights: tuple[Check, ...] = ()
-    told = not_verified(job, but=["--input"])
-    if verify:
-        by_weights, told = prove_weights(job, merged), ()
-        refuse_failed(by_weights, str(stage.output))
-    if isinstance(source, CachedPair):
-        made = _make_pair(stage, job, form, source, merged, verify=verify)
-    else:
-        made = _make_file(stage, job, form, source, merged, before=by_weights, verify=verify)
-    checks = (*by_weights, *made.checks)
-    refuse_failed(checks, str(stage.output), made.attribution)
-    shutil.rmtree(work)
-    return replace(made, checks=checks, warnings=(*told, *made.warnings))
-
-
-def _make_file(
-    stage: Staging,
-    job: Job,
-    form: Form,
-    source: ModelSource,
-    merged: Checkpoint,
-    *,
-    before: tuple[Check, ...],
-    verify: bool,
-) -> _Made:
-    """One file; before: the checks that have passed already, for the report of a failure."""
-    from lora_export.onnx_export.export import export
-    from lora_export.verification.failure import refuse_failed
-
-    place = (stage.folder / "merged" if form.is_lowered else stage.folder) / stage.path.name
-    exported = export(
-        source, job.plan, merged, place, opset=form.opset, captures=form.captures, clock=job.clock
-    )
-    proven = Proven()
-    if verify:
-        proven = prove_file(place, exported, full_proof(job, form), source, merged)
-        refuse_failed((*before, *proven.checks), str(stage.output), proven.attribution)
-    files, facts = exported.files, {"graph": graph_facts(exported, proven.saved)}
-    checks = proven.checks
-    if form.is_lowered:
-        full = Full(job, source, merged, exported, place)
-        files, more, facts = lower_into(stage.path, full, form, verify=verify)
-        checks = (*checks, *more)
-    for file in files[1:]:  # external data, named by its content
-        stage.announce(file.path)
-    told = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
-    return _Made(files, facts, checks, told)
-
-
-def _make_pair(
-    stage: Staging,
-    job: Job,
-    form: Form,
-    source: CachedPair,
-    merged: Checkpoint,
-    *,
-    verify: bool,
-) -> _Made:
-    parts, twice = export_pair(
-        source, job, merged, stage.path, opset=form.opset, captures=form.captures
-    )
-    proven = prove_pair(stage.path, parts, job, source, merged) if verify else Proven()
-    told = dict.fromkeys(line for part in parts.values() for line in part.warnings)
-    return _Made(
-        tuple(file for part in parts.values() for file in part.files),
-        {"graphs": pair_facts(parts, proven.saved), "stored_twice": twice},
-        proven.checks,
-        (*proven.warnings, *told, *stored_twice(twice)),
-        proven.attribution,
-    )
-
-
-def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
-    """Carry the plan out in the new folder `work` and read the result back."""
-    from lora_export.execution.stage import write_plan
-
-    work.mkdir()
-    place = work / "merged.safetensors" if job.plan.base.layout == "file" else work
-    with job.clock("merge"):
-        write_plan(job.plan, place, allow_noop=job.allow_noop)
-    return read_checkpoint(place)

@@ -9,33 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_export.api.exporting import merged_checkpoint, traced_model
-from lora_export.api.graph.encoder_pair import (
-    expect_pair,
-    graph_facts,
-    is_pair,
-    pair_facts,
-    prove_pair,
-)
-from lora_export.api.graph.lower_precision import (
-    Form,
-    Full,
-    full_proof,
-    lossy_warnings,
-    prove_again,
-)
+from lora_export.api.graph.encoder_pair import is_pair
+from lora_export.api.graph.lower_precision import Form
+from lora_export.api.graph.making import Place, make_graph
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
 from lora_export.api.job.planned_job import make_job, plan_job
-from lora_export.api.proof.checkpoint_proof import prove_checkpoint, prove_weights
-from lora_export.api.proof.file_proof import prove_file
+from lora_export.api.proof.checkpoint_proof import prove_checkpoint
 from lora_export.api.proof.following import prove_foreign
+from lora_export.api.proof.model_proof import Proven
 from lora_export.checkpoint.folder.recorded import read_manifest
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import InputError, UsageError
-from lora_export.models.generation.cached_pair import CachedPair
 from lora_export.models.generation.caches import PAST
 from lora_export.onnx_export.capture.captures import open_captures
+from lora_export.onnx_export.settings import ExportSettings
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.records import at_level
 from lora_export.report.result import Report
@@ -51,12 +39,10 @@ if TYPE_CHECKING:
     from lora_export.api.job.planned_job import Job
     from lora_export.api.job.proof_options import ProofOptions
     from lora_export.api.proof.following import PlanAgain
-    from lora_export.api.proof.model_proof import Proven
     from lora_export.checkpoint.folder.recorded import Recorded
-    from lora_export.models.source import ModelSource
     from lora_export.onnx_export.precision.grids import Precision
     from lora_export.planning.request import AdapterOptions
-    from lora_export.records import Check, Checkpoint
+    from lora_export.records import Check
 
 _WITHOUT = "made again, or with the manifest moved away: --base BASE --adapter ADAPTER prove it"
 
@@ -130,7 +116,7 @@ def verify(
         told += (f"it is no ONNX file, so {', '.join(names)} had no effect",) if names else ()
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
-        form = Form(lower, opset, captures, allow_lossy=allow_lossy)
+        form = Form(ExportSettings(opset, captures), lower, allow_lossy=allow_lossy)
         plan_again = partial(make_job, base, adapters, network=network, proof=proof)
         job, proven, facts = _again(path, job, form, None if recorded else plan_again)
     except InputError:
@@ -267,51 +253,12 @@ def _again(
     plan_again: given where there is no manifest, and another tool may have made the merge.
     """
     if _is_onnx(path, job):
-        return job, *_graph_again(path, job, form)
+        with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
+            place = Place(path, Path(folder) / "merged", str(path), writes=False)
+            made = make_graph(job, form, place)
+        proven = Proven(made.checks, made.warnings, made.attribution)
+        return job, proven, {**made.facts, **job.clock.facts()}
     merged = read_checkpoint(path)
     if plan_again:
         return *prove_foreign(job, merged, plan_again), {}
     return job, prove_checkpoint(job, merged), {}
-
-
-def _graph_again(path: Path, job: Job, form: Form) -> tuple[Proven, dict[str, Any]]:
-    from lora_export.onnx_export.export import expect
-
-    with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
-        merged = merged_checkpoint(job, Path(folder) / "merged")
-        source = traced_model(job, merged)
-        by_weights = prove_weights(job, merged)
-        if isinstance(source, CachedPair):
-            parts = expect_pair(source, job, merged, opset=form.opset, captures=form.captures)
-            proven = prove_pair(path, parts, job, source, merged)
-            facts = {"graphs": pair_facts(parts, proven.saved), **job.clock.facts()}
-            return replace(proven, checks=(*by_weights, *proven.checks)), facts
-        if form.is_lowered:
-            refuse_failed(by_weights, str(path))
-            fresh = Path(folder) / "fresh.onnx"
-            proven, facts = _lowered_again(path, job, form, source, merged, fresh=fresh)
-            return replace(proven, checks=(*by_weights, *proven.checks)), facts
-        with job.clock("capture"):
-            exported = expect(source, job.plan, merged, opset=form.opset, captures=form.captures)
-        proven = prove_file(path, exported, job, source, merged)
-        facts = {"graph": graph_facts(exported, proven.saved), **job.clock.facts()}
-        checks = (*by_weights, *proven.checks)
-        warnings = (*proven.warnings, *exported.warnings)
-        return replace(proven, checks=checks, warnings=warnings), facts
-
-
-def _lowered_again(
-    path: Path, job: Job, form: Form, source: ModelSource, merged: Checkpoint, *, fresh: Path
-) -> tuple[Proven, dict[str, Any]]:
-    """The float32 file made at `fresh` and proven again, and the lowered one held to it."""
-    from lora_export.onnx_export.export import export
-
-    exported = export(
-        source, job.plan, merged, fresh, opset=form.opset, captures=form.captures, clock=job.clock
-    )
-    proven = prove_file(fresh, exported, full_proof(job, form), source, merged)
-    refuse_failed(proven.checks, str(path), proven.attribution)  # it is no yardstick then
-    more, facts = prove_again(path, Full(job, source, merged, exported, fresh), form)
-    told = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
-    outcome = replace(proven, checks=(*proven.checks, *more), warnings=told)
-    return outcome, {**facts, **job.clock.facts()}

@@ -21,48 +21,52 @@ if TYPE_CHECKING:
     import onnx
     from torch import Tensor, nn
 
-    from lora_export.models.source import ModelSource
+    from lora_export.models.subject import Subject
     from lora_export.onnx_export.capture.captures import Captures
-    from lora_export.records import Checkpoint, InputSpec, MergePlan, WrittenFile
+    from lora_export.onnx_export.settings import ExportSettings
+    from lora_export.records import InputSpec, WrittenFile
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """An ONNX file, written or to be held against one that was.
+    """An ONNX file, written or to be held against one that was."""
 
-    topology: of the base's graph. opset: as written. inputs: as declared in the graph. weights:
-    loads the merged ones by parameter; whoever calls it decides how long they are in memory.
-    captured: whether the graph was made just now ("new") or kept from an earlier run ("cached").
-    unused: the weights of which the graph has no use.
-    """
-
+    #: Of the base's graph.
     topology: Topology
+    #: ONNX operator set, as written.
     opset: int
+    #: As declared in the graph.
     inputs: tuple[InputSpec, ...]
+    #: Loads the merged weights by parameter; the caller decides how long they stay in memory.
     weights: Callable[[], Mapping[str, Tensor]]
+    #: "new" where the graph was captured just now, "cached" where an earlier run kept it.
     captured: str
+    #: The weights of which the graph has no use.
     unused: frozenset[str]
+    #: Of the captures, where the graph could not be kept.
     warnings: tuple[str, ...] = ()
+    #: What was written; empty where nothing was.
     files: tuple[WrittenFile, ...] = ()
 
 
 def export(
-    source: ModelSource,
-    plan: MergePlan,
-    merged: Checkpoint,
-    path: Path,
+    subject: Subject,
+    path: Path | None,
+    settings: ExportSettings,
     *,
-    opset: int | None,
-    dtype: str = "float32",
-    captures: Captures | None = None,
-    whole: bool = True,
     clock: Stopwatch | None = None,
 ) -> Exported:
-    """Write the merged model to `path`, in `dtype`.
+    """Write the merged network to `path`; with None make all but the file.
 
-    The graph is captured without weights, so that it cannot depend on them; the merged ones are
-    then put in by binding, one at a time. captures: where graphs of earlier runs are. whole: an
-    adapted weight must be in this graph; if it is a part, see `refuse_unused`.
+    The graph is captured without weights, so that it cannot depend on them. The merged ones are
+    then put in by binding, one at a time. Without a file, the result is what a finished file is
+    held against.
+
+    Args:
+        subject: the merged network.
+        path: the .onnx file.
+        settings: how the graph is captured and filled.
+        clock: counts the stages "capture" and "fill and save".
 
     Raises:
         InputError, UsageError: see trace.capture.
@@ -71,73 +75,49 @@ def export(
     """
     clock = clock or Stopwatch()
     with clock("capture"):
-        graph, planned = _prepare(
-            source, plan, merged, opset=opset, dtype=dtype, captures=captures, whole=whole
-        )
+        graph, planned = _prepare(subject, settings)
+    if path is None:
+        return planned
     with clock("fill and save"):
         files = save_model(graph, path, planned.weights())
     _check_opset(path, planned.opset)
     return replace(planned, files=files)
 
 
-def expect(
-    source: ModelSource,
-    plan: MergePlan,
-    merged: Checkpoint,
-    *,
-    opset: int | None,
-    dtype: str = "float32",
-    captures: Captures | None = None,
-    whole: bool = True,
-) -> Exported:
-    """What `export` would write, without files: to hold a finished file against it.
-
-    Raises:
-        InputError, UsageError: see trace.capture.
-    """
-    return _prepare(source, plan, merged, opset=opset, dtype=dtype, captures=captures, whole=whole)[
-        1
-    ]
-
-
-def _prepare(
-    source: ModelSource,
-    plan: MergePlan,
-    merged: Checkpoint,
-    *,
-    opset: int | None,
-    dtype: str,
-    captures: Captures | None,
-    whole: bool,
-) -> tuple[onnx.ModelProto, Exported]:
-    # The base's own model has another graph where the adapter changes the model's shape.
-    checkpoint = merged if plan.reshaped else plan.base
-    inputs = _inputs(source.inputs, dtype)
+def _prepare(subject: Subject, settings: ExportSettings) -> tuple[onnx.ModelProto, Exported]:
+    dtype = settings.dtype
+    inputs = _inputs(subject.source.inputs, dtype)
 
     def fresh() -> onnx.ModelProto:
-        blank = source.blank(checkpoint, untied=plan.separated, dtype=dtype)
+        blank = subject.blank(dtype=dtype)
         try:
-            return capture(blank, inputs, opset=opset)
+            return capture(blank, inputs, opset=settings.opset)
         except (InputError, UsageError):
             # A model that the checkpoint does not fill is the plainer reason, where it is one.
-            source.load(merged, full={}, untied=plan.separated, dtype=dtype)
+            subject.load(dtype=dtype)
             raise
 
-    identity = source.identity(checkpoint) if captures else None
-    key = None
-    if identity is not None:
-        key = capture_key(identity, inputs, opset=opset, dtype=dtype, untied=plan.separated)
-    graph, how, warnings = _kept(captures, key, fresh)
+    key = _key(subject, inputs, settings)
+    graph, how, warnings = _kept(settings.captures, key, fresh)
     unused = frozenset(read_bindings(graph).unused)
 
     def weights() -> Mapping[str, Tensor]:
-        model = source.load(merged, full={}, untied=plan.separated, dtype=dtype)
-        if whole:
-            refuse_unused(source, model, plan, unused)
+        model = subject.load(dtype=dtype)
+        if settings.whole:
+            refuse_unused(subject, model, unused)
         return {name: value for name, value in model.state_dict().items() if name not in unused}
 
     planned = Exported(describe(graph), opset_of(graph), inputs, weights, how, unused, warnings)
     return graph, planned
+
+
+def _key(subject: Subject, inputs: tuple[InputSpec, ...], settings: ExportSettings) -> str | None:
+    """The key of the graph among the captures; None where there are none, or it is not known."""
+    identity = subject.source.identity(subject.blueprint) if settings.captures else None
+    if identity is None:
+        return None
+    untied = subject.plan.separated
+    return capture_key(identity, inputs, opset=settings.opset, dtype=settings.dtype, untied=untied)
 
 
 def _kept(
@@ -168,17 +148,17 @@ def _check_opset(path: Path, opset: int) -> None:
         raise VerificationError(message, where=path.name)
 
 
-def refuse_unused(
-    source: ModelSource, model: nn.Module, plan: MergePlan, unused: frozenset[str]
-) -> None:
-    """An adapted weight that no output depends on would vanish from the file in silence.
+def refuse_unused(subject: Subject, model: nn.Module, unused: frozenset[str]) -> None:
+    """Refuse an adapted weight that no output depends on: the file would leave it out in silence.
+
+    model: the network, as `subject` loads it. unused: parameters of which the graph has no use.
 
     Raises:
         FitError: with every such weight.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    deltas = {delta.module for step in plan.steps() for delta in step.deltas}
-    owners = [names[id(source.module(model, module))] for module in sorted(deltas)]
+    deltas = {delta.module for step in subject.plan.steps() for delta in step.deltas}
+    owners = [names[id(subject.source.module(model, module))] for module in sorted(deltas)]
     lost = [name for name in owners if unused & {f"{name}.weight", f"{name}.conv.weight"}]
     if lost:
         hint = "export an output that uses it, or leave it out with --allow-unmatched"

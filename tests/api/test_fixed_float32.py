@@ -14,6 +14,7 @@ from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.planned_job import make_job
 from lora_export.api.proof.model_proof import prove_model
 from lora_export.checkpoint.index import read_checkpoint
+from lora_export.models.subject import Subject
 
 CODE = """\
 import loralib as lora
@@ -115,7 +116,7 @@ def test_a_wrong_merge_is_caught_and_placed(wrong, name, tmp_path):
         tensors["fc.weight"] = before + share * (tensors["fc.weight"] - before)
     save_file(tensors, out)
     job = make_job(base, adapters, network=Network(model), proof=None, settings={})
-    proven = prove_model(job, job.source, read_checkpoint(out)).proven()
+    proven = prove_model(job, Subject(job.source, job.plan, read_checkpoint(out))).proven()
     assert {c.name for c in proven.checks if not c.passed} >= {"merged = unmerged (torch)"}
     assert (proven.attribution.stage, proven.attribution.module) == ("merge", "fc")
 

@@ -16,6 +16,7 @@ from lora_export.api.job.planned_job import make_job
 from lora_export.api.proof.model_proof import prove_model
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import VerificationError
+from lora_export.models.subject import Subject
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 TARGETS = {llama: ["q_proj", "v_proj", "down_proj"], bert: ["query", "value"]}
@@ -106,7 +107,7 @@ def test_what_the_outputs_show_is_still_caught_by_them(tmp_path):
     from lora_export.models.choose import folder_model
 
     source = folder_model(job.plan.base, ())
-    proven = prove_model(job, source, read_checkpoint(tmp_path / "out")).proven()
+    proven = prove_model(job, Subject(source, job.plan, read_checkpoint(tmp_path / "out"))).proven()
     assert not all(check.passed for check in proven.checks)
 
 

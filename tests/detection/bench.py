@@ -24,7 +24,7 @@ from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
 from safetensors.torch import load_file, save_file
 
-from lora_export.api.exporting import merged_checkpoint, traced_model
+from lora_export.api.graph.making import merged_checkpoint, traced_model
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.planned_job import make_job
 from lora_export.api.proof import file_proof
@@ -32,9 +32,11 @@ from lora_export.api.proof.checkpoint_proof import prove_weights
 from lora_export.api.proof.file_proof import prove_file
 from lora_export.api.proof.model_proof import Proven, prove_model
 from lora_export.checkpoint.index import read_checkpoint
+from lora_export.models.subject import Subject
 from lora_export.onnx_export import export as writing
 from lora_export.onnx_export.file import audit as auditing
 from lora_export.onnx_export.file.save import save_model
+from lora_export.onnx_export.settings import ExportSettings
 from lora_export.verification.blame.attribution import by_checks
 from lora_export.verification.runtime.sessions import open_session
 
@@ -120,7 +122,11 @@ class Bench:
     @cached_property
     def by_model(self) -> Any:
         """The proof of the right merge, which every fault in a file shares."""
-        return prove_model(self.job, self.source, self.merged)
+        return prove_model(self.job, self.subject(self.merged))
+
+    def subject(self, merged: Checkpoint) -> Subject:
+        """The network with these weights, said to be the merged ones."""
+        return Subject(self.source, self.job.plan, merged)
 
     def place(self) -> Path:
         """A new folder."""
@@ -166,7 +172,7 @@ class Bench:
 
     def judge_model(self, merged: Checkpoint) -> Proven:
         """What the proof as a model says, whatever the weights' would."""
-        return prove_model(self.job, self.source, merged).proven()
+        return prove_model(self.job, self.subject(merged)).proven()
 
     def judge_file(
         self, path: Path, *, audited: bool = True, opener: Opener | None = None
@@ -179,7 +185,7 @@ class Bench:
             if not audited:
                 put(mock.patch.object(auditing, "audit", return_value=()))
             return prove_file(
-                path, self.exported, self.job, self.source, self.merged,
+                path, self.exported, self.job, self.subject(self.merged),
                 opener=opener or open_session,
             )  # fmt: skip
 
@@ -209,7 +215,7 @@ def set_up(name: str, folder: Path) -> Bench:
         return save_model(graph, path, weights)
 
     with mock.patch.object(writing, "save_model", save_both):
-        exported = writing.export(source, job.plan, merged, file, opset=None)
+        exported = writing.export(Subject(source, job.plan, merged), file, ExportSettings())
     return Bench(name, folder, job, merged, source, exported, seen[0], file, external)
 
 

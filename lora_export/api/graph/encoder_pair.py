@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_export.api.proof.model_proof import Proven, prove_model
+from lora_export.models.subject import Subject
 from lora_export.records import at_level
 
 if TYPE_CHECKING:
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from lora_export.api.job.planned_job import Job
     from lora_export.api.proof.model_proof import ModelProof
     from lora_export.models.generation.cached_pair import CachedPair
-    from lora_export.onnx_export.capture.captures import Captures
     from lora_export.onnx_export.export import Exported
-    from lora_export.records import Check, Checkpoint
+    from lora_export.onnx_export.settings import ExportSettings
+    from lora_export.records import Check, Checkpoint, MergePlan
+    from lora_export.report.stopwatch import Stopwatch
 
     Parts = Mapping[str, Exported]
 
@@ -28,16 +30,40 @@ def is_pair(job: Job) -> bool:
     return job.network.kv_cache and bool(job.plan.base.config.get("is_encoder_decoder"))
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An encoder-decoder that becomes two graphs, and the merged weights that both hold."""
+
+    #: Both networks; the model as transformers builds it is its `plain`.
+    source: CachedPair
+    #: How every merged tensor is made of base and adapters.
+    plan: MergePlan
+    #: The merged weights, read back from disk.
+    merged: Checkpoint
+
+    @property
+    def whole(self) -> Subject:
+        """Return the network that is proven."""
+        return Subject(self.source, self.plan, self.merged)
+
+    @property
+    def plain(self) -> Subject:
+        """Return the network as transformers builds it."""
+        return Subject(self.source.plain, self.plan, self.merged)
+
+    def parts(self) -> dict[str, Subject]:
+        """Return what becomes a graph each, by the files' names without suffix."""
+        parts = self.source.parts()
+        return {name: Subject(part, self.plan, self.merged) for name, part in parts.items()}
+
+
 def export_pair(
-    pair: CachedPair,
-    job: Job,
-    merged: Checkpoint,
-    folder: Path,
-    *,
-    opset: int | None,
-    captures: Captures | None,
+    pair: Pair, folder: Path | None, settings: ExportSettings, clock: Stopwatch
 ) -> tuple[dict[str, Exported], int]:
-    """(what was written, by the files' names; bytes of weights that both files hold).
+    """Write both files into `folder`; with None make all but the files.
+
+    Returns:
+        What was made, by the files' names, and the bytes of weights that both graphs use.
 
     Raises:
         InputError, UsageError: see onnx_export.capture.trace.capture.
@@ -45,42 +71,21 @@ def export_pair(
     """
     from lora_export.onnx_export.export import export
 
-    written = {
-        name: export(
-            part, job.plan, merged, folder / f"{name}.onnx",
-            opset=opset, captures=captures, clock=job.clock, whole=False,
-        )
-        for name, part in pair.parts().items()
-    }  # fmt: skip
-    return written, _account(pair, job, merged, written)
-
-
-def expect_pair(
-    pair: CachedPair,
-    job: Job,
-    merged: Checkpoint,
-    *,
-    opset: int | None,
-    captures: Captures | None,
-) -> dict[str, Exported]:
-    """What `export_pair` would write, without files; raises as it does."""
-    from lora_export.onnx_export.export import expect
-
-    expected = {
-        name: expect(part, job.plan, merged, opset=opset, captures=captures, whole=False)
+    settings = replace(settings, whole=False)
+    made = {
+        name: export(part, folder / f"{name}.onnx" if folder else None, settings, clock=clock)
         for name, part in pair.parts().items()
     }
-    _account(pair, job, merged, expected)
-    return expected
+    return made, _account(pair, made)
 
 
-def _account(pair: CachedPair, job: Job, merged: Checkpoint, parts: Parts) -> int:
+def _account(pair: Pair, parts: Parts) -> int:
     """Bytes of the weights that both graphs use; refuses an adapted one that neither does."""
     from lora_export.onnx_export.export import refuse_unused
 
-    model = pair.plain.load(merged, full={}, untied=job.plan.separated)
+    model = pair.plain.load()
     unused = [part.unused for part in parts.values()]
-    refuse_unused(pair.plain, model, job.plan, frozenset.intersection(*unused))
+    refuse_unused(pair.plain, model, frozenset.intersection(*unused))
     left_out = frozenset.union(*unused)
     both = {
         tensor.data_ptr(): tensor.nbytes
@@ -97,15 +102,13 @@ def stored_twice(count: int) -> tuple[str, ...]:
     return (f"{count:,} bytes of weights are used by both graphs, and are in both files",)
 
 
-def prove_pair(
-    folder: Path, parts: Parts, job: Job, pair: CachedPair, merged: Checkpoint
-) -> Proven:
+def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair) -> Proven:
     """The torch models against each other, both files' static audits, and both in ONNX Runtime."""
     from lora_export.onnx_export.file.audit import audit
     from lora_export.verification.blame.attribution import blame, by_checks
     from lora_export.verification.blame.narrowing import attribute_model
 
-    by_model = prove_model(job, pair, merged)
+    by_model = prove_model(job, pair.whole)
     checks, readable = by_model.checks, True
     for name, part in parts.items():
         path = folder / f"{name}.onnx"
@@ -122,16 +125,14 @@ def prove_pair(
     return Proven(checks, by_model.warnings, blame(checks, by_checks))
 
 
-def _prove_runtime(
-    folder: Path, job: Job, pair: CachedPair, by_model: ModelProof
-) -> tuple[Check, ...]:
+def _prove_runtime(folder: Path, job: Job, pair: Pair, by_model: ModelProof) -> tuple[Check, ...]:
     from lora_export.verification.runtime.encoder_decoder import check_answers, run_pair
     from lora_export.verification.runtime.sessions import find_providers, opener_on
 
     seen, tolerance = by_model.witnesses, by_model.tolerance
     probes, opener = by_model.suspects.probes, opener_on(find_providers(job.proof.provider))
     with job.clock("runtime"):
-        outputs = run_pair(folder, pair, probes, opener)
+        outputs = run_pair(folder, pair.source, probes, opener)
     sides = {"merged": seen.merged, "unmerged": () if job.plan.coupled else seen.unmerged}
     checks = []
     for side, runs in sides.items():
@@ -139,8 +140,8 @@ def _prove_runtime(
         if said:
             checks.append(tolerance.check(f"ONNX Runtime = {side}", said, outputs))
     with job.clock("generation"):
-        model = pair.plain.load(by_model.suspects.merged, full={}, untied=job.plan.separated)
-        checks += check_answers(folder, pair, model, tolerance, probes, opener=opener)
+        model = pair.plain.load()
+        checks += check_answers(folder, pair.source, model, tolerance, probes, opener=opener)
     return at_level("runtime", checks)
 
 

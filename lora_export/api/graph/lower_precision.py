@@ -10,18 +10,18 @@ from lora_export.errors import InputError, UsageError
 from lora_export.records import at_level
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from lora_export.api.job.planned_job import Job
-    from lora_export.models.source import ModelSource
-    from lora_export.onnx_export.capture.captures import Captures
+    from lora_export.models.subject import Subject
     from lora_export.onnx_export.export import Exported
     from lora_export.onnx_export.precision.grids import Precision
     from lora_export.onnx_export.precision.rounded_audit import Weights
-    from lora_export.records import Check, Checkpoint, MergePlan, WrittenFile
+    from lora_export.onnx_export.settings import ExportSettings
+    from lora_export.records import Check, WrittenFile
     from lora_export.verification.model.loss import Loss
 
     Probe = dict[str, NDArray[Any]]
@@ -33,15 +33,14 @@ _LARGE_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """In what form the file is written. opset: None takes the exporter's own.
+    """In what form the file is written."""
 
-    captures: where graphs of earlier runs are.
-    """
-
+    #: How the float32 graph is made.
+    settings: ExportSettings
+    #: Of the weights as they are written.
     precision: Precision
-    opset: int | None
-    captures: Captures | None
-    allow_lossy: bool
+    #: Whether rounding that outweighs the adapter's effect is accepted.
+    allow_lossy: bool = False
 
     @property
     def is_lowered(self) -> bool:
@@ -54,17 +53,17 @@ class Full:
     """The float32 file that a lowered one is made from, and what it was made of itself."""
 
     job: Job
-    source: ModelSource
-    merged: Checkpoint
+    subject: Subject
     exported: Exported
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A lowered file as written. half: its export where it is one of its own."""
+    """A lowered file as written."""
 
     files: tuple[WrittenFile, ...]
+    #: The export in float16, where the file is one; else it is made from the float32 file.
     half: Exported | None = None
 
 
@@ -93,12 +92,9 @@ def lower_into(
 
 def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], dict[str, Any]]:
     """(checks, facts for the report) of a lowered file that was made before."""
-    from lora_export.onnx_export.export import expect
     from lora_export.onnx_export.file import external
 
-    half = None
-    if form.precision.name == "fp16":
-        half = _half(full, form, lambda **settings: expect(*_made_of(full), **settings))
+    half = _half(full, form, None) if form.precision.name == "fp16" else None
     checks, facts = prove_lowered(full, path, form, half)
     intact = checks[0].passed  # else what lies beside it is not to be touched
     now = external.total_size(path) if intact else path.stat().st_size
@@ -126,25 +122,24 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
     from lora_export.onnx_export.precision.round_graph import lower
 
     if form.precision.name == "fp16":
-        from lora_export.onnx_export.export import export
-
-        half = _half(full, form, lambda **settings: export(*_made_of(full), path, **settings))
+        half = _half(full, form, path)
         return Lowered(half.files, half)
     model = external.load(full.path)
     lower(model, form.precision)
     return Lowered(save_model(model, path, {}))
 
 
-def _half(full: Full, form: Form, make: Callable[..., Exported]) -> Exported:
-    """The export in float16.
+def _half(full: Full, form: Form, path: Path | None) -> Exported:
+    """Export in float16 to `path`; with None make all but the file.
 
     Raises: as for `lower_file`.
     """
+    from lora_export.onnx_export.export import export
     from lora_export.onnx_export.precision.half import refuse_too_large
 
     refuse_too_large(full.exported.weights())
     try:
-        return make(opset=form.opset, captures=form.captures, dtype="float16")
+        return export(full.subject, path, replace(form.settings, dtype="float16"))
     except (InputError, UsageError) as error:
         problem = error.problems[0]
         raise InputError(
@@ -153,10 +148,6 @@ def _half(full: Full, form: Form, make: Callable[..., Exported]) -> Exported:
             hint="its forward must keep the dtype of its inputs and weights; or take --precision "
             "fp32 or int8-weights",
         ) from error
-
-
-def _made_of(full: Full) -> tuple[ModelSource, MergePlan, Checkpoint]:
-    return full.source, full.job.plan, full.merged
 
 
 def prove_lowered(
@@ -197,7 +188,9 @@ def _audit(
 
     if half is None:
         model = external.load(full.path)
-        return audit_lowered(path, full=model, precision=precision, inputs=full.source.inputs)
+        return audit_lowered(
+            path, full=model, precision=precision, inputs=full.subject.source.inputs
+        )
 
     def expected() -> Mapping[str, NDArray[Any]]:
         return rounded_once(full.exported.weights(), half.weights())
@@ -232,13 +225,13 @@ def _run(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...], tuple[Ch
         lowered_probes = [_cast(probe, "float32", "float16") for probe in probes]
         probes = [_cast(probe, "float16", "float32") for probe in lowered_probes]
     expected = run_model(full.path, probes, providers=providers)
-    base = run_base(full.source, job.plan, full.merged, probes)
+    base = run_base(full.subject, probes)
     found = run_model(path, lowered_probes, providers=providers)
     losses = measure(expected, found, base)
     limits = Limits(job.proof.atol, job.proof.rtol, form.allow_lossy)
     checks = loss_checks(losses, form.precision.name, limits)
     if form.precision.name == "fp16":
-        half = run_merged(*_made_of(full), lowered_probes, dtype="float16")
+        half = run_merged(full.subject, lowered_probes, dtype="float16")
         more = measure(expected, half, base)
         checks = (*checks, *loss_checks(more, "fp16 in torch", limits))
     return losses, checks
@@ -249,12 +242,12 @@ def _probes(full: Full, providers: Sequence[str]) -> list[Probe]:
     from lora_export.verification.model.loss import PLACES, decisions
     from lora_export.verification.runtime.sessions import run_model
 
-    probes = probes_for(full.job, full.source)
+    probes = probes_for(full.job, full.subject.source)
     runs = run_model(full.path, probes, providers=providers)
     counts = (sum(decisions(name, run[name]) for run in runs) for name in runs[0])
     fewest = min(filter(None, counts), default=PLACES)
     rounds = min(-(-PLACES // fewest), MOST_ROUNDS)
-    return probes if rounds == 1 else probes_for(full.job, full.source, rounds)
+    return probes if rounds == 1 else probes_for(full.job, full.subject.source, rounds)
 
 
 def _cast(probe: Mapping[str, NDArray[Any]], old: str, new: str) -> Probe:

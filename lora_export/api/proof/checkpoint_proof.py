@@ -9,6 +9,7 @@ from lora_export.api.proof.memory import why_too_large
 from lora_export.api.proof.model_proof import Proven, prove_model
 from lora_export.errors import InputError, UsageError
 from lora_export.models.choose import folder_model, why_no_model, why_unloadable
+from lora_export.models.subject import Subject
 from lora_export.records import at_level
 from lora_export.report.columns import first_names
 
@@ -60,7 +61,11 @@ def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Pr
         return Proven(checks)
     if job.source:
         why = "" if job.is_proof_asked else _not_run(job, job.source)
-        more = Proven(warnings=(why,)) if why else prove_model(job, job.source, merged).proven()
+        more = (
+            Proven(warnings=(why,))
+            if why
+            else prove_model(job, Subject(job.source, job.plan, merged)).proven()
+        )
     else:
         more = _prove_folder(job, merged)
     unused = _unused(job.proof) if more.warnings and not more.checks else ()
@@ -105,7 +110,8 @@ def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
         return Proven(warnings=(told,))
     try:
         why = why_unloadable(base)
-        return prove_model(job, source, merged).proven(_unloadable(why) if why else "")
+        subject = Subject(source, job.plan, merged)
+        return prove_model(job, subject).proven(_unloadable(why) if why else "")
     except UsageError as error:
         if job.is_proof_asked:
             raise  # what the user asked for is not left out in silence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
     from lora_export.api.job.planned_job import Job
     from lora_export.api.proof.model_proof import ModelProof
-    from lora_export.models.source import ModelSource
+    from lora_export.models.subject import Subject
     from lora_export.onnx_export.export import Exported
-    from lora_export.records import Check, Checkpoint
+    from lora_export.records import Check
     from lora_export.verification.blame.narrowing import Artifact
     from lora_export.verification.runtime.sessions import Opener
 
@@ -26,8 +27,7 @@ def prove_file(
     path: Path,
     exported: Exported,
     job: Job,
-    source: ModelSource,
-    merged: Checkpoint,
+    subject: Subject,
     *,
     opener: Opener | None = None,
 ) -> Proven:
@@ -42,7 +42,7 @@ def prove_file(
     from lora_export.verification.runtime.sessions import find_providers, opener_on
 
     # Each of the three frees its weights before the next one takes its own.
-    by_model = prove_model(job, source, merged)
+    by_model = prove_model(job, subject)
     weights, topology = exported.weights, exported.topology
     with job.clock("static audit"):
         static = audit(path, expected=weights, base=topology, inputs=exported.inputs)
@@ -73,14 +73,13 @@ def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[
     checks = [tolerance.check("ONNX Runtime = merged", seen.merged, outputs)]
     if not job.plan.coupled:
         checks.append(tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs))
-    suspects = by_model.suspects
-    if isinstance(suspects.source, CachedDecoder):
+    subject = by_model.suspects.subject
+    if isinstance(subject.source, CachedDecoder):
         with job.clock("generation"):
-            plain = suspects.source.plain
-            model = plain.load(suspects.merged, full={}, untied=job.plan.separated)
+            model = replace(subject, source=subject.source.plain).load()
             checks += check_generation(
                 artifact.path,
-                suspects.source,
+                subject.source,
                 model,
                 tolerance,
                 seed=job.proof.seed,

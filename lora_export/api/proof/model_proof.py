@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
-    from lora_export.records import Attribution, Check, Checkpoint
+    from lora_export.models.subject import Subject
+    from lora_export.records import Attribution, Check
     from lora_export.verification.blame.narrowing import Suspects
     from lora_export.verification.model.tolerance import Tolerance
     from lora_export.verification.model.witnesses import Witnesses
@@ -25,29 +26,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a proof says: checks, warnings, and where a failed one comes from, if that is known.
-
-    saved: nodes and parameters that an export with the LoRA in the graph would have beside.
-    """
+    """The outcome of a proof."""
 
     checks: tuple[Check, ...] = ()
     warnings: tuple[str, ...] = ()
+    #: Where a failed check comes from, if that is known.
     attribution: Attribution | None = None
+    #: Nodes and parameters that an export with the LoRA in the graph would have beside.
     saved: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelProof:
-    """The model level's outcome: checks, what was seen, and the tolerance that was derived.
-
-    suspects: what to look at again where a check failed. allow_noop: an adapter without effect is
-    accepted.
-    """
+    """The outcome of the level "model"."""
 
     checks: tuple[Check, ...]
+    #: The outputs of every model that was run.
     witnesses: Witnesses
+    #: Derived from the witnesses, or given by the user.
     tolerance: Tolerance
+    #: What to run again where a check failed.
     suspects: Suspects
+    #: Whether an adapter without effect is accepted.
     allow_noop: bool = False
 
     def proven(self, told: str = "") -> Proven:
@@ -66,8 +66,8 @@ class ModelProof:
         return (*self.witnesses.told(), *([words] if unresolved else []))
 
 
-def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof:
-    """Level "model": the merged model against the unmerged one on probes.
+def prove_model(job: Job, subject: Subject) -> ModelProof:
+    """Compare the merged network with the unmerged one on probes: the level "model".
 
     Raises:
         FitError, UsageError, InputError: the model cannot be built or run.
@@ -75,13 +75,14 @@ def prove_model(job: Job, source: ModelSource, merged: Checkpoint) -> ModelProof
     from lora_export.verification.blame.narrowing import Suspects
     from lora_export.verification.model.witnesses import call_witnesses
 
+    source = subject.source
     probes = probes_for(job, source)
     with job.clock("proof as a model"):
-        witnesses = call_witnesses(source, job.plan, merged, probes, source.inputs)
+        witnesses = call_witnesses(subject, probes, source.inputs)
     tolerance = witnesses.tolerance(atol=job.proof.atol, rtol=job.proof.rtol)
     equal = not job.plan.coupled
     checks = witnesses.checks(tolerance, equal=equal, allow_noop=job.allow_noop)
-    suspects = Suspects(source, job.plan, merged, probes, job.proof.seed)
+    suspects = Suspects(subject, probes, job.proof.seed)
     return ModelProof(at_level("model", checks), witnesses, tolerance, suspects, job.allow_noop)
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from lora_export.models.source import ModelSource
-    from lora_export.records import Check, Checkpoint, MergePlan
+    from lora_export.models.subject import Subject
+    from lora_export.records import Check
     from lora_export.verification.model.tolerance import Tolerance
     from lora_export.verification.runtime.sessions import Opener, Optimisation
 
@@ -32,27 +32,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
-    """What a proof was about, to run parts of it again. seed: of the probes."""
+    """What a proof was about, to run parts of it again."""
 
-    source: ModelSource
-    plan: MergePlan
-    merged: Checkpoint
+    #: The merged network that failed.
+    subject: Subject
+    #: The inputs on which it was run.
     probes: Sequence[Probe]
+    #: The seed that the probes were drawn with.
     seed: int = 0
 
     def load_merged(self) -> nn.Module:
         """The merged torch model."""
-        return load_merged(self.source, self.plan, self.merged)
+        return load_merged(self.subject)
 
     def load_unmerged(self) -> nn.Module:
         """The base with live branches."""
-        model = load_unmerged(self.source, self.plan, self.merged)
-        attach(self.source, model, self.plan)
+        model = load_unmerged(self.subject)
+        attach(self.subject.source, model, self.subject.plan)
         return model
 
     def noisy(self, model: nn.Module) -> Iterable[nn.Module]:
         """The unmerged model with its weights moved by one ulp."""
-        nudge(model.float(), self.source, self.plan)
+        nudge(model.float(), self.subject.source, self.subject.plan)
         yield model
 
 
@@ -190,7 +191,7 @@ def _in_optimiser(
 
 def _by_sizes(suspects: Suspects, artifact: Artifact) -> Attribution | None:
     """Whether the file is right at the traced sizes alone, and which dimension it has fixed."""
-    specs = suspects.source.inputs
+    specs = suspects.subject.source.inputs
     traced = example_sizes(specs)
     if not traced:
         return None

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lora_export.models.source import ModelSource
-    from lora_export.records import Checkpoint, Delta, InputSpec, MergePlan, TensorRef
+    from lora_export.models.subject import Subject
+    from lora_export.records import Delta, InputSpec, MergePlan, TensorRef
     from lora_export.verification.formulas.signatures import LiveBranch
     from lora_export.verification.model.branches import Site
     from lora_export.verification.model.runs import Outputs, Probe
@@ -118,11 +119,7 @@ class Witnesses:
 
 
 def call_witnesses(
-    source: ModelSource,
-    plan: MergePlan,
-    merged: Checkpoint,
-    probes: Sequence[Probe],
-    specs: Sequence[InputSpec],
+    subject: Subject, probes: Sequence[Probe], specs: Sequence[InputSpec]
 ) -> Witnesses:
     """Run every witness on every probe; one model is in memory at a time.
 
@@ -136,7 +133,8 @@ def call_witnesses(
     """
     import torch
 
-    model = load_unmerged(source, plan, merged)
+    source, plan = subject.source, subject.plan
+    model = load_unmerged(subject)
     is_base = plan.reshaped or plan.full_tensors() == plan.new_tensors()
     base = run(model, probes) if is_base else []
     if "torch._dynamo" in sys.modules:  # what torch.compile made of it would not call the branches
@@ -155,7 +153,7 @@ def call_witnesses(
     nudged = run(model, probes)
     sites = distinct_sites(branches)
     del model, branches
-    merged_outputs = run(load_merged(source, plan, merged), probes)
+    merged_outputs = run(load_merged(subject), probes)
     if not is_base:
         base = run(source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
     live = None if plan.reshaped else source.load_live(plan)
@@ -165,47 +163,37 @@ def call_witnesses(
     )
 
 
-def run_base(
-    source: ModelSource, plan: MergePlan, merged: Checkpoint, probes: Sequence[Probe]
-) -> list[Outputs]:
-    """Outputs of the base without adapter, for every probe."""
+def run_base(subject: Subject, probes: Sequence[Probe]) -> list[Outputs]:
+    """Return the outputs of the base without adapter, for every probe."""
+    plan = subject.plan
     if plan.reshaped:  # the base's own model has other outputs
-        return run(load_unmerged(source, plan, merged), probes)
-    return run(source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
+        return run(load_unmerged(subject), probes)
+    return run(subject.source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
 
 
-def run_merged(
-    source: ModelSource,
-    plan: MergePlan,
-    merged: Checkpoint,
-    probes: Sequence[Probe],
-    dtype: str = "float32",
-) -> list[Outputs]:
-    """Outputs of the merged model in torch, for every probe, loaded in `dtype`."""
-    return run(load_merged(source, plan, merged, dtype=dtype), probes)
+def run_merged(subject: Subject, probes: Sequence[Probe], dtype: str = "float32") -> list[Outputs]:
+    """Return the outputs of the merged model in torch, for every probe, loaded in `dtype`."""
+    return run(load_merged(subject, dtype=dtype), probes)
 
 
-def load_unmerged(source: ModelSource, plan: MergePlan, merged: Checkpoint) -> nn.Module:
-    """The base with every full tensor of the adapters, and without their updates.
+def load_unmerged(subject: Subject) -> nn.Module:
+    """Return the base with every full tensor of the adapters, and without their updates.
 
     Where these change the model's shape, only the result's own configuration builds it; then every
     tensor that the merge has changed is set to what it was made of.
     """
+    plan = subject.plan
     if plan.reshaped:
-        return load_merged(source, plan, merged, full=plan.sources())
-    return source.load(plan.base, full=plan.full_tensors(), untied=plan.separated)
+        return load_merged(subject, full=plan.sources())
+    return subject.source.load(plan.base, full=plan.full_tensors(), untied=plan.separated)
 
 
 def load_merged(
-    source: ModelSource,
-    plan: MergePlan,
-    merged: Checkpoint,
-    full: Mapping[str, TensorRef] | None = None,
-    dtype: str = "float32",
+    subject: Subject, full: Mapping[str, TensorRef] | None = None, dtype: str = "float32"
 ) -> nn.Module:
-    """The merged model; a result that the base's own model does not take is a failed proof."""
+    """Return the merged model; a result that the base's model does not take is a failed proof."""
     try:
-        return source.load(merged, full=full or {}, untied=plan.separated, dtype=dtype)
+        return subject.load(full, dtype=dtype)
     except (FitError, InputError) as error:
         refusal = VerificationError.of(error.problems)
         refusal.attribution = Attribution("merge", detail="the model does not take its result")

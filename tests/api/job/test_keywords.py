@@ -160,7 +160,7 @@ def test_a_base_that_is_no_path_is_refused():
 
 
 def test_the_page_about_python_runs(tmp_path, monkeypatch, capsys):
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     text = (root / "docs" / "python.md").read_text(encoding="utf-8")
     code = text.partition("```python\n")[2].partition("```")[0]
     (tmp_path / "samples").symlink_to(root / "samples")

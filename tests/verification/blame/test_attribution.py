@@ -16,12 +16,14 @@ from onnx import numpy_helper
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from lora_export.api.exporting import merged_checkpoint, traced_model
+from lora_export.api.graph.making import merged_checkpoint, traced_model
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.planned_job import make_job
 from lora_export.api.proof.file_proof import prove_file
 from lora_export.checkpoint.index import read_checkpoint
+from lora_export.models.subject import Subject
 from lora_export.onnx_export.export import export
+from lora_export.onnx_export.settings import ExportSettings
 from lora_export.verification.runtime.sessions import open_session
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -41,8 +43,8 @@ class Case:
 
     def prove(self, path=None, *, merged=None, opener=None):
         return prove_file(
-            path or self.path, self.exported, self.job, self.source, merged or self.merged,
-            opener=opener,
+            path or self.path, self.exported, self.job,
+            Subject(self.source, self.job.plan, merged or self.merged), opener=opener,
         )  # fmt: skip
 
 
@@ -113,7 +115,7 @@ def case(request, tmp_path_factory):
     merged = merged_checkpoint(job, folder / "merged")
     source = traced_model(job, merged)
     path = folder / "out.onnx"
-    exported = export(source, job.plan, merged, path, opset=None)
+    exported = export(Subject(source, job.plan, merged), path, ExportSettings())
     return Case(job, merged, source, exported, path, adapted, tensor or f"{adapted}.weight")
 
 

@@ -1,0 +1,172 @@
+"""One path for every ONNX file: `onnx` writes and proves it, `verify` proves it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lora_export.api.graph.encoder_pair import (
+    Pair,
+    export_pair,
+    graph_facts,
+    is_pair,
+    pair_facts,
+    prove_pair,
+    stored_twice,
+)
+from lora_export.api.graph.lower_precision import (
+    Full,
+    full_proof,
+    lossy_warnings,
+    lower_into,
+    prove_again,
+)
+from lora_export.api.proof.checkpoint_proof import not_verified, prove_weights
+from lora_export.api.proof.file_proof import prove_file
+from lora_export.api.proof.model_proof import Proven
+from lora_export.checkpoint.index import read_checkpoint
+from lora_export.models.choose import folder_model
+from lora_export.models.generation.cached_decoder import CachedDecoder
+from lora_export.models.generation.cached_pair import CachedPair
+from lora_export.models.subject import Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.job.planned_job import Job
+    from lora_export.models.source import ModelSource
+    from lora_export.records import Attribution, Check, Checkpoint, WrittenFile
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an ONNX file is, or is to be."""
+
+    #: The .onnx file, or the folder of an encoder and its decoder.
+    path: Path
+    #: A new folder for what is thrown away: merged weights, the float32 file of a lowered one.
+    work: Path
+    #: What the user calls it, for refusals.
+    shown: str
+    #: Whether it is written; else it is there already, and is only proven.
+    writes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was written, and what the proof says of it."""
+
+    #: Empty where nothing was written.
+    files: tuple[WrittenFile, ...]
+    #: For the report, by name.
+    facts: Mapping[str, Any]
+    checks: tuple[Check, ...]
+    warnings: tuple[str, ...]
+    #: Where a failed check comes from, if that is known.
+    attribution: Attribution | None = None
+
+
+def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
+    """Return the user's model, or the folder's: the result's own where its shape is another."""
+    if job.source:
+        return job.source
+    base = merged if job.plan.reshaped else job.plan.base
+    plain = folder_model(base, job.proof.input, job.network.task)
+    if not job.network.kv_cache:
+        return plain
+    return CachedPair(plain) if is_pair(job) else CachedDecoder(plain)
+
+
+def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
+    """Carry the plan out in the new folder `work`, and return what was written."""
+    from lora_export.execution.stage import write_plan
+
+    work.mkdir()
+    place = work / "merged.safetensors" if job.plan.base.layout == "file" else work
+    with job.clock("merge"):
+        write_plan(job.plan, place, allow_noop=job.allow_noop)
+    return read_checkpoint(place)
+
+
+def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Made:
+    """Merge, then write the file where it is to be written, and prove it.
+
+    What is made on the way is proven before anything is made of it. The checks of the file itself
+    are returned, passed or not.
+
+    Raises:
+        VerificationError: a check on the way failed.
+        FitError, InputError, UsageError: the network cannot be captured, or does not fit.
+    """
+    from lora_export.verification.failure import refuse_failed
+
+    merged = merged_checkpoint(job, place.work)
+    source = traced_model(job, merged)
+    by_weights: tuple[Check, ...] = ()
+    told = not_verified(job, but=["--input"])
+    if verify:
+        by_weights, told = prove_weights(job, merged), ()
+    if place.writes or form.is_lowered:  # else nothing is made of them
+        refuse_failed(by_weights, place.shown)
+    if isinstance(source, CachedPair):
+        made = _make_pair(job, form, place, Pair(source, job.plan, merged), verify=verify)
+    else:
+        subject = Subject(source, job.plan, merged)
+        made = _make_file(job, form, place, subject, by_weights, verify=verify)
+    checks, warnings = (*by_weights, *made.checks), (*told, *made.warnings)
+    return replace(made, checks=checks, warnings=warnings)
+
+
+def _make_file(
+    job: Job,
+    form: Form,
+    place: Place,
+    subject: Subject,
+    before: tuple[Check, ...],
+    *,
+    verify: bool,
+) -> Made:
+    """One file; before: the checks that have passed already, for the report of a failure."""
+    from lora_export.onnx_export.export import export
+    from lora_export.verification.failure import refuse_failed
+
+    path = place.work / place.path.name if form.is_lowered else place.path
+    writes = place.writes or form.is_lowered
+    exported = export(subject, path if writes else None, form.settings, clock=job.clock)
+    proven = Proven()
+    if verify:
+        proven = prove_file(path, exported, full_proof(job, form), subject)
+    if writes:  # a lowered file is held against this one, so this one must be right
+        refuse_failed((*before, *proven.checks), place.shown, proven.attribution)
+    files, checks = exported.files, proven.checks
+    facts: dict[str, Any] = {"graph": graph_facts(exported, proven.saved)}
+    if form.is_lowered:
+        full = Full(job, subject, exported, path)
+        files, more, facts = _lower(place, full, form, verify=verify)
+        checks = (*checks, *more)
+    told = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
+    return Made(files, facts, checks, told, proven.attribution)
+
+
+def _lower(
+    place: Place, full: Full, form: Form, *, verify: bool
+) -> tuple[tuple[WrittenFile, ...], tuple[Check, ...], dict[str, Any]]:
+    """(files, checks, facts) of the file in a lower precision, written now or before."""
+    if place.writes:
+        return lower_into(place.path, full, form, verify=verify)
+    return ((), *prove_again(place.path, full, form))
+
+
+def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) -> Made:
+    folder = place.path if place.writes else None
+    parts, twice = export_pair(pair, folder, form.settings, job.clock)
+    proven = prove_pair(place.path, parts, job, pair) if verify else Proven()
+    told = [*dict.fromkeys(line for part in parts.values() for line in part.warnings)]
+    facts: dict[str, Any] = {"graphs": pair_facts(parts, proven.saved)}
+    if place.writes:
+        facts["stored_twice"] = twice
+        told += stored_twice(twice)
+    files = tuple(file for part in parts.values() for file in part.files)
+    return Made(files, facts, proven.checks, (*proven.warnings, *told), proven.attribution)

@@ -1,0 +1,23 @@
+"""Carries together what decides how an ONNX graph is captured and filled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_export.onnx_export.capture.captures import Captures
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """How a network becomes an ONNX graph; two exports with equal settings have equal graphs."""
+
+    #: ONNX operator set; None takes the exporter's own.
+    opset: int | None = None
+    #: Where graphs of earlier runs are kept; None captures anew and keeps nothing.
+    captures: Captures | None = None
+    #: Of weights and floating inputs: "float32" or "float16".
+    dtype: str = "float32"
+    #: Whether the graph is the whole network, so that it must use every adapted weight.
+    whole: bool = True
