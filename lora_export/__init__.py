@@ -1,3 +1,68 @@
-"""Merge a trained LoRA into its base, prove the result, and write it without overhead."""
+"""Merge a trained LoRA into its base, prove the result, and write it without overhead.
+
+Five functions are the library. Each is a command as well, with the same options. This tour runs in
+a checkout, on the trained files of samples/:
+
+    import lora_export
+
+    base, adapters = "samples/chargpt/base.safetensors", ["samples/chargpt/lora.pt"]
+    # loralib's files hold only factors; a PEFT folder needs none of these facts.
+    facts = {"alpha": 32, "enable_lora": "1,0,1", "fan_in_fan_out": True}
+
+    # See what a file holds, and what a merge would write. Neither loads torch.
+    found = lora_export.inspect("samples/chargpt/lora.pt").facts["found"]
+    planned = lora_export.merge(base, adapters, dry_run=True, **facts)
+
+    # Merge, prove every element, publish. The undo file keeps what the merge changes.
+    report = lora_export.merge(
+        base, adapters, "merged.safetensors", undo="merged.undo", **facts
+    )
+    print(report.passed, len(report.checks), *report.warnings)
+
+    # Prove it again later: by its manifest, or from base and adapters.
+    lora_export.verify("merged.safetensors")
+    lora_export.verify("merged.safetensors", base=base, adapters=adapters)
+
+    # Restore the base, byte for byte.
+    lora_export.unmerge("merged.safetensors", "restored.safetensors", undo="merged.undo")
+
+    # Write ONNX, proven in ONNX Runtime.
+    lora_export.export_onnx(
+        "samples/digits/base.safetensors",
+        ["samples/digits/lora.safetensors"],
+        "digits.onnx",
+        model="samples/digits/model.py:build",
+    )
+
+Each function returns a `Report`, or raises a class of `lora_export.errors`; then nothing was
+published. Public are these five functions, `lora_export.errors`, and `Report` with the records in
+its fields. Every other module is internal, and may change in any release.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_export.api import export_onnx, inspect, merge, unmerge, verify
+
+__all__ = ["export_onnx", "inspect", "merge", "unmerge", "verify"]
 
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    """Return the public names, also those that are not loaded yet."""
+    return sorted({*globals(), *__all__})
+
+
+if not TYPE_CHECKING:  # a type checker reads the imports above, and refuses any other name
+
+    def __getattr__(name: str) -> object:
+        """Load a public function when it is first asked for, so that the import stays quick."""
+        if name not in __all__:
+            message = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(message)
+        from lora_export import api
+
+        return getattr(api, name)

@@ -54,31 +54,49 @@ def export_onnx(
 ) -> Report:
     """Write the merged model as ONNX, and prove it in ONNX Runtime against both torch models.
 
+    The graph is the base's own: merging adds no node and no initializer. Weights that
+    take 1 GiB or more in all go into one file beside it.
+
+    Example:
+        A Hugging Face folder builds its own network; a loralib file needs yours::
+
+            export_onnx("bert", ["bert-lora"], "bert.onnx")
+            export_onnx("base.pt", ["lora.pt"], "net.onnx", model="net.py:build")
+
     Args:
         base: a folder, a weight file, or a shard index.
-        adapters: loralib files; several are summed from the unmerged base.
+        adapters: files or folders, of PEFT, loralib, litgpt, or with alpha beside the factors.
+            Several are summed from the unmerged base.
         output: the .onnx file, or with `kv_cache` of an encoder-decoder the folder of two; must
             not exist unless `force`.
-        model: the user's factory; without it `base` must be a Hugging Face folder (extra hf).
-        task: the folder's model is of transformers' class for it ("text-classification", ...), and
-            not of the class that config.json names.
-        kv_cache: the graph of a decoder takes the keys and values of what was said so far, and
-            gives them with its own added: past_key_values.0.key, present.0.key, ... Of an
-            encoder-decoder two graphs are made.
+        model: "package.module:function" or "file.py:function": your factory of the network, whose
+            code runs. None builds a Hugging Face folder's own class (extra hf).
+        task: what the network does, such as "text-classification": transformers' class for it is
+            built, and not the one that config.json names.
+        kv_cache: the graph of a decoder takes the keys and values of earlier tokens, and gives
+            them with its own added: past_key_values.0.key (batch, heads, past, size),
+            present.0.key, and so on. Of an encoder-decoder two graphs are made.
         opset: ONNX operator set; None takes the exporter's own.
-        precision: fp32, fp16, int8, int8-weights or int4; the lower ones are made from the float32
-            file, which is proven first and not published.
+        precision: "fp32", "fp16", "int8", "int8-weights" or "int4". The lower ones are made from
+            the float32 file, which is proven first and not published.
         allow_lossy: accept a lower precision whose rounding outweighs the adapter.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         force: replace an earlier export at `output`.
         capture_cache: the folder in which captured graphs of Hugging Face folders are kept; None
-            takes the usual one, see onnx_export.capture.captures.
+            takes the user's cache.
         no_capture_cache: capture anew, and keep nothing.
-        provider: ONNX Runtime's execution providers to verify with; none takes the CPU's.
-        settings: see lora_export.options and planning.request.AdapterOptions.
+        provider: ONNX Runtime's execution providers to verify with; empty takes the CPU's.
+        settings: how adapters are read and merged, and how the network is run to be proven. See
+            `lora_export.api.job.keywords.Settings`, or the command's options of the same names.
+
+    Returns:
+        The report: `facts["graph"]` has the graph's nodes, initializers and hash, and what the
+        merge saves against the LoRA in the graph.
 
     Raises:
-        LoraExportError: as for merge.
+        UsageError, InputError, LimitError, FitError, VerificationError, OutputError, StorageError,
+        MissingExtraError: as for `merge`; a network that cannot be built or captured is a
+            UsageError or an InputError.
     """
     from lora_export.onnx_export.capture.trace import check_opset
     from lora_export.onnx_export.precision.grids import find_precision

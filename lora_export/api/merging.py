@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from lora_export.api.describing import describe
 from lora_export.api.job.chosen_network import Network
-from lora_export.api.job.keywords import adapter_options, checked, proof_options
+from lora_export.api.job.keywords import (
+    adapter_options,
+    checked,
+    no_progress,
+    proof_options,
+)
 from lora_export.api.job.planned_job import make_job
 from lora_export.api.proof.checkpoint_proof import not_verified, prove_further
 from lora_export.api.proof.model_proof import Proven
@@ -28,16 +33,14 @@ from lora_export.records import at_level
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from typing_extensions import Unpack
 
-    from lora_export.api.job.keywords import Settings
+    from lora_export.api.job.keywords import Progress, Settings
     from lora_export.api.job.planned_job import Job
     from lora_export.checkpoint.output.publish import Staging
     from lora_export.records import MergePlan, WrittenFile
-
-    Progress = Callable[[int, int], None]
 
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".onnx")
 
@@ -56,33 +59,54 @@ def merge(
     undo: str | Path | None = None,
     jobs: int | None = None,
     max_shard_size: str | None = None,
-    progress: Progress = lambda _done, _total: None,
+    progress: Progress | None = None,
     **settings: Unpack[Settings],
 ) -> Report:
-    """Merge `adapters` into `base`, prove the result and publish it at `output`.
+    """Merge `adapters` into `base`, prove the result, and publish it at `output`.
 
-    A base that is one file gives one safetensors file, a folder gives a folder with the same
-    shards and side files, and a model card. The arithmetic is loralib 0.1.2's `model.eval()`, bit
-    for bit.
+    Every weight keeps its name, dtype and shape. By default the merged ones have the bits that the
+    adapter's own library gives: loralib 0.1.2's `model.eval()`, PEFT 0.21's
+    `merge_and_unload()`. A base that is one file gives one safetensors file. A folder gives a
+    folder with the same shards, its other files, and a model card.
+
+    Example:
+        An adapter's folder of PEFT says everything about itself::
+
+            report = merge("llama", ["llama-lora"], "llama-merged")
+            assert report.passed
 
     Args:
         base: a folder, a weight file, or a shard index.
-        adapters: loralib files; several are summed from the unmerged base.
-        output: must not exist unless `force`; not needed for a `dry_run`.
-        model: "package.module:function" or "file.py:function", the user's factory.
-        task: the folder's model is of transformers' class for it, see export_onnx.
-        verify: prove by weights, and as a model where one can be built.
-        dry_run: plan only; nothing is written.
+        adapters: files or folders, of PEFT, loralib, litgpt, or with alpha beside the factors.
+            Several are summed from the unmerged base.
+        output: the file or folder to write; must not exist unless `force`. A `dry_run` needs none.
+        model: "package.module:function" or "file.py:function": your factory of the network, whose
+            code runs. None builds a Hugging Face folder's own class, where it can.
+        task: what the network does, such as "text-classification": transformers' class for it is
+            built, and not the one that config.json names.
+        verify: prove every element by weights, and the outputs where a network can be built.
+        dry_run: return the plan and the room it needs; nothing is written.
         force: replace an earlier export at `output`, in one step.
         undo: keep what the merge changes in this file, for `unmerge`.
         jobs: threads; None takes one a processor.
         max_shard_size: lay a folder out anew, in shards of at most e.g. "5GB".
-        progress: told the bytes written so far, and in all.
-        settings: see lora_export.options and planning.request.AdapterOptions.
+        progress: called with the bytes written so far, and in all; None reports nothing.
+        settings: how adapters are read and merged, and how the network is run to be proven. See
+            `lora_export.api.job.keywords.Settings`, or the command's options of the same names.
+
+    Returns:
+        The report: `plan` with every tensor, `checks`, `files` with their SHA-256, `warnings`.
 
     Raises:
-        LoraExportError: one of its classes for everything that is wrong; then nothing is at
-            `output` that was not there before.
+        UsageError: a keyword, or a fact that no file holds, is missing, unknown or contradicted.
+        InputError: a file is damaged, unsafe, or of an unknown format.
+        LimitError: an input asks for more than the limits allow.
+        FitError: adapter and base do not fit.
+        VerificationError: a check failed; the module or tensor to blame is named.
+        OutputError: `output` exists, lies inside an input, or is in use.
+        StorageError: the system refuses to read or write, or the disk is too small.
+        MissingExtraError: transformers is needed and not installed.
+            After each of them, nothing is at `output` that was not there before.
     """
     job = make_job(
         base,
@@ -117,7 +141,9 @@ def merge(
         stage = stack.enter_context(
             staging(target, force=force, inputs=inputs, kind=kind, beside=beside)
         )
-        writing = Writing(jobs or os.cpu_count() or 1, progress, verify, force, max_shard_size)
+        writing = Writing(
+            jobs or os.cpu_count() or 1, progress or no_progress, verify, force, max_shard_size
+        )
         return replace(_merge_into(stage, job, writing, kept or None), output=str(target))
 
 

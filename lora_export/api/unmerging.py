@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.api.job.keywords import checked
+from lora_export.api.job.keywords import checked, no_progress
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
 from lora_export.execution.undo import is_restored, read_undo, restore
@@ -15,8 +15,7 @@ from lora_export.report.result import Report
 from lora_export.verification.failure import refuse_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from lora_export.api.job.keywords import Progress
     from lora_export.checkpoint.output.targets import Kind
 
 
@@ -28,22 +27,33 @@ def unmerge(
     undo: str | Path,
     jobs: int | None = None,
     force: bool = False,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Progress | None = None,
 ) -> Report:
     """Write the base that `merged` was made from at `output`, and prove it by its SHA-256.
 
+    Subtracting an update leaves rounding errors; the undo file leaves none.
+
+    Example:
+        ::
+
+            merge("base.safetensors", ["lora"], "merged.safetensors", undo="lora.undo")
+            unmerge("merged.safetensors", "base-again.safetensors", undo="lora.undo")
+
     Args:
         merged: what `merge` wrote.
-        output: must not exist unless `force`.
-        undo: the file that `merge --undo` kept.
+        output: the file or folder to write; must not exist unless `force`.
+        undo: the file that `merge` kept.
         jobs: threads; None takes one a processor.
         force: replace an earlier export at `output`; the base itself there is left as it is.
-        progress: told the bytes written so far, and in all.
+        progress: called with the bytes written so far, and in all; None reports nothing.
+
+    Returns:
+        The report, with one check: that every weight file has the base's SHA-256.
 
     Raises:
-        InputError: undo file and checkpoint do not belong together.
+        InputError: a file is damaged, or undo file and checkpoint do not belong together.
         VerificationError: the restored files are not those of the base; nothing is published.
-        OutputError, StorageError: as for merge.
+        UsageError, LimitError, OutputError, StorageError: as for `merge`.
     """
     kept, target = Path(undo), Path(output)
     checkpoint = read_checkpoint(Path(merged))
@@ -55,7 +65,11 @@ def unmerge(
     inputs = [checkpoint.root, *(shard.file for shard in checkpoint.shards), kept]
     with staging(target, force=force, inputs=inputs, kind=kind) as stage:
         files, wanted = restore(
-            checkpoint, kept, stage.path, jobs=jobs or os.cpu_count() or 1, progress=progress
+            checkpoint,
+            kept,
+            stage.path,
+            jobs=jobs or os.cpu_count() or 1,
+            progress=progress or no_progress,
         )
         wrong = [file.path for file in files if wanted.get(file.path, file.sha256) != file.sha256]
         detail = f"{len(wanted)} weight files have the base's SHA-256"

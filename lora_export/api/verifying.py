@@ -68,14 +68,37 @@ def verify(
 
     Without `base` and `adapters` the files are held against the digests of the manifest. With
     them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
-    weight, recipe, rename, precision) are taken from the manifest, and told; what allows more is
-    not. A merge by another tool has no manifest: see following.prove_foreign.
-    capture_cache, no_capture_cache, provider: see export_onnx.
+    weight, recipe, rename, precision) are then taken from the manifest, with a warning; what
+    allows more is not. A merge by another tool has no manifest: every recipe is tried.
+
+    Example:
+        Prove what another tool merged::
+
+            verify("merged-by-peft", base="llama", adapters=["llama-lora"])
+
+    Args:
+        artifact: what `merge`, `export_onnx` or another tool wrote.
+        base: what it was merged from.
+        adapters: what was merged into it.
+        model: see `merge`.
+        task: see `merge`; None takes the manifest's.
+        kv_cache: see `export_onnx`; False takes the manifest's.
+        opset: the operator set that an .onnx file was written in; None takes the exporter's own.
+        precision: that of an .onnx file; None takes the manifest's, else "fp32".
+        allow_lossy: see `export_onnx`.
+        capture_cache: see `export_onnx`.
+        no_capture_cache: see `export_onnx`.
+        provider: see `export_onnx`.
+        settings: see `merge`.
+
+    Returns:
+        The report, with all checks, those by the manifest first.
 
     Raises:
-        VerificationError: a check failed.
-        InputError: the manifest, or an input, is damaged.
+        VerificationError: a check failed; what is to blame is named.
+        InputError: the artifact, its manifest, or an input is damaged.
         UsageError: there is no manifest, and base and adapters are not named.
+        LimitError, FitError, StorageError, MissingExtraError: as for `merge`.
     """
     path = Path(artifact)
     proof = proof_options(settings, provider)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from lora_export.options import Option, Takes
 
+Progress = Callable[[int, int], None]
+"""Called with the bytes written so far, and in all."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -47,7 +50,8 @@ def checked(verb: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        own = inspect.signature(function).parameters
+        signature = inspect.signature(function)
+        own = signature.parameters
         options = {option.name: option for option in VERBS[verb]}
         places = [name for name, parameter in own.items() if parameter.kind is not _MANY]
         known = [*dict.fromkeys((*places, *options))]
@@ -64,22 +68,56 @@ def checked(verb: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 add_command(error, verb, values)
                 raise
 
+        # For help() and editors: every keyword by name, with its default.
+        call.__signature__ = _spelled_out(signature, VERBS[verb])  # type: ignore[attr-defined]
         return call
 
     return decorate
+
+
+def _spelled_out(signature: inspect.Signature, options: Sequence[Option]) -> inspect.Signature:
+    """Return the signature with the declared keywords in the place of `**settings`."""
+    own = [one for one in signature.parameters.values() if one.kind is not _MANY]
+    named = {one.name for one in own}
+    more = [
+        inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default,
+            annotation=_annotation(option.name),
+        )
+        for option in options
+        if option.name not in named
+    ]
+    return signature.replace(parameters=[*own, *more])
+
+
+def _annotation(name: str) -> object:
+    """The type of a shared keyword, as its text stands in Settings."""
+    declared = Settings.__annotations__[name]
+    return getattr(declared, "__forward_arg__", declared)
 
 
 _MANY = inspect.Parameter.VAR_KEYWORD
 
 
 class Settings(AdapterOptions, total=False):
-    """The keywords that merge, onnx and verify share; lora_export.options tells what each means."""
+    """The keywords that merge, export_onnx and verify share; all of them have defaults."""
 
+    #: The network's inputs, each as "input_ids=int64[batch,sequence]<30522".
     input: Sequence[str]
+    #: Your own probes, an .npz file.
     inputs: str | Path | None
+    #: Absolute tolerance of the outputs; None takes the derived one.
     atol: float | None
+    #: Tolerance relative to the largest output; None takes the derived one.
     rtol: float | None
+    #: Seed of the probes, 0 or more.
     seed: int
+
+
+def no_progress(_done: int, _total: int) -> None:
+    """Report nothing of how far the writing is."""
 
 
 def adapter_options(settings: Settings, *, complete: bool = True) -> AdapterOptions:
