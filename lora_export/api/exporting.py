@@ -13,11 +13,10 @@ from lora_export.api.graph.making import Place, make_graph, traced_model
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
 from lora_export.api.job.planned_job import make_job
-from lora_export.api.recording import build_manifest, input_paths
+from lora_export.api.recording import build_manifest, input_paths, write_manifest
 from lora_export.api.space import float32_bytes, refuse_too_little, space_for
-from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, manifest_beside
+from lora_export.checkpoint.folder.side_files import manifest_beside
 from lora_export.checkpoint.output.publish import staging
-from lora_export.checkpoint.output.writer import write_bytes
 from lora_export.errors import UsageError
 from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.onnx_export.settings import ExportSettings
@@ -156,7 +155,7 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
     graph = recorded_graph(stage.path, job, form, made.facts, verify=verify)
     record = build_manifest(job, "onnx", made.files, made.checks, digests, graph=graph)
-    written = write_bytes(_manifest_place(stage), record)
+    written = write_manifest(stage, record)
     stage.publish()
     return Report(
         "onnx",
@@ -167,9 +166,3 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
         (*job.plan.warnings, *made.warnings),
         {**made.facts, "onnx": graph, **space.facts(), **job.clock.facts()},
     )
-
-
-def _manifest_place(stage: Staging) -> Path:
-    if stage.kind == "folder":
-        return stage.path / MANIFEST_NAME
-    return stage.beside(manifest_beside(stage.output))

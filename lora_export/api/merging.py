@@ -19,13 +19,12 @@ from lora_export.api.job.keywords import (
 from lora_export.api.job.planned_job import make_job
 from lora_export.api.proof.checkpoint_proof import not_verified, prove_further
 from lora_export.api.proof.model_proof import Proven
-from lora_export.api.recording import build_manifest, input_paths
+from lora_export.api.recording import build_manifest, input_paths, write_manifest
 from lora_export.api.space import refuse_too_little, space_for
 from lora_export.checkpoint.contents import file_sha256
-from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, manifest_beside
+from lora_export.checkpoint.folder.side_files import manifest_beside
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
-from lora_export.checkpoint.output.writer import write_bytes
 from lora_export.errors import OutputError, UsageError
 from lora_export.execution.undo import check_undoable, is_undo_of, write_undo
 from lora_export.planning.folder.shards import parse_size, resharded
@@ -151,10 +150,14 @@ def merge(
 class Writing:
     """How a merge is carried out."""
 
+    #: Threads, 1 or more.
     jobs: int
     progress: Progress
+    #: Whether the result is proven before it is published.
     verify: bool
+    #: Whether an earlier export is replaced.
     force: bool
+    #: The size of new shards, such as "5GB"; None keeps the base's.
     max_shard_size: str | None
 
 
@@ -188,9 +191,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     card = describe(job, stage.path, checks, digests, writing.max_shard_size)
     files = (*files, *card)
     record = build_manifest(job, "merge", files, checks, digests)
-    beside = plan.base.layout == "file"
-    place = stage.beside(manifest_beside(stage.output)) if beside else stage.path / MANIFEST_NAME
-    files = (*files, write_bytes(place, record))
+    files = (*files, write_manifest(stage, record))
     if undo:
         kept = write_undo(plan, undo.path, digests, writing.jobs)
         files = (*files, kept)

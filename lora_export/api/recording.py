@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.contents import file_sha256
+from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, manifest_beside
+from lora_export.checkpoint.output.writer import write_bytes
 from lora_export.planning.request import merged_before
 from lora_export.records import WrittenFile
 from lora_export.report.manifest import manifest
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_export.api.job.planned_job import Job
+    from lora_export.checkpoint.output.publish import Staging
     from lora_export.records import Check, MergePlan
 
 
@@ -47,6 +50,13 @@ def build_manifest(
         merged_before=merged_before(plan.base.root),
         graph=graph,
     )
+
+
+def write_manifest(stage: Staging, content: bytes) -> WrittenFile:
+    """Write the manifest into a staged folder, or beside a staged file."""
+    in_folder = stage.kind == "folder"
+    place = stage.path / MANIFEST_NAME if in_folder else stage.beside(manifest_beside(stage.output))
+    return write_bytes(place, content)
 
 
 def given_options(job: Job) -> dict[str, Any]:

@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Bytes. needed: of all tensors and side files. free: where the output goes, if known.
+    """What a plan takes, in bytes."""
 
-    memory: beside the interpreter and torch; it does not grow with the model.
-    """
-
+    #: On disk, of all tensors and side files.
     needed: int
+    #: Free where the output goes; None where the system does not say.
     free: int | None
+    #: In memory, beside the interpreter and torch; it does not grow with the model.
     memory: int
 
     def beside(self, more: int) -> Space:
-        """With so many bytes more to be written."""
+        """Return the same with so many bytes more to be written."""
         return replace(self, needed=self.needed + more)
 
     def facts(self) -> dict[str, Any]:
-        """For the report."""
+        """Return the entry of the report."""
         return {"space": asdict(self)}
 
 
 def space_for(plan: MergePlan, output: Path | None, jobs: int | None = None) -> Space:
-    """What `plan` needs in `jobs` threads, and what is free in the folder `output` goes to."""
+    """Return what `plan` takes in `jobs` threads, and what is free where `output` goes."""
     tensors = sum(step.out.nbytes for step in plan.steps())
     around = sum(
         file.source.stat().st_size if file.source else len(file.content or b"")
@@ -48,7 +48,7 @@ def space_for(plan: MergePlan, output: Path | None, jobs: int | None = None) -> 
 
 
 def float32_bytes(plan: MergePlan) -> int:
-    """What an ONNX file of the merged weights takes, beside its graph."""
+    """Return the bytes of the merged weights in float32, as an ONNX file holds them."""
     specs = (step.out for step in plan.steps())
     return sum(4 * spec.elements for spec in specs if spec.dtype in FLOAT_DTYPES)
 

@@ -15,20 +15,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a command did. plan: None for commands without one. facts: further results by name."""
+    """What a command did."""
 
+    #: Its name: "merge", "onnx", "verify", "unmerge" or "inspect".
     command: str
+    #: The file or folder that was written or proven; empty where there is none.
     output: str = ""
+    #: Every output tensor with its arithmetic; None for a command without a merge.
     plan: MergePlan | None = None
+    #: What was proven, check by check; empty where nothing was.
     checks: tuple[Check, ...] = ()
+    #: What was written, with size and SHA-256.
     files: tuple[WrittenFile, ...] = ()
+    #: What needs the user's attention.
     warnings: tuple[str, ...] = ()
+    #: Further results by name, as --json prints them: docs/json.md.
     facts: Mapping[str, Any] = field(default_factory=dict)
+    #: Whether only the plan was made.
     dry_run: bool = False
 
     @property
     def passed(self) -> bool | None:
-        """Whether every check passed; None when nothing was checked."""
+        """Return whether every check passed; None when nothing was checked."""
         return all(check.passed for check in self.checks) if self.checks else None
 
 

@@ -1,4 +1,4 @@
-"""Which network is meant: the options that say how a base becomes one, and which graph of it."""
+"""The options that name the network: how a base becomes one, and which graph is made of it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """model: the user's factory, else a folder's own class is built.
+    """Which network is run, and which graph is made of it."""
 
-    task: decides that class, where config.json is not to. kv_cache: the graph takes and gives the
-    keys and values of what was said so far.
-    """
-
+    #: The user's factory; None builds a folder's own class.
     model: str | None = None
+    #: Decides the class of a folder's network in the place of config.json.
     task: str | None = None
+    #: Whether the graph takes and gives the keys and values of earlier tokens.
     kv_cache: bool = False
 
     def check(self, described: Sequence[str]) -> None:
-        """Refuse options of which one would be left out in silence.
+        """Refuse options of which one would have no effect.
 
         described: the inputs, as --input describes them.
 
@@ -55,6 +54,6 @@ class Network:
             raise UsageError(message, where="--precision", hint="leave --precision out")
 
     def given(self) -> dict[str, Any]:
-        """What was set, by name."""
+        """Return what was set, by name."""
         found = {"model": self.model, "task": self.task, "kv_cache": self.kv_cache}
         return {name: value for name, value in found.items() if value}

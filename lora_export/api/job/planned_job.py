@@ -36,28 +36,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A plan with what is needed to carry it out and to prove it.
-
-    source: the user's factory, or None where none is named. unset: tensors of parts of its network
-    that neither base nor adapter holds. clock: of the stages of the command.
-    """
+    """A plan with what is needed to carry it out and to prove it."""
 
     plan: MergePlan
+    #: The user's factory; None where none is named.
     source: FactoryModel | None
+    #: How the network is run to be proven.
     proof: ProofOptions
+    #: How adapters are read and merged, as the user gave it.
     settings: AdapterOptions
+    #: Which network is run, and which graph is made of it.
     network: Network
+    #: Tensors of the factory's network that neither base nor adapter holds.
     unset: tuple[str, ...] = ()
+    #: Of the stages of the command.
     clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @property
     def allow_noop(self) -> bool:
-        """Whether updates that change nothing are accepted."""
+        """Return whether updates that change nothing are accepted."""
         return self.settings.get("allow_noop", False)
 
     @property
     def is_proof_asked(self) -> bool:
-        """Whether an option says how the model is to be run: then it is not left out."""
+        """Return whether an option says how the model is run, so that the run is not left out."""
         return self.proof != ProofOptions(seed=self.proof.seed)
 
 
@@ -87,7 +89,9 @@ def plan_job(
     settings: AdapterOptions,
     recorded: Mapping[tuple[str, str], Facts] | None = None,
 ) -> Job:
-    """Plan what was read; recorded: facts of an earlier manifest, by adapter's path and module.
+    """Plan what was read.
+
+    recorded: facts of an earlier manifest, by the adapter's path and the module.
 
     Raises:
         UsageError: see Network.check.

@@ -13,26 +13,28 @@ from lora_export.verification.runtime.sessions import find_providers
 
 @dataclass(frozen=True, slots=True)
 class ProofOptions:
-    """How a model is run to be proven. input: --input texts. inputs: an .npz file of probes.
+    """How a network is run to be proven."""
 
-    atol, rtol: instead of the derived tolerance; of a file in a lower precision, how far it may be
-    from the float32 one. seed: of the probes. provider: ONNX Runtime's execution providers by
-    name, the CPU's by default.
-    """
-
+    #: The inputs, each as --input describes one.
     input: tuple[str, ...] = ()
+    #: An .npz file of the user's own probes.
     inputs: str | Path | None = None
+    #: Absolute tolerance; None takes the derived one. Of a file in a lower precision, how far its
+    #: outputs may be from the float32 file's.
     atol: float | None = None
+    #: Relative to the largest output, else as `atol`.
     rtol: float | None = None
+    #: Of the probes.
     seed: int = 0
+    #: ONNX Runtime's execution providers by name; empty takes the CPU's.
     provider: tuple[str, ...] = ()
 
     def given(self) -> list[str]:
-        """The options that were set, by their names on the command line."""
+        """Return the options that were set, by their names on the command line."""
         return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != f.default]
 
     def check(self) -> None:
-        """Refuse what could never be used, also where no model is run and nobody would look.
+        """Refuse what could never be used, also where no model is run.
 
         Raises:
             UsageError: an input's description or a tolerance makes no sense, or a
