@@ -117,17 +117,8 @@ def verify(
         "allow_lossy": allow_lossy or None,
     }
     if base is None:
-        if recorded is None:
-            raise UsageError(
-                "there is no manifest beside it to hold it against",
-                where=str(path),
-                hint="name what it was made of: --base BASE --adapter ADAPTER",
-            )
-        checks = at_level("manifest", check_outputs(path, recorded))
-        refuse_failed(checks, str(path))
-        given = {**about, **network.given(), **for_onnx}
-        warnings = (*_unproven(recorded), *_unused(proof, given))
-        return Report("verify", str(path), checks=checks, warnings=warnings)
+        unused = _unused(proof, {**about, **network.given(), **for_onnx})
+        return _by_manifest(path, recorded, unused)
     lower, by_manifest = _precision(recorded, precision)
     job, before, told = _job(
         path, recorded, base, adapters, network=network, proof=proof, settings=about
@@ -149,6 +140,25 @@ def verify(
     refuse_failed(checks, str(path), proven.attribution)
     warnings = (*told, *by_manifest, *job.plan.warnings, *proven.warnings)
     return Report("verify", str(path), job.plan, checks, warnings=warnings, facts=facts)
+
+
+def _by_manifest(path: Path, recorded: Recorded | None, unused: tuple[str, ...]) -> Report:
+    """Hold the files against the digests of the manifest alone.
+
+    Raises:
+        UsageError: there is no manifest.
+        VerificationError: a file is not as the manifest records it.
+    """
+    if recorded is None:
+        raise UsageError(
+            "there is no manifest beside it to hold it against",
+            where=str(path),
+            hint="name what it was made of: --base BASE --adapter ADAPTER",
+        )
+    checks = at_level("manifest", check_outputs(path, recorded))
+    refuse_failed(checks, str(path))
+    warnings = (*_unproven(recorded), *unused)
+    return Report("verify", str(path), checks=checks, warnings=warnings)
 
 
 def _refuse_other_graph(path: Path, network: Network) -> None:
