@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lora_export.api.job.keywords import checked
 from lora_export.checkpoint.folder.quantization import find_quantization
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG, manifest_path
-from lora_export.checkpoint.index import read_adapter_file, read_checkpoint, read_weights
+from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
+from lora_export.checkpoint.shards import read_weights
 from lora_export.checkpoint.torch_save.containers import NoTensorsError
 from lora_export.dialects import Evidence, all_dialects, foreign_trainer, read_adapter
 from lora_export.errors import InputError

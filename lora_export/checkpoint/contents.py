@@ -1,7 +1,7 @@
-"""Compare what tensors hold without torch, so that planning stays light.
+"""Reads and compares the values of tensors without torch, so that planning stays light.
 
-Only a tensor that is not dense row-major (as torch pickles may store a transposed weight) needs
-torch to be put in order first.
+One case needs torch: a tensor that is not dense row-major. torch pickles may store a transposed
+weight that way.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ if TYPE_CHECKING:
     from lora_export.records import TensorRef
 
 LOOK_BYTES = 1 << 16
-"""Bytes that are looked at in one go: nearly always the first of them show a value."""
-
+"""Bytes that a test for zeros reads at a time. The first piece nearly always holds a value."""
 
 _SCALARS = {
     "F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b",
     "U8": "<B", "U16": "<H", "U32": "<I", "U64": "<Q",
 }  # fmt: skip
+"""The `struct` format of every dtype that Python can read as one number."""
 
 
 def scalar_value(ref: TensorRef) -> float:
-    """The value of a tensor of one element.
+    """Return the value of a tensor of one element.
 
     Raises:
-        InputError: its dtype is none of numbers.
+        InputError: the dtype holds no plain number (BOOL, complex, float8), or the file ends early.
+        StorageError: the file cannot be read.
     """
     data = b"".join(bytes(piece) for piece in iter_chunks(ref))
     if ref.spec.dtype == "BF16":  # the upper half of a float32
@@ -49,11 +50,12 @@ def scalar_value(ref: TensorRef) -> float:
 
 
 def is_zero(ref: TensorRef) -> bool:
-    """Every element of a float tensor is zero; the sign of a negative zero does not count."""
+    """Return whether every element of a float tensor is zero. Negative zeros count as zeros."""
     return all(_is_zero(bytes(piece), ref) for piece in iter_chunks(ref, size=LOOK_BYTES))
 
 
 def _is_zero(data: bytes, ref: TensorRef) -> bool:
+    # Little-endian: the last byte of an element holds the sign, 0x80 alone of a negative zero.
     width = DTYPE_BITS[ref.spec.dtype] // 8
     signs = data[width - 1 :: width].replace(b"\x80", b"\x00")
     return not signs.strip(b"\x00") and not any(
@@ -62,7 +64,7 @@ def _is_zero(data: bytes, ref: TensorRef) -> bool:
 
 
 def same_content(left: TensorRef, right: TensorRef) -> bool:
-    """Both hold the same bytes in row-major order, of the same dtype and shape."""
+    """Return whether both tensors have the same dtype, shape and bytes in row-major order."""
     a, b = left.spec, right.spec
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
@@ -80,7 +82,10 @@ def _digest(ref: TensorRef) -> bytes:
 
 
 def tensors_sha256(refs: Iterable[TensorRef]) -> str:
-    """SHA-256 of names, dtypes, shapes and row-major bytes: the same in every file format."""
+    """Return the SHA-256 of names, dtypes, shapes and row-major bytes, in hexadecimal.
+
+    The order of the tensors and the format of the file do not change it.
+    """
     sha = hashlib.sha256()
     for ref in sorted(refs, key=lambda ref: ref.spec.name):
         spec = ref.spec
@@ -90,7 +95,7 @@ def tensors_sha256(refs: Iterable[TensorRef]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a whole file, in hexadecimal.
+    """Return the SHA-256 of a whole file, in hexadecimal.
 
     Raises:
         StorageError: the file cannot be read.
@@ -103,10 +108,14 @@ def file_sha256(path: Path) -> str:
 
 
 def same_first_rows(copy: TensorRef, base: TensorRef) -> Literal["same", "rounded", ""]:
-    """Whether `copy` and `base` are the same in as many of their first rows as both have.
+    """Compare the first rows of `copy` and `base`, as many as both have.
 
-    "same": in the base's dtype they are equal. "rounded": they are the base's in the copy's own,
-    narrower dtype. The dtypes are floats and all other sizes are equal.
+    The dtypes must be floats, and all sizes but the first must be equal.
+
+    Returns:
+        "same": the rows are equal in the base's dtype.
+        "rounded": the copy has a narrower dtype and holds the base's rows rounded to it.
+        "": the rows differ.
     """
     rows = min([*copy.spec.shape[:1], *base.spec.shape[:1]], default=1)
     copy, base = first_rows(copy, rows), first_rows(base, rows)
@@ -118,10 +127,11 @@ def same_first_rows(copy: TensorRef, base: TensorRef) -> Literal["same", "rounde
 
 
 def first_rows(ref: TensorRef, rows: int) -> TensorRef:
-    """The first rows of a tensor."""
+    """Return a ref to the first `rows` rows of a tensor; a scalar stays as it is."""
     sizes = ref.spec.shape
     if not sizes or rows == sizes[0]:
         return ref
     spec = replace(ref.spec, shape=(rows, *sizes[1:]))
+    # The rows of a strided tensor may lie anywhere in its byte range, so all of it stays.
     length = ref.length if ref.strides is not None else spec.nbytes
     return replace(ref, spec=spec, length=length)

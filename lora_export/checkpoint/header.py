@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, TypeGuard
 
 from lora_export.checkpoint.reading import (
+    COPY_AGAIN,
     fail_on,
     is_lfs_pointer,
     lfs_error,
@@ -26,22 +27,31 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_HEADER_BYTES = 100_000_000
+"""The longest header that safetensors' own reader accepts (0.8, MAX_HEADER_SIZE)."""
+
 MAX_SIZE = 2**63 - 1
+"""The largest size, offset or count of elements: what torch holds in a signed 64-bit integer."""
+
 LENGTH_BYTES = 8
+"""Bytes of the header's length at the start of a safetensors file, little-endian."""
+
 METADATA_KEY = "__metadata__"
 _ENTRY_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 
 
 def read_header(path: Path) -> tuple[dict[str, str], tuple[TensorRef, ...]]:
-    """The `__metadata__` and the tensors of a safetensors file, in the order of their data.
+    """Read the `__metadata__` and the tensors of a safetensors file, in the order of their data.
 
-    Reproduces the format of safetensors 0.8 (8-byte little-endian length, JSON, data without
-    holes), stricter in that duplicate and unsafe names are refused. Offsets of the refs are
-    absolute. Raises InputError with every problem of the file, StorageError when unreadable.
+    Reproduces the format of safetensors 0.8: 8-byte little-endian length, JSON, data without
+    holes. It is stricter: duplicate and unsafe names are refused. Offsets of the refs are absolute.
+
+    Raises:
+        InputError: the file is damaged or unsafe; every problem of the file is named.
+        StorageError: the file cannot be read.
     """
     with open_for_reading(path) as descriptor, system_errors(path, "read"):
         size = os.fstat(descriptor).st_size
-        start = pread_exact(descriptor, 64, 0)
+        start = pread_exact(descriptor, 64, 0)  # enough to recognise a git-lfs pointer
         length = _header_length(path, start, size)
         content = pread_exact(descriptor, length, LENGTH_BYTES)
     if not content.startswith(b"{"):
@@ -72,7 +82,7 @@ def _header_length(path: Path, start: bytes, size: int) -> int:
         raise InputError(
             f"cut short: a header of {length:,} bytes in a file of {size:,}",
             where=str(path),
-            hint="copy or download the file again",
+            hint=COPY_AGAIN,
         )
     return length
 
@@ -93,12 +103,15 @@ def _read_metadata(path: Path, value: object, problems: list[Problem]) -> dict[s
 
 
 def _is_half_character(text: str) -> bool:
-    """JSON can spell half of a surrogate pair, which UTF-8 cannot."""
+    """Return whether a text holds half of a surrogate pair: JSON can spell it, UTF-8 cannot."""
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def name_fault(name: str) -> str:
-    """Why no tensor may bear this name, or "": it ends up in paths, in C strings, in JSON."""
+    """Return why no tensor may bear this name, or "".
+
+    Names end up in paths (external data of ONNX), in C strings and in JSON.
+    """
     if not name:
         return "empty tensor name"
     if "\0" in name:
@@ -127,9 +140,9 @@ def _read_entries(
 
 
 def entry_fault(entry: object) -> str:
-    """What is wrong with one tensor's description, or ""."""
+    """Return what is wrong with one tensor's entry in the header, or ""."""
     if not isinstance(entry, dict) or entry.keys() != _ENTRY_KEYS:
-        return "described by something else than dtype, shape and data_offsets"
+        return "its entry does not hold dtype, shape and data_offsets alone"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         return f"unknown dtype {dtype!r}"
@@ -141,7 +154,8 @@ def entry_fault(entry: object) -> str:
 
 
 def size_fault(dtype: str, shape: Iterable[int], length: int) -> str:
-    """Why a tensor of this dtype and shape cannot take `length` bytes, or ""."""
+    """Return why a tensor of this dtype and shape cannot take `length` bytes, or ""."""
+    # Checked after every factor, so that a hostile shape cannot grow a huge integer.
     elements = 1
     for size in shape:
         elements *= size
@@ -156,6 +170,7 @@ def size_fault(dtype: str, shape: Iterable[int], length: int) -> str:
 
 
 def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    # type(...) is int: True is an instance of int as well.
     return isinstance(value, list) and all(
         type(item) is int and 0 <= item <= MAX_SIZE for item in value
     )
@@ -169,7 +184,11 @@ def _check_gapless(
     *,
     complete: bool,
 ) -> None:
-    """Overlaps always count; holes and the end only when every tensor could be read."""
+    """Add a problem for every overlap, hole and missing byte of the data.
+
+    An unreadable entry leaves a hole of its own. Holes and unused bytes at the end are only
+    reported when every entry could be read (`complete`).
+    """
     position, size = bounds
     for ref in refs:
         where = f"{path}: {ref.spec.name!r}"
@@ -180,17 +199,20 @@ def _check_gapless(
         position = max(position, ref.offset + ref.length)
         if position > size:
             text = f"ends at byte {position:,}, the file at {size:,}"
-            problems.append(Problem(text, where, "copy or download the file again"))
+            problems.append(Problem(text, where, COPY_AGAIN))
     if complete and position < size:
-        text = f"{size - position:,} bytes after the last tensor belong to none"
+        text = f"{size - position:,} bytes after the last tensor belong to no tensor"
         problems.append(Problem(text, str(path)))
 
 
 def encode_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON of the header of a file that stores `specs` densely in the given order.
+    """Encode the header, with its length, of a file that stores `specs` densely in this order.
 
-    The bytes are padded with spaces to a multiple of 8, so the data begins aligned, and depend
-    on nothing but the arguments. Raises InputError for names, dtypes or sizes that no reader takes.
+    The JSON is padded with spaces to a multiple of 8, so that the data begins aligned. The bytes
+    depend on nothing but the arguments.
+
+    Raises:
+        InputError: a name, dtype or size is one that no reader takes, or the header is too long.
     """
     header: dict[str, object] = {METADATA_KEY: dict(metadata)} if metadata else {}
     problems: list[Problem] = []

@@ -1,16 +1,14 @@
-"""Finds the weight files that a path means, and joins their headers to one checkpoint.
+"""Finds the weight files that the user's path means, and reads a base or an adapter from them.
 
-The format of a file is decided by its first bytes, never by its name, and an index must agree
-with its shards both ways, so that no tensor is lost or read from the wrong file.
+A path may be a file, an index, a folder, or the name of a repository in the local cache. Only
+headers and JSON are read.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.folder.adapter_config import read_adapter_config, refuse_without_config
@@ -25,22 +23,13 @@ from lora_export.checkpoint.folder.adapter_folder import (
 from lora_export.checkpoint.folder.elsewhere import elsewhere
 from lora_export.checkpoint.folder.hf_cache import cached_snapshot, is_repository_name
 from lora_export.checkpoint.folder.side_files import list_side_files
-from lora_export.checkpoint.folder.weight_sets import INDEX_SUFFIX, missing_shards, weight_sets
-from lora_export.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
-from lora_export.checkpoint.reading import (
-    fail_on,
-    is_lfs_pointer,
-    lfs_error,
-    read_json_object,
-    read_start,
-    system_errors,
-)
-from lora_export.checkpoint.torch_save.pickles import read_pickles
+from lora_export.checkpoint.folder.weight_sets import INDEX_SUFFIX, weight_sets
+from lora_export.checkpoint.reading import read_json_object, system_errors
+from lora_export.checkpoint.shards import read_shard, read_sharded, read_weights
 from lora_export.errors import InputError
-from lora_export.records import AdapterFile, Checkpoint, Problem, Shard
+from lora_export.records import AdapterFile, Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from lora_export.checkpoint.folder.adapter_folder import AdapterPlace
@@ -52,25 +41,28 @@ _BASE_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+"""Where transformers looks for the weights of a folder, in its own order."""
+
 _LITGPT = "lit_model.pth.lora"
-_GGUF = (
-    "merge the adapter and the base from which it was converted, then convert the result: "
-    "convert_hf_to_gguf.py for a model; llama.cpp's llama-export-lora merges GGUF into GGUF"
-)
+"""The name that litgpt gives an adapter's weights."""
+
 _NEAR = 0.6
+"""How similar a name must be to be proposed; 1 means equal (difflib's ratio and default)."""
+
 _FACTOR = re.compile(r"(?:^|[._])(?:lora|hada|lokr|vera|ia3)_")
-_FOREIGN_STARTS = {
-    b"GGUF": "a GGUF file of llama.cpp",
-    b"\x89HDF": "an HDF5 file of Keras or TensorFlow",
-}
+"""Occurs in the names of factors of every kind of adapter that is read."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The base model at `path`: a weight file, an index, a Hugging Face folder, or org/name.
+    """Read the base model at `path`: a weight file, an index, a Hugging Face folder, or org/name.
 
-    Reads headers and JSON only. org/name is looked up in the local Hugging Face cache. Of a
-    folder, safetensors are preferred to .bin, as transformers does. Raises InputError with all
-    problems found, LimitError for a pickle that is too big, StorageError when unreadable.
+    Only headers and JSON are read. org/name is looked up in the local Hugging Face cache. In a
+    folder, safetensors are preferred to .bin, as in transformers.
+
+    Raises:
+        InputError: a file is missing, damaged or ambiguous; all problems found are named.
+        LimitError: a pickle is too big.
+        StorageError: a file cannot be read.
     """
     with system_errors(path, "read"):
         root = _locate(path)
@@ -82,11 +74,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_adapter_file(path: Path) -> AdapterFile:
-    """The adapter at `path`: a weight file, or a folder that holds one, or org/name in the cache.
+    """Read the adapter at `path`: a weight file, a folder that holds one, or org/name.
 
-    A folder's sub-folders count where it holds no adapter itself. adapter_config.json beside the
-    file is parsed as well; where it is there, all other weights in the folder are listed. Raises
-    as `read_checkpoint` does.
+    A folder that holds no adapter itself may hold one in a sub-folder. adapter_config.json beside
+    the file is parsed as well. If there is one, all other weights in the folder are listed.
+
+    Raises:
+        InputError, LimitError, StorageError: see read_checkpoint.
     """
     with system_errors(path, "read"):
         root = _locate(path)
@@ -106,72 +100,24 @@ def read_adapter_file(path: Path) -> AdapterFile:
 
 
 def _adapter_place(root: Path) -> AdapterPlace:
-    """The file itself, or the adapter of a folder; litgpt's lies beside the merged model."""
+    """Return the file itself, or the adapter of a folder."""
     if not root.is_dir():
         return named_adapter(root)
+    # litgpt saves its LoRA beside the merged model, so the folder holds two weight files.
     litgpt = root / _LITGPT
     return named_adapter(litgpt) if litgpt.exists() else find_adapter(root, _holds_factors)
 
 
 def _holds_factors(found: WeightSet) -> bool:
-    """Whether low-rank factors are among the names; no weights that cannot be read do."""
+    """Return whether factors are among the names; False for weights that cannot be read."""
     with suppress(InputError):
         names = [ref.spec.name for shard in read_weights(found) for ref in shard.tensors]
         return any(_FACTOR.search(name) for name in names)
     return False
 
 
-def read_weights(found: WeightSet) -> tuple[Shard, ...]:
-    """The shards of a set, in the order of their names; an index must agree with them.
-
-    Raises:
-        InputError: one is missing or damaged, or a tensor lies in two of them.
-        LimitError, StorageError: see read_checkpoint.
-    """
-    if found.index:
-        return _read_shards(found.index.parent, _read_index(found.index))
-    if missing := missing_shards(found):
-        where = str(found.files[0].parent)
-        raise InputError(f"{found.name} lacks {', '.join(missing[:3])}", where=where)
-    shards = tuple(read_shard(file) for file in found.files)
-    counts = Counter(ref.spec.name for shard in shards for ref in shard.tensors)
-    fail_on(
-        [
-            Problem(f"{name!r} lies in two shards", str(found.files[0].parent / found.name))
-            for name, count in counts.items()
-            if count > 1
-        ]
-    )
-    return shards
-
-
-def read_shard(path: Path) -> Shard:
-    """One weight file, safetensors or torch.save's, told apart by its first bytes."""
-    start = read_start(path, 64)
-    if is_lfs_pointer(start):
-        raise lfs_error(path)
-    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
-        stored = read_pickles(path)
-        return Shard(path, stored.tensors, stored.metadata, stored.wrapper, "torch", stored.notes)
-    if start[8:9] != b"{" and (kind := _foreign_kind(start)):
-        hint = _GGUF if start.startswith(b"GGUF") else ""
-        message = f"{kind}: neither a safetensors file nor one of torch.save"
-        raise InputError(message, where=str(path), hint=hint)
-    metadata, tensors = read_header(path)
-    return Shard(path, tensors, metadata)
-
-
-def _foreign_kind(start: bytes) -> str:
-    """What a file is that no reader here understands, "" when it may be a damaged safetensors."""
-    for signature, kind in _FOREIGN_STARTS.items():
-        if start.startswith(signature):
-            return kind
-    length = int.from_bytes(start[:LENGTH_BYTES], "little")
-    return "" if length <= MAX_HEADER_BYTES else "an unknown format"
-
-
 def _locate(path: Path) -> Path:
-    """The path itself, or the cached files of the repository that it names."""
+    """Return the path itself, or the cached files of the repository that it names."""
     if path.exists():
         return path
     if snapshot := cached_snapshot(path):
@@ -191,7 +137,7 @@ def _near_names(path: Path) -> str:
 
 
 def _base_file(folder: Path) -> Path:
-    """The weights that transformers would load, or the only ones under another name."""
+    """Return the weights that transformers would load, or the only ones under another name."""
     for name in _BASE_NAMES:
         if (folder / name).exists():
             return folder / name
@@ -211,73 +157,5 @@ def _read_folder(folder: Path, file: Path) -> Checkpoint:
     side_files = list_side_files(folder)
     if not file.name.endswith(INDEX_SUFFIX):
         return Checkpoint(folder, "folder", (read_shard(file),), side_files, config)
-    index = _read_index(file)
-    shards = _read_shards(folder, index)
-    return Checkpoint(folder, "folder", shards, side_files, config, index.metadata, file.name)
-
-
-@dataclass(frozen=True, slots=True)
-class _Index:
-    path: Path
-    weight_map: Mapping[str, str]
-    metadata: Mapping[str, object]
-
-
-def _read_index(path: Path) -> _Index:
-    content = read_json_object(path, unique_keys=True)
-    weight_map, metadata = content.get("weight_map"), content.get("metadata", {})
-    if not isinstance(weight_map, dict) or not weight_map or not isinstance(metadata, dict):
-        raise InputError("an index needs a weight_map and, if at all, metadata", where=str(path))
-    fail_on(
-        [
-            Problem(f"the file of {name!r} is not a plain file name: {file!r:.200}", str(path))
-            for name, file in weight_map.items()
-            if not _is_plain_name(file)
-        ]
-    )
-    return _Index(path, weight_map, metadata)
-
-
-def _is_plain_name(value: object) -> bool:
-    """A name inside the folder, on any system."""
-    is_name = isinstance(value, str) and value not in {"", ".", ".."}
-    return is_name and not any(char in str(value) for char in "/\\\0")
-
-
-def _read_shards(folder: Path, index: _Index) -> tuple[Shard, ...]:
-    """Every shard that the index names, in the order of their names; all problems together."""
-    problems: list[Problem] = []
-    names = sorted(set(index.weight_map.values()))
-    read = [_try_shard(folder / name, problems) for name in names]
-    shards = tuple(shard for shard in read if shard is not None)
-    if not problems:
-        problems.extend(_disagreements(index, shards))
-    fail_on(problems)
-    return shards
-
-
-def _try_shard(path: Path, problems: list[Problem]) -> Shard | None:
-    try:
-        return read_shard(path)
-    except InputError as error:
-        problems.extend(error.problems)
-        return None
-
-
-def _disagreements(index: _Index, shards: Sequence[Shard]) -> Iterable[Problem]:
-    """Where index and shards differ: tensors missing, unnamed, in another shard, in two."""
-    homes: dict[str, str] = {}
-    for shard in shards:
-        for ref in shard.tensors:
-            name, here = ref.spec.name, shard.file.name
-            if name in homes:
-                text = f"{name!r} lies in two shards, {homes[name]} and {here}"
-                yield Problem(text, str(index.path))
-            elif name not in index.weight_map:
-                yield Problem(f"{name!r} lies in {here}, but the index lacks it", str(index.path))
-            homes.setdefault(name, here)
-    for name, file in index.weight_map.items():
-        if homes.get(name) != file:
-            seen = f"; it lies in {homes[name]}" if name in homes else ""
-            text = f"{name!r} is not in {file}, as the index says{seen}"
-            yield Problem(text, str(index.path))
+    shards, metadata = read_sharded(file)
+    return Checkpoint(folder, "folder", shards, side_files, config, metadata, file.name)

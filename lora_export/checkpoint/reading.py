@@ -1,6 +1,7 @@
 """Reads and refusals shared by all containers: exact positioned reads, system errors by name.
 
-No mmap anywhere: a file cut short under a mapping is SIGBUS, under pread it is an error message.
+No file is mapped into memory. A file that is cut short under a mapping kills the process by SIGBUS;
+under pread it gives an error message.
 """
 
 from __future__ import annotations
@@ -26,18 +27,30 @@ MAX_JSON_BYTES = 100_000_000
 """Upper bound of every JSON file that is parsed, the same as that of a safetensors header."""
 
 LFS_START = b"version https://git-lfs"
+"""The first bytes of a git-lfs pointer."""
+
+ZIP_START = b"PK\x03\x04"
+"""The first bytes of a zip archive, the format of torch.save since torch 1.6."""
+
+PICKLE_START = b"\x80"
+"""The first byte of a pickle of protocol 2 or later, the format of torch.save before torch 1.6."""
+
+COPY_AGAIN = "copy or download the file again"
+"""What to do about a damaged file."""
 
 FLOAT_TAG = "__float__"
-"""The one key of an object that stands for a number that JSON has not, in a config.json."""
+"""The only key of an object in config.json that stands for a number JSON cannot express."""
 
 _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+_ONE_READ = 1 << 30
+"""Bytes of one system call; Linux reads at most 2 GiB in one."""
 
 
 @contextmanager
 def system_errors(path: Path, action: str, needed: int | None = None) -> Iterator[None]:
     """Turn every OSError inside the block into a StorageError that names `path` and `action`.
 
-    needed: bytes that the action was to write, told when the disk is full.
+    needed: bytes that the action was to write; the message names them when the disk is full.
     """
     try:
         yield
@@ -50,10 +63,11 @@ def system_errors(path: Path, action: str, needed: int | None = None) -> Iterato
 
 @contextmanager
 def open_for_reading(path: Path) -> Iterator[int]:
-    """A file descriptor of the regular file `path`.
+    """Open the regular file `path` and yield its descriptor.
 
-    Raises InputError when there is no such file or it is no regular file (a pipe would block),
-    StorageError when the system refuses to open it.
+    Raises:
+        InputError: there is no such file, or it is no regular file (a pipe would block).
+        StorageError: the system refuses to open it.
     """
     try:
         mode = path.stat().st_mode
@@ -72,10 +86,10 @@ def open_for_reading(path: Path) -> Iterator[int]:
 
 
 def pread_exact(descriptor: int, length: int, offset: int) -> bytes:
-    """`length` bytes at `offset`; fewer when the file ends before."""
+    """Read `length` bytes at `offset`; fewer when the file ends before."""
     parts = []
     while length > 0:
-        part = os.pread(descriptor, min(length, 1 << 30), offset)
+        part = os.pread(descriptor, min(length, _ONE_READ), offset)
         if not part:
             break
         parts.append(part)
@@ -85,7 +99,10 @@ def pread_exact(descriptor: int, length: int, offset: int) -> bytes:
 
 
 def pread_into(descriptor: int, target: memoryview, offset: int) -> int:
-    """Fill `target` with the bytes at `offset`; how many there were, fewer when the file ends."""
+    """Fill `target` with the bytes at `offset` and return their number.
+
+    It is smaller than the target when the file ends before.
+    """
     done = 0
     while done < len(target):
         count = os.preadv(descriptor, [target[done:]], offset + done)
@@ -96,18 +113,18 @@ def pread_into(descriptor: int, target: memoryview, offset: int) -> int:
 
 
 def read_start(path: Path, length: int) -> bytes:
-    """The first `length` bytes of a file, fewer when it is shorter."""
+    """Read the first `length` bytes of a file; fewer when it is shorter."""
     with open_for_reading(path) as descriptor, system_errors(path, "read"):
         return pread_exact(descriptor, length, 0)
 
 
 def is_lfs_pointer(start: bytes) -> bool:
-    """Whether a file that begins with `start` stands for one that git-lfs has not fetched."""
+    """Return whether a file that begins with `start` is a pointer of git-lfs."""
     return start.startswith(LFS_START)
 
 
 def lfs_error(path: Path) -> InputError:
-    """The refusal of a git-lfs pointer."""
+    """Return the refusal of a git-lfs pointer."""
     return InputError(
         "a git-lfs pointer, not the file itself", where=str(path), hint="fetch it: git lfs pull"
     )
@@ -122,10 +139,11 @@ def fail_on(problems: list[Problem]) -> None:
 def read_json_object(
     path: Path, *, unique_keys: bool = False, tagged_floats: bool = False
 ) -> dict[str, object]:
-    """The JSON object in the file `path`; `unique_keys`, `tagged_floats`: see parse_json.
+    """Read the JSON object in the file `path`; `unique_keys`, `tagged_floats`: see parse_json.
 
-    Raises InputError when it is missing, too large, not UTF-8, broken or not an object, and with
-    `unique_keys` when a key occurs twice in any object.
+    Raises:
+        InputError: the file is missing, too large, not UTF-8, broken or not an object.
+        StorageError: the file cannot be read.
     """
     with open_for_reading(path) as descriptor, system_errors(path, "read"):
         content = pread_exact(descriptor, MAX_JSON_BYTES + 1, 0)
@@ -139,7 +157,11 @@ def read_json_object(
 def parse_json_object(
     content: bytes, where: str, *, unique_keys: bool, tagged_floats: bool = False
 ) -> dict[str, object]:
-    """The JSON object that `content` is; InputError, naming `where`, when it is none."""
+    """Parse `content` as a JSON object.
+
+    Raises:
+        InputError: `content` is broken or no object; `where` names the place.
+    """
     value = parse_json(content, where, unique_keys=unique_keys, tagged_floats=tagged_floats)
     if not isinstance(value, dict):
         raise InputError("the JSON is not an object", where=where)
@@ -149,11 +171,18 @@ def parse_json_object(
 def parse_json(
     content: bytes, where: str, *, unique_keys: bool = False, tagged_floats: bool = False
 ) -> object:
-    """The JSON value that `content` is; InputError, naming `where`, when it is broken.
+    """Parse `content` as JSON.
 
-    tagged_floats: `{"__float__": "Infinity"}` is the number, as in a config.json of transformers
-    (5.24, PreTrainedConfig._decode_special_floats). Python's own `Infinity` and `NaN`, which older
-    versions wrote, are numbers everywhere.
+    Args:
+        content: UTF-8 text.
+        where: the place for messages.
+        unique_keys: refuse an object in which a key occurs twice; readers differ about it.
+        tagged_floats: read `{"__float__": "Infinity"}` as the number, as transformers 5.24 does
+            in a config.json (PreTrainedConfig._decode_special_floats). Python's own `Infinity`
+            and `NaN`, which older versions wrote, are always read as numbers.
+
+    Raises:
+        InputError: the text is too large, broken, nested too deep, or holds a key twice.
     """
     if len(content) > MAX_JSON_BYTES:
         raise InputError(f"JSON of more than {MAX_JSON_BYTES:,} bytes", where=where)
@@ -178,7 +207,7 @@ def parse_json(
 
 
 def _untagged(mapping: dict[str, object]) -> object:
-    """The number that a tagged object stands for, else the object."""
+    """Return the number that a tagged object stands for, else the object."""
     tag = mapping.get(FLOAT_TAG)
     if len(mapping) == 1 and isinstance(tag, str) and tag in _FLOATS:
         return _FLOATS[tag]

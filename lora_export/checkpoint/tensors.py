@@ -1,10 +1,14 @@
-"""From byte ranges to torch tensors and back, the only place here that imports torch, and late."""
+"""Turns byte ranges into torch tensors and back.
+
+Only this module of `checkpoint` imports torch, and only inside its functions.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.reading import (
+    COPY_AGAIN,
     open_for_reading,
     pread_exact,
     pread_into,
@@ -30,10 +34,15 @@ TORCH_NAMES = {
 """torch's name of every safetensors dtype with whole bytes an element, as safetensors 0.8 maps."""
 
 CHUNK_BYTES = 4 << 20
+"""Bytes of a piece when a file or tensor is read piece by piece."""
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
-    """The torch.dtype of a safetensors dtype name; InputError when torch has none."""
+    """Return the torch.dtype of a safetensors dtype name.
+
+    Raises:
+        InputError: the installed torch has no such dtype.
+    """
     import torch
 
     found = getattr(torch, TORCH_NAMES.get(dtype, ""), None)
@@ -43,29 +52,28 @@ def torch_dtype(dtype: str) -> torch.dtype:
 
 
 def read_tensor(ref: TensorRef) -> torch.Tensor:
-    """The tensor as a new, dense, row-major CPU tensor of the ref's dtype and shape.
+    """Read a tensor into a new, dense, row-major CPU tensor of the ref's dtype and shape.
 
-    Reproduces the values that torch.load or safetensors give. Raises InputError when the file
-    ends before the tensor does, StorageError when it cannot be read.
+    Reproduces the values that torch.load (torch 2.13) or safetensors 0.8 give.
+
+    Raises:
+        InputError: the file ends before the tensor does, or torch lacks the dtype.
+        StorageError: the file cannot be read.
     """
     import torch
 
     dtype = torch_dtype(ref.spec.dtype)
     content = torch.empty(ref.length, dtype=torch.uint8)
-    _read_into(ref, content.numpy().data)
+    with open_for_reading(ref.file) as descriptor:
+        _fill(content.numpy().data, descriptor, ref, 0)
     flat = content.view(dtype)
     if ref.strides is None:
         return flat.reshape(ref.spec.shape)
     return flat.as_strided(ref.spec.shape, ref.strides).clone(memory_format=torch.contiguous_format)
 
 
-def _read_into(ref: TensorRef, target: memoryview) -> None:
-    with open_for_reading(ref.file) as descriptor:
-        _fill(target, descriptor, ref, 0)
-
-
 def _fill(target: memoryview, descriptor: int, ref: TensorRef, start: int) -> None:
-    """Read the tensor's bytes from `start` on into all of `target`."""
+    """Fill all of `target` with the tensor's bytes from `start` on."""
     with system_errors(ref.file, "read"):
         if pread_into(descriptor, target, ref.offset + start) < len(target):
             raise _cut_short(ref)
@@ -75,14 +83,16 @@ def _cut_short(ref: TensorRef) -> InputError:
     return InputError(
         f"the file ends before the {ref.length:,} bytes of this tensor",
         where=f"{ref.file}: {ref.spec.name!r}",
-        hint="copy or download the file again",
+        hint=COPY_AGAIN,
     )
 
 
 def read_bytes(ref: TensorRef) -> bytes:
-    """The bytes of the ref's range as they lie in the file, whatever its strides.
+    """Read the bytes of the ref's range as they lie in the file, whatever its strides.
 
-    Raises InputError when the file ends before, StorageError when it cannot be read.
+    Raises:
+        InputError: the file ends before the range does.
+        StorageError: the file cannot be read.
     """
     with open_for_reading(ref.file) as descriptor, system_errors(ref.file, "read"):
         content = pread_exact(descriptor, ref.length, ref.offset)
@@ -92,10 +102,13 @@ def read_bytes(ref: TensorRef) -> bytes:
 
 
 def iter_chunks(ref: TensorRef, size: int = CHUNK_BYTES) -> Iterator[memoryview]:
-    """The bytes of a tensor in row-major order, in pieces of at most `size` bytes.
+    """Yield the bytes of a tensor in row-major order, in pieces of at most `size` bytes.
 
-    A piece is only valid until the next one is asked for. A tensor with strides is read and made
-    dense first. Raises InputError when the file ends before, StorageError when unreadable.
+    The next piece overwrites the one before. A tensor with strides is read and made dense first.
+
+    Raises:
+        InputError: the file ends before the tensor does.
+        StorageError: the file cannot be read.
     """
     if ref.strides is not None:
         whole = tensor_bytes(read_tensor(ref))
@@ -112,10 +125,10 @@ def iter_chunks(ref: TensorRef, size: int = CHUNK_BYTES) -> Iterator[memoryview]
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The elements of a CPU tensor in row-major order as bytes.
+    """Return the elements of a CPU tensor in row-major order as bytes.
 
-    Without a copy when the tensor is dense row-major; the view keeps the tensor alive. Works for
-    scalars, empty tensors and dtypes that numpy lacks (bfloat16, float8).
+    A dense row-major tensor is not copied; the view keeps it alive. Scalars, empty tensors and
+    dtypes that NumPy lacks (bfloat16, float8) work as well.
     """
     import torch
 
@@ -126,7 +139,10 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def rounds_to(wide: TensorRef, narrow: TensorRef) -> bool:
-    """Whether `wide`, cast to the dtype of `narrow`, of the same shape, has its values."""
+    """Return whether `wide`, cast to the dtype of `narrow`, equals it. Both have one shape.
+
+    The cast is torch's `Tensor.to`, which rounds to nearest, ties to even.
+    """
     import torch
 
     return torch.equal(read_tensor(wide).to(torch_dtype(narrow.spec.dtype)), read_tensor(narrow))

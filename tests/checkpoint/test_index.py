@@ -109,7 +109,7 @@ DISAGREEMENTS = {
     "NUL": ({"a": "x\0y"}, "not a plain file name"),
     "dots": ({"a": ".."}, "not a plain file name"),
     "no string": ({"a": None}, "not a plain file name: None"),
-    "empty": ({}, "an index needs a weight_map"),
+    "empty": ({}, "the index has no weight_map object"),
 }
 
 
@@ -138,8 +138,8 @@ def test_all_problems_of_all_shards_are_told_at_once(sharded):
         ('{"weight_map": {"a": "x", "a": "y"}}', "duplicate keys"),
         ("{", "broken JSON"),
         ("[]", "not an object"),
-        ('{"weight_map": [1]}', "an index needs a weight_map"),
-        ('{"metadata": 1, "weight_map": {"a": "x"}}', "an index needs a weight_map"),
+        ('{"weight_map": [1]}', "the index has no weight_map object"),
+        ('{"metadata": 1, "weight_map": {"a": "x"}}', "the index has no weight_map object"),
     ],
 )
 def test_a_broken_index_is_refused(sharded, text, expected):

@@ -5,7 +5,7 @@ import torch
 from dialects.cases import CASES
 from safetensors.torch import save_file
 
-from lora_export.checkpoint.index import read_shard
+from lora_export.checkpoint.shards import read_shard
 from lora_export.dialects import Dialect, Evidence, all_dialects, read_adapter
 from lora_export.errors import UsageError
 from lora_export.records import Adapter, AdapterFile

@@ -1,4 +1,4 @@
-"""adapter_config.json, which lies beside an adapter's weights and says what they mean."""
+"""Reads adapter_config.json, which lies beside an adapter's weights and defines their meaning."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PEFT_START = "base_model.model."
+"""How PEFT begins the name of every tensor of an adapter."""
 
 
 def read_adapter_config(file: Path) -> dict[str, object]:
-    """adapter_config.json beside the weight file, empty where there is none.
+    """Read adapter_config.json beside the weight file; empty where there is none.
 
     Raises:
-        InputError: it is broken, or holds a key twice or a number that JSON has not, so that two
-            readers could understand it differently.
+        InputError: it is broken, holds a key twice, or holds a number that JSON cannot express.
+            Readers differ about the last two.
+        StorageError: it cannot be read.
     """
     path = file.parent / ADAPTER_CONFIG
+    # lexists: a link that leads nowhere is a lost config and must not pass for none.
     if not os.path.lexists(path):
         return {}
     config = read_json_object(path, unique_keys=True)
@@ -47,17 +50,17 @@ def _not_finite(value: object, place: str) -> Iterator[str]:
 def refuse_without_config(
     file: Path, names: Iterable[str], config: Mapping[str, object], metadata: Mapping[str, str]
 ) -> None:
-    """Refuse PEFT's weights without PEFT's configuration.
+    """Refuse PEFT's weights without PEFT's config.
 
     Raises:
-        InputError: so it is.
+        InputError: the names are PEFT's and there is no config.
     """
-    if config or metadata.get("lora_adapter_metadata"):
+    if config or metadata.get("lora_adapter_metadata"):  # diffusers stores its config in the file
         return
     if any(name.startswith(_PEFT_START) and ".lora_" in name for name in names):
         raise InputError(
-            f"a PEFT adapter without its {ADAPTER_CONFIG}: alpha, and how the scaling is made of "
-            "it, are not in the weights, and they are never guessed",
+            f"a PEFT adapter without its {ADAPTER_CONFIG}: the weights hold neither alpha nor the "
+            "rule of the scaling, and they are never guessed",
             where=str(file),
             hint=f"put the {ADAPTER_CONFIG} that was saved with it into {file.parent}; if it is "
             "lost, write one with peft_type, r, lora_alpha and use_rslora as in training",

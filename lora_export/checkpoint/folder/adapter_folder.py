@@ -1,7 +1,7 @@
-"""Which file of a folder is the adapter, as PEFT and trainers leave such folders behind.
+"""Finds the adapter in a folder as PEFT and trainers leave it behind.
 
-A folder may hold an adapter in two formats, several adapters in sub-folders named after them, or
-the checkpoints of a training. What cannot be told apart for certain is refused, with what to name.
+A folder may hold an adapter in two formats, several adapters in sub-folders, or the checkpoints of
+a training. An ambiguous folder is refused, and the message names the candidates.
 """
 
 from __future__ import annotations
@@ -33,33 +33,39 @@ if TYPE_CHECKING:
     from lora_export.records import WeightSet
 
 ADAPTER_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-"""As PEFT writes an adapter's weights; the first that is there is the one PEFT loads."""
+"""The names that PEFT gives an adapter's weights; of two files PEFT loads the first."""
+
 _STEM = "adapter_model"
 _NUMBERED = re.compile(r"(.*-)([0-9]{1,18})", re.DOTALL)
 _MAX_DEPTH = 2
+"""How many folders deep an adapter is looked for."""
+
 _SHOWN = 8
+_SHOWN_FILES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterPlace:
-    """The weights that were chosen, and why, where there was a choice."""
+    """The weights of the adapter that was found."""
 
     chosen: WeightSet
     notes: tuple[str, ...] = ()
+    """How the weights were chosen of several, for the user."""
 
     @property
     def file(self) -> Path:
-        """The weight file, or the index of its shards."""
+        """Return the weight file, or the index of its shards."""
         return self.chosen.index or self.chosen.files[0]
 
 
 def find_adapter(folder: Path, holds_factors: Callable[[WeightSet], bool]) -> AdapterPlace:
-    """The adapter that `folder` holds itself, or the only one in a sub-folder.
+    """Find the adapter that `folder` holds itself, or the only one in a sub-folder.
 
-    holds_factors: looks into weights whose name does not say what they are.
+    holds_factors: reads the names in weights whose file name is no adapter's.
 
     Raises:
-        InputError: there is none, or several of which one must be named.
+        InputError: there is none, or there are several.
+        StorageError: the folder cannot be read.
     """
     sets = weight_sets(folder)
     named = [one for one in _in_order(sets) if _is_named(one)]
@@ -77,31 +83,31 @@ def find_adapter(folder: Path, holds_factors: Callable[[WeightSet], bool]) -> Ad
     if nested:
         raise _several(folder, nested)
     if sets:
-        hint = elsewhere(folder) or "name the adapter's file itself"
+        hint = elsewhere(folder) or "give the path of the adapter's file"
         raise no_single_file(folder, "holds several weight files", hint)
     raise no_single_file(folder, "holds no weight file", elsewhere(folder))
 
 
 def named_adapter(file: Path) -> AdapterPlace:
-    """The adapter that a path to a file or an index means.
+    """Return the adapter that a path to a file or an index means.
 
     Raises:
-        InputError: the file is one of several shards, which hold the adapter together.
+        InputError: the file is one of several shards.
     """
     place = shard_number(file.name)
     if place and place[1] > 1:
         number, count = place
         whole = [one for one in weight_sets(file.parent) if file in one.files and one.index]
-        hint = f"name {whole[0].index if whole else f'the folder {file.parent}'}"
+        hint = f"give {whole[0].index if whole else f'the folder {file.parent}'}"
         message = f"is shard {number} of {count}, a part of the adapter"
         raise InputError(message, where=str(file), hint=hint)
     return AdapterPlace(set_of(file))
 
 
 def beside(place: AdapterPlace) -> tuple[WeightSet, ...]:
-    """All other weights in the folder of an adapter, and in its sub-folders of further modules.
+    """List all other weights in an adapter's folder, and in its sub-folders of further modules.
 
-    Those are the modules that sentence-transformers runs after the adapted one, as 2_Dense.
+    sentence-transformers runs such modules after the adapted one, for example 2_Dense.
     """
     folder, taken = place.file.parent, set(place.chosen.files)
     found = list(weight_sets(folder, every_bin=True))
@@ -113,15 +119,15 @@ def beside(place: AdapterPlace) -> tuple[WeightSet, ...]:
 
 
 def unread(folder: Path) -> list[str]:
-    """A note on each file beside an adapter that holds weights of another framework."""
+    """Return a note on each file in the folder that holds weights of another framework."""
     names = sorted(path.name for path in folder.iterdir() if is_foreign_weights(path))
-    return [f"{name} beside the adapter is of another framework, and not read" for name in names]
+    return [f"{name} beside the adapter is of another framework and not read" for name in names]
 
 
 def _is_named(found: WeightSet) -> bool:
-    """Whether PEFT or transformers would give an adapter's weights these names.
+    """Return whether PEFT or transformers would give an adapter's weights these names.
 
-    transformers 5 shards an adapter under the name of a model's index.
+    The names of the shards decide. transformers 5 gives the index of an adapter a model's name.
     """
     return bool(found.files) and all(_is_adapter_name(path.name) for path in found.files)
 
@@ -132,7 +138,7 @@ def _is_adapter_name(name: str) -> bool:
 
 
 def _in_order(sets: Iterable[WeightSet]) -> list[WeightSet]:
-    """As PEFT looks for them: safetensors before .bin; one file before shards."""
+    """Sort sets as PEFT looks for them: safetensors before .bin, one file before shards."""
     return sorted(sets, key=lambda one: (not _is_safetensors(one), len(one.files), one.name))
 
 
@@ -141,16 +147,20 @@ def _is_safetensors(found: WeightSet) -> bool:
 
 
 def _chosen(folder: Path, named: list[WeightSet]) -> AdapterPlace:
-    """Of both formats, safetensors, as PEFT does; a link that leads nowhere is none."""
+    """Return the first set, with notes on the ones passed over.
+
+    Raises:
+        InputError: a file of it is a link that leads nowhere. The next set may be an older state.
+    """
     if dangling := [path for path in named[0].files if path.is_symlink() and not path.exists()]:
         hint = "fetch or copy the adapter again"
         raise InputError("a symbolic link that leads nowhere", where=str(dangling[0]), hint=hint)
     notes = []
     if len(named) > 1:
-        notes.append(f"{folder.name}: read {named[0].name}, as PEFT does, and not {named[1].name}")
+        notes.append(f"{folder.name}: read {named[0].name}, as PEFT does, not {named[1].name}")
     others = [name for name in _names(_nested(folder), folder) if "checkpoint-" not in name]
     if others:
-        notes.append(f"{folder.name}: took its own adapter, and not {' or '.join(others[:3])}")
+        notes.append(f"{folder.name}: took its own adapter, not {' or '.join(others[:3])}")
     return AdapterPlace(named[0], tuple(notes))
 
 
@@ -160,7 +170,11 @@ def _of_another_name(
     nested: list[Path],
     holds_factors: Callable[[WeightSet], bool],
 ) -> AdapterPlace:
-    """The weights beside a configuration: the only ones, or the only ones that hold factors."""
+    """Return the weights beside a config: the only ones, or the only ones that hold factors.
+
+    Raises:
+        InputError: there are none, or several.
+    """
     found = list(sets) if len(sets) == 1 else [one for one in sets if holds_factors(one)]
     if len(found) == 1:
         note = f"{folder.name}: {found[0].name} is read as the adapter's weights"
@@ -169,7 +183,7 @@ def _of_another_name(
         raise _without_weights(folder, nested)
     names = ", ".join(one.name for one in (found or sets))
     what = "each of which holds low-rank factors" if found else "none of which holds factors"
-    hint = f"name the adapter's file itself, for example {(found or sets)[0].files[0]}"
+    hint = f"give the path of the adapter's file, for example {(found or sets)[0].files[0]}"
     raise no_single_file(folder, f"{ADAPTER_CONFIG} lies beside {names}, {what}", hint)
 
 
@@ -177,12 +191,12 @@ def _without_weights(folder: Path, nested: list[Path]) -> InputError:
     message = f"{ADAPTER_CONFIG} is there, but neither {' nor '.join(ADAPTER_NAMES)}"
     repository = repository_of(folder)
     if repository:
-        hint = f"it was not fetched whole: hf download {repository}"
+        hint = f"the download is not complete: hf download {repository}"
     elif nested:
         hint = f"did you mean {' or '.join(str(path) for path in nested[:3])}?"
     else:
         hint = elsewhere(folder)
-    usual = "the weights were not copied, or training was stopped before it saved them"
+    usual = "copy the weights too; a training that stops early may not have saved them"
     return no_single_file(folder, message, hint or usual)
 
 
@@ -191,12 +205,12 @@ def _several(folder: Path, nested: list[Path]) -> InputError:
     return InputError(
         f"holds {len(names)} adapters in sub-folders: {first_names(names, _SHOWN)}",
         where=str(folder),
-        hint=f"name the one that is meant, for example {nested[-1]}",
+        hint=f"give the path of one of them, for example {nested[-1]}",
     )
 
 
 def _nested(folder: Path) -> list[Path]:
-    """The sub-folders that hold an adapter, checkpoints in the order of their steps."""
+    """List the sub-folders that hold an adapter, checkpoints in the order of their steps."""
     found = [path for path in _walk(folder, 1) if _is_adapter(path)]
     return sorted(found, key=lambda path: _order(path.relative_to(folder).parts))
 
@@ -210,13 +224,13 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _is_adapter(folder: Path) -> bool:
-    """By the names of its weights, or by a configuration beside any weights."""
+    """Return whether a folder holds weights with an adapter's names, or a config beside weights."""
     names = [path.name for path in folder.iterdir()]
     return any(map(_is_adapter_name, names)) or (ADAPTER_CONFIG in names and holds_weights(folder))
 
 
 def _order(parts: Iterable[str]) -> list[tuple[str, int]]:
-    """checkpoint-90 before checkpoint-500."""
+    """Return a key that sorts checkpoint-90 before checkpoint-500."""
     keys = []
     for part in parts:
         numbered = _NUMBERED.fullmatch(part)
@@ -233,7 +247,7 @@ def _relative(folder: Path, root: Path) -> str:
 
 
 def no_single_file(folder: Path, message: str, hint: str) -> InputError:
-    """The refusal of a folder in which no one file is meant; tells what it holds."""
+    """Return the refusal of a folder that holds no weights or several; it lists the files there."""
     names = sorted(item.name for item in folder.iterdir())
-    listed = first_names(names, 20) or "nothing"
-    return InputError(f"{message}; it holds: {listed}", where=str(folder), hint=hint)
+    held = first_names(names, _SHOWN_FILES) or "nothing"
+    return InputError(f"{message}; it holds: {held}", where=str(folder), hint=hint)

@@ -1,7 +1,7 @@
-"""Where the weights are of a folder that holds none itself: in a sub-folder, or in pieces.
+"""Finds the weights of a folder that holds none itself: in a sub-folder, or in pieces.
 
-Pieces of distributed training cannot be read one by one, as DeepSpeed's ZeRO and torch's
-distributed checkpoints cut every tensor in parts. The command that joins them is named.
+DeepSpeed's ZeRO and torch's distributed checkpoints cut every tensor in parts, so one piece cannot
+be read alone. The message names the command that joins them.
 """
 
 from __future__ import annotations
@@ -16,21 +16,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SCRIPT = "zero_to_fp32.py"
-_PLANS = ".metadata"
+"""DeepSpeed's script that joins the pieces."""
+
+_DISTRIBUTED_METADATA = ".metadata"
+"""The file in which torch.distributed.checkpoint describes its pieces."""
+
 _FSDP = "pytorch_model_fsdp_"
+"""How accelerate begins the name of a folder with a model in pieces."""
+
 _PIPELINE = ("transformer", "unet", "text_encoder")
+"""The parts of a diffusers pipeline on which adapters are trained, the most usual first."""
+
 _SHOWN = 8
 EMPTY = (
     "ZeRO-3 leaves empty tensors where the weights were not gathered: join them with 'python "
     f"{_SCRIPT} . OUT' in the training's checkpoint folder"
 )
-"""What to do about a tensor of shape [0]. DeepSpeed copies the script into each checkpoint."""
+"""The hint for a tensor of shape [0]. DeepSpeed copies the script into each checkpoint."""
 
 
 def elsewhere(folder: Path) -> str:
-    """Where the weights of a folder without any are, "" where nothing says it."""
-    if told := _pieces(folder):
-        return told
+    """Return where the weights of a folder without any lie, as a hint; "" when nothing shows it."""
+    if joining := _pieces(folder):
+        return joining
     if (folder / "model_index.json").is_file():
         return _inside(folder, "a diffusers pipeline", _PIPELINE)
     if (folder / "modules.json").is_file():
@@ -39,18 +47,18 @@ def elsewhere(folder: Path) -> str:
 
 
 def _inside(folder: Path, kind: str, names: Iterable[str]) -> str:
-    """Names the sub-folders that hold weights, those first that adapters are trained on."""
+    """Return a hint that lists the sub-folders with weights, those of `names` first."""
     inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
     order = dict.fromkeys([name for name in names if name in inside] + inside)
     held = [name for name in order if not name.startswith(".") and holds_weights(folder / name)]
     if not held:
         return ""
     verb = "holds" if len(held) == 1 else "hold"
-    return f"{kind}: {', '.join(held[:_SHOWN])} {verb} the weights: name {folder / held[0]}"
+    return f"{kind}: {', '.join(held[:_SHOWN])} {verb} the weights: give {folder / held[0]}"
 
 
 def _pieces(folder: Path) -> str:
-    """What a folder holds in pieces and the command that joins them, "" where it holds none."""
+    """Return what a folder holds in pieces and the command that joins them; "" when nothing."""
     if folder.name.startswith("global_step") and _has_zero_pieces(folder):
         return _zero(folder.parent)
     steps = [path for path in folder.glob("global_step*") if _has_zero_pieces(path)]
@@ -82,4 +90,4 @@ def _has_zero_pieces(folder: Path) -> bool:
 
 
 def _is_distributed(folder: Path) -> bool:
-    return (folder / _PLANS).is_file() and any(folder.glob("*.distcp"))
+    return (folder / _DISTRIBUTED_METADATA).is_file() and any(folder.glob("*.distcp"))

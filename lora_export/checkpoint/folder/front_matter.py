@@ -1,6 +1,6 @@
 """Reads the metadata of a model card: the YAML between the first two lines of dashes.
 
-Only texts and lists of texts are understood, as licence and language are written.
+Only texts and lists of texts are understood; licence and language have no other form.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_BYTES = 1 << 20
+"""How much of a card is read; its metadata must end within."""
 
 
 def read_front_matter(path: Path) -> dict[str, str | tuple[str, ...] | None]:
-    """The members at the top of a card's metadata; None for a value that is not understood.
+    """Read the members at the top of a card's metadata; None for a value that is not understood.
 
-    Empty where there is no such block, or it does not end within the first megabyte.
+    The result is empty when there is no such block, or when it is longer than MAX_BYTES.
+
+    Raises:
+        InputError: the file is missing or no regular file.
+        StorageError: the file cannot be read.
     """
     with open_for_reading(path) as descriptor, system_errors(path, "read"):
         content = pread_exact(descriptor, MAX_BYTES, 0)

@@ -1,4 +1,4 @@
-"""Edits of a JSON object's text: an edit touches only the value that it is about."""
+"""Edits the text of a JSON object: an edit changes only its value, every other byte stays."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ _FIRST_MEMBER = re.compile(r'\s*\{(?P<before>\s*)"(?:[^"\\]|\\.)*"(?P<colon>\s*:
 def edit_json(
     content: bytes, edits: Mapping[tuple[str, ...], object], without: Iterable[str] = ()
 ) -> bytes:
-    """A JSON object's text with values set; every other byte stays as it is.
+    """Return the text of a JSON object with values set; every other byte stays as it is.
 
-    edits: by the keys that lead to the value, through objects that are there. A key that is
-    missing in the innermost object is added at its end, in the style of its first member.
-    without: top-level members that are taken out.
+    Args:
+        content: the text, in UTF-8.
+        edits: values by the keys that lead to them, through objects that are there. A missing
+            key is added at the end of the innermost object, in the style of its first member.
+        without: top-level members to take out.
 
-    A number that is not finite is written as the text has others: as transformers 5 tags it
-    (`{"__float__": "Infinity"}`), or as Python's json writes it (`Infinity`).
+    A number that is not finite is written as the text writes others: tagged, as in transformers 5
+    (`{"__float__": "Infinity"}`), or as Python's json does (`Infinity`).
 
     Raises:
         InputError: the content is no JSON object.
@@ -39,7 +41,7 @@ def edit_json(
 
 
 def _edited(text: str, edits: Mapping[tuple[str, ...], object], form: _Form) -> str:
-    """The text of one object with the values set, in it and in the objects inside."""
+    """Return the text of one object with the values set, in it and in the objects inside."""
     spans = _value_spans(text)
     style = _Style.of(text, form)
     values = {path[0]: value for path, value in edits.items() if len(path) == 1}
@@ -56,13 +58,13 @@ def _edited(text: str, edits: Mapping[tuple[str, ...], object], form: _Form) -> 
         end = max((end for _, end in spans.values()), default=text.index("{") + 1)
         insertion = ",".join(["", *added] if spans else added)
         changed.append((end, end, insertion if spans else f"{insertion}{style.closing}"))
-    for start, end, value in sorted(changed, reverse=True):
+    for start, end, value in sorted(changed, reverse=True):  # from the end: spans before stay valid
         text = text[:start] + value + text[end:]
     return text
 
 
 def _without_members(text: str, names: Iterable[str]) -> str:
-    """`text` less these members, each with the comma and the space that set it off."""
+    """Return the text less these members, each with its comma and space."""
     for name in names:
         spans = list(_value_spans(text).items())
         place = next((n for n, (key, _) in enumerate(spans) if key == name), None)
@@ -77,7 +79,7 @@ def _without_members(text: str, names: Iterable[str]) -> str:
 
 
 def _value_spans(text: str) -> dict[str, tuple[int, int]]:
-    """Where the value of each top-level key begins and ends, in valid JSON of an object."""
+    """Return where the value of each top-level key begins and ends, in valid JSON of an object."""
     decoder = json.JSONDecoder()
     spans = {}
     at = _skip(text, text.index("{") + 1)
@@ -98,13 +100,15 @@ def _skip(text: str, at: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How a JSON text writes values: non-ASCII characters escaped, numbers not finite tagged."""
+    """How a JSON text writes values."""
 
     is_ascii: bool
+    """Characters outside ASCII are escaped."""
     tags_floats: bool
+    """Numbers that are not finite are tagged."""
 
     def tagged(self, value: object) -> object:
-        """`value` with what JSON has no number for as transformers 5 writes it."""
+        """Return the value with its non-finite numbers tagged, if the text tags them."""
         if isinstance(value, dict):
             return {key: self.tagged(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -116,25 +120,31 @@ class _Form:
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """How an object's text sets its members: what stands before a key, after it, at the end."""
+    """How an object's text lays out its members."""
 
     before: str
+    """What stands before a key: a line break and the indentation, or nothing."""
     colon: str
+    """The colon with the space around it."""
     closing: str
+    """What stands before the closing brace of an object that was empty."""
     form: _Form
 
     @classmethod
     def of(cls, text: str, form: _Form) -> _Style:
+        """Return the style of the object's first member; two spaces for an empty object."""
         found = _FIRST_MEMBER.match(text)
         if found is None:
             return cls("\n  ", ": ", "\n", form)
         return cls(found["before"], found["colon"], "", form)
 
     def member(self, key: str, value: object) -> str:
+        """Return the text of a new member, with what stands before it."""
         name = json.dumps(key, ensure_ascii=self.form.is_ascii)
         return f"{self.before}{name}{self.colon}{self.value(value)}"
 
     def value(self, value: object) -> str:
+        """Return the text of a value, indented as the members are."""
         line, _, unit = self.before.rpartition("\n")
         indent = unit if "\n" in self.before else None
         written = self.form.tagged(value)

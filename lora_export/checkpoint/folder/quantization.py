@@ -1,8 +1,8 @@
 """Recognises weights that are stored quantised: by the tensors beside them, and by config.json.
 
-A scheme leaves marks in the names: packed bits under another name than the weight's, or scales and
-tables beside it. Which weights these are is taken from the marks alone, because a configuration may
-be left behind when the weights are no longer quantised; it says how the scheme is called.
+A scheme leaves marks in the names of tensors: packed bits under a name of their own, or scales and
+tables beside the weight. The marks alone decide which weights are quantised, because a config may
+be left behind when they no longer are. The config only gives the scheme's name.
 """
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ if TYPE_CHECKING:
 CONFIG_KEYS = ("quantization_config", "compression_config")
 """The members of config.json with which a model says that its weights are quantised."""
 
-# What is no sign of quantisation: weights as they are, positions, masks.
 _WIDE = FLOAT_DTYPES | {"I64", "U64", "C64", "BOOL"}
+"""Dtypes that are no sign of quantisation: plain weights, positions, masks."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Scheme:
-    """How one scheme is told from the names of what it stores.
-
-    mark: fits a tensor's name, and names the weight or its module. needs: what must be stored as
-    well. weight: the weight as a plain model calls it. packs_floats: the weight's dtype says
-    nothing, as bitsandbytes may keep its bits in a tensor of bfloat16.
-    """
+    """How one scheme is recognised by the names of what it stores."""
 
     name: str
     mark: re.Pattern[str]
+    """Matches the name of a tensor; its group is the name of the weight or its module."""
     needs: tuple[str, ...]
+    """Names that must be stored as well; {0} stands for the mark's group."""
     weight: str
+    """The name that a plain model gives the weight; {0} stands for the mark's group."""
     packs_floats: bool = False
+    """Whether a float dtype may hold packed bits; bitsandbytes may keep them as bfloat16."""
 
 
 def _scheme(
@@ -47,6 +46,8 @@ def _scheme(
     return _Scheme(name, re.compile(rf"(.+){mark}", re.DOTALL), needs, weight, packs_floats)
 
 
+# The order matters: a weight with the marks of two schemes belongs to the first. NVFP4 stores
+# weight_scale too, so it stands before "scaled integers or FP8".
 _SCHEMES = (
     _scheme(
         "bitsandbytes 4-bit", r"\.(?:absmax|quant_state\.bitsandbytes__\w+)",
@@ -69,6 +70,7 @@ _SCHEMES = (
 )  # fmt: skip
 
 _PLAIN = (".weight", ".bias")
+"""How the names of nearly all tensors of an unquantised model end."""
 
 _LABELS = {
     "gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8", "fbgemm_fp8": "FP8 (FBGEMM)", "hqq": "HQQ",
@@ -76,32 +78,32 @@ _LABELS = {
     "nvfp4": "NVFP4", "bitnet": "BitNet", "higgs": "HIGGS", "spqr": "SpQR", "quark": "Quark",
     "auto-round": "AutoRound",
 }  # fmt: skip
+"""The usual spelling of `quant_method` in config.json."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """What is quantised in a checkpoint.
-
-    method: in words. weights: by the name that a plain model gives a weight, the tensor that
-    shows how it is stored. claims: the keys of config.json that speak of it. remains: whether
-    anything may be quantised at all; where not, the claims are wrong.
-    """
+    """What is quantised in a checkpoint."""
 
     method: str
+    """The scheme's name for messages."""
     weights: Mapping[str, str]
+    """The tensor that shows how a weight is stored, by the name a plain model gives the weight."""
     claims: tuple[str, ...]
+    """The keys of config.json that describe a quantisation."""
     remains: bool
+    """Whether anything may be quantised at all; if not, the claims are out of date."""
 
 
 def find_quantization(base: Checkpoint) -> Quantization | None:
-    """What is quantised in `base`, None where neither its tensors nor its config say anything."""
+    """Return what is quantised in `base`; None when neither tensors nor config show anything."""
     specs = {name: ref.spec for name, ref in base.tensors().items()}
     claims = tuple(key for key in CONFIG_KEYS if base.config.get(key))
     marked = dict(_marked(specs))
     if not marked and not claims:
         return None
     shown = {weight: mark for weight, (mark, _) in marked.items()}
-    if claims:  # a scheme of which no mark is known still stores its weights in few bits
+    if claims:  # an unknown scheme leaves no known mark, but its weights have few bits
         shown = {**{n: n for n, s in specs.items() if _is_packed(s, n)}, **shown}
     remains = bool(shown) or any(_is_narrow(spec) for spec in specs.values())
     schemes = [scheme for _, scheme in marked.values()]
@@ -109,9 +111,9 @@ def find_quantization(base: Checkpoint) -> Quantization | None:
 
 
 def _marked(specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, tuple[str, str]]]:
-    """(weight, (tensor that shows it, name of the scheme)); of two schemes the first counts."""
+    """Yield (weight, (tensor that shows it, name of the scheme)); the first scheme wins."""
     seen: set[str] = set()
-    # Plain names are most of a large model's, and no scheme marks one of them but VPTQ.
+    # Most names of a large model are plain, and no scheme but VPTQ marks such a name.
     names = [n for n in specs if not n.endswith(_PLAIN) or n.endswith(".centroids.weight")]
     for scheme in _SCHEMES:
         for name in names:
@@ -140,13 +142,13 @@ def _is_narrow(spec: TensorSpec) -> bool:
 
 
 def _method(base: Checkpoint, schemes: list[str]) -> str:
-    """The name that config.json gives the scheme, or the one that the tensors show."""
+    """Return the name that config.json gives the scheme, or the one that the tensors show."""
     found = next((base.config[key] for key in CONFIG_KEYS if base.config.get(key)), None)
-    said = found if isinstance(found, dict) else {}
+    claimed = found if isinstance(found, dict) else {}
     for bits in (4, 8):
-        if said.get(f"load_in_{bits}bit"):
+        if claimed.get(f"load_in_{bits}bit"):
             return f"bitsandbytes {bits}-bit"
-    method = said.get("quant_method")
+    method = claimed.get("quant_method")
     if isinstance(method, str) and method != "bitsandbytes":
         return _LABELS.get(method.lower(), method[:40])
     return schemes[0] if schemes else "an unknown scheme"

@@ -1,6 +1,6 @@
-"""Reads the manifest of an earlier export; it is a file like any other, so nothing is believed.
+"""Reads the manifest of an earlier export, and checks all of it: anyone may have edited the file.
 
-What it must hold, and of which type, is said here alone; `report.manifest` writes it.
+Only this module defines what a manifest must hold, and of which type. `report.manifest` writes it.
 """
 
 from __future__ import annotations
@@ -22,66 +22,67 @@ if TYPE_CHECKING:
     from lora_export.records import Adapter, Problem
 
 T = TypeVar("T")
-# Those that say how the inputs are read, and which of their files are taken.
 _OPTIONS = ("dialect", "rename", "tokenizer")
+"""The recorded options that decide how the inputs are read, and which of their files are taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedAdapter:
-    """An adapter that went in. digest: of what its tensors hold, whatever the file's format.
-
-    joined_digest: the same of the weights beside it, "" where none was used. ignored: those that
-    --ignore left out.
-    """
+    """An adapter that was merged."""
 
     name: str
     digest: str
+    """SHA-256 of its tensors (`tensors_sha256`), the same in every file format."""
     weight: float
     joined_digest: str = ""
+    """The same of the weights beside it that were used; "" when none were."""
     ignored: tuple[str, ...] = ()
+    """The weight sets that --ignore left out, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a manifest says.
-
-    outputs: SHA-256 by relative path. base: SHA-256 of every file of the base, "" where none was
-    taken. merged_before: digests of the adapters in the base. facts: by the adapter's place in
-    `adapters` and the module. options: those that say how to read the inputs. verified: None when
-    nothing was verified. precision: of an ONNX file. trust_file: which of an adapter's file and
-    its configuration was followed where they disagree, None where they do not.
-    """
+    """The content of a manifest."""
 
     path: Path
     outputs: Mapping[str, str]
+    """SHA-256 of every output file, by relative path."""
     base: tuple[str, ...]
+    """SHA-256 of every file of the base; "" for a file that was not hashed."""
     adapters: tuple[RecordedAdapter, ...]
     merged_before: tuple[str, ...]
+    """Digests of the adapters that the base already held."""
     facts: Mapping[tuple[int, str], Facts]
+    """The facts of every update, by the adapter's place in `adapters` and the module."""
     recipe: str
     options: Mapping[str, str]
+    """The options of _OPTIONS that were set."""
     task: str | None
     kv_cache: bool
     trust_file: bool | None
+    """Which was followed, an adapter's file or its config; None when they do not disagree."""
     verified: bool | None
+    """Whether the verification passed; None when there was none."""
     precision: str = "fp32"
+    """The precision of an ONNX file's weights."""
 
     def weighted(self, adapter: Adapter) -> Adapter:
-        """`adapter` with the weight that is recorded for what it holds."""
+        """Return `adapter` with the weight that is recorded for its digest, if one is."""
         weights = [known.weight for known in self.adapters if known.digest == adapter.digest]
         return replace(adapter, weight=weights[0]) if weights else adapter
 
 
 def read_manifest(root: Path, *, hint: str) -> Recorded | None:
-    """The manifest of the artefact or base at `root`, None where it has none.
+    """Read the manifest of the artefact or base at `root`; None when it has none.
 
-    hint: how to go on without it.
+    hint: how to go on without it, for the user.
 
     Raises:
-        InputError: it is there, but damaged or of another format; the place is named.
+        InputError: the manifest is damaged or of another format; the place in it is named.
         StorageError: it cannot be read.
     """
     path = manifest_path(root)
+    # lexists: a link that leads nowhere is a lost manifest and must not pass for none.
     if not os.path.lexists(path):
         return None
     try:
@@ -97,7 +98,7 @@ def _with_hint(problem: Problem, hint: str) -> Problem:
 def _read(path: Path) -> Recorded:
     top = _Table(read_json_object(path), str(path), "")
     if top.get("format", int) != FORMAT:
-        top.refuse("format", f"must be {FORMAT}, the only one that this version knows")
+        top.refuse("format", f"must be {FORMAT}, the only format that this version reads")
     inputs = top.table("inputs")
     adapters = inputs.tables("adapters")
     verification = top.members.get("verification")
@@ -134,6 +135,7 @@ def _outputs(top: _Table) -> dict[str, str]:
         name = entry.get("name", str)
         if name in outputs:
             entry.refuse("name", f"names {name!r} a second time")
+        # The name becomes a path that is read: it must not lead out of the artefact's folder.
         if "\\" in name or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
             entry.refuse("name", f"is no plain relative path: {name!r}")
         outputs[name] = entry.get("sha256", str)
@@ -147,7 +149,7 @@ def _facts(top: _Table, adapters: int) -> dict[tuple[int, str], Facts]:
         for entry in updates.tables(tensor):
             index = entry.get("adapter", int)
             if index not in range(adapters):
-                entry.refuse("adapter", f"names adapter {index} of {adapters}")
+                entry.refuse("adapter", f"is {index}, but there are {adapters} adapters")
             heads = entry.heads("heads")
             found = Facts(
                 alpha=entry.number("alpha"),
@@ -166,7 +168,10 @@ def _facts(top: _Table, adapters: int) -> dict[tuple[int, str], Facts]:
 
 
 class _Table:
-    """An object of the document and its place there; its members are asked for by type."""
+    """An object of the manifest and its place there; its members are read by type.
+
+    Every method that reads a member raises InputError, with the place, for another type.
+    """
 
     def __init__(self, members: Mapping[str, object], file: str, place: str) -> None:
         self.members = members
@@ -177,17 +182,24 @@ class _Table:
         return key in self.members
 
     def refuse(self, key: str, message: str) -> NoReturn:
-        place = f"{self._place}.{key}" if self._place else key
-        raise InputError(f"is no manifest of ours: {place} {message}", where=self._file)
+        """Raise InputError about the member `key`."""
+        raise InputError(f"is no manifest of ours: {self._inside(key)} {message}", where=self._file)
+
+    def _inside(self, key: str) -> str:
+        """Return the place of a member in the document."""
+        return f"{self._place}.{key}" if self._place else key
 
     def get(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """Return a member of type `kind`, or the default when it is missing."""
         value = self.members.get(key, default)
+        # True is an int for isinstance.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             words = {str: "a text", int: "a whole number", bool: "true or false"}
             self.refuse(key, f"must be {words.get(kind, kind.__name__)}")
         return value
 
     def number(self, key: str) -> float:
+        """Return a member that is a number."""
         value = self.members.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(key, "must be a number")
@@ -197,34 +209,37 @@ class _Table:
             self.refuse(key, "must be a number that a float can hold")
 
     def table(self, key: str) -> _Table:
+        """Return a member that is an object."""
         value = self.members.get(key)
         if not isinstance(value, dict):
             self.refuse(key, "must be an object")
-        return _Table(value, self._file, f"{self._place}.{key}" if self._place else key)
+        return _Table(value, self._file, self._inside(key))
 
     def tables(self, key: str) -> list[_Table]:
-        place = f"{self._place}.{key}" if self._place else key
+        """Return a member that is a list of objects."""
         tables = []
         for number, value in enumerate(self._list(key)):
             if not isinstance(value, dict):
                 self.refuse(f"{key}[{number}]", "must be an object")
-            tables.append(_Table(value, self._file, f"{place}[{number}]"))
+            tables.append(_Table(value, self._file, f"{self._inside(key)}[{number}]"))
         return tables
 
     def texts(self, key: str) -> tuple[str, ...]:
+        """Return a member that is a list of texts."""
         values = self._list(key)
         if not all(isinstance(value, str) for value in values):
             self.refuse(key, "must be a list of texts")
         return tuple(str(value) for value in values)
 
     def blocks(self, key: str) -> tuple[bool, ...]:
+        """Return a member that is a list of 0 and 1, or of false and true."""
         values = self._list(key)
         if not all(value in (0, 1) for value in values):
             self.refuse(key, "must be a list of 0 and 1")
         return tuple(bool(value) for value in values)
 
     def heads(self, key: str) -> tuple[int, int] | tuple[None, None]:
-        """Two numbers above 0, or None twice where there are none."""
+        """Return a member that is two whole numbers above 0; None twice when it is missing."""
         if key not in self:
             return None, None
         values = self._list(key)

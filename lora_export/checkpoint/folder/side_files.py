@@ -1,4 +1,4 @@
-"""Which files of a model folder go along with its weights, byte for byte."""
+"""Decides which files of a model folder are weights, and which go along with them unchanged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.reading import fail_on, parse_json, read_start
+from lora_export.checkpoint.reading import (
+    LFS_START,
+    PICKLE_START,
+    ZIP_START,
+    fail_on,
+    parse_json,
+    read_start,
+)
 from lora_export.records import Problem, SideFile
 
 if TYPE_CHECKING:
@@ -14,8 +21,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST_NAME = "lora_export.json"
+"""The name of the manifest inside a folder that is an output."""
+
 ADAPTER_CONFIG = "adapter_config.json"
+"""The file in which PEFT saves an adapter's config."""
+
 MAX_DEPTH = 4
+"""How many folders deep side files are looked for; a deeper tree is probably no model's."""
+
 TORCH_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 FOREIGN_SUFFIXES = (
     ".h5", ".msgpack", ".onnx", ".onnx_data", ".onnx.data", ".gguf", ".ggml", ".ckpt", ".ot",
@@ -23,21 +36,28 @@ FOREIGN_SUFFIXES = (
 )  # fmt: skip
 _NO_WEIGHTS = frozenset({"training_args.bin"})
 _CHECKPOINT_FOLDER = re.compile(r"checkpoint-\d+")
-_BIN_STARTS = (b"PK\x03\x04", b"\x80", b"version https://git-lfs")
+"""A folder in which transformers' Trainer saved a step of the training."""
+
+_BIN_STARTS = (ZIP_START, PICKLE_START, LFS_START)
+"""The first bytes of a .bin file that holds weights of torch, or stands for one."""
 
 
 def manifest_beside(output: Path) -> str:
-    """The name of the manifest beside a file artefact."""
+    """Return the name of the manifest beside an artefact that is one file."""
     return f"{output.name}.{MANIFEST_NAME}"
 
 
 def manifest_path(root: Path) -> Path:
-    """Where the manifest of an artefact lies: inside a folder, beside a file."""
+    """Return where the manifest of an artefact lies: inside a folder, beside a file."""
     return root / MANIFEST_NAME if root.is_dir() else root.with_name(manifest_beside(root))
 
 
 def is_torch_weights(path: Path) -> bool:
-    """Whether a file holds weights (or an optimiser's state) of torch, by name; .bin by content."""
+    """Return whether a file holds weights, or an optimizer's state, of torch.
+
+    The name decides. For a .bin file of an unusual name the first bytes decide, as other programs
+    use this ending too.
+    """
     name = path.name.lower()
     if not name.endswith(TORCH_SUFFIXES) or name in _NO_WEIGHTS:
         return False
@@ -51,13 +71,16 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def is_foreign_weights(path: Path) -> bool:
-    """Whether a file holds weights of another framework, by name; Lightning's .ckpt is torch's."""
+    """Return whether a file, by its name, holds weights of another framework than torch.
+
+    Lightning writes .ckpt files with torch, so they are none.
+    """
     name = path.name.lower()
     return path.is_file() and name.endswith(FOREIGN_SUFFIXES) and not name.endswith(".ckpt")
 
 
 def is_weights(path: Path) -> bool:
-    """Whether a file holds weights of any framework or is the index of such files."""
+    """Return whether a file holds weights of any framework, or is the index of such files."""
     name = path.name.lower()
     return (
         name.endswith((*FOREIGN_SUFFIXES, ".index.json"))
@@ -67,7 +90,10 @@ def is_weights(path: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Every weight file and index in `folder` and below, hidden folders left out, by name."""
+    """List every weight file and index in `folder` and below, hidden folders left out.
+
+    The result holds relative paths, sorted.
+    """
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -77,13 +103,15 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def list_side_files(folder: Path) -> tuple[SideFile, ...]:
-    """The files of `folder` that are no weights, sorted by name, with those of its sub-folders.
+    """List the files of `folder` and its sub-folders that are no weights, sorted by name.
 
-    Left out: weights of any framework (but those of a sub-folder that modules.json names stay,
-    as sentence-transformers' 2_Dense), hidden files and folders, adapters' configs, earlier
-    manifests of ours, `checkpoint-N` folders, and what is no regular file. Symlinks to regular
-    files are followed, as the Hugging Face cache needs. Raises InputError for links that lead
-    nowhere and folders nested deeper than MAX_DEPTH.
+    Left out: weights of any framework, hidden files and folders, adapters' configs, earlier
+    manifests of ours, `checkpoint-N` folders, and what is no regular file. Weights stay in a
+    sub-folder that modules.json names, such as sentence-transformers' 2_Dense. Links to regular
+    files are followed: a snapshot in the Hugging Face cache consists of links.
+
+    Raises:
+        InputError: a link leads nowhere, or folders are nested deeper than MAX_DEPTH.
     """
     problems: list[Problem] = []
     modules = module_folders(folder)
@@ -116,12 +144,16 @@ def _walk(folder: Path, depth: int, problems: list[Problem]) -> Iterator[Path]:
 
 
 def _too_deep(path: Path) -> Problem:
-    hint = "name a folder that holds the model alone"
+    hint = "give a folder that holds the model alone"
     return Problem(f"folders nested deeper than {MAX_DEPTH}", str(path), hint)
 
 
 def module_folders(folder: Path) -> frozenset[str]:
-    """The sub-folders that modules.json of sentence-transformers names."""
+    """Return the sub-folders that modules.json of sentence-transformers names.
+
+    Raises:
+        InputError: modules.json is no JSON.
+    """
     listing = folder / "modules.json"
     if not listing.is_file():
         return frozenset()

@@ -1,4 +1,4 @@
-"""Which files of a folder are its tokenizer's, chat templates with them."""
+"""Decides which files of a folder belong to its tokenizer; chat templates do."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _NAME = re.compile(
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Whether a file of a model folder, by its relative name, belongs to the tokenizer."""
+    """Return whether a file of a model folder, by its relative name, belongs to the tokenizer."""
     return _NAME.fullmatch(name) is not None
 
 
 def tokenizer_files(folder: Path) -> list[SideFile]:
-    """The tokenizer files of `folder`, by name; nothing else in it is looked at.
+    """List the tokenizer files of `folder` by name, and read no other file in it.
 
     Raises:
         StorageError: the folder cannot be read.
@@ -43,9 +43,9 @@ def tokenizer_files(folder: Path) -> list[SideFile]:
 
 
 def highest_token(files: Iterable[SideFile]) -> int | None:
-    """The highest id in tokenizer.json, as the tokenizers library writes it.
+    """Return the highest token id in tokenizer.json, a file of the tokenizers library.
 
-    None where there is no such file, or it lists no tokens: then only the tokenizer's class knows.
+    None when there is no such file, or it lists no tokens. Then only the tokenizer's class knows.
 
     Raises:
         InputError: the file is no JSON object.

@@ -1,7 +1,7 @@
-"""The weight files of one folder, each with the shards that belong to it.
+"""Finds the weight files of one folder, each with the shards that belong to it.
 
-Trainers leave trained tensors in files of any name, so files are taken by what they are, and only
-what is known to serve training alone is passed over.
+Trainers leave trained tensors in files of any name. The kind of a file decides, and only files that
+are known to serve training alone are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lora_export.checkpoint.folder.side_files import (
     is_torch_weights,
     manifest_beside,
 )
-from lora_export.checkpoint.reading import read_json_object, read_start
+from lora_export.checkpoint.reading import PICKLE_START, ZIP_START, read_json_object, read_start
 from lora_export.errors import StorageError
 from lora_export.records import WeightSet
 
@@ -29,25 +29,26 @@ _TRAINING = re.compile(
     r"training_args|trainer_state|sampler|dl_state_dict|dataloader|recipe_state|custom_checkpoint)"
     r"(?:[._-].*|\d.*)?"
 )
-"""State of a Trainer, of Accelerate and of torchtune, by the start of its file's name."""
+"""Names of files with state of transformers' Trainer, of Accelerate and of torchtune."""
+
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.[^.]+)")
-_ZIP_START = b"PK\x03\x04"
-_NAME_LENGTH, _NAME = slice(26, 28), 30  # of the first entry, in a zip file
+_NAME_LENGTH, _NAME = slice(26, 28), 30
+"""Where a zip file holds the length of its first entry's name, and where the name begins."""
 
 
 def is_training_state(name: str) -> bool:
-    """Whether a file, by its name, holds what only training needs: optimizer, schedule, random."""
+    """Return whether a file, by its name, holds state of training: optimizer, schedule, random."""
     return _TRAINING.fullmatch(name.lower()) is not None
 
 
 def weight_sets(folder: Path, *, every_bin: bool = False) -> list[WeightSet]:
-    """Every weight file of `folder` itself, shards as one set, by name.
+    """List the weight files of `folder` itself, shards as one set, sorted by name.
 
-    every_bin: also .bin files of no known content, which may be damaged weights.
+    every_bin: list .bin files of unknown content too; they may be damaged weights.
 
-    Left out: hidden files, what only training needs, files beside which their own manifest lies
-    (results of this tool), and formats of other frameworks. A link that leads nowhere counts, so
-    that it is not lost.
+    Left out: hidden files, state of training, files with a manifest of their own beside them
+    (results of this program), and formats of other frameworks. A link that leads nowhere is
+    listed, so that reading it fails instead of losing it.
 
     Raises:
         InputError: an index is no JSON object.
@@ -70,31 +71,35 @@ def weight_sets(folder: Path, *, every_bin: bool = False) -> list[WeightSet]:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a weight file lies in `folder` itself."""
+    """Return whether a weight file lies in `folder` itself."""
     return any(_is_weights(path) for path in folder.iterdir())
 
 
 def set_of(file: Path) -> WeightSet:
-    """The set that a file alone is, or that an index names."""
+    """Return the set of one weight file, or of an index.
+
+    Raises:
+        InputError: the index is no JSON object.
+    """
     if not file.name.endswith(INDEX_SUFFIX):
         return WeightSet(file.name, (file,))
     return _indexed(file, {}) or WeightSet(file.name, (), file)
 
 
 def shard_number(name: str) -> tuple[int, int] | None:
-    """(number, count) of a file that is one of several shards, by its name."""
+    """Return (number, count) of a shard, by its name; None for another file."""
     match = _SHARD.fullmatch(name)
     return (int(match["number"]), int(match["count"])) if match else None
 
 
 def _set_name(name: str) -> str:
-    """The name of the set that a file belongs to; a glob for shards without an index."""
+    """Return the name of the set that a file belongs to; a glob for shards without an index."""
     match = _SHARD.fullmatch(name)
     return f"{match['stem']}-*-of-{match['count']}{match['suffix']}" if match else name
 
 
 def _indexed(index: Path, files: Mapping[str, Path]) -> WeightSet | None:
-    """The set of an index of torch weights; None for any other JSON of that name."""
+    """Return the set of an index of torch weights; None for any other JSON of that name."""
     weight_map = read_json_object(index).get("weight_map")
     names = set(weight_map.values()) if _is_map(weight_map) else set()
     if not any(name.lower().endswith(TORCH_SUFFIXES) for name in names):
@@ -107,44 +112,45 @@ def _is_map(value: object) -> TypeGuard[Mapping[str, str]]:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
 
 
-def _is_passed_over(name: str) -> bool:
+def _is_left_out(name: str) -> bool:
     return name.startswith(".") or is_training_state(name)
 
 
 def _is_weights(path: Path) -> bool:
     name = path.name
-    if _is_passed_over(name):
+    if _is_left_out(name):
         return False
     if not path.exists():
         return name.lower().endswith(TORCH_SUFFIXES)
     if not path.is_file() or path.with_name(manifest_beside(path)).exists():
         return False
-    with suppress(StorageError):  # what cannot be opened is told where it is read, or is no weight
+    with suppress(StorageError):  # a file that cannot be opened: its reader reports it
         return is_torch_weights(path) or _is_torch_archive(path)
     return name.lower().endswith(TORCH_SUFFIXES)
 
 
 def _is_unread(path: Path) -> bool:
-    """A .bin of no known content; the reader of weights refuses it by name."""
+    """Return whether a file is a .bin of unknown content; the reader of weights refuses it."""
     name = path.name.lower()
-    other = _is_passed_over(name) or name.startswith("openvino")
+    other = _is_left_out(name) or name.startswith("openvino")
     return name.endswith(".bin") and path.is_file() and not other
 
 
 def _is_torch_archive(path: Path) -> bool:
-    """A zip file of torch.save, whatever its name: its first entry is the pickle of the rest.
+    """Return whether a file is an archive of torch.save, whatever its name.
 
-    Of torch's older format, Lightning's .ckpt alone: any pickle begins so.
+    The first entry of such a zip file is data.pkl. A file of torch's older format counts only with
+    Lightning's suffix .ckpt, because every pickle begins like it.
     """
     start = read_start(path, 512)
-    if not start.startswith(_ZIP_START):
-        return start.startswith(b"\x80") and path.suffix == ".ckpt"
+    if not start.startswith(ZIP_START):
+        return start.startswith(PICKLE_START) and path.suffix == ".ckpt"
     length = int.from_bytes(start[_NAME_LENGTH], "little")
     return start[_NAME : _NAME + length].endswith(b"/data.pkl")
 
 
 def missing_shards(found: WeightSet) -> Sequence[str]:
-    """The names of shards that are not there, of a set without an index."""
+    """Return the names of the missing shards of a set without an index; none for another set."""
     match = _SHARD.fullmatch(found.files[0].name) if found.files and not found.index else None
     if match is None:
         return ()

@@ -1,7 +1,7 @@
-"""The members at the top of a YAML text, line by line.
+"""Reads the members at the top of a YAML text, line by line.
 
-No YAML reader: only texts and lists of texts are understood, as cards and litgpt's settings have
-them. What is written in another way is told as not understood, and never guessed.
+This is no YAML reader. Only texts and lists of texts are understood, which cards and litgpt's
+settings consist of. Any other value is reported as not understood and never guessed.
 """
 
 from __future__ import annotations
@@ -13,34 +13,36 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_SPACES = " \t"  # YAML's own; a no-break space is a part of the text
+_SPACES = " \t"  # YAML's own white space; a no-break space is a part of the text
 _MEMBER = re.compile(r"(?P<key>[A-Za-z_][\w-]*):(?:[ \t]+(?P<value>.*))?", re.ASCII)
 _ITEM = re.compile(r"[ \t]*-[ \t]+(?P<value>.*)")
 _FLOW = re.compile(r"\[(?P<items>[^\[\]{}\"'#]*)\]")
-# No character that begins an alias, a tag, a block, a comment or another structure.
+# A plain scalar. It must not begin with a character of an alias, a tag, a block or a comment.
 _PLAIN = re.compile(r"[A-Za-z0-9](?:[^:#\x00-\x1f\x7f]|:(?=[^ \t])|(?<=[^ \t])#)*")
 _SINGLE = re.compile(r"'((?:[^']|'')*)'")
-# What may stand at the beginning of a line beside a member: an item of its list, a comment.
+# A line that is no member: indented, a comment, an item of a list, or empty.
 _BESIDE = re.compile(r"(?:[ \t#]|-[ \t]).*|-|")
 _FLOWS = (('"', '"'), ("'", "'"), ("[", "]"), ("{", "}"))
+"""How a value that may span lines begins and ends."""
 
 
 def members_of(lines: Sequence[str]) -> Iterator[tuple[str, str | tuple[str, ...] | None]]:
-    """(key, value) of every member; None for a value that is not understood."""
+    """Yield (key, value) of every member at the top; None for a value that is not understood."""
     starts = [number for number, line in enumerate(lines) if _MEMBER.fullmatch(line)]
     for start, end in zip(starts, [*starts, len(lines)][1:], strict=True):
         found = _MEMBER.fullmatch(lines[start])
         if found:
-            inside = [line for line in lines[start + 1 : end] if _says_something(line)]
+            inside = [line for line in lines[start + 1 : end] if _has_content(line)]
             yield found["key"], _value(found["value"] or "", inside)
 
 
-def _says_something(line: str) -> bool:
+def _has_content(line: str) -> bool:
+    """Return whether a line is neither blank nor a comment."""
     return bool(line.strip(_SPACES)) and not line.lstrip(_SPACES).startswith("#")
 
 
 def _value(text: str, inside: Sequence[str]) -> str | tuple[str, ...] | None:
-    """The value that begins behind the colon as `text`, and goes on in the lines `inside`."""
+    """Return the value that begins with `text` and goes on in the lines `inside`."""
     text = text.strip(_SPACES)
     if text.startswith("#"):
         text = ""
@@ -77,7 +79,10 @@ def _scalar(text: str) -> str | None:
 
 
 def are_members(lines: Sequence[str]) -> bool:
-    """Whether every line belongs to a member, and no value may hide a member in its next lines."""
+    """Return whether the lines can be split into members without a YAML reader.
+
+    Every line must belong to a member, and no quoted or bracketed value may span further members.
+    """
     starts = [number for number, line in enumerate(lines) if _MEMBER.fullmatch(line)]
     if not all(_MEMBER.fullmatch(line) or _BESIDE.fullmatch(line) for line in lines):
         return False
@@ -86,7 +91,7 @@ def are_members(lines: Sequence[str]) -> bool:
 
 
 def _is_open(lines: Sequence[str]) -> bool:
-    """A quoted or bracketed value that ends in the lines of a later member."""
-    inside = [line for line in lines[1:] if _says_something(line)]
+    """Return whether a member's quoted or bracketed value does not end in its own lines."""
+    inside = [line for line in lines[1:] if _has_content(line)]
     value = "\n".join([lines[0], *inside]).partition(":")[2].strip()
     return any(value.startswith(one) and not value[1:].endswith(other) for one, other in _FLOWS)

@@ -1,6 +1,7 @@
-"""The one step that makes a finished output visible: a rename that is all or nothing.
+"""The step that makes a finished output visible: a rename that is all or nothing.
 
-Uses Linux's renameat2 through ctypes; where the system or file system lacks it, what POSIX has.
+Uses Linux's renameat2(2) through ctypes, because Python has no call that refuses to replace a file
+or exchanges two. Without renameat2, link(2) and rename(2) come as close as POSIX can.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _AT_FDCWD = -100
 _NOREPLACE = 1
 _EXCHANGE = 2
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
+"""How a kernel or a file system without these flags answers."""
 
 
 @cache
@@ -33,7 +35,11 @@ def _system_call() -> Callable[..., int] | None:
 
 
 def _renameat2(source: Path, target: Path, flags: int) -> bool:
-    """Whether the rename was done; False when the system cannot do it this way; else OSError."""
+    """Rename by renameat2; return False when the system or file system lacks it.
+
+    Raises:
+        OSError: the rename was refused for another reason.
+    """
     call = _system_call()
     if call is None:
         return False
@@ -46,10 +52,14 @@ def _renameat2(source: Path, target: Path, flags: int) -> bool:
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Rename a file or folder to a name that is free; FileExistsError when it is taken.
+    """Rename a file or folder to a name that is free.
 
-    Without renameat2 a file is linked to its name, which is as safe; for a folder there is a
-    moment between the look and the rename.
+    Without renameat2 a file gets its new name by link(2), which refuses a taken name as well. For a
+    folder the name is looked up first; another process may take it before the rename.
+
+    Raises:
+        FileExistsError: the name is taken.
+        OSError: the system refuses.
     """
     if _renameat2(source, target, _NOREPLACE):
         return
@@ -60,7 +70,7 @@ def rename_new(source: Path, target: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Whether the file was moved by link and unlink; file systems like FAT have no links."""
+    """Move a file by link and unlink; return False on a file system without links, such as FAT."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -72,10 +82,13 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def exchange(source: Path, target: Path) -> None:
-    """Let `source` take the place of the existing `target`, which then lies at `source`.
+    """Exchange `source` and the existing `target`.
 
-    Without renameat2 two renames are needed, and a kill between them leaves the target absent
-    and its old content beside it.
+    Without renameat2 two renames are needed. A kill between them leaves the target absent and its
+    old content beside it.
+
+    Raises:
+        OSError: the system refuses; `target` is as before.
     """
     if _renameat2(source, target, _EXCHANGE):
         return

@@ -1,4 +1,4 @@
-"""Room for bytes that are still to be computed, taken from the file system beforehand."""
+"""Reserves room on the disk for bytes that are still to be computed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import errno
 import os
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""How the system answers when there is not enough room."""
 
 
 def reserve(descriptor: int, offset: int, length: int) -> None:
-    """Let the file system find `length` bytes at `offset`, where it can do so without writing.
+    """Reserve `length` bytes at `offset` of a file, if the file system can do so without writing.
 
-    By Linux' fallocate(2): os.posix_fallocate, where the file system cannot, writes a byte to every
-    block, which takes hours on a network.
-
-    Every other refusal is left to the write that follows, which needs no reservation.
+    Uses Linux's fallocate(2). os.posix_fallocate writes a byte to every block where the file system
+    lacks reservations, which takes hours on a network. Any other refusal is ignored: the write that
+    follows needs no reservation.
 
     Raises:
-        OSError: there is not so much room.
+        OSError: there is not enough room.
     """
     library = ctypes.CDLL(None, use_errno=True)
     if not hasattr(library, "fallocate64") or length == 0:

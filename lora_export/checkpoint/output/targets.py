@@ -1,4 +1,4 @@
-"""Everything that forbids an output path, looked at before a byte is written.
+"""Checks everything that forbids an output path, before a byte is written.
 
 Paths are compared by device and inode, so links, mounts and letter case cannot hide an input.
 """
@@ -19,24 +19,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-# A ModelProto as every writer begins it: the version of the format, then another short field.
+# Every writer begins a ModelProto with ir_version (field 1), its value, and one of the next fields.
 _ONNX_VERSION = b"\x08"
 _ONNX_NEXT = b"\x12\x1a\x22\x28\x32\x3a\x42"
 Kind: TypeAlias = Literal["file", "folder"]
 Identity: TypeAlias = "tuple[int, int]"
+"""Device and inode of a file."""
 
 
 def check_output(
     output: Path, kind: Kind, *, force: bool, inputs: Sequence[Path], beside: Sequence[str] = ()
 ) -> None:
-    """Raise one OutputError with the reasons why `output` may not be written.
+    """Refuse an output path that may not be written.
 
-    It exists (as more than an empty folder for a folder) and not `force`; with `force` it is of
-    another kind, or no export: a folder without our manifest, a file without it that is neither
-    safetensors nor ONNX by content; it is an
-    input, inside one or around one (also by hard link); its folder is missing or not writable.
-    beside: names of files that will be put into the same folder; a manifest that a killed run left
-    there alone is no reason.
+    An empty folder may always become a folder. A manifest that a killed run left alone beside the
+    output may always be replaced.
+
+    Args:
+        output: the path of the artefact.
+        kind: whether the artefact is a file or a folder.
+        force: replace an output that exists. It must then be of the same kind, and an export: a
+            folder with our manifest, a file with it beside, or a safetensors or ONNX file.
+        inputs: files and folders that the output may not be, contain or lie in.
+        beside: names of files that will be put into the same folder.
+
+    Raises:
+        OutputError: the output exists, touches an input (also by a hard link), or its folder is
+            missing or not writable; all reasons are named.
     """
     where = str(output)
     if output.name in {"", ".."}:
@@ -45,7 +54,7 @@ def check_output(
     if not problems:
         faults = list(_input_faults(output, inputs))[:1]
         problems += [Problem(text, where, hint) for text, hint in faults]
-    if not problems:  # what is an input is not offered to be replaced
+    if not problems:  # only now: these hints offer --force, which must never replace an input
         problems += [
             Problem(text, where, hint) for text, hint in _faults(output, kind, force=force)
         ]
@@ -58,7 +67,10 @@ def check_output(
 
 
 def is_left_over(beside: Path, output: Path) -> bool:
-    """Whether a manifest of ours lies there without its artefact, as after a kill in between."""
+    """Return whether `beside` is a manifest of ours without its artefact.
+
+    A run that is killed between the two renames of its publication leaves one.
+    """
     if os.path.lexists(output) or not stat.S_ISREG(_mode(beside)):
         return False
     try:
@@ -71,7 +83,7 @@ def is_left_over(beside: Path, output: Path) -> bool:
 
 
 def is_empty_folder(path: Path) -> bool:
-    """Whether a folder, and no link to one, lies there with nothing in it."""
+    """Return whether the path is an empty folder, and not a link to one."""
     try:
         return stat.S_ISDIR(_mode(path)) and not any(path.iterdir())
     except OSError:  # one that may not be listed
@@ -95,7 +107,7 @@ def _parent_faults(parent: Path) -> Iterator[tuple[str, str]]:
 
 
 def _faults(output: Path, kind: Kind, *, force: bool) -> Iterator[tuple[str, str]]:
-    """What is wrong with that which lies at the output path already."""
+    """Yield what forbids to replace whatever lies at the output path already, each with a hint."""
     if not os.path.lexists(output) or (kind == "folder" and is_empty_folder(output)):
         return
     mode = output.lstat().st_mode
@@ -108,15 +120,15 @@ def _faults(output: Path, kind: Kind, *, force: bool) -> Iterator[tuple[str, str
     elif kind == "folder" and not stat.S_ISDIR(mode):
         yield "is no folder, so a folder may not replace it", "choose another name"
     elif kind == "folder" and not (output / MANIFEST_NAME).is_file():
-        text = f"is a folder without {MANIFEST_NAME}, so not an export of ours to replace"
+        text = f"is a folder without {MANIFEST_NAME}, so it is not an export of ours"
         yield text, "choose another name, or remove it yourself"
     elif kind == "file" and not _is_export(output):
-        text = "has no manifest beside it and is neither safetensors nor ONNX, so no export"
+        text = "has no manifest beside it and is neither safetensors nor ONNX: it is no export"
         yield text, "choose another name, or remove it yourself"
 
 
 def _is_export(file: Path) -> bool:
-    """A manifest of ours, a file with one beside it, or by content what we write."""
+    """Return whether a file is our manifest, has one beside it, or is of a format we write."""
     beside = file.with_name(manifest_beside(file))
     if file.name.endswith(f".{MANIFEST_NAME}") or beside.is_file():
         return True
@@ -128,6 +140,7 @@ def _is_export(file: Path) -> bool:
 
 
 def _input_faults(output: Path, inputs: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Yield how the output is, contains or lies inside an input, each with a hint."""
     here = _identity(output)
     around_output = {_identity(folder) for folder in output.parent.resolve().parents}
     around_output.add(_identity(output.parent))
@@ -144,7 +157,7 @@ def _input_faults(output: Path, inputs: Sequence[Path]) -> Iterator[tuple[str, s
 
 
 def _identity(path: Path) -> Identity | None:
-    """Device and inode, links followed; None when nothing is there."""
+    """Return device and inode of a path, links followed; None when nothing is there."""
     try:
         status = path.stat()
     except OSError:
@@ -153,6 +166,6 @@ def _identity(path: Path) -> Identity | None:
 
 
 def _identities(path: Path) -> set[Identity | None]:
-    """An input's own identity and, of a folder, those of its files."""
+    """Return the identity of an input and, of a folder, those of its files."""
     inside = path.iterdir() if path.is_dir() else ()
     return {_identity(path), *(_identity(item) for item in inside)}

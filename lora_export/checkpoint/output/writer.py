@@ -1,6 +1,6 @@
-"""Writes files in one pass, with SHA-256 and size taken from the very bytes that were written.
+"""Writes small files in one pass, and takes SHA-256 and size from the bytes that are written.
 
-A file that was not written whole has no digest, so nobody can claim that it was.
+A file that was not written whole gets no digest, so no manifest can list it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# O_EXCL: the staging is empty, so an existing file would be one that is written twice.
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class HashingFile:
-    """A new file that is hashed while it is written; closed and synced by `finish` only.
+    """A new file that is hashed while it is written.
 
-    needed: bytes that will be written in all, told when the disk is full. Every method raises
-    StorageError when the system refuses.
+    Every method raises StorageError when the system refuses.
     """
 
     def __init__(self, path: Path, needed: int) -> None:
-        """Create the file, 0666 less the umask; it must not exist."""
+        """Create the file with mode 0666 less the umask; it must not exist.
+
+        needed: bytes that will be written in all; the message names them when the disk is full.
+        """
         self._path = path
         self._needed = needed
         self._sha = hashlib.sha256()
@@ -50,14 +53,14 @@ class HashingFile:
                 rest = rest[os.write(self._open_descriptor(), rest) :]
 
     def finish(self, name: str) -> WrittenFile:
-        """Sync and close; `name` is how the result is to be called."""
+        """Sync and close the file; return its digest and size under `name`."""
         with system_errors(self._path, "write", self._needed):
             os.fsync(self._open_descriptor())
         self.close()
         return WrittenFile(name, self._sha.hexdigest(), self._size)
 
     def close(self) -> None:
-        """Close without a claim that the file is whole; harmless when closed before."""
+        """Close the file without a result; do nothing when it is closed already."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with system_errors(self._path, "write", self._needed):
@@ -70,7 +73,11 @@ class HashingFile:
 
 
 def write_bytes(path: Path, content: bytes, *, name: str | None = None) -> WrittenFile:
-    """Create `path`, which must not exist, with `content`, synced; StorageError on refusal."""
+    """Write `content` to the new file `path` and sync it; `name` is the result's, or the file's.
+
+    Raises:
+        StorageError: the file exists, or the system refuses.
+    """
     file = HashingFile(path, len(content))
     try:
         file.append(content)
@@ -80,10 +87,11 @@ def write_bytes(path: Path, content: bytes, *, name: str | None = None) -> Writt
 
 
 def copy_file(source: Path, target: Path, *, name: str | None = None) -> WrittenFile:
-    """Copy a regular file's bytes (no mode, no times) to `target`, which must not exist.
+    """Copy the bytes of a regular file, without mode and times, to the new file `target`.
 
-    Raises InputError when the source is missing or shrinks meanwhile, StorageError when the
-    system refuses.
+    Raises:
+        InputError: the source is missing, or became shorter meanwhile.
+        StorageError: the target exists, or the system refuses.
     """
     with open_for_reading(source) as descriptor:
         size = os.fstat(descriptor).st_size

@@ -1,22 +1,20 @@
-"""What a pickle may name to call: rebuilders of tensors, containers and values, and no more.
+"""The lists of what a pickle may name to call: rebuilders of tensors, containers and values.
 
-Nothing is ever called. The lists decide which files are refused. A checkpoint of an honest trainer
-holds objects beside its weights; a file that names a function to run has another purpose.
+Nothing is ever called; the lists decide which files are refused. A trainer's checkpoint may hold
+objects beside its weights. A file that names a function to run is no mere checkpoint.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.torch_save.inert import Global
 from lora_export.report.columns import first_names
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 REBUILDERS = "torch._utils._rebuild_"
+"""How the names of torch's own rebuilders begin."""
+
 WITH_FUNCTION = frozenset(
     {"torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2"}
 )
@@ -25,7 +23,7 @@ WITH_FUNCTION = frozenset(
 INSTANCE_MAKERS = frozenset(
     {"copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"}
 )
-"""They make an instance of the class that their first argument names."""
+"""Functions that make an instance of the class which their first argument names."""
 
 
 def _names(module: str, names: str) -> set[str]:
@@ -74,14 +72,18 @@ _KNOWN = frozenset(
 
 _OF_PYTHON = sys.stdlib_module_names | {"builtins"}
 _SHOWN = 5
+_NAME_LENGTH = 200
+"""How much of a name a message shows; a hostile file may hold a name of megabytes."""
 
 
 @dataclass(slots=True)
 class Named:
-    """What a pickle names to call, by name. calls: functions, refused. objects: left closed."""
+    """What a pickle names to call. The dicts serve as ordered sets of dotted names."""
 
     calls: dict[str, None] = field(default_factory=dict)
+    """Functions for which the file is refused."""
     objects: dict[str, None] = field(default_factory=dict)
+    """Classes whose objects are left closed."""
 
     def call(self, name: str, arguments: tuple[object, ...]) -> None:
         """Note a call of `name`: a known one, an object of a class, or a function to refuse."""
@@ -102,17 +104,17 @@ class Named:
         if not _is_known(name):
             (self.calls if is_of_python(name) else self.objects)[name] = None
 
-    def told_calls(self) -> str:
-        """The functions, for a message; "" when there are none."""
+    def listed_calls(self) -> str:
+        """Return the functions for a message; "" when there are none."""
         return _listed(self.calls)
 
-    def told_objects(self) -> str:
-        """The classes, for a message; "" when there are none."""
+    def listed_objects(self) -> str:
+        """Return the classes for a message; "" when there are none."""
         return _listed(self.objects)
 
 
 def is_of_python(name: str) -> bool:
-    """Whether a dotted name begins with a module of Python itself."""
+    """Return whether a dotted name begins with a module of Python's standard library."""
     return name.partition(".")[0] in _OF_PYTHON
 
 
@@ -121,7 +123,10 @@ def _is_known(name: str) -> bool:
 
 
 def _is_typing(name: str, arguments: tuple[object, ...]) -> bool:
-    """Whether a call spells a type: Dict[str, int] by getitem, int | None by or and type(None)."""
+    """Return whether a call spells a type.
+
+    `Dict[str, int]` is pickled as a call of getitem, `int | None` as calls of or_ and type(None).
+    """
     if name == "builtins.type":
         return arguments == (None,)
     first = arguments[0].name if arguments and isinstance(arguments[0], Global) else ""
@@ -131,12 +136,12 @@ def _is_typing(name: str, arguments: tuple[object, ...]) -> bool:
 
 
 def _is_class(name: str) -> bool:
-    """Whether a name of a package is that of a class, as Python's style guide writes one.
+    """Return whether a name outside the standard library is written as PEP 8 writes a class.
 
-    Members of enumerations, dictionaries with attributes and the like are made by such a call.
+    Members of enumerations and dictionaries with attributes are made by a call of their class.
     """
     return not is_of_python(name) and name.rpartition(".")[2].lstrip("_")[:1].isupper()
 
 
-def _listed(names: Iterable[str]) -> str:
-    return first_names([name[:200] for name in names], _SHOWN)
+def _listed(names: dict[str, None]) -> str:
+    return first_names([name[:_NAME_LENGTH] for name in names], _SHOWN)

@@ -1,6 +1,6 @@
 """Finds the state dict inside what torch.save was given: bare, wrapped, or in training state.
 
-The choice is made from names and structure only, and what could be meant twice is refused.
+Names and structure alone decide. A file with several candidates is refused.
 """
 
 from __future__ import annotations
@@ -20,31 +20,41 @@ WRAPPERS = ("model_state_dict", "state_dict", "model", "module", "net", "weights
 """Keys under which training scripts put the weights."""
 
 IGNORED_STARTS = ("optim", "scheduler", "lr_scheduler", "ema")
-"""Keys of training state: only looked at when nothing else holds tensors."""
+"""How keys of training state begin; it is only searched when nothing else holds tensors."""
 
 MAX_DEPTH = 4
+"""How many mappings deep the state dict is looked for."""
+
 NOT_RUN = "nothing of it was imported or run"
+"""The end of every message about a pickle that names code."""
+
 Where: TypeAlias = "tuple[str, ...]"
+"""The keys that lead to a mapping."""
+
 Level: TypeAlias = "Mapping[object, object]"
+"""One mapping of the pickled object."""
 
 
 class NoTensorsError(InputError):
-    """A file that holds plain values and no tensor at all, so that nothing in it can be lost."""
+    """A file that holds plain values and no tensor at all: leaving it out loses no weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateDict:
-    """The mapping that was chosen and the keys that lead to it ("" stands for none)."""
+    """The mapping that holds the weights."""
 
     entries: Level
     wrapper: str
+    """The keys that lead to the mapping, joined by dots; "" when it is the whole object."""
 
 
 def choose_state_dict(root: object, path: Path) -> StateDict:
-    """The state dict in an unpickled object (StoredTensor and Opaque values, plain containers).
+    """Find the state dict in an unpickled object (StoredTensor and Opaque values, containers).
 
-    Raises InputError when there is none, when a whole module was pickled, or when there are
-    several candidates; these are listed with the number of their tensors.
+    Raises:
+        InputError: there is none, a whole module was pickled, or there are several candidates;
+            these are listed with their numbers of tensors.
+        NoTensorsError: the object holds plain values only.
     """
     _check_root(root, path)
     level: Level = root if isinstance(root, dict) else {}
@@ -68,7 +78,7 @@ def _check_root(root: object, path: Path) -> None:
 
 
 def _descend(level: Level, where: Where, path: Path) -> tuple[Level, Where] | None:
-    """The level below that holds the weights; None when this one does."""
+    """Return the level below that holds the weights; None when this level does."""
     wrapped = {
         (*where, key): value
         for key in WRAPPERS
@@ -90,7 +100,7 @@ def _descend(level: Level, where: Where, path: Path) -> tuple[Level, Where] | No
 
 
 def _is_same(level: Level, other: Level) -> bool:
-    """Whether two mappings hold the same tensors under the same names, directly."""
+    """Return whether two mappings directly hold the same tensors under the same names."""
     names = direct_tensors(level)
     return level is other or (
         bool(names)
@@ -100,28 +110,35 @@ def _is_same(level: Level, other: Level) -> bool:
 
 
 def direct_tensors(level: Level) -> list[object]:
-    """The keys of the tensors (and of what stands for one) that lie directly in a mapping."""
+    """Return the keys of the tensors that lie directly in a mapping, unreadable ones included."""
     return [
         key for key, item in level.items() if isinstance(item, StoredTensor) or is_tensor_like(item)
     ]
 
 
 def _is_parameter_name(key: object) -> bool:
-    """Tells a weight from the loss, step counter or random state beside wrapped weights."""
+    """Return whether a key names a weight, not a loss, step counter or random state."""
     return isinstance(key, str) and ("." in key or key in {"weight", "bias"})
 
 
 def _tensor_mappings(level: Level, where: Where) -> dict[Where, Level]:
-    """Every mapping down to MAX_DEPTH that holds tensors; training state if there is no other."""
+    """Return every mapping down to MAX_DEPTH that holds tensors.
+
+    Training state is only returned when there is nothing else.
+    """
     found = dict(_walk(level, where, set(), {}))
-    weights = {place: item for place, item in found.items() if not _is_training_state(place)}
+    weights = {place: item for place, item in found.items() if not _is_in_training_state(place)}
     return weights or found
 
 
 def _walk(
     level: Level, where: Where, seen: set[int], known: dict[int, bool]
 ) -> Iterator[tuple[Where, Level]]:
-    """Each mapping with tensors below; `known`: which have any, as thousands may be the same."""
+    """Yield each mapping below that directly holds tensors, with the keys that lead to it.
+
+    known: whether a mapping holds tensors, by id. A hostile file may hold one mapping under
+    thousands of keys.
+    """
     if len(where) >= MAX_DEPTH or id(level) in seen:
         return
     seen.add(id(level))
@@ -136,29 +153,32 @@ def _walk(
             yield from _walk(value, (*where, key_text(key)), seen, known)
 
 
-def _is_training_state(where: Where) -> bool:
+def _is_in_training_state(where: Where) -> bool:
     return any(key.lower().startswith(IGNORED_STARTS) for key in where)
 
 
 def key_text(key: object) -> str:
-    """A key for messages; an int of a hostile file may be too long to print."""
+    """Return a key for messages, cut short; an int of a hostile file may be too long to print."""
     return key[:200] if isinstance(key, str) else repr(key)[:200] if is_short(key) else "?"
 
 
 def is_short(value: object) -> bool:
-    """Whether a scalar can be written out."""
+    """Return whether a value is a scalar that can be written out in a message."""
     if isinstance(value, int):
         return abs(value) < 2**64
     return isinstance(value, (str, float))
 
 
-def is_training_state(key: object) -> bool:
-    """Whether a key names what only training needs: optimiser, schedule, moving averages."""
-    return isinstance(key, str) and _is_training_state((key,))
+def is_training_key(key: object) -> bool:
+    """Return whether a key names state of training: optimizer, schedule, moving averages."""
+    return isinstance(key, str) and _is_in_training_state((key,))
 
 
 def count_tensors(value: object, seen: set[int] | None = None) -> int:
-    """Tensors anywhere below a value, each container counted once; `seen` were counted before."""
+    """Count the tensors anywhere below a value, each container once.
+
+    seen: ids of containers that were counted before; it grows.
+    """
     total, waiting, seen = 0, [value], set() if seen is None else seen
     while waiting:
         item = waiting.pop()
@@ -175,7 +195,7 @@ def _refuse_several(candidates: Mapping[Where, Level], path: Path) -> None:
     raise InputError(
         f"several state dicts, with their numbers of tensors: {listed}"[:2000],
         where=str(path),
-        hint="save the one that is meant in a file of its own",
+        hint="save the right one in a file of its own",
     )
 
 

@@ -1,4 +1,4 @@
-"""What takes the place of a pickle's classes and objects, and the bounded file it is read from."""
+"""Stand-ins for a pickle's classes and objects, and the bounded file that a pickle is read from."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 MAX_PICKLE_BYTES = 100_000_000
+"""Upper bound of one pickle; the tensors' bytes lie outside it."""
+
+SAVE_AGAIN = "load the checkpoint where it was made and torch.save its state dict again"
+"""What to do about a file that readers understand differently."""
+
 _KEY_TYPES = (str, int, float, bytes, type(None))
 
 
 class PickleError(Exception):
-    """A pickle that is complete, but must not be read; `hint` says what to do."""
+    """A pickle that is complete but must not be read; `hint` names what to do."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -27,52 +32,64 @@ class Global:
     """A class or function that the pickle names; never imported."""
 
     name: str
+    """Module and name, joined by a dot."""
 
 
 @dataclass(slots=True, eq=False)
 class Opaque:
-    """An object of a class unknown to us: `name` is the class, `state` what it was given.
-
-    tensor_like: it stands where the file's author had a tensor (quantised, sparse, a subclass).
-    hint: what the author can save instead, if that is known.
-    """
+    """An object of an unknown class, left closed."""
 
     name: str
+    """Its class."""
     state: object = None
+    """What the pickle gave the object: arguments or attributes."""
     tensor_like: bool = False
+    """Whether the file's author had a tensor here (quantised, sparse, of a subclass)."""
     hint: str = ""
+    """What the author can save instead, if that is known."""
 
 
 class Built(dict[object, object]):
-    """A dictionary that a class made (OrderedDict): unlike a plain one, it can have attributes."""
+    """A dictionary of a class (OrderedDict); unlike a plain one, it can have attributes."""
 
     __slots__ = ()
 
 
 def mapping_key(value: object) -> object:
-    """A key of a dict: hashing a tuple may take for ever, so anything else becomes unique.
+    """Return a value as the key of a dict.
 
-    Raises TypeError for a key that no mapping takes.
+    A scalar is its own key. Anything else becomes a unique key, because hashing a nested tuple of
+    a hostile file may take for ever.
+
+    Raises:
+        TypeError: the value is one that Python cannot hash.
     """
     if isinstance(value, (dict, list)):
-        raise TypeError(f"a key of a mapping that is a {type(value).__name__}")
+        raise TypeError(f"a {type(value).__name__} as the key of a mapping")
     return value if isinstance(value, _KEY_TYPES) else Opaque(type(value).__name__)
 
 
 @dataclass(slots=True)
 class BoundedReader:
-    """A binary file of which at most `budget` more bytes may be read; `where` names it."""
+    """A binary file of which only a bounded number of bytes may be read."""
 
     file: BinaryIO
     budget: int
+    """How many more bytes may be read."""
     where: str
+    """The file's name for messages."""
 
     def _spend(self, part: bytes) -> bytes:
         self.budget -= len(part)
         return part
 
     def read(self, length: int) -> bytes:
-        """`length` bytes, fewer at the end of the file; LimitError beyond the budget."""
+        """Read `length` bytes; fewer at the end of the file.
+
+        Raises:
+            LimitError: that is more than the budget.
+        """
+        # Asked before the read: a pickle may claim a length that would fill all memory.
         if length > self.budget:
             raise LimitError(
                 f"its pickle asks for more than {MAX_PICKLE_BYTES:,} bytes",
@@ -81,5 +98,5 @@ class BoundedReader:
         return self._spend(self.file.read(length))
 
     def readline(self) -> bytes:
-        """The bytes up to a line end, or the budget's end."""
+        """Read the bytes up to the end of the line, or to the end of the budget."""
         return self._spend(self.file.readline(self.budget))

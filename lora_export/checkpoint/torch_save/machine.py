@@ -1,7 +1,7 @@
 """The machine that a pickle drives: its stack, its memo, and the calls that it asks for.
 
-A call of a known name gives what our own builder makes of the arguments. Any other call gives an
-inert stand-in and is noted by name; the reader of the file decides what that means.
+For a call of a known name, our own builder makes the value. Any other call gives an inert stand-in
+and is noted by name. The reader of the file decides whether to refuse it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,29 @@ if TYPE_CHECKING:
     from lora_export.checkpoint.torch_save.callables import Named
 
 Builder: TypeAlias = "Callable[[tuple[Any, ...]], object]"
-"""Makes a value of the arguments of a call; must not run for long and may raise ValueError."""
+"""Makes a value from the arguments of a call; must not run for long and may raise ValueError."""
 
 MARK = object()
+"""What the opcode MARK pushes. No opcode may take it for a value."""
 
 
 @dataclass(slots=True)
 class Machine:
-    """The state of one reading: a stack, a memo, and what to do with names that we know."""
+    """The state of reading one pickle."""
 
     builders: Mapping[str, Builder]
+    """How to make the value of a call, by dotted name."""
     persistent: Callable[[object], object]
+    """Makes the value of a persistent id; torch stores its storages so."""
     named: Named
+    """Collects the other names that the pickle calls."""
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
     def top(self) -> Any:  # noqa: ANN401 - whatever the pickle holds
-        """The uppermost value."""
+        """Return the uppermost value."""
         if self.stack[-1] is MARK:
-            raise IndexError("a mark where a value belongs")
+            raise IndexError("a mark instead of a value")
         return self.stack[-1]
 
     def pop(self) -> Any:  # noqa: ANN401 - whatever the pickle holds
@@ -46,7 +50,7 @@ class Machine:
         return value
 
     def pop_to_mark(self) -> list[Any]:
-        """Everything above the last mark; the mark goes as well."""
+        """Take everything above the last mark off the stack, and the mark; return the values."""
         items = []
         while (item := self.stack.pop()) is not MARK:
             items.append(item)
@@ -54,11 +58,11 @@ class Machine:
         return items
 
     def call(self, function: object, arguments: object) -> object:
-        """The value of a call that the pickle asks for: our builder's, or an inert stand-in."""
+        """Return the value of a call that the pickle asks for: our builder's, or a stand-in."""
         if not isinstance(arguments, tuple):
-            raise TypeError("arguments that are no tuple")
+            raise TypeError("a call whose arguments are no tuple")
         if not isinstance(function, Global):
-            name = f"what is no name ({type(function).__name__})"
+            name = f"an unnamed object ({type(function).__name__})"
             self.named.calls[name] = None
             return Opaque(name)
         if nested := _nested_name(function, arguments):
@@ -70,9 +74,9 @@ class Machine:
         return builder(arguments) if builder else Opaque(function.name, arguments)
 
     def instance(self, kind: object, arguments: object) -> object:
-        """An instance of a class, made without a call of it."""
+        """Return the stand-in or built value of a class's instance (NEWOBJ)."""
         if not isinstance(kind, Global) or not isinstance(arguments, tuple):
-            raise TypeError("an instance of what is no class")
+            raise TypeError("an instance of something that is no class")
         builder = self.builders.get(kind.name)
         if builder:
             return builder(arguments)
@@ -81,7 +85,10 @@ class Machine:
 
 
 def _nested_name(function: Global, arguments: tuple[Any, ...]) -> Global | None:
-    """The name of a class inside a class, which old protocols write as getattr(Outer, "Inner")."""
+    """Return the name of a class inside a class, or None for another call.
+
+    Protocols before 4 write such a name as getattr(Outer, "Inner").
+    """
     if function.name != "builtins.getattr":
         return None
     match arguments:

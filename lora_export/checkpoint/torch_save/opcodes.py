@@ -1,7 +1,7 @@
 """Reads the pickle language without ever importing, calling or building anything of the file.
 
-The interpreter is ours: every class or function a pickle names is a mere `Global`, every call of
-one an `Opaque`, unless the caller has a builder of its own for that name. Nothing can be executed.
+The interpreter is our own. Every class or function that a pickle names becomes a `Global`, every
+call of one an `Opaque`, unless the caller has a builder for that name. Nothing can be executed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,16 @@ import pickletools
 import struct
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lora_export.checkpoint.reading import COPY_AGAIN
 from lora_export.checkpoint.torch_save.callables import Named
-from lora_export.checkpoint.torch_save.inert import Built, Global, Opaque, PickleError, mapping_key
+from lora_export.checkpoint.torch_save.inert import (
+    SAVE_AGAIN,
+    Built,
+    Global,
+    Opaque,
+    PickleError,
+    mapping_key,
+)
 from lora_export.checkpoint.torch_save.machine import MARK, Machine
 from lora_export.errors import InputError, LimitError
 
@@ -22,12 +30,13 @@ if TYPE_CHECKING:
     from lora_export.checkpoint.torch_save.machine import Builder
 
 MAX_OPCODES = 20_000_000
-"""A state dict takes about 40 opcodes a tensor."""
+"""Upper bound of one pickle; a state dict takes about 40 opcodes a tensor."""
 
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "exceptions": "builtins"}
-"""Modules of Python 2, whose names torch.save writes until today."""
+"""Modules of Python 2 by their names today; torch.save still writes the old ones (protocol 2)."""
 
 _BROKEN = (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, struct.error)
+"""What pickletools and our operations raise for a pickle that is cut short or inconsistent."""
 
 
 def read_pickle(
@@ -37,11 +46,18 @@ def read_pickle(
     where: str,
     named: Named | None = None,
 ) -> object:
-    """The object of one pickle, inert; the reader is left after its last byte.
+    """Read the object of one pickle, inert; the reader is left after its last byte.
 
-    builders: for calls of these "module.name"s, given the arguments. persistent: makes the value
-    of a persistent id. named: collects what else the pickle names to call. Raises InputError when
-    the pickle is broken or two readers would differ, LimitError when it is too big.
+    Args:
+        reader: the file, at the pickle's first byte.
+        builders: make the value of a call, by "module.name", from its arguments.
+        persistent: makes the value of a persistent id.
+        where: the file's name for messages.
+        named: collects the other names that the pickle calls.
+
+    Raises:
+        InputError: the pickle is broken, or readers would differ about it.
+        LimitError: the pickle is too big.
     """
     machine = Machine(builders, persistent, named or Named())
     try:
@@ -56,7 +72,7 @@ def read_pickle(
         raise InputError(
             f"broken pickle: {type(error).__name__}: {error}"[:300],
             where=where,
-            hint="copy or download the file again",
+            hint=COPY_AGAIN,
         ) from error
 
 
@@ -64,7 +80,7 @@ Operation: TypeAlias = "Callable[[Machine, Any], None]"
 
 
 def _nothing(_machine: Machine, _argument: object) -> None:
-    """Frames and protocol numbers say nothing that matters here; STOP ends the loop."""
+    """Do nothing: frames and protocol numbers carry no value, and STOP ends the loop."""
 
 
 def _push_argument(machine: Machine, argument: object) -> None:
@@ -87,11 +103,11 @@ def _tuple_of(length: int) -> Operation:
 
 
 def _text(machine: Machine, argument: str) -> None:
-    """A string of Python 2: bytes, which torch reads as UTF-8 (and pickletools as Latin-1)."""
+    """Push a string of Python 2. torch reads its bytes as UTF-8, pickletools as Latin-1."""
     content = argument.encode("latin-1")
     try:
         machine.stack.append(content.decode())
-    except UnicodeDecodeError:  # not text: the state of an array
+    except UnicodeDecodeError:  # not text but, for example, the state of an array
         machine.stack.append(content)
 
 
@@ -103,7 +119,7 @@ def _set_items(machine: Machine, items: list[Any]) -> None:
     target = machine.top()
     if isinstance(target, dict):
         target.update(_pairs(items))
-    elif not isinstance(target, Opaque):  # an object's own items stay closed with it
+    elif not isinstance(target, Opaque):  # the items of a closed object are left closed too
         raise TypeError(f"items given to a {type(target).__name__}")
 
 
@@ -171,7 +187,7 @@ def _global(machine: Machine, names: str) -> None:
 def _stack_global(machine: Machine, _argument: object) -> None:
     module, name = _take(machine, 2)
     if not isinstance(module, str) or not isinstance(name, str):
-        raise TypeError("a class name that is no string")
+        raise TypeError("the name of a class that is no string")
     machine.stack.append(_name(module, name))
 
 
@@ -200,7 +216,11 @@ def _instance_with_keywords(machine: Machine, _argument: object) -> None:
 
 
 def _give_state(machine: Machine, _argument: object) -> None:
-    """A dictionary's attributes (_metadata) do not matter; those of a tensor are its values."""
+    """Give an object its state.
+
+    An OrderedDict's attributes (_metadata of a state dict) do not matter and are dropped. Those of
+    a tensor may replace its values, so the file is refused.
+    """
     state = machine.pop()
     target = machine.top()
     if isinstance(target, Opaque):
@@ -208,7 +228,7 @@ def _give_state(machine: Machine, _argument: object) -> None:
     elif not isinstance(target, Built):
         raise PickleError(
             "its pickle changes a value after it was made, and readers differ about the result",
-            "load the checkpoint where it was made and torch.save its state dict again",
+            SAVE_AGAIN,
         )
 
 
@@ -263,4 +283,4 @@ _OPERATIONS: Mapping[str, Operation] = {
     "BUILD": _give_state,
     "BINPERSID": _persistent,
 }  # fmt: skip
-"""Every opcode that is understood; of the rest (PERSID, EXT*, buffers) torch writes none."""
+"""Every opcode that is understood. torch writes none of the others (PERSID, EXT*, buffers)."""

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.header import name_fault
-from lora_export.checkpoint.reading import fail_on, read_start
+from lora_export.checkpoint.reading import ZIP_START, fail_on, read_start
 from lora_export.checkpoint.torch_save.containers import (
     NOT_RUN,
     choose_state_dict,
     count_tensors,
     is_short,
-    is_training_state,
+    is_training_key,
     key_text,
 )
 from lora_export.checkpoint.torch_save.inert import Opaque
 from lora_export.checkpoint.torch_save.torch_legacy import read_torch_legacy
 from lora_export.checkpoint.torch_save.torch_values import Storage, StoredTensor, is_tensor_like
-from lora_export.checkpoint.torch_save.torch_zip import ZIP_START, read_torch_zip
+from lora_export.checkpoint.torch_save.torch_zip import read_torch_zip
 from lora_export.errors import InputError
 from lora_export.records import Problem, TensorRef, TensorSpec
 
@@ -35,26 +35,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TorchFile:
-    """The state dict of a file: tensors in its order, and the plain values beside them.
-
-    metadata: the str, int, float and bool entries, as strings. wrapper: the keys, joined by
-    dots, under which the state dict lay; "" when it lay bare. notes: what was not opened, in words.
-    """
+    """The state dict of a file."""
 
     tensors: tuple[TensorRef, ...]
+    """The tensors in the order of the state dict."""
     metadata: Mapping[str, str]
+    """The str, int, float and bool entries beside the tensors, as strings."""
     wrapper: str
+    """The keys, joined by dots, under which the state dict lies; "" when it is the whole object."""
     notes: tuple[str, ...] = ()
+    """What was not opened, for the user."""
 
 
 def read_pickles(path: Path) -> TorchFile:
-    """The state dict in a file of torch.save, in the zip format or the one before torch 1.6.
+    """Read the state dict of a file of torch.save, in the zip format or the one before torch 1.6.
 
-    Reproduces what torch.load(weights_only=True, map_location="cpu") gives, as byte ranges.
-    Objects of a trainer's own classes beside the weights, which torch refuses, are left closed.
-    Raises InputError with every problem of the file (damaged, of another kind, ambiguous, naming
-    a function to call, or holding quantised, sparse or foreign tensors), LimitError when its
-    pickle is too big, StorageError when it cannot be read.
+    Reproduces, as byte ranges, what torch.load(weights_only=True, map_location="cpu") of torch
+    2.13 gives. Objects of a trainer's own classes beside the weights are left closed; torch
+    refuses such files.
+
+    Raises:
+        InputError: the file is damaged, of another kind, or ambiguous, names a function to call,
+            or holds quantised, sparse or foreign tensors; every problem is named.
+        LimitError: the pickle is too big.
+        StorageError: the file cannot be read.
     """
     is_zip = read_start(path, len(ZIP_START)) == ZIP_START
     stored = read_torch_zip(path) if is_zip else read_torch_legacy(path)
@@ -82,12 +86,12 @@ def read_pickles(path: Path) -> TorchFile:
 
 
 def _refuse_calls(stored: TorchObject, path: Path) -> None:
-    """Nothing of a pickle is ever called; a file that asks for it is no mere checkpoint."""
-    calls = stored.named.told_calls()
+    """Refuse a file that names a function to call; the hint shows how to save its weights alone."""
+    calls = stored.named.listed_calls()
     if not calls:
         return
     keys: list[str] = []
-    with suppress(InputError):
+    with suppress(InputError):  # the hint is then without the keys that lead to the weights
         keys = choose_state_dict(stored.root, path).wrapper.split(".")
     inside = "".join(f"[{key!r}]" for key in keys if key.isidentifier())
     load = f"torch.load({str(path)!r}, weights_only=False){inside}"
@@ -100,16 +104,16 @@ def _refuse_calls(stored: TorchObject, path: Path) -> None:
 
 
 def _left_closed(stored: TorchObject, path: Path) -> tuple[str, ...]:
-    objects = stored.named.told_objects()
+    objects = stored.named.listed_objects()
     return (f"{path.name}: objects of {objects} were not opened",) if objects else ()
 
 
 def _tensor_ref(
     path: Path, key: object, tensor: StoredTensor, stored: TorchObject
 ) -> TensorRef | str:
-    """The ref, or what is wrong with the tensor."""
+    """Return the tensor's ref, or what is wrong with the tensor."""
     if not isinstance(key, str):
-        return "the name of a tensor is no string"
+        return "the name of this tensor is no string"
     place = stored.places.get(tensor.storage.key)
     if fault := name_fault(key) or _place_fault(place, tensor):
         return fault
@@ -120,6 +124,7 @@ def _tensor_ref(
 
 def _place_fault(place: Place | None, tensor: StoredTensor) -> str:
     needed = tensor.storage.nbytes
+    # A tensor without elements needs no byte of the file, so a missing storage does no harm.
     if tensor.span == 0 and (place is None or place.fault):
         return ""
     if place is None:
@@ -130,11 +135,11 @@ def _place_fault(place: Place | None, tensor: StoredTensor) -> str:
 
 
 def _entry_fault(key: object, value: object, seen: set[int]) -> str:
-    """Why a value that is no tensor may not lie among the tensors, or "".
+    """Return why a value that is no tensor may not lie among the tensors, or "".
 
-    seen: the containers that were looked into, as one may lie under thousands of keys.
+    seen: ids of the containers that were searched; one may lie under thousands of keys.
     """
-    if is_training_state(key):
+    if is_training_key(key):
         return ""
     if isinstance(value, Opaque):
         return _opaque_fault(key, value)
@@ -146,6 +151,7 @@ def _entry_fault(key: object, value: object, seen: set[int]) -> str:
 
 
 def _opaque_fault(key: object, value: Opaque) -> str:
+    # torch.nn.Module.get_extra_state stores any object under this name; it is no weight.
     is_state = isinstance(key, str) and key.endswith("_extra_state")
     if is_state or not (is_tensor_like(value) or "." in key_text(key)):
         return ""

@@ -1,4 +1,4 @@
-"""The format of torch.save before torch 1.6: pickles one after another, then the raw storages."""
+"""Reads the format of torch.save before torch 1.6: a row of pickles, then the raw storages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.reading import open_for_reading, system_errors
+from lora_export.checkpoint.reading import COPY_AGAIN, open_for_reading, system_errors
 from lora_export.checkpoint.torch_save.callables import Named
 from lora_export.checkpoint.torch_save.inert import MAX_PICKLE_BYTES, BoundedReader
 from lora_export.checkpoint.torch_save.opcodes import read_pickle
@@ -19,24 +19,36 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 _MAGIC = 0x1950A86A20F9469CFC6C
+"""torch.serialization.MAGIC_NUMBER, the first pickle of such a file."""
+
 _PROTOCOL = 1001
+"""torch.serialization.PROTOCOL_VERSION, the second pickle."""
+
 _COUNT_BYTES = 8
+"""Bytes of the count of elements before each storage, little-endian."""
 
 
 def read_torch_legacy(path: Path) -> TorchObject:
-    """What torch.save put in `path` in its format before torch 1.6.
+    """Read what torch.save put in `path` in its format before torch 1.6.
 
-    Raises InputError when the file is damaged or of another kind, LimitError when a pickle in it
-    is too big, StorageError when it cannot be read.
+    Reproduces torch.serialization._legacy_load of torch 2.13.
+
+    Raises:
+        InputError: the file is damaged or of another kind.
+        LimitError: a pickle in it is too big.
+        StorageError: the file cannot be read.
     """
     with open_for_reading(path) as descriptor, system_errors(path, "read"):
         size = os.fstat(descriptor).st_size
+        # A copy: closing `file` must not close the descriptor of open_for_reading.
         with os.fdopen(os.dup(descriptor), "rb") as file:
             return _LegacyFile(path, file, size).read_object()
 
 
 @dataclass(slots=True)
 class _LegacyFile:
+    """An open file in this format; its parts are read in their order."""
+
     path: Path
     file: BinaryIO
     size: int
@@ -68,6 +80,7 @@ class _LegacyFile:
         return read_pickle(reader, BUILDERS, self.storages.add, str(self.path), self.named)
 
     def _places(self, keys: list[str]) -> dict[str, Place]:
+        """Return where each storage lies. They follow one another in the order of `keys`."""
         places = {}
         position = self.file.tell()
         for key in keys:
@@ -76,7 +89,7 @@ class _LegacyFile:
             count = int.from_bytes(self.file.read(_COUNT_BYTES), "little")
             position += _COUNT_BYTES
             if storage is None or count != storage.numel:
-                raise self._damaged(f"its storage {key[:40]!r} is not as its pickle names it")
+                raise self._damaged(f"its storage {key[:40]!r} is not as its pickle describes it")
             places[key] = Place(position, storage.nbytes)
             position += storage.nbytes
             if position > self.size:
@@ -84,4 +97,4 @@ class _LegacyFile:
         return places
 
     def _damaged(self, message: str) -> InputError:
-        return InputError(message, where=str(self.path), hint="copy or download the file again")
+        return InputError(message, where=str(self.path), hint=COPY_AGAIN)

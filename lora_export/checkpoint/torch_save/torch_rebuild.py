@@ -9,14 +9,17 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from lora_export.checkpoint.torch_save.inert import Built, Global, Opaque, PickleError, mapping_key
-from lora_export.checkpoint.torch_save.torch_values import (
-    MAX_SIZE,
+from lora_export.checkpoint.header import MAX_SIZE
+from lora_export.checkpoint.tensors import TORCH_NAMES
+from lora_export.checkpoint.torch_save.inert import (
     SAVE_AGAIN,
-    Storage,
-    StoredTensor,
-    plain_size,
+    Built,
+    Global,
+    Opaque,
+    PickleError,
+    mapping_key,
 )
+from lora_export.checkpoint.torch_save.torch_values import Storage, StoredTensor, plain_size
 from lora_export.records import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -24,19 +27,15 @@ if TYPE_CHECKING:
 
     from lora_export.checkpoint.torch_save.machine import Builder
 
-TORCH_DTYPES = {
-    "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16",
-    "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32", "torch.int16": "I16",
-    "torch.int8": "I8", "torch.uint8": "U8", "torch.bool": "BOOL", "torch.complex64": "C64",
-    "torch.uint16": "U16", "torch.uint32": "U32", "torch.uint64": "U64",
-    "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2",
-    "torch.float8_e4m3fnuz": "F8_E4M3FNUZ", "torch.float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "torch.float8_e8m0fnu": "F8_E8M0",
-}  # fmt: skip
-"""safetensors' name of every torch dtype that it can store with whole bytes an element."""
+_DTYPES = {f"torch.{torch_name}": dtype for dtype, torch_name in TORCH_NAMES.items()}
+"""safetensors' name of a dtype by the name that a pickle gives it."""
 
 _MAX_DIMENSIONS = 64
+"""The most dimensions that torch's operations take (at::dim_bitset_size)."""
+
 _BITS = {"neg": ("negative", "resolve_neg"), "conj": ("conjugate", "resolve_conj")}
+"""The keys of a tensor's metadata, each with the bit's name and the method that applies it."""
+
 VALUE_ATTRIBUTES = frozenset({"data", "real", "imag"})
 """Attributes of a tensor that replace its values when they are set."""
 
@@ -52,13 +51,17 @@ _PLAIN_CLASSES = frozenset(
 
 def _sizes(value: object) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)):
-        raise TypeError("sizes that are no tuple")
+        raise TypeError("the sizes of a tensor are no tuple")
     return tuple(plain_size(item) for item in value)
 
 
 def _tensor(
     storage: object, offset: object, shape: object, strides: object, dtype: str = ""
 ) -> object:
+    """Return the StoredTensor that a rebuilder describes, or a stand-in where it cannot be read.
+
+    `offset` and `strides` count elements of `dtype`, which is the storage's when empty.
+    """
     if not isinstance(storage, Storage):
         return _unsupported(storage)
     dtype = dtype or storage.dtype
@@ -67,7 +70,8 @@ def _tensor(
     sizes, steps = _sizes(shape), _sizes(strides)
     longest = prod(max(size, 1) for size in sizes)
     if len(sizes) != len(steps) or len(sizes) > _MAX_DIMENSIONS or longest > MAX_SIZE:
-        raise ValueError("sizes and strides that do not fit each other")
+        raise ValueError("the sizes and strides of a tensor do not fit each other")
+    # The storage's start counts its own elements; v3 may view a storage as another dtype.
     width = DTYPE_BITS[dtype] // 8
     start = storage.start * storage.width + plain_size(offset) * width
     tensor = StoredTensor(storage, dtype, start, sizes, steps)
@@ -95,7 +99,7 @@ def _rebuild_tensor_v2(arguments: tuple[Any, ...]) -> object:
 def _rebuild_tensor_v3(arguments: tuple[Any, ...]) -> object:
     storage, offset, shape, strides, requires_grad, _hooks, dtype, *rest = arguments
     _flag(requires_grad)
-    known = TORCH_DTYPES.get(dtype.name) if isinstance(dtype, Global) else None
+    known = _DTYPES.get(dtype.name) if isinstance(dtype, Global) else None
     if not known:
         return _unsupported(dtype)
     return _with_bits(_tensor(storage, offset, shape, strides, known), *rest)
@@ -103,15 +107,18 @@ def _rebuild_tensor_v3(arguments: tuple[Any, ...]) -> object:
 
 def _flag(value: object) -> None:
     if not isinstance(value, bool):
-        raise TypeError("a requires_grad that is no bool")
+        raise TypeError("requires_grad of a tensor is no bool")
 
 
 def _with_bits(tensor: object, metadata: object = None) -> object:
-    """The tensor, if its metadata sets no bit; torch sets one for its key, whatever the value."""
+    """Return the tensor, or a stand-in where its metadata sets the negative or conjugate bit.
+
+    torch sets a bit when the key is there, whatever the value.
+    """
     if metadata is None:
         return tensor
     if not isinstance(metadata, dict):
-        raise TypeError("a tensor's metadata that is no mapping")
+        raise TypeError("the metadata of a tensor is no mapping")
     for key, (word, method) in _BITS.items():
         if key in metadata:
             name = f"a tensor whose {word} bit is set"
@@ -136,10 +143,10 @@ def _is_tensor(value: object) -> bool:
 
 
 def _check_state(state: object) -> None:
-    """Attributes that torch sets on a tensor; some of them would replace its values."""
-    for part in state if isinstance(state, tuple) else (state,):
+    """Refuse attributes of a tensor that would replace its values; torch sets any of them."""
+    for part in state if isinstance(state, tuple) else (state,):  # (__dict__, __slots__)
         if not isinstance(part, (dict, type(None))):
-            raise TypeError("a tensor's attributes that are no mapping")
+            raise TypeError("the attributes of a tensor are no mapping")
         if values := VALUE_ATTRIBUTES & (part or {}).keys():
             raise PickleError(
                 f"it sets {min(map(str, values))!r} of a tensor, which replaces its values",
@@ -148,7 +155,10 @@ def _check_state(state: object) -> None:
 
 
 def _rebuild_from_type(arguments: tuple[Any, ...]) -> object:
-    """A tensor with attributes; of a subclass only its author knows what the values mean."""
+    """Return a tensor with attributes, or a stand-in for a subclass.
+
+    Only the author of a subclass knows what its values mean.
+    """
     function, kind, inner, state = arguments
     builder = _INNER.get(function.name) if isinstance(function, Global) else None
     if builder is None:
@@ -161,22 +171,23 @@ def _rebuild_from_type(arguments: tuple[Any, ...]) -> object:
 
 
 def _mapping(arguments: tuple[Any, ...]) -> object:
-    """OrderedDict and dict, from pairs (protocol 0 and 1), from a mapping, or empty."""
+    """Return an OrderedDict or dict, from pairs (protocols 0 and 1), from a mapping, or empty."""
     (given,) = arguments or ((),)
     if isinstance(given, dict):
         return Built(given)
     if not isinstance(given, (list, tuple)):
-        raise TypeError("a mapping of what is no pairs")
+        raise TypeError("a mapping that is not made from pairs")
     return Built((mapping_key(key), value) for key, value in given)
 
 
 def _default_mapping(arguments: tuple[Any, ...]) -> object:
-    return _mapping(arguments[1:])
+    return _mapping(arguments[1:])  # the first argument is the factory of missing values
 
 
 def _counter(arguments: tuple[Any, ...]) -> object:
+    # Of anything but a mapping, Counter counts the items, and the values would not be the file's.
     if arguments and not isinstance(arguments[0], dict):
-        raise TypeError("a Counter of what is no mapping")
+        raise TypeError("a Counter that is not made from a mapping")
     return _mapping(arguments)
 
 

@@ -1,11 +1,12 @@
-"""What a torch pickle holds, as plain descriptions: storages, the tensors in them, their places."""
+"""Plain descriptions of what a torch pickle holds: storages, tensors in them, their places."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.torch_save.inert import Global, Opaque, PickleError
+from lora_export.checkpoint.header import MAX_SIZE
+from lora_export.checkpoint.torch_save.inert import SAVE_AGAIN, Global, Opaque, PickleError
 from lora_export.records import DTYPE_BITS
 
 if TYPE_CHECKING:
@@ -20,52 +21,54 @@ STORAGE_DTYPES = {
     "ByteStorage": "U8", "BoolStorage": "BOOL", "ComplexFloatStorage": "C64",
     "UntypedStorage": "U8",
 }  # fmt: skip
-"""dtype by the last component of the storage class; its module is torch, torch.cuda or .storage."""
+"""dtype by the last component of a storage's class, of torch, torch.cuda or torch.storage."""
 
 UNSUPPORTED_STORAGE_BYTES = {
     "ComplexDoubleStorage": 16, "QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4,
     "QUInt4x2Storage": 1, "QUInt2x4Storage": 1,
 }  # fmt: skip
-"""Bytes an element of storages that no tensor of ours can lie in, to find what follows them."""
+"""Bytes an element of storages whose tensors are not read; what follows them must be found."""
 
-SAVE_AGAIN = "load the checkpoint where it was made and torch.save its state dict again"
-MAX_SIZE = 2**63 - 1
 _TENSOR_WORDS = ("tensor", "parameter", "ndarray", "numpy")
+"""Words in the name of a class whose objects hold values like a tensor's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of bytes of the file, known by `key`: `numel` elements of `dtype`.
-
-    width: bytes an element. start: the element that the tensors of this storage count from.
-    dtype is the class of the storage where safetensors has no such dtype.
-    """
+    """A run of bytes of the file that holds elements of one dtype."""
 
     key: str
+    """The name of the storage in the file."""
     dtype: str
+    """safetensors' name of the dtype, or the storage's class where safetensors has none."""
     width: int
+    """Bytes of one element."""
     numel: int
+    """Number of elements."""
     start: int = 0
+    """The element from which the offsets of this storage's tensors count."""
 
     @property
     def nbytes(self) -> int:
-        """Size of the whole run."""
+        """Return the size of the whole run in bytes."""
         return self.numel * self.width
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A dense tensor inside a storage; `offset` in bytes, `strides` in elements of `dtype`."""
+    """A dense tensor inside a storage."""
 
     storage: Storage
     dtype: str
     offset: int
+    """Where the tensor begins in the storage, in bytes."""
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    """Steps between neighbours of each dimension, in elements of `dtype`."""
 
     @property
     def span(self) -> int:
-        """Bytes from the first to the last element used, both included."""
+        """Return the number of bytes from the first to the last element, both included."""
         if 0 in self.shape:
             return 0
         axes = zip(self.shape, self.strides, strict=True)
@@ -74,7 +77,10 @@ class StoredTensor:
 
     @property
     def layout(self) -> tuple[int, ...] | None:
-        """None when row-major without gaps (strides of sizes 0 and 1 do not matter)."""
+        """Return the strides, or None when the tensor is row-major without gaps.
+
+        The strides of dimensions of size 1, and of a tensor without elements, do not matter.
+        """
         expected = 1
         if 0 in self.shape:
             return None
@@ -87,20 +93,23 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a storage's bytes lie in the file, or the fault that keeps us from knowing."""
+    """Where the bytes of a storage lie in the file."""
 
     offset: int
     nbytes: int
     fault: Problem | None = None
+    """Why the storage could not be found; offset and nbytes are then 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class TorchObject:
-    """What torch.save was given, inert, the places of its storages by key, and what it names."""
+    """What torch.save was given, inert."""
 
     root: object
     places: Mapping[str, Place]
+    """Where each storage lies, by key."""
     named: Named
+    """The classes and functions that the pickle names to call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,11 @@ class StorageTable:
     by_key: dict[str, Storage] = field(default_factory=dict)
 
     def add(self, identifier: object) -> object:
-        """The storage of a persistent id, remembered."""
+        """Return the storage of a persistent id and remember it.
+
+        Raises:
+            PickleError: another dtype or number of elements was given for the same key before.
+        """
         value = make_storage(identifier)
         if isinstance(value, Storage):
             known = self.by_key.setdefault(value.key, value)
@@ -124,7 +137,14 @@ class StorageTable:
 
 
 def make_storage(identifier: object) -> object:
-    """The storage that a persistent id of torch.save names, or the class of a "module" id."""
+    """Return the storage that a persistent id of torch.save names, or the class of a "module" id.
+
+    The id is ("storage", class, key, location, number of elements), then a view in old files. A
+    storage of an unknown class becomes an Opaque.
+
+    Raises:
+        ValueError, TypeError: the id is not torch's.
+    """
     kind, *facts = identifier if isinstance(identifier, tuple) else (None,)
     if kind == "module" and facts:
         return facts[0]
@@ -142,28 +162,32 @@ def make_storage(identifier: object) -> object:
 
 
 def _view(base: Storage, view: tuple[object, int, int]) -> Storage:
-    """Files of torch < 0.4 store views of storages: (key, offset, size)."""
+    """Return the storage from a view's start on; torch before 0.4 writes (key, offset, size)."""
     _key, offset, size = view
     if plain_size(offset) + plain_size(size) > base.numel:
-        raise ValueError("a view beyond the end of its storage")
+        raise ValueError("a view reaches beyond the end of its storage")
     return replace(base, start=offset)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError("a storage key that is no string")
+        raise TypeError("the key of a storage is no string")
     return value
 
 
 def plain_size(value: object) -> int:
-    """A size or offset of a pickle; ValueError for anything but an int from 0 to MAX_SIZE."""
+    """Return a size or offset of a pickle.
+
+    Raises:
+        ValueError: it is no int from 0 to MAX_SIZE.
+    """
     if type(value) is not int or not 0 <= value <= MAX_SIZE:
-        raise ValueError("a size that is no positive integer")
+        raise ValueError("a size is no integer from 0 to 2**63 - 1")
     return value
 
 
 def is_tensor_like(value: object) -> bool:
-    """Whether the author of the file had a tensor (or array) here that we cannot take as one."""
+    """Return whether a value stands for a tensor or array that cannot be read as one."""
     if not isinstance(value, Opaque):
         return False
     name = value.name.lower()
@@ -172,6 +196,6 @@ def is_tensor_like(value: object) -> bool:
 
 
 def is_module(value: object) -> bool:
-    """Whether a whole torch.nn.Module was pickled, not its state dict."""
+    """Return whether a whole torch.nn.Module was pickled, not its state dict."""
     state = value.state if isinstance(value, Opaque) else None
     return isinstance(state, dict) and {"_parameters", "_modules"} <= state.keys()

@@ -1,4 +1,4 @@
-"""The zip format of torch.save (torch >= 1.6): where in the file each storage's bytes lie."""
+"""Reads the zip format of torch.save (torch 1.6 and later): where each storage's bytes lie."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.reading import open_for_reading, pread_exact, system_errors
+from lora_export.checkpoint.reading import (
+    COPY_AGAIN,
+    ZIP_START,
+    open_for_reading,
+    pread_exact,
+    system_errors,
+)
 from lora_export.checkpoint.torch_save.callables import Named
 from lora_export.checkpoint.torch_save.inert import MAX_PICKLE_BYTES, BoundedReader
 from lora_export.checkpoint.torch_save.opcodes import read_pickle
@@ -20,24 +26,31 @@ from lora_export.errors import InputError, LimitError
 if TYPE_CHECKING:
     from pathlib import Path
 
-ZIP_START = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
+"""The header before an entry's bytes; its last two fields are the lengths of name and extra."""
+
 _MAX_END_BYTES = 22 + 0xFFFF
+"""The record at the end of an archive, and the longest comment behind it."""
+
 _ENCRYPTED = 1
+"""The bit in an entry's flags that marks it as encrypted."""
+
 _AGAIN = "load the checkpoint where it was made and torch.save it again"
 _BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """A record at an archive's end: its signature, its layout, and the field that is wanted."""
+    """A record at an archive's end, of which one field is wanted."""
 
     start: bytes
+    """The signature."""
     layout: struct.Struct
     field: int
+    """The number of the wanted field in the layout."""
 
     def read(self, content: bytes) -> int:
-        """The wanted field; -1 where the record does not stand or is cut short."""
+        """Return the wanted field; -1 where `content` is no such record or is cut short."""
         whole = content[: self.layout.size]
         if len(whole) != self.layout.size or not whole.startswith(self.start):
             return -1
@@ -53,7 +66,11 @@ class TorchZip:
     """An open archive of torch.save."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
-        """Raise InputError for an archive that is damaged or of another kind."""
+        """Read the archive's directory.
+
+        Raises:
+            InputError: the archive is damaged, ambiguous or none of torch.save.
+        """
         self._path = path
         self._descriptor = descriptor
         self._size = os.fstat(descriptor).st_size
@@ -62,6 +79,7 @@ class TorchZip:
 
     def _list_entries(self) -> dict[str, zipfile.ZipInfo]:
         try:
+            # A copy: closing `file` must not close the descriptor of open_for_reading.
             with (
                 os.fdopen(os.dup(self._descriptor), "rb") as file,
                 zipfile.ZipFile(file) as archive,
@@ -73,10 +91,12 @@ class TorchZip:
         return {info.filename: info for info in listed}
 
     def _refuse_ambiguous(self, listed: list[zipfile.ZipInfo], start: int) -> None:
-        """Refuse what readers of zip archives, torch's among them, read differently.
+        """Refuse an archive that readers, torch's among them, understand differently.
 
-        start: where Python's reader found the directory. It mends a wrong offset, torch does not.
+        start: where Python's reader found the directory. It corrects a wrong offset; torch does
+        not.
         """
+        # torch's reader (miniz) finds entries by name without regard to case.
         if len({info.filename.lower() for info in listed}) != len(listed):
             fault = "an archive with two entries of one name, upper and lower case being one"
         elif start != self._directory_offset():
@@ -88,7 +108,7 @@ class TorchZip:
         )
 
     def _directory_offset(self) -> int:
-        """Where the archive itself says that its directory begins; -1 when it does not."""
+        """Return where the archive's own records place its directory; -1 when they do not."""
         length = min(self._size, _MAX_END_BYTES)
         tail = pread_exact(self._descriptor, length, self._size - length)
         at = tail.rfind(_END.start)
@@ -121,9 +141,13 @@ class TorchZip:
         return prefix
 
     def read_object(self) -> TorchObject:
-        """The pickled object, inert, and the place of every storage that it names.
+        """Read the pickled object, inert, and the place of every storage that it names.
 
-        A storage that cannot be placed has no place but a fault: it may not be needed.
+        A storage that cannot be found gets a fault instead of a place, as no tensor may need it.
+
+        Raises:
+            InputError: the archive is damaged or of another byte order.
+            LimitError: the pickle is too big.
         """
         self._check_byte_order()
         offset, size = self._place(f"{self._prefix}data.pkl")
@@ -155,7 +179,11 @@ class TorchZip:
             return Place(0, 0, error.problems[0])
 
     def _place(self, name: str) -> tuple[int, int]:
-        """Offset and size of an entry's bytes; the local header decides where they begin."""
+        """Return offset and size of an entry's bytes.
+
+        The local header decides where the bytes begin. Its extra field may be longer than the one
+        in the directory: torch pads it so that every storage begins at a multiple of 64.
+        """
         info = self._entries.get(name)
         if info is None:
             raise self._damaged(f"the archive has no entry {name!r}")
@@ -165,6 +193,7 @@ class TorchZip:
                 where=str(self._path),
                 hint=f"torch.save does neither: {_AGAIN}",
             )
+        # An offset beyond the file reads nothing, which is reported as any other wrong place.
         at = info.header_offset if 0 <= info.header_offset <= self._size else self._size
         header = pread_exact(self._descriptor, _LOCAL_HEADER.size, at)
         if len(header) != _LOCAL_HEADER.size or not header.startswith(ZIP_START):
@@ -176,10 +205,18 @@ class TorchZip:
         return offset, info.file_size
 
     def _damaged(self, message: str) -> InputError:
-        return InputError(message, where=str(self._path), hint="copy or download the file again")
+        return InputError(message, where=str(self._path), hint=COPY_AGAIN)
 
 
 def read_torch_zip(path: Path) -> TorchObject:
-    """What torch.save put in the archive `path`; InputError, LimitError, StorageError."""
+    """Read what torch.save put in the archive `path`.
+
+    Reproduces torch.serialization._load of torch 2.13.
+
+    Raises:
+        InputError: the archive is damaged, ambiguous or of another kind.
+        LimitError: its pickle is too big.
+        StorageError: the file cannot be read.
+    """
     with open_for_reading(path) as descriptor, system_errors(path, "read"):
         return TorchZip(path, descriptor).read_object()

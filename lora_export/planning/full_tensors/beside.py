@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import file_sha256, same_content, tensors_sha256
-from lora_export.checkpoint.index import read_weights
+from lora_export.checkpoint.shards import read_weights
 from lora_export.checkpoint.torch_save.containers import NoTensorsError
 from lora_export.dialects import read_adapter
 from lora_export.dialects.peft.keys import plain_key

@@ -43,7 +43,7 @@ def test_of_two_formats_safetensors_is_read_and_told(tmp_path):
     found = read_adapter_file(put(tmp_path / "lora"))
     assert found.path.name == "adapter_model.safetensors"
     assert found.notes == (
-        "lora: read adapter_model.safetensors, as PEFT does, and not adapter_model.bin",
+        "lora: read adapter_model.safetensors, as PEFT does, not adapter_model.bin",
     )
 
 
@@ -52,7 +52,7 @@ def test_adapters_in_sub_folders_are_listed(tmp_path):
         put(tmp_path / name)
     told = refusal(tmp_path)
     assert "holds 2 adapters in sub-folders: french, german" in told
-    assert f"name the one that is meant, for example {tmp_path / 'german'}" in told
+    assert f"give the path of one of them, for example {tmp_path / 'german'}" in told
     assert read_adapter_file(tmp_path / "french").path.parent.name == "french"
 
 
@@ -79,7 +79,7 @@ def test_a_folder_s_own_adapter_is_read_and_the_others_are_told(tmp_path):
     assert read_adapter_file(tmp_path / "lora").notes == ()
     put(tmp_path / "lora" / "second")
     [note] = read_adapter_file(tmp_path / "lora").notes
-    assert note == "lora: took its own adapter, and not second"
+    assert note == "lora: took its own adapter, not second"
 
 
 def test_a_configuration_without_weights(tmp_path):
@@ -108,7 +108,7 @@ def test_weights_that_were_not_fetched(tmp_path, monkeypatch):
 
 def test_peft_weights_without_their_configuration(tmp_path):
     told = refusal(put(tmp_path / "lora", config=None))
-    assert "a PEFT adapter without its adapter_config.json: alpha" in told
+    assert "a PEFT adapter without its adapter_config.json: the weights hold neither alpha" in told
     assert str(tmp_path / "lora") in told.partition("->")[2]
     assert "without its adapter_config.json" in refusal(
         tmp_path / "lora" / "adapter_model.safetensors"
@@ -169,7 +169,7 @@ def test_of_several_names_the_only_one_with_factors(tmp_path):
     put(folder, name="second.bin")
     told = refusal(folder)
     assert "lies beside lora.safetensors, second.bin, each of which holds low-rank factors" in told
-    assert f"name the adapter's file itself, for example {folder / 'lora.safetensors'}" in told
+    assert f"give the path of the adapter's file, for example {folder / 'lora.safetensors'}" in told
     for one in ("lora.safetensors", "second.bin"):
         (folder / one).unlink()
     assert "lies beside head.safetensors, odd.pt, none of which holds factors" in refusal(folder)
@@ -275,7 +275,7 @@ def test_a_folder_of_components_names_the_one_with_the_weights(tmp_path):
     for read in (read_adapter_file, read_checkpoint):
         told = refusal(tmp_path, read)
         assert "a diffusers pipeline: transformer, vae hold the weights" in told
-        assert f"name {tmp_path / 'transformer'}" in told
+        assert f"give {tmp_path / 'transformer'}" in told
     assert list(read_checkpoint(tmp_path / "transformer").tensors()) == ["a.weight"]
 
 
@@ -286,7 +286,7 @@ def test_a_sentence_transformers_folder_names_its_transformer(tmp_path):
     (tmp_path / "modules.json").write_text(json.dumps(listed))
     save_file({"a.weight": torch.ones(2)}, inner / "model.safetensors")
     told = refusal(tmp_path, read_checkpoint)
-    assert f"0_Transformer holds the weights: name {inner}" in told
+    assert f"0_Transformer holds the weights: give {inner}" in told
 
 
 def test_a_base_in_shards_of_another_name(tmp_path):

@@ -84,9 +84,9 @@ def test_a_target_that_appears_meanwhile_wins(output, put, monkeypatch):
         if path.parent == output.parent:
             output.write_text("theirs")
 
-    settle = sys.modules["lora_export.checkpoint.output.publish"]._settle
+    settle = sys.modules["lora_export.checkpoint.output.publish"].settle
     monkeypatch.setattr(
-        "lora_export.checkpoint.output.publish._settle", lambda path: (settle(path), appear(path))
+        "lora_export.checkpoint.output.publish.settle", lambda path: (settle(path), appear(path))
     )
     with pytest.raises(OutputError, match="model has appeared meanwhile") as caught:
         put(output, "new")
@@ -184,7 +184,7 @@ def test_what_cannot_be_taken_back_is_told(output, monkeypatch):
     def refused(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("lora_export.checkpoint.output.publish._sync_folder", refused)
+    monkeypatch.setattr("lora_export.checkpoint.output.publish.sync_folder", refused)
     monkeypatch.setattr(Path, "rename", refused)
     with pytest.raises(StorageError, match="could not be taken back"):
         put_file_unsynced(output)
@@ -210,7 +210,7 @@ def test_a_refusal_of_the_system_while_writing_is_a_storage_error(output, kind):
 
 
 def test_the_lock_of_the_folder_is_waited_for(output, monkeypatch):
-    monkeypatch.setattr("lora_export.checkpoint.output.publish._PATIENCE", 0)
+    monkeypatch.setattr("lora_export.checkpoint.output.locks.PATIENCE", 0)
     descriptor = os.open(output.parent, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     with pytest.raises(OutputError, match="another run"):

@@ -83,7 +83,7 @@ def test_a_call_of_what_is_no_name_is_noted():
     reader = BoundedReader(io.BytesIO(b"K\x01)R."), 100, "test")
     value = read_pickle(reader, BUILDERS, make_storage, "test", named)
     assert isinstance(value, Opaque)
-    assert named.told_calls() == "what is no name (int)"
+    assert named.listed_calls() == "an unnamed object (int)"
 
 
 def text(value: str) -> bytes:
