@@ -138,7 +138,7 @@ def _beside(found: WeightSet) -> dict[str, Any]:
 
 def _missing_facts(adapter: Adapter) -> list[str]:
     """What the user must say, of an adapter without a configuration of its own."""
-    if all(update.said for update in adapter.updates):
+    if all(update.terms for update in adapter.updates):
         return []
     if any(update.family == "litgpt" for update in adapter.updates):
         return unsaid([update.own or Facts() for update in adapter.updates])
@@ -149,8 +149,8 @@ def _update(update: Update) -> dict[str, Any]:
     shapes = {role: list(ref.spec.shape) for role, ref in update.factors.items()}
     dtypes = sorted({ref.spec.dtype for ref in update.factors.values()})
     name = update.module or "(root module)"
-    facts: dict[str, Any] = {} if update.said else {"rank": shapes["B"][1]}
-    if said := update.said:
+    facts: dict[str, Any] = {} if update.terms else {"rank": shapes["B"][1]}
+    if said := update.terms:
         rule = said.rule.replace("alpha", f"{said.alpha:g}").replace("rank", str(said.rank or "r"))
         facts = {"tuner": said.tuner, "scaling": rule}
     return {"module": name, **shapes, **facts, "dtype": "/".join(dtypes)}
@@ -159,7 +159,7 @@ def _update(update: Update) -> dict[str, Any]:
 def _notes(adapter: Adapter) -> list[str]:
     """What must be known to read the entries right."""
     notes = [*adapter.notes, *adapter.doubts]
-    if any(update.said is None and _may_be_convolution(update) for update in adapter.updates):
+    if any(update.terms is None and _may_be_convolution(update) for update in adapter.updates):
         notes.append(
             "if a module is a convolution, its rank is the one shown divided by the kernel size, "
             "which only the base's weight tells"

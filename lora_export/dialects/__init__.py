@@ -1,4 +1,7 @@
-"""What an adapter file says: one file a dialect, found by walking this folder."""
+"""Reads adapter files. Each way of writing them is a dialect: one file of this folder.
+
+The folder is walked, so a new dialect needs no list to edit.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Dialect", "Evidence", "all_dialects", "foreign_trainer", "read_adapter"]
 
+_SHOWN = 5
+
 
 @cache
 def all_dialects() -> Mapping[str, Dialect]:
-    """Every dialect by name: the DIALECT of each module of this folder that has one."""
+    """Return every dialect by name: the DIALECT of each module of this folder that has one."""
     found = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{info.name}")
@@ -36,9 +41,12 @@ def all_dialects() -> Mapping[str, Dialect]:
 def read_adapter(file: AdapterFile, *, dialect: str | None, weight: float = 1.0) -> Adapter:
     """Read `file` with the named dialect, or with the one that recognises it best.
 
+    weight: the user's factor for the adapter; it is only recorded here.
+
     Raises:
         UsageError: `dialect` is unknown, or two dialects claim the file equally.
         InputError: no dialect recognises the file, or its tensors do not pair up.
+        LimitError: its config asks for more than the limits allow.
     """
     if dialect is None:
         return _recognized(file).read(file, weight)
@@ -51,9 +59,9 @@ def read_adapter(file: AdapterFile, *, dialect: str | None, weight: float = 1.0)
 
 
 def foreign_trainer(file: AdapterFile) -> Trainer | None:
-    """The trainer whose adapter the file is, where no dialect reads its files yet.
+    """Return the trainer whose adapter the file is, if no dialect reads that trainer's files yet.
 
-    A configuration of PEFT's is stronger than any names; faint names are weaker than all else.
+    PEFT's config outweighs any names. Faint names only count when no dialect recognises the file.
     """
     best = max(dialect.recognizes(file) for dialect in all_dialects().values())
     if best is Evidence.CONFIGURATION:
@@ -78,12 +86,13 @@ def _recognized(file: AdapterFile) -> Dialect:
 
 
 def _unrecognized(file: AdapterFile) -> InputError:
+    """Return the refusal of a file that no dialect recognises."""
     names = sorted(file.tensors)
     is_peft = any(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in names)
     if is_peft and file.config:
         return InputError(
             "these are a PEFT adapter's tensors, but adapter_config.json beside them has no "
-            "peft_type, and is not certainly LORA's",
+            "peft_type, and its fields do not show that it is LORA's",
             where=str(file.path),
             hint='add "peft_type" to it, with "r" and "lora_alpha" as in training',
         )
@@ -92,10 +101,10 @@ def _unrecognized(file: AdapterFile) -> InputError:
             "these are a PEFT adapter's tensors, but adapter_config.json, which holds alpha and "
             "more, is not beside them",
             where=str(file.path),
-            hint="name the folder that save_pretrained wrote, with both files in it",
+            hint="give the folder that save_pretrained wrote, with both files in it",
         )
     return InputError(
-        f"no low-rank factors found in {len(names)} tensors ({first_names(names, 5) or 'none'})",
+        f"no low-rank factors found in {len(names)} tensors ({first_names(names, _SHOWN) or 'none'})",
         where=str(file.path),
         hint="a loralib adapter holds <module>.lora_A and <module>.lora_B: save it with "
         "torch.save(loralib.lora_state_dict(model), path) while model.train() is on",

@@ -1,4 +1,4 @@
-"""What every dialect is: a name, a graded recogniser and a reader."""
+"""The parts of a dialect: a name, a graded recogniser and a reader."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ class Evidence(IntEnum):
 
     NONE = 0
     TENSOR_NAMES = 1
-    TRAINERS_NAMES = 2  # names that one trainer alone gives
+    """Names that adapters of several trainers have."""
+    TRAINERS_NAMES = 2
+    """Names that only one trainer gives."""
     CONFIGURATION = 3
+    """A config that names the library."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One way of writing adapters down.
-
-    recognizes: grades the evidence in a file. read: (file, weight) -> Adapter, in which every
-    tensor of the file is used exactly once; raises InputError with all problems.
-    """
+    """One way of writing adapter files."""
 
     name: str
+    """The name for --dialect."""
     recognizes: Callable[[AdapterFile], Evidence]
+    """Grades the evidence in a file."""
     read: Callable[[AdapterFile, float], Adapter]
+    """Reads (file, weight) into an Adapter that uses every tensor of the file exactly once.
+
+    Raises InputError with all problems.
+    """

@@ -1,7 +1,8 @@
-"""Adapters of other trainers, which are not merged yet: known by their names, and refused by name.
+"""Recognises adapters of trainers whose files are not merged yet, and refuses them by name.
 
-The order is that of the rows, and the first one that fits is meant. A row marked `faint` has names
-that other files may hold too, so it only counts where no dialect reads the file.
+A refusal that names the trainer helps more than "no factors found". The first row of TRAINERS that
+fits counts, so rows of special names stand before rows of general ones. A row marked `faint` has
+names that other files may hold too. It only counts when no dialect recognises the file.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """One foreign way of writing adapters down.
-
-    name: whose adapter it is, in words. mark: what it is known by. fits: whether the file has it.
-    hint: what a user can do instead. faint: see the module.
-    """
+    """One foreign way of writing adapter files."""
 
     name: str
+    """The adapter's kind, for messages."""
     mark: str
+    """The names by which it is recognised, for messages."""
     fits: Callable[[AdapterFile], bool]
+    """Returns whether a file is of this kind."""
     hint: str
+    """What the user can do instead."""
     faint: bool = False
+    """Whether other files may have these names too."""
 
 
 def _names(*patterns: str) -> Callable[[AdapterFile], bool]:
-    """Every pattern fits a whole name of the file."""
+    """Return a test for files in which every pattern fits some whole name."""
     compiled = [re.compile(pattern, re.DOTALL) for pattern in patterns]
 
     def fits(file: AdapterFile) -> bool:
@@ -43,7 +45,7 @@ def _names(*patterns: str) -> Callable[[AdapterFile], bool]:
     return fits
 
 
-# Networks may have layers of some names of LyCORIS; with its prefix they are an adapter's.
+# A network may have layers with some of LyCORIS's names. Only its prefix shows an adapter.
 _PREFIX = r"(?:lora_(?:unet|te[123]?|transformer|prior_unet)|lycoris)_"
 _COMPONENTS = r"(?:unet|transformer(?!\.h\.\d)|text_encoder(?:_[23])?|diffusion_model)"
 _IN_COMPONENT = _names(rf"{_COMPONENTS}\..+\.lora_A\.weight")
@@ -89,7 +91,7 @@ TRAINERS = (
         "a LoRA of diffusers or ai-toolkit",
         "*.lora_A.weight below unet., transformer., text_encoder. or diffusion_model.",
         _of_diffusers,
-        f"{_FUSE}; of a language model, PEFT's adapter_config.json is missing beside it",
+        f"{_FUSE}; for a language model, put PEFT's adapter_config.json beside it",
     ),
     Trainer(
         "an adapter of mlx-lm",
@@ -102,7 +104,7 @@ TRAINERS = (
         "*.lora_a.weight",
         _names(r".+\.lora_a\.weight", r".+\.lora_b\.weight"),
         "torchtune's Hugging Face checkpointer also writes adapter_model.safetensors and "
-        "adapter_config.json: name the folder that holds these",
+        "adapter_config.json: give the folder that holds these",
     ),
     Trainer(
         "a LoRA of NeMo or Megatron-Bridge",
@@ -132,7 +134,7 @@ TRAINERS = (
         "a DoRA without PEFT's adapter_config.json",
         "*.dora_scale or *.lora_magnitude_vector",
         _names(r".+\.(?:dora_scale|lora_magnitude_vector(?:\.weight)?)"),
-        f"of PEFT: put its adapter_config.json beside it; of other trainers: {_COMFY}",
+        f"for PEFT's, put its adapter_config.json beside it; for other trainers', {_COMFY}",
     ),
     Trainer(
         "an adapter of LyCORIS with full differences or norms",
@@ -152,13 +154,13 @@ TRAINERS = (
 
 
 def trainer_of(file: AdapterFile, *, faint: bool) -> Trainer | None:
-    """The first row that fits; of the faint ones only where asked for."""
+    """Return the first row of TRAINERS that fits; faint rows count only if `faint`."""
     rows = (row for row in TRAINERS if faint or not row.faint)
     return next((row for row in rows if row.fits(file)), None)
 
 
 def not_merged(file: AdapterFile, trainer: Trainer) -> InputError:
-    """The refusal of a file that `trainer` fits."""
+    """Return the refusal of a file that `trainer` fits."""
     return InputError(
         f"this is {trainer.name} ({trainer.mark}), which is not merged yet",
         where=str(file.path),

@@ -1,8 +1,8 @@
-"""litgpt's LoRA files (0.2.0 to 0.5.13): factors with loralib's names, of other layers.
+"""Reads litgpt's LoRA files (0.2.0 to 0.5.13): factors with loralib's names, of other layers.
 
 The weight `attn.qkv` (`attn.attn` up to 0.5.4) holds query, key and value in blocks of unequal
-size, so a loralib MergedLinear, which cuts into equal ones, would merge it wrongly. alpha, the
-blocks and their sizes are in two files that litgpt saves beside the LoRA.
+size. A loralib MergedLinear cuts into equal blocks and would merge it wrongly. alpha, the blocks
+and their sizes are in two files that litgpt saves beside the LoRA.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BY_GROUP = "attn"
 
 
 def _recognizes(file: AdapterFile) -> Evidence:
-    """By the fused weight's name; without one, by litgpt's own file beside names of its layers."""
+    """Grade a file: the fused weight's name shows litgpt, or its own files beside its layers."""
     modules = [key[0] for name in file.tensors if (key := factor_key(name))]
     if any(_FUSED.fullmatch(module) for module in modules):
         return Evidence.TRAINERS_NAMES
@@ -57,15 +57,19 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
 
 
 def _doubts(adapter: Adapter, settings: Settings) -> tuple[str, ...]:
-    """Files without settings may be older than the right rows of a group (litgpt#891)."""
+    """Return a doubt about an old fused weight without settings.
+
+    lit-gpt before litgpt#891 (February 2024) put an update's rows in another order. It saved no
+    hyperparameters.yaml, so the file does not show which order was trained.
+    """
     fused = [found for u in adapter.updates if (found := _FUSED.fullmatch(u.module))]
     if settings.flags or not any(found["name"] == _BY_GROUP for found in fused):
         return ()
-    told = (
+    doubt = (
         f"the update is spread over the query groups as litgpt 0.2.0 to 0.5.4 does; without "
         f"{HYPERPARAMETERS} it may be of lit-gpt before February 2024, which did not"
     )
-    return (told,)
+    return (doubt,)
 
 
 def _with_facts(update: Update, settings: Settings) -> Update:
@@ -86,9 +90,9 @@ def _with_facts(update: Update, settings: Settings) -> Update:
 
 
 def _part(module: str) -> str:
-    """Which of litgpt's switches adapts the module."""
+    """Return the name of the litgpt switch that adapts the module."""
     if _FUSED.fullmatch(module):
-        return "query"
+        return "query"  # stands for key and value too: one weight holds all three
     found = _LAYER.fullmatch(module)
     part = found["part"] if found else None
     return "head" if part is None else "projection" if part == "attn.proj" else "mlp"
@@ -97,13 +101,13 @@ def _part(module: str) -> str:
 def _contradictions(
     file: AdapterFile, settings: Settings, modules: Collection[str]
 ) -> Iterator[Problem]:
-    """Where the switches name what the file lacks, or the file holds what they leave out."""
+    """Yield where litgpt's switches and number of layers differ from what the file holds."""
     flags = settings.flags
     if flags is None:
         return
     held = {_part(module) for module in modules}
     fused = any(flags[name] for name in _QKV_FLAGS)
-    hint = "the files belong to different trainings, or the LoRA was not saved whole"
+    hint = "save the LoRA again: the files are of different trainings, or a part is missing"
     for part, wanted in {**flags, "query": fused}.items():
         if part in ("key", "value") or wanted == (part in held):
             continue
@@ -113,9 +117,8 @@ def _contradictions(
         yield Problem(message, str(file.path), hint)
     count = sum(_FUSED.fullmatch(module) is not None for module in modules)
     if fused and settings.n_layer not in (None, count):
-        told = f"{MODEL_CONFIG} says n_layer = {settings.n_layer}"
-        message = f"the file adapts {count} layers, {told}"
-        yield Problem(message, str(file.path), hint)
+        message = f"the file adapts {count} layers, but n_layer in {MODEL_CONFIG} is "
+        yield Problem(f"{message}{settings.n_layer}", str(file.path), hint)
 
 
 DIALECT = Dialect("litgpt", _recognizes, _read)

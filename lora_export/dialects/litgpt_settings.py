@@ -1,4 +1,7 @@
-"""What litgpt saves beside a LoRA: hyperparameters.yaml and model_config.yaml (0.4.13, 0.5.13)."""
+"""Reads what litgpt saves beside a LoRA: hyperparameters.yaml and model_config.yaml.
+
+Checked against files of litgpt 0.4.13 and 0.5.13.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,11 @@ if TYPE_CHECKING:
 
 HYPERPARAMETERS, MODEL_CONFIG = "hyperparameters.yaml", "model_config.yaml"
 FLAGS = ("query", "key", "value", "projection", "mlp", "head")
-"""What litgpt can adapt, as `lora_query` and so on switch it."""
+"""What litgpt can adapt; its switches are `lora_query` and so on."""
 
 _MAX_BYTES = 1 << 20
+"""Upper bound of such a file; litgpt writes a few kilobytes."""
+
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 _NUMBER = re.compile(r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{0,40}(?:e[+-][0-9]{1,3})?)?", re.ASCII)
 _WORDS = {"true": True, "false": False}
@@ -30,26 +35,27 @@ _NULLS = frozenset({"", "null", "~"})
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What both files say; None where a file or a member is not there.
-
-    flags: which of FLAGS were adapted. source: the files that were read, for messages.
-    """
+    """The members of both files that matter to a merge; None where one is missing."""
 
     alpha: float | None = None
     rank: int | None = None
     flags: dict[str, bool] | None = None
+    """Which of FLAGS were adapted; None unless every flag is there."""
     n_head: int | None = None
+    """Heads of the query."""
     n_query_groups: int | None = None
+    """Groups of key and value."""
     n_layer: int | None = None
     source: str = ""
+    """The names of the files that were read, for messages."""
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings in `folder`, as litgpt's Config takes them.
+    """Read the settings in `folder`, with the defaults of litgpt.config.Config (0.5.13).
 
     Raises:
         InputError: a file holds YAML that is not plain members, or a member of a wrong type; all
-            problems together.
+            problems are named.
         StorageError: a file cannot be read.
     """
     problems: list[Problem] = []
@@ -63,7 +69,7 @@ def read_settings(folder: Path) -> Settings:
         rank=hyper.whole("lora_r"),
         flags=known if len(known) == len(flags) else None,
         n_head=n_head,
-        # litgpt's Config: as many groups as heads where it says nothing.
+        # litgpt's Config.__post_init__: without a number there are as many groups as heads.
         n_query_groups=n_head if model.is_null("n_query_groups") else model.whole("n_query_groups"),
         n_layer=model.whole("n_layer"),
         source=" and ".join(file.path.name for file in (hyper, model) if file.members),
@@ -75,14 +81,16 @@ def read_settings(folder: Path) -> Settings:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """The members of one of the files, none where it is not there; problems go to `problems`."""
+    """The members of one of the files; none when it does not exist."""
 
     path: Path
     members: Members
     problems: list[Problem]
+    """Where problems are added, for both files."""
 
     @classmethod
     def read(cls, path: Path, problems: list[Problem]) -> _File:
+        """Read the file at `path`."""
         if not path.exists():
             return cls(path, {}, problems)
         lines = _lines(path)
@@ -93,11 +101,11 @@ class _File:
         return cls(path, dict(members_of(lines)), problems)
 
     def is_null(self, key: str) -> bool:
-        """The member is not there, or is null."""
+        """Return whether the file exists and the member is missing or null."""
         return bool(self.members) and self._text(key) in _NULLS
 
     def number(self, key: str) -> float | None:
-        """A number that is not negative."""
+        """Return a number that is not negative; None when it is missing or refused."""
         text = self._given(key)
         if text is None:
             return None
@@ -107,7 +115,7 @@ class _File:
         return float(text)
 
     def whole(self, key: str) -> int | None:
-        """A whole number above 0."""
+        """Return a whole number above 0; None when it is missing or refused."""
         text = self._given(key)
         if text is None:
             return None
@@ -117,7 +125,7 @@ class _File:
         return int(text)
 
     def flag(self, key: str) -> bool | None:
-        """True or false."""
+        """Return true or false; None when it is missing or refused."""
         text = self._given(key)
         if text is None:
             return None
@@ -127,11 +135,14 @@ class _File:
         return _WORDS[text.lower()]
 
     def _given(self, key: str) -> str | None:
-        """The text of a member that is there and not null."""
+        """Return the text of a member; None when it is missing or null."""
         return None if self._text(key) in _NULLS else self._text(key)
 
     def _text(self, key: str) -> str:
-        """A null is told by members_of as something that is not understood."""
+        """Return the text of a member; "" when it is missing or null.
+
+        members_of yields None for a null, as for every value that it does not understand.
+        """
         value = self.members.get(key)
         return value if isinstance(value, str) else "" if value is None else "a list"
 

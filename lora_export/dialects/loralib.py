@@ -1,7 +1,7 @@
-"""loralib checkpoints (loralib 0.1.2, `lora_state_dict`): factors by module, and full tensors.
+"""Reads loralib checkpoints (loralib 0.1.2, `lora_state_dict`): factors by module, full tensors.
 
-A full tensor (a bias, a classifier head) replaces the base's; what the file does not hold (alpha,
-orientation, enabled blocks) is no business of this module: planning asks for it.
+A full tensor (a bias, a classifier head) replaces the base's. The file holds neither alpha nor
+orientation nor enabled blocks; planning finds them elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FACTOR = re.compile(r"(?:(?P<module>.+)\.)?lora_(?P<role>[AB])")
 
 
 def factor_key(name: str) -> tuple[str, str] | None:
-    """(module, role) when `name` is a loralib factor, else None. The root module is ""."""
+    """Return (module, role) when `name` is a loralib factor, else None. The root module is ""."""
     match = _FACTOR.fullmatch(name)
     return (match["module"] or "", match["role"]) if match else None
 
@@ -35,10 +35,10 @@ def _recognizes(file: AdapterFile) -> Evidence:
 
 
 def read_factors(file: AdapterFile, weight: float, dialect: str) -> Adapter:
-    """An adapter of loralib's names: one update a pair of factors, all else full tensors.
+    """Read an adapter with loralib's names: one update a pair of factors, all else full tensors.
 
     Raises:
-        InputError: a factor lacks its partner, or is no matrix of floats; all problems together.
+        InputError: a factor lacks its partner, or is no matrix of floats; all problems are named.
     """
     factors: dict[str, dict[str, TensorRef]] = {}
     replacements = []
@@ -57,9 +57,9 @@ def read_factors(file: AdapterFile, weight: float, dialect: str) -> Adapter:
 def pair_problems(
     file: AdapterFile, module: str, pair: Mapping[str, TensorRef], *, matrices: bool = True
 ) -> list[Problem]:
-    """A factor without its partner, of no float type, or of no usable sizes.
+    """Return what is wrong with a pair of factors: a missing partner, dtype or shape.
 
-    matrices: both have two sizes each, as loralib's.
+    matrices: both must have two sizes, as in loralib; else at least two (convolutions).
     """
     where = f"{file.path}: {module or '(root module)'}"
     if missing := {"A", "B"} - pair.keys():

@@ -1,7 +1,7 @@
-"""LoRA files that hold alpha themselves: a scalar `<module>.alpha` beside lora_A and lora_B.
+"""Reads LoRA files that hold alpha themselves: a scalar `<module>.alpha` beside lora_A and lora_B.
 
-ComfyUI and several trainers write such files. The scaling is kohya's, alpha / rank, and the layers
-are those of PEFT, which kohya's merge has the arithmetic of.
+ComfyUI and several trainers write such files. The scaling is kohya's, alpha / rank. kohya's merge
+has the same arithmetic as PEFT's, so the layers are PEFT's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lora_export.checkpoint.contents import scalar_value
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.loralib import pair_problems
 from lora_export.errors import InputError
-from lora_export.records import Adapter, Problem, Replacement, Said, Update
+from lora_export.records import Adapter, Problem, Replacement, Terms, Update
 from lora_export.report.columns import counted, first_names
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _FACTOR = re.compile(r"(?:(?P<module>.+)\.)?lora_(?P<role>[AB])(?:\.weight)?", re.DOTALL)
 _ALPHA = "alpha"
-# What such files may hold beside A and B: parts of the update, no tensors of the base.
+# Parts of an update that such files may hold beside A and B; they must not pass for full tensors.
 _PARTS = re.compile(
     r".+\.(?:diff|diff_b|w_norm|b_norm|reshape_weight|set_weight|lora_B\.bias)|bundle_emb\..+",
     re.DOTALL,
@@ -36,7 +36,7 @@ _COMFY = "ComfyUI loads it, and its Save nodes write the merged weights"
 
 
 def _module_of_alpha(name: str, ref: TensorRef) -> str | None:
-    """The module whose alpha the tensor is, if it is a single number called so."""
+    """Return the module whose alpha the tensor is; None when it is no single number named alpha."""
     module, _, last = name.rpartition(".")
     is_single = ref.spec.elements == 1 and len(ref.spec.shape) < 2  # noqa: PLR2004
     return module if last == _ALPHA and is_single else None
@@ -85,10 +85,10 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
 
 
 def _values(file: AdapterFile, alphas: Mapping[str, TensorRef]) -> dict[str, float]:
-    """Every alpha as a number.
+    """Read every alpha as a number.
 
     Raises:
-        InputError: one is not finite; all problems together.
+        InputError: some are not finite; all of them are named.
     """
     values = {module: scalar_value(ref) for module, ref in alphas.items()}
     problems = [
@@ -104,28 +104,27 @@ def _values(file: AdapterFile, alphas: Mapping[str, TensorRef]) -> dict[str, flo
 def _update(
     file: AdapterFile, module: str, pair: Mapping[str, TensorRef], alpha: float | None
 ) -> Update:
-    """Without an alpha the scaling is 1, as kohya's tools and ComfyUI have it."""
+    """Return the update of a module. Without an alpha the scaling is 1, as in kohya and ComfyUI."""
     rank = pair["A"].spec.shape[0] if pair["A"].spec.shape else 1
-    said = Said(
+    terms = Terms(
         tuner="lora",
         alpha=float(rank) if alpha is None else alpha,
         rank=None,
         source=file.path.name,
-        zero_says_nothing=True,
+        zero_is_ambiguous=True,
     )
-    return Update(module, pair, said=said)
+    return Update(module, pair, terms=terms)
 
 
 def _doubts(pairs: Pairs, alphas: Mapping[str, TensorRef]) -> tuple[str, ...]:
     lacking = [module for module in pairs if module not in alphas]
     if not lacking:
         return ()
-    names = first_names(lacking, _SHOWN)
-    told = (
+    doubt = (
         f"{len(lacking)} of {counted(len(pairs), 'module')} have no alpha in the file, the others "
-        f"do: their scaling is 1, as kohya's tools and ComfyUI take it ({names})"
+        f"do: their scaling is 1, as in kohya's tools and ComfyUI ({first_names(lacking, _SHOWN)})"
     )
-    return (told,)
+    return (doubt,)
 
 
 DIALECT = Dialect("lora-with-alpha", _recognizes, _read)

@@ -81,7 +81,7 @@ def make_plan(
     layers = cache(lambda: architecture(base))
     draft = Draft(base, base.tensors(), facts, model, options, ties, table, layers)
     draft.joined = {file: name for adapter in adapters for file, name in adapter.joined.items()}
-    draft.mixed = len({u.said is None for adapter in adapters for u in adapter.updates}) > 1
+    draft.mixed = len({u.terms is None for adapter in adapters for u in adapter.updates}) > 1
     _tell_wrappers(draft, adapters)
     _tell_prefixes(draft, adapters)
     _tell_other_bases(draft, adapters)

@@ -1,22 +1,21 @@
-"""The nouns of the house: frozen values that say what was read and what will be written.
+"""The nouns of the project: frozen values for what was read and what will be written.
 
-No tensor and no open file is held here, so a plan can be printed, compared and serialised.
+They hold no tensor and no open file, so a plan can be printed, compared and serialised.
 """
 
 from lora_export.records.adapters import (
     Adapter,
-    Delta,
-    Facts,
     Family,
     MergeRecipe,
-    ModelFacts,
     Origin,
     Replacement,
-    Said,
     ScalingRule,
+    Terms,
     Update,
 )
 from lora_export.records.card import Card
+from lora_export.records.delta import Delta
+from lora_export.records.facts import Facts, ModelFacts
 from lora_export.records.files import (
     DTYPE_BITS,
     FLOAT_DTYPES,
@@ -71,7 +70,6 @@ __all__ = [
     "Place",
     "Problem",
     "Replacement",
-    "Said",
     "ScalingRule",
     "Shard",
     "ShardPlan",
@@ -82,6 +80,7 @@ __all__ = [
     "StepAction",
     "TensorRef",
     "TensorSpec",
+    "Terms",
     "Update",
     "WeightSet",
     "WrittenFile",

@@ -1,4 +1,4 @@
-"""What the model card of a result says beside the plan and the proof."""
+"""The content of a result's model card that comes from neither the plan nor the proof."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """The facts for README.md of a folder.
-
-    metadata: of its front matter, in order. base: the base's name on a hub, empty when unknown.
-    is_trained_on: the name is what the adapters' configurations say, which nobody could check.
-    loader: the class of transformers that loads the result, empty when there is none.
-    has_tokenizer: a tokenizer can be loaded from the folder. edits: what became of the base's own
-    README.md, in words.
-    """
+    """The facts for README.md of a folder."""
 
     metadata: Mapping[str, str | tuple[str, ...]]
+    """The members of the front matter, in order."""
     base: str = ""
+    """The base's name on a hub; "" when unknown."""
     is_trained_on: bool = False
+    """Whether the name comes from the adapters' configs and could not be checked."""
     loader: str = ""
+    """The class of transformers that loads the result; "" when there is none."""
     has_tokenizer: bool = False
+    """Whether a tokenizer can be loaded from the folder."""
     edits: tuple[str, ...] = ()
+    """What was changed in the base's own README.md, for the user."""

@@ -1,4 +1,4 @@
-"""What lies on disk: tensors as named, typed byte ranges of files."""
+"""What is on disk: tensors as named, typed byte ranges of files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# Bits of one element of every dtype that safetensors 0.8 defines, under its own names.
 DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8,
     "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
+"""Bits of one element of every dtype that safetensors 0.8 defines, under its own names."""
 
 HALF_DTYPES = frozenset({"F16", "BF16"})
-"""Of two bytes, in which every rounding shows."""
+"""Floats of two bytes, in which the order of roundings matters."""
 
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 """The dtypes a merge may change; the dtypes in which factors may be stored."""
@@ -28,15 +28,16 @@ FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: what, where, and what to do about it.
-
-    asks: the option that gives a missing fact, with a placeholder for its value.
-    """
+    """One thing that is wrong."""
 
     message: str
+    """What is wrong, in one sentence."""
     where: str = ""
+    """The file, tensor or option; "" if the message names it."""
     hint: str = ""
+    """What to do about it; "" if there is nothing to do."""
     asks: str = ""
+    """The option that gives a missing fact, with a placeholder for its value."""
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
@@ -45,121 +46,122 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, dtype (safetensors' name for it) and shape of a tensor."""
+    """Name, dtype and shape of a tensor."""
 
     name: str
     dtype: str
+    """safetensors' name of the dtype, a key of DTYPE_BITS."""
     shape: tuple[int, ...]
 
     @property
     def elements(self) -> int:
-        """Number of elements; 1 for a scalar."""
+        """Return the number of elements; 1 for a scalar."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes when stored densely."""
+        """Return the size in bytes of the tensor when it is stored densely."""
         return self.elements * DTYPE_BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """Where a tensor lies: `length` bytes at `offset` of `file`.
-
-    `strides` (in elements) is None for a dense row-major tensor, else the layout of the tensor
-    inside its byte range, as torch pickles may store it.
-    """
+    """Where a tensor lies."""
 
     spec: TensorSpec
     file: Path
     offset: int
+    """The tensor's first byte in the file."""
     length: int
+    """The number of bytes from its first to its last element."""
     strides: tuple[int, ...] | None = None
+    """Steps in elements inside these bytes; None for a dense row-major tensor.
+
+    Only a torch pickle may hold a tensor with strides.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class SideFile:
-    """A file of the base folder that is no weight: copied, or written with `content`."""
+    """A file of a folder that holds no weights."""
 
     name: str
+    """The path relative to the folder."""
     source: Path | None
+    """The file to copy; None if `content` is written instead."""
     content: bytes | None = None
     edits: tuple[str, ...] = ()
+    """What differs from the base's file, for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One weight file of a checkpoint: its tensors in the order in which they are stored.
-
-    container: how the file is written, whatever its name says.
-    wrapper: the keys, joined by dots, under which a torch pickle held the state dict, else "".
-    notes: what the file holds that was not opened, in words.
-    """
+    """One weight file of a checkpoint."""
 
     file: Path
     tensors: tuple[TensorRef, ...]
+    """The tensors in the order in which they are stored."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     wrapper: str = ""
+    """The keys, joined by dots, under which a torch pickle held the state dict, else ""."""
     container: Literal["safetensors", "torch"] = "safetensors"
+    """The file's format, whatever its name."""
     notes: tuple[str, ...] = ()
+    """What in the file was not opened, for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSet:
-    """A weight file, or the shards that make one together; nothing of it has been read.
-
-    name: of the file or the index, or a glob that fits all shards where they have no index.
-    """
+    """A weight file, or shards that belong together; none of them has been read."""
 
     name: str
+    """The name of the file or the index, or a glob for shards without an index."""
     files: tuple[Path, ...]
     index: Path | None = None
 
     def paths(self) -> tuple[Path, ...]:
-        """Every file of the set, with its index."""
+        """Return every file of the set, with its index."""
         return (*self.files, self.index) if self.index else self.files
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A base (or merged) model on disk.
-
-    layout: "file" (one weight file was named) or "folder" (a Hugging Face folder or an index).
-    root: the named file, or the folder.
-    config: the parsed config.json of a folder, else empty.
-    index_metadata: the "metadata" object of the shard index, else empty.
-    """
+    """A base (or merged) model on disk."""
 
     root: Path
+    """The weight file, or the folder."""
     layout: Literal["file", "folder"]
+    """Whether the user gave one weight file, or a Hugging Face folder or its index."""
     shards: tuple[Shard, ...]
     side_files: tuple[SideFile, ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
+    """The parsed config.json of a folder, else empty."""
     index_metadata: Mapping[str, object] = field(default_factory=dict)
+    """The "metadata" object of the shard index, else empty."""
     index_name: str | None = None
 
     def tensors(self) -> dict[str, TensorRef]:
-        """All tensors by name, in shard order."""
+        """Return all tensors by name, in shard order."""
         return {ref.spec.name: ref for shard in self.shards for ref in shard.tensors}
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFile:
-    """An adapter as it lies on disk, before any dialect has read it.
-
-    path: the weight file, or the index of its shards. config: adapter_config.json beside it, else
-    empty. wrapper: the keys, joined by dots, under which a torch pickle held the state dict, else
-    "". notes: how the file was chosen of several, in words. files: the adapter's own. beside: other
-    weights in the same folder, not read yet; looked for where there is a configuration. joined:
-    those of their files whose tensors are among `tensors`, each with the name of its set.
-    """
+    """An adapter on disk, before any dialect has read it."""
 
     path: Path
+    """The weight file, or the index of its shards."""
     tensors: Mapping[str, TensorRef]
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
+    """The parsed adapter_config.json beside it, else empty."""
     wrapper: str = ""
+    """The keys, joined by dots, under which a torch pickle held the state dict, else ""."""
     notes: tuple[str, ...] = ()
+    """How the file was chosen of several, for the user."""
     files: tuple[Path, ...] = ()
+    """The adapter's own weight files."""
     beside: tuple[WeightSet, ...] = ()
+    """Other weights in the same folder, not read yet; only listed if there is a config."""
     joined: Mapping[Path, str] = field(default_factory=dict)
+    """The files of those whose tensors are among `tensors`, each with the name of its set."""

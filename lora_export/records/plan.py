@@ -1,4 +1,4 @@
-"""What will be written: how every output tensor comes about."""
+"""The plan of a merge: how every output tensor is made."""
 
 from __future__ import annotations
 
@@ -8,55 +8,54 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_export.records.adapters import Adapter, Delta
+    from lora_export.records.adapters import Adapter
     from lora_export.records.card import Card
+    from lora_export.records.delta import Delta
     from lora_export.records.files import Checkpoint, SideFile, TensorRef, TensorSpec
 
 
 StepAction = Literal["copy", "merge", "replace", "add"]
+"""How an output tensor is made from `Step.source`.
+
+copy: the base's bytes. merge: the base's tensor with deltas. replace: an adapter's tensor, or
+another layer's, in place of the base's. add: a tensor that the base does not hold (an adapter's,
+an untied head made from the base's embedding, a repeated layer).
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How one output tensor comes about.
-
-    action: copy the base's bytes, merge deltas into them, replace them by an adapter's tensor (or
-    that of another layer), or add a tensor that the base does not hold (an adapter's, an untied
-    head made from the base's embedding, a layer once more). Deltas, if any, act on `source`.
-    in_turn: the deltas are added one after the other, each rounded, as a library does that merges
-    several modules of one adapter into one parameter.
-    """
+    """How one output tensor is made."""
 
     out: TensorSpec
     action: StepAction
     source: TensorRef
     deltas: tuple[Delta, ...] = ()
+    """Updates of `source`, whatever the action."""
     reason: str = ""
+    """Why the tensor is replaced or added, for the user."""
     in_turn: bool = False
+    """Whether the deltas are added one after the other, each sum rounded to the dtype.
+
+    A library does so that merges several modules of one adapter into one parameter.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """One output file: name relative to the output folder, its steps in storage order."""
+    """One output file."""
 
     file: str
+    """The name relative to the output folder."""
     steps: tuple[Step, ...]
+    """In the order in which the tensors are stored."""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    """The `__metadata__` of its header."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """Everything that will be written, decided before the first byte is.
-
-    dropped: base tensors that are not written and why (adapter tensors inside a training
-    checkpoint). choices: every naming rule and fact used, in words. unmatched: adapter keys that
-    --allow-unmatched let go. coupled: tied tensors that change together (--tied eval), so that the
-    result cannot equal the unmerged model. separated: names that are tied to another one in the
-    model and are no longer. card: what a folder's README.md says beside the plan and the proof.
-    reshaped: how the model's configuration changes its shape, in words;
-    then only the result's own configuration builds the model. twins: updates that the unmerged
-    model feels under a further name of a tensor that stays one.
-    """
+    """Everything that will be written, decided before the first byte is written."""
 
     base: Checkpoint
     adapters: tuple[Adapter, ...]
@@ -66,44 +65,58 @@ class MergePlan:
     index_name: str | None = None
     index_metadata: Mapping[str, object] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    """Base tensors that are not written, each with the reason.
+
+    They are factors of an adapter inside a checkpoint of training.
+    """
     unmatched: tuple[str, ...] = ()
+    """Adapter keys that --allow-unmatched left out."""
     coupled: tuple[str, ...] = ()
+    """Tied tensors that change together (--tied eval); the result then differs from the model."""
     separated: tuple[str, ...] = ()
+    """Names that are tied to another one in the base's model and no longer in the result."""
     reshaped: tuple[str, ...] = ()
+    """How the model's config changes its shape, for the user.
+
+    Only the result's own config then builds the model.
+    """
     twins: tuple[Delta, ...] = ()
+    """Updates that the unmerged model applies under a further name of a tensor that stays tied."""
     choices: tuple[str, ...] = ()
+    """Every naming rule and fact that was used, for the user."""
     warnings: tuple[str, ...] = ()
     card: Card | None = None
+    """The content of a folder's README.md that comes from neither the plan nor the proof."""
 
     def steps(self) -> tuple[Step, ...]:
-        """All steps of all shards, in storage order."""
+        """Return all steps of all shards, in storage order."""
         return tuple(step for shard in self.shards for step in shard.steps)
 
     def new_tensors(self) -> dict[str, TensorRef]:
-        """The tensors the base lacks, without which no model can be built on it.
+        """Return the tensors that the base lacks and a model needs, by name.
 
-        A name that is tied in the base's own model lacks nothing.
+        A name that is tied in the base's own model is not among them.
         """
         steps = (step for step in self.steps() if step.action == "add")
         return {s.out.name: s.source for s in steps if s.out.name not in self.separated}
 
     def full_tensors(self) -> dict[str, TensorRef]:
-        """What the unmerged model holds beside or instead of the base's tensors, by their names.
+        """Return the tensors that the unmerged model holds beside or instead of the base's.
 
-        One that is adapted as well counts with the value it has before its update.
+        An adapted tensor is returned with the value before its update.
         """
         steps = (step for step in self.changed() if step.action != "merge")
         return {step.out.name: step.source for step in steps}
 
     def sources(self) -> dict[str, TensorRef]:
-        """Of every tensor that is no copy of the base's, what it is made of."""
+        """Return what every changed tensor is made from, by name."""
         return {step.out.name: step.source for step in self.changed()}
 
     def changed(self) -> tuple[Step, ...]:
-        """The steps whose output is not a copy of the base's bytes."""
+        """Return the steps whose output is no copy of the base's bytes."""
         return tuple(step for step in self.steps() if step.action != "copy")
 
     def edits(self) -> dict[str, tuple[str, ...]]:
-        """What is not the base's, byte for byte, of each file around the weights, in words."""
+        """Return what differs from the base in each file around the weights, by name."""
         edited = {file.name: file.edits for file in self.side_files if file.edits}
         return {**edited, **({"README.md": self.card.edits} if self.card else {})}

@@ -1,4 +1,4 @@
-"""What a model takes, what was proven, and what was written."""
+"""What a model takes as input, what was proven, and what was written."""
 
 from __future__ import annotations
 
@@ -10,67 +10,73 @@ if TYPE_CHECKING:
 
 
 SUM = " + "
+"""Joins two dynamic dimensions whose sum is the size of one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The sizes that a dynamic dimension may have: offset + unit * n for n from 1 on, up to `most`.
+    """The sizes that a dynamic dimension may have: offset + unit * n, for n from 1 on.
 
-    A sound must be longer than what one step of its convolutions sees, a text that describes an
-    image longer than the image's places, and a table of positions ends.
+    A sound must be longer than the window of its convolutions, a text with an image longer than the
+    image's places. A table of positions ends.
     """
 
     offset: int = 0
     unit: int = 1
     most: int | None = None
+    """The largest size; None for no bound."""
 
     def size(self, number: int) -> int:
-        """The size of that number."""
+        """Return the size for n = `number`."""
         return self.offset + self.unit * number
 
     def holds(self, number: int) -> bool:
-        """Whether the model takes the size of that number."""
+        """Return whether the model takes the size for n = `number`."""
         return self.most is None or self.size(number) <= self.most
 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """A model input: `name=dtype[dim,dim]<high`.
-
-    dims: a positive int is fixed, a str names a dynamic dimension, `a + b` the sum of two. high:
-    exclusive upper bound of an integer input (vocabulary size). dtype: torch's name (float32,
-    int64, bool). spans: of those dynamic dimensions that cannot have any size. leading: (value,
-    count) where every row begins with `count` times `value`, which stands nowhere else: the places
-    of an image in a text.
-    """
+    """A model input: `name=dtype[dim,dim]<high`."""
 
     name: str
     dtype: str
+    """torch's name (float32, int64, bool)."""
     dims: tuple[int | str, ...]
+    """A positive int is fixed, a str names a dynamic dimension, `a + b` is the sum of two."""
     high: int | None = None
+    """Exclusive upper bound of an integer input (vocabulary size)."""
     spans: Mapping[str, Span] = field(default_factory=dict, hash=False)
+    """The sizes of those dynamic dimensions that cannot have any size."""
     leading: tuple[int, int] | None = None
+    """(value, count): every row begins with `count` times `value`, which occurs nowhere else.
+
+    These are the places of an image in a text.
+    """
 
 
 def size_of(dim: int | str, sizes: Mapping[str, int]) -> int:
-    """The size of a dimension of an input, where the dynamic ones have these sizes."""
+    """Return the size of a dimension of an input, given the sizes of the dynamic ones."""
     return dim if isinstance(dim, int) else sum(sizes[part] for part in dim.split(SUM))
 
 
 def spans_of(specs: Sequence[InputSpec]) -> dict[str, Span]:
-    """The span of every dynamic dimension, in the order in which they are first mentioned."""
+    """Return the span of every dynamic dimension, in the order of their first mention."""
     dims = [dim for spec in specs for dim in spec.dims if isinstance(dim, str)]
     names = dict.fromkeys(part for dim in dims for part in dim.split(SUM))
-    told = {dim: span for spec in reversed(specs) for dim, span in spec.spans.items()}
-    return {name: told.get(name, Span()) for name in names}
+    # Reversed, so that the first input that gives a dimension its span wins.
+    given = {dim: span for spec in reversed(specs) for dim, span in spec.spans.items()}
+    return {name: given.get(name, Span()) for name in names}
 
 
 def example_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
-    """The size of every dynamic dimension while a model is traced: 2, 5, 8, ... by first mention.
+    """Return the size of every dynamic dimension while a model is traced.
 
-    Distinct, so that the tracer cannot take two of them for one, and never 1, which it would fix.
-    Where a dimension has a span, the sizes of these numbers. Here, below tracer and probes, because
-    a proof needs sizes that the tracer has not seen.
+    The sizes are 2, 5, 8, ... by first mention, or those of a span for these numbers. All differ,
+    so that the tracer cannot take two dimensions for one. None is 1, which the tracer would fix.
+
+    The function is here, below tracer and proof, because a proof needs sizes that the tracer has
+    not seen.
     """
     spans = spans_of(specs)
     numbers = [2 + 3 * place for place in range(2 * len(spans))]
@@ -83,47 +89,53 @@ def example_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
 
 
 Level = Literal["", "manifest", "weights", "model", "file", "runtime", "precision"]
-"""What a check looks at: the files around and their digests, the merged tensors, the torch models'
-outputs, what lies in the ONNX file, what ONNX Runtime computes from it, or a file in a lower
-precision. Empty: in no group."""
+"""What a check is about.
+
+manifest: the files around the weights and their digests. weights: the merged tensors. model: the
+torch models' outputs. file: the content of the ONNX file. runtime: what ONNX Runtime computes from
+it. precision: a file in a lower precision. Empty: none of them.
+"""
 
 Stage = Literal["merge", "export", "shape specialisation", "runtime optimiser", "unknown"]
-"""What is to blame: the merged weights; the ONNX file (capture, filling, saving); the file at other
-sizes than those it was traced with; ONNX Runtime's graph optimisation."""
+"""What a failed proof comes from.
+
+merge: the merged weights. export: the ONNX file (capture, filling, saving). shape specialisation:
+the file at other sizes than it was traced with. runtime optimiser: ONNX Runtime's graph
+optimisation.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One proof: `worst` was seen at `where`, at most `tolerance` was allowed.
-
-    A check of identity has worst = number of differences and tolerance = 0. at_least: `worst`
-    must be above `tolerance` instead, as the adapter's effect must be above the noise.
-    hint: what to do where it fails.
-    """
+    """One result of the verification."""
 
     name: str
     passed: bool
     worst: float
+    """The largest difference; in a check of identity, the number of differences."""
     tolerance: float
+    """The largest `worst` that passes; 0 in a check of identity."""
     where: str = ""
+    """The tensor or output with the largest difference."""
     detail: str = ""
     at_least: bool = False
+    """Whether `worst` must be above `tolerance` instead; the adapter's effect must exceed noise."""
     level: Level = ""
     hint: str = ""
+    """What to do if the check fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """What broke a proof, and where.
-
-    module: its path in the torch model; node: its name in the graph; empty where they are not
-    known. detail: what was seen, in words.
-    """
+    """What broke a proof, and where."""
 
     stage: Stage
     module: str = ""
+    """The module's path in the torch model; "" if it is not known."""
     node: str = ""
+    """The node's name in the graph; "" if it is not known."""
     detail: str = ""
+    """What was observed, for the user."""
 
     def __str__(self) -> str:
         place = f"{self.module}: " if self.module else ""
@@ -132,14 +144,17 @@ class Attribution:
 
 
 def at_level(level: Level, checks: Sequence[Check]) -> tuple[Check, ...]:
-    """The checks, marked as belonging to this level."""
+    """Return the checks with their level set."""
     return tuple(replace(check, level=level) for check in checks)
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """An output file as written: path relative to the output's folder, digest, size in bytes."""
+    """An output file as it was written."""
 
     path: str
+    """Relative to the output's folder."""
     sha256: str
+    """In hexadecimal, of the bytes that were written."""
     size: int
+    """In bytes."""

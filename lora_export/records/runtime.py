@@ -1,4 +1,4 @@
-"""Where a library's model holds, while it runs, what checkpoints and adapters call by a name."""
+"""Where a library's model holds, while it runs, the tensors that files name otherwise."""
 
 from __future__ import annotations
 
@@ -11,31 +11,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The model's own tensor `name`, or a part of it.
-
-    expert: of the model's stack of experts, where it is one of them. part: (number, of how many
-    parts that lie below each other). obstacle: why the tensor is no such part, in words, else "".
-    """
+    """The place of a stored tensor in the model's own tensor `name`."""
 
     name: str
     expert: int | None = None
+    """The number in the model's stack of experts; None if there is no stack."""
     part: tuple[int, int] = (0, 1)
+    """(number, count) among parts that lie below each other in the tensor."""
     obstacle: str = ""
+    """Why the stored tensor is no such part, else ""."""
 
     @property
     def is_whole(self) -> bool:
-        """The stored tensor is the model's."""
+        """Return whether the stored tensor is the whole of the model's."""
         return self.expert is None and self.part == (0, 1) and not self.obstacle
 
 
 @dataclass(frozen=True, slots=True)
 class NameTable:
-    """The names of a model that may be stored under others.
-
-    source: whose table it is, for messages. shapes: of every tensor of the model, in the order in
-    which its modules register them. places: for names of either sort, where the tensors are.
-    """
+    """The names of a model's tensors, which files may store under other names."""
 
     source: str
+    """Whose table it is, for messages."""
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    """The shape of every tensor of the model, in the order in which its modules register them."""
     places: Callable[[Iterable[str]], Mapping[str, Place]] = field(repr=False)
+    """Returns where the tensors are, for names of the files or of the model."""

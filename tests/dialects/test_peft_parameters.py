@@ -31,7 +31,7 @@ def test_nested_layers_are_levels_of_one_module():
     for update in found.values():
         names = {one.parameter for one in update.readings()}
         assert names == {"gate_up_proj", "down_proj"}
-        assert {one.said.tuner for one in update.readings()} == {"parameter"}
+        assert {one.terms.tuner for one in update.readings()} == {"parameter"}
     assert adapter.doubts == ()
 
 
@@ -39,7 +39,7 @@ def test_patterns_are_matched_with_the_parameters_name():
     named = {"target_parameters": ["gate_up_proj", "down_proj"]}
     patterns = {"rank_pattern": {r".*\.gate_up_proj": 4}, "alpha_pattern": {"down_proj": 9}}
     _, found = read(["experts"], target_modules=[], **named, **patterns)
-    said = {one.parameter: one.said for one in found[EXPERTS, 0].readings()}
+    said = {one.parameter: one.terms for one in found[EXPERTS, 0].readings()}
     assert (said["gate_up_proj"].rank, said["gate_up_proj"].alpha) == (4, 3)
     assert (said["down_proj"].rank, said["down_proj"].alpha) == (2, 9)
 

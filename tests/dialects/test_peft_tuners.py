@@ -78,7 +78,7 @@ def test_unknown_fields_that_say_something_are_told():
     config = {"peft_type": "LOHA", "r": 2, "foo": 3, "bar": None, "baz": False, "list": [], "no": 0}
     notes = read(config, LOHA).doubts
     assert [note.split(" = ")[0] for note in notes] == [
-        "adapter_config.json says foo", "adapter_config.json says no",
+        "adapter_config.json has foo", "adapter_config.json has no",
     ]  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def test_pruned_modules_are_told():
 def test_ia3_says_inputs_or_outputs():
     config = {"peft_type": "IA3", "feedforward_modules": "w.*"}
     found = read(config, {"wo.ia3_l": (1, 6), "k.ia3_l": (8, 1), "w1.ia3_l": (1, 4, 1, 1)})
-    assert [(u.module, u.parameter, u.said.tuner, u.optional) for u in found.updates] == [
+    assert [(u.module, u.parameter, u.terms.tuner, u.optional) for u in found.updates] == [
         ("wo", "weight", "ia3_feedforward", False),
         ("k", "weight", "ia3", False),
         ("k", "bias", "ia3", True),
@@ -119,11 +119,11 @@ REFUSED = [
     ({"peft_type": "LOHA", "rank_pattern": {"(a+)+b": 1}}, LOHA, "may take for ever"),
     ({"peft_type": "LOKR"}, {"q.lokr_w1": (2, 2)}, "lokr_w2_a, lokr_w2_b missing"),
     ({"peft_type": "ADALORA", "init_r": 2}, {"q.lora_A": (2, 6)}, "lora_B, lora_E missing"),
-    ({"peft_type": "ADALORA", "init_r": 3}, ADALORA, "init_r in adapter_config.json says 3"),
+    ({"peft_type": "ADALORA", "init_r": 3}, ADALORA, "init_r in adapter_config.json gives 3"),
     ({"peft_type": "ADALORA", "init_r": 2, "use_dora": True}, ADALORA, "use_dora is set"),
     ({"peft_type": "ADALORA", "rank_pattern": {"q.lora_E": 3}}, ADALORA, "true and false"),
     ({"peft_type": "ADALORA", "rank_pattern": {"q": [True]}}, ADALORA, "does not name a lora_E"),
-    ({"peft_type": "ADALORA", "rank_pattern": {"q.lora_E": [True]}}, ADALORA, "says 1"),
+    ({"peft_type": "ADALORA", "rank_pattern": {"q.lora_E": [True]}}, ADALORA, "gives 1"),
     (
         {"peft_type": "ADALORA", "init_r": 2, "rank_pattern": {"k.lora_E": [True]}},
         ADALORA,

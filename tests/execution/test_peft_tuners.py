@@ -174,7 +174,7 @@ def test_ranknum_of_a_dump_is_read(case, tmp_path):
             merge(base, [folder], out)
             assert differing(load_file(out), expected) == []
         else:
-            with pytest.raises(Exception, match=r"ranknum is 5.0, init_r .* says 6"):
+            with pytest.raises(Exception, match=r"ranknum is 5.0, but init_r .* is 6"):
                 merge(base, [folder], out)
 
 

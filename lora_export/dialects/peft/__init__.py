@@ -1,6 +1,6 @@
-"""Adapters of Hugging Face PEFT (0.21.2): adapter_config.json says what the tensors mean.
+"""Reads adapters of Hugging Face PEFT (0.21.2): adapter_config.json defines the tensors' meaning.
 
-A tuner is one file in this folder; what none of them can merge is refused with the reason.
+A tuner is one file in this folder. An adapter that no tuner can merge is refused with the reason.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @cache
 def all_tuners() -> Mapping[str, Tuner]:
-    """Every tuner by peft_type: the TUNER of each module of this folder that has one."""
+    """Return every tuner by peft_type: the TUNER of each module of this folder that has one."""
     found = {}
     for info in pkgutil.iter_modules(__path__):
         tuner = getattr(importlib.import_module(f"{__name__}.{info.name}"), "TUNER", None)
@@ -55,6 +55,11 @@ def _recognizes(file: AdapterFile) -> Evidence:
 
 
 def _read(file: AdapterFile, weight: float) -> Adapter:
+    """Read an adapter of PEFT; every tensor of the file is used once, or its reason is given.
+
+    Token rows are taken out before the tuner reads the factors, as every tuner may have them. The
+    checks against the config come after all tensors are sorted.
+    """
     config = PeftConfig(file.path.with_name(ADAPTER_CONFIG), typed(file))
     tuner = all_tuners().get(config.peft_type)
     if tuner is None:
@@ -65,16 +70,16 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     tokens = {module: stems for module, stems in found.factors.items() if STEM in stems}
     factors = {module: stems for module, stems in found.factors.items() if module not in tokens}
     updates, problems = tuner.read(config, factors)
-    rows, told = token_updates(config, tokens)
-    updates, problems = [*updates, *rows], [*problems, *told, *_unusable(file, [*updates, *rows])]
-    replacements, left_out, told = whole_tensors(config, found.others, found.adapters, file.joined)
-    problems += told
+    rows, wrong = token_updates(config, tokens)
+    updates, problems = [*updates, *rows], [*problems, *wrong, *_unusable(file, [*updates, *rows])]
+    replacements, left_out, wrong = whole_tensors(config, found.others, found.adapters, file.joined)
+    problems += wrong
     whole = [*(item.name for item in replacements), *map(plain_key, left_out)]
     checks = [lacking_modules(config, whole), lacking_rows(config, list(tokens))]
     problems += [problem for lacking, _ in checks for problem in lacking]
     if not updates and not problems:
         message = f"holds no factors of {config.peft_type}"
-        problems = [Problem(message, str(file.path), "is this the adapter's weight file?")]
+        problems = [Problem(message, str(file.path), "give the adapter's weight file")]
     if problems:
         raise InputError.of(problems)
     doubts = (*unknown_fields(config), *tuner.notes(found.factors), *unheld(config, updates))
@@ -101,7 +106,7 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
 
 
 def _unusable(file: AdapterFile, updates: Sequence[Update]) -> list[Problem]:
-    """Factors that no arithmetic takes."""
+    """Return a problem for every factor that is empty or holds no floats."""
     problems = []
     for ref in (ref for update in updates for ref in update.factors.values()):
         where = f"{file.path}: {ref.spec.name}"

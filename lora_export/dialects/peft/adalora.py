@@ -1,21 +1,20 @@
-"""ADALORA: factors that were pruned in training, scaled by the rank at its start.
+"""Reads ADALORA: factors that were pruned in training, scaled by the rank at its start.
 
-PEFT 0.21.2, tuners.adalora. `ranknum` is init_r whatever rank a module was left with; it is not
-saved, but stands in dumps of the whole state. With a rank_pattern PEFT makes the factors anew while
-it loads them, in the weight's dtype: beside a half-precision weight they are rounded to it.
+Reproduces PEFT 0.21.2, tuners.adalora. `ranknum` is init_r, whatever rank a module has left. PEFT
+does not save it, but dumps of the whole state hold it. With a rank_pattern PEFT makes the factors
+anew while it loads them, in the weight's dtype. Beside a half-precision weight they are rounded.
 """
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.contents import scalar_value
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
-from lora_export.checkpoint.tensors import read_bytes
 from lora_export.dialects.peft.keys import RANKNUM, plain_key
-from lora_export.dialects.peft.module_factors import lacking, place, with_biases
+from lora_export.dialects.peft.module_factors import OTHER_CONFIG, lacking, place, with_biases
 from lora_export.dialects.peft.tuner import Tuner
-from lora_export.records import Problem, Said, Update
+from lora_export.records import FLOAT_DTYPES, Problem, Terms, Update
 from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from lora_export.records import TensorRef
 
 _ROLES = {"lora_A": "A", "lora_B": "B", "lora_E": "E"}
+_SHOWN = 3
 
 
 def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Problem]]:
@@ -40,8 +40,8 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
     for module, stems in modules.items():
         rank = stems["lora_E"].spec.shape[0]
         if rank == 0:
-            continue  # pruned away; see _notes
-        said = Said(
+            continue  # pruned away: the weight stays as it is, and _notes reports it
+        terms = Terms(
             tuner="adalora",
             alpha=_alpha(config, rank),
             rank=config.whole("init_r", 12),
@@ -51,18 +51,18 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
             held_as_base=bool(masks),
         )
         factors = {role: stems[stem] for stem, role in _ROLES.items()}
-        updates.append(Update(module, factors, said=said))
+        updates.append(Update(module, factors, terms=terms))
     return updates, []
 
 
 def _alpha(config: PeftConfig, rank: int) -> float:
-    """AdaLoraLayer.update_layer there: the module's own rank where alpha is not positive."""
+    """Return alpha as AdaLoraLayer.update_layer takes it: the module's rank unless positive."""
     alpha = config.number("lora_alpha", 8)
     return alpha if alpha > 0 else float(rank)
 
 
 def _masks(config: PeftConfig) -> tuple[dict[str, int], list[Problem]]:
-    """rank_pattern: how many singular values were left, by module."""
+    """Read rank_pattern: how many singular values each module has left, and its problems."""
     found: dict[str, int] = {}
     problems = []
     for key, mask in config.table("rank_pattern").items():
@@ -90,28 +90,21 @@ def _problems(
     problems = []
     if shape != (wanted, 1):
         source = "rank_pattern" if module in masks else "init_r"
-        message = f"lora_E has shape {list(shape)}, {source} in {ADAPTER_CONFIG} says {wanted}"
-        hint = "the configuration belongs to another file: save the adapter again"
-        problems.append(Problem(message, where, hint))
+        message = f"lora_E has shape {list(shape)}, but {source} in {ADAPTER_CONFIG} gives {wanted}"
+        problems.append(Problem(message, where, OTHER_CONFIG))
     if masks and module not in masks:
         message = f"rank_pattern in {ADAPTER_CONFIG} leaves this module out"
         problems.append(Problem(message, where, "save the adapter again"))
     if RANKNUM in stems and (stored := _number(stems[RANKNUM])) != start:
-        message = f"ranknum is {stored}, init_r in {ADAPTER_CONFIG} says {start}"
+        message = f"ranknum is {stored}, but init_r in {ADAPTER_CONFIG} is {start}"
         problems.append(Problem(message, where, "save the adapter again with save_pretrained"))
     return problems
 
 
 def _number(ref: TensorRef) -> float | None:
-    """The only element of a float tensor; None where it is something else."""
-    raw = read_bytes(ref) if ref.spec.elements == 1 else b""
-    if ref.spec.dtype == "BF16":
-        raw = b"\x00\x00" + raw
-    code = {"F64": "<d", "F32": "<f", "BF16": "<f", "F16": "<e"}.get(ref.spec.dtype, "")
-    if not code or len(raw) != struct.calcsize(code):
-        return None
-    (value,) = struct.unpack(code, raw)
-    return float(value)
+    """Return the only element of a float tensor; None for any other tensor."""
+    is_number = ref.spec.elements == 1 and ref.spec.dtype in FLOAT_DTYPES
+    return scalar_value(ref) if is_number else None
 
 
 def _notes(modules: Modules) -> list[str]:
@@ -121,11 +114,11 @@ def _notes(modules: Modules) -> list[str]:
     ]  # fmt: skip
     if not pruned:
         return []
-    return [f"pruned to rank 0 in training, so not changed: {first_names(pruned)}"]
+    return [f"pruned to rank 0 in training, so not changed: {first_names(pruned, _SHOWN)}"]
 
 
 def _refusals(config: PeftConfig) -> list[Problem]:
-    """What AdaLoraConfig itself refuses, and what nobody has trained."""
+    """Return a problem for every member that AdaLoraConfig or AdaLoRA's layers do not support."""
     return [
         Problem(f"{key} is set, which AdaLoRA does not support", str(config.path))
         for key in ("use_dora", "loftq_config", "layer_replication", "target_parameters")

@@ -1,4 +1,4 @@
-"""MultiheadAttention in PEFT (0.15 to 0.21): one LoRA on in_proj_weight, one on out_proj.
+"""Recognises MultiheadAttention in PEFT (0.15 to 0.21): LoRA on in_proj_weight and on out_proj.
 
 PEFT adapts both or none, so a layer that wraps an adapted out_proj is an attention.
 """
@@ -16,30 +16,33 @@ if TYPE_CHECKING:
     from lora_export.dialects.peft.config import PeftConfig
 
 _OUT = "base_layer.out_proj"
-# MultiheadAttention.merge adds the update of out_proj twice since it exists (PEFT 0.15.0), and so
-# does the forward in training; a later version may not.
 _LAST = (0, 21)
+"""The last version that is known to add the update of out_proj twice.
+
+MultiheadAttention.merge and the forward in training do so since PEFT 0.15.0; a later version may
+not.
+"""
 
 
 def attentions(modules: Collection[str]) -> frozenset[str]:
-    """The names of the attentions among adapted modules."""
+    """Return the names of the attentions among adapted modules."""
     wrapped = (name for name in modules if name == _OUT or name.endswith(f".{_OUT}"))
     return frozenset(name.removesuffix(_OUT).removesuffix(".") for name in wrapped)
 
 
 def attention_of(module: str, found: Collection[str]) -> str | None:
-    """The attention that `module` is, or whose out_proj it is."""
+    """Return the attention that `module` is, or whose out_proj it is; None for another module."""
     outer = module.removesuffix(_OUT).removesuffix(".")
     return outer if outer in found and module in (outer, f"{outer}.{_OUT}".lstrip(".")) else None
 
 
 def base_name(module: str) -> str:
-    """The base's name of an out_proj that PEFT calls <attention>.base_layer.out_proj."""
+    """Return the base's name of an out_proj that PEFT names <attention>.base_layer.out_proj."""
     return ".".join(part for part in module.split(".") if part != "base_layer")
 
 
 def attention_problems(config: PeftConfig, names: Collection[str]) -> list[Problem]:
-    """Why these attentions cannot be merged."""
+    """Return why attentions with these names cannot be merged with this config."""
     where = f"{config.path.parent}: {', '.join(sorted(names))[:200]}"
     problems = []
     if config.flag("lora_bias"):
@@ -50,7 +53,7 @@ def attention_problems(config: PeftConfig, names: Collection[str]) -> list[Probl
     version = config.text("peft_version")
     number = re.match(r"(\d{1,6})\.(\d{1,6})", version)
     if version and (number is None or (int(number[1]), int(number[2])) > _LAST):
-        message = f"peft_version = {version!r:.80}: whether it counts the update of out_proj twice "
-        hint = "PEFT 0.15 to 0.21 does, in training and in its merge; save the adapter with one"
-        problems.append(Problem(f"{message}is not known", where, hint))
+        message = f"peft_version = {version!r:.80} may or may not add the update of out_proj twice"
+        hint = "save the adapter with PEFT 0.15 to 0.21, which adds it twice"
+        problems.append(Problem(message, where, hint))
     return problems

@@ -1,4 +1,4 @@
-"""adapter_config.json as PEFT writes it, read strictly: what is asked for has the right type."""
+"""Reads adapter_config.json as PEFT writes it, strictly: every member has its type and bounds."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_RANK = 1 << 16
-"""PEFT allocates whatever a file says: r = 10^8 asks for 51 GB."""
+"""The highest rank. PEFT itself has no bound: r = 10^8 makes it ask for 51 GB."""
 
 MAX_NUMBER = 1e9
-"""Of a scaling's numerator; an integer of a file may even be too large for a float."""
+"""The largest alpha. JSON can hold an integer that is too large for a float."""
 
 MAX_PATTERNS = 10_000
-"""One a module, as EVA writes them, and more; each is tried on every module."""
+"""The most patterns. EVA writes one a module, and each is tried on every module."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
-    """The members of the file, asked for by type; a missing or null one has its default."""
+    """The members of the file, read by type.
+
+    A missing or null member has its default. Every method raises InputError for a wrong type.
+    """
 
     path: Path
     members: Mapping[str, object]
 
     @property
     def peft_type(self) -> str:
-        """LORA, LOHA, ... in capitals."""
+        """Return LORA, LOHA, ... in capitals."""
         return self.text("peft_type").upper()
 
     def refuse(self, key: str, message: str, hint: str = "") -> NoReturn:
@@ -40,49 +43,61 @@ class PeftConfig:
         raise InputError(f"{key} {message}", where=str(self.path), hint=hint)
 
     def flag(self, key: str, *, default: bool = False) -> bool:
-        """True or false."""
+        """Return a member that is true or false."""
         value = self._get(key, default)
         if not isinstance(value, bool):
             self.refuse(key, f"= {_shown(value)} is neither true nor false")
         return value
 
     def text(self, key: str, default: str = "") -> str:
-        """A text."""
+        """Return a member that is a text."""
         value = self._get(key, default)
         if not isinstance(value, str):
             self.refuse(key, f"= {_shown(value)} is no text")
         return value
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A positive whole number, as a rank is."""
+        """Return a member that is a positive whole number, at most MAX_RANK.
+
+        Raises:
+            LimitError: it is larger.
+        """
         return self._rank(key, self._get(key, default))
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number."""
+        """Return a member that is a finite number, at most MAX_NUMBER."""
         return self._finite(key, self._get(key, default))
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts; one text counts as a list of one."""
+        """Return a member that is a list of texts; one text counts as a list of one."""
         value = self._get(key, [])
-        listed = [value] if isinstance(value, str) else value
-        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
             self.refuse(key, f"= {_shown(value)} is no list of texts")
-        return tuple(listed)
+        return tuple(items)
 
     def table(self, key: str) -> Mapping[str, object]:
-        """An object; empty where it is missing."""
+        """Return a member that is an object; empty when it is missing."""
         value = self._get(key, {})
         if not isinstance(value, dict):
             self.refuse(key, f"= {_shown(value)} is no object")
         return value
 
     def ranks(self) -> list[tuple[Pattern, int]]:
-        """rank_pattern, in the order of the file."""
+        """Return the patterns of rank_pattern with their ranks, in the order of the file.
+
+        Raises:
+            LimitError: there are too many, a rank is too high, or a pattern may take for ever.
+        """
         found = self._patterns("rank_pattern").items()
         return [(self._pattern(k), self._rank(f"rank_pattern {k}", v)) for k, v in found]
 
     def alphas(self) -> list[tuple[Pattern, float]]:
-        """alpha_pattern, in the order of the file."""
+        """Return the patterns of alpha_pattern with their alphas, in the order of the file.
+
+        Raises:
+            LimitError: there are too many, or a pattern may take for ever.
+        """
         found = self._patterns("alpha_pattern").items()
         return [(self._pattern(k), self._finite(f"alpha_pattern {k}", v)) for k, v in found]
 
@@ -118,7 +133,7 @@ class PeftConfig:
 
 
 def _shown(value: object) -> str:
-    """The value for a message; Python spells out no integer of thousands of digits."""
+    """Return a value for a message. Python refuses to print an integer of thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 256:  # noqa: PLR2004
         return f"a number of {value.bit_length()} bits"
     return f"{value!r:.80}"

@@ -1,9 +1,9 @@
-"""Whether a regular expression fits a whole name, in a bounded number of steps.
+"""Matches a regular expression against a whole name, in a bounded number of steps.
 
-target_modules and exclude_modules may be expressions of any trainer, with lookaheads and many
-repeats. Python's matcher tries one way after the other, and takes for ever on some of them. Here
-every place of the name that a part of the expression can end at is kept at once, as the bits of a
-number, so no way is walked twice. Python's own parser reads the expression.
+target_modules and exclude_modules may hold any expression, with lookaheads and many repeats.
+Python's matcher tries one way after the other and takes for ever on some of them. This one keeps
+all places of the name at which a part of the expression can end, as the bits of a number. No way is
+then tried twice. Python's own parser reads the expression.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ else:
     import sre_parse as parser
 
 MAX_LENGTH = 100_000
-"""Some trainers write one alternative for each module."""
+"""The longest expression. Some trainers write one alternative for each module."""
 
 MAX_STEPS = 10_000_000
-"""For all names of an adapter together: a few seconds of Python."""
+"""The most steps for all names of an adapter together: a few seconds of Python."""
 
-_IGNORECASE, _DOTALL = int(re.IGNORECASE), int(re.DOTALL)  # a number's `&` is the faster one
+_IGNORECASE, _DOTALL = int(re.IGNORECASE), int(re.DOTALL)  # `&` of two ints is the faster one
 _FLAGS = int(re.UNICODE | re.VERBOSE) | _IGNORECASE | _DOTALL
 _HINT = "write the names of the modules as a list"
 _MANY = codes.MAXREPEAT
@@ -37,17 +37,21 @@ _MANY = codes.MAXREPEAT
 
 @dataclass(slots=True)
 class Expression:
-    """One expression of a configuration, and the steps that all its matches have taken."""
+    """One expression of a config."""
 
     text: str
     where: str
+    """The file, for messages."""
     tree: Any
+    """The expression as Python's parser returns it."""
     flags: int
+    """The flags that the expression sets for all of it."""
     steps: int = 0
+    """The steps that all matches have taken so far."""
 
     @classmethod
     def of(cls, text: str, where: str) -> Expression:
-        """The parsed expression.
+        """Parse an expression.
 
         Raises:
             InputError: it is no regular expression.
@@ -58,17 +62,19 @@ class Expression:
             raise LimitError(message, where=where, hint=_HINT)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # on sets that Python may read otherwise one day
+                # Python warns of character sets whose meaning may change in a later version.
+                warnings.simplefilter("ignore")
                 tree = parser.parse(text)
         except (re.error, RecursionError, OverflowError) as error:
             raise InputError(f"{text!r:.200} is no pattern: {error}", where=where) from error
         return cls(text, where, tree, tree.state.flags)
 
     def fits(self, name: str) -> bool:
-        """What `re.fullmatch(text, name) is not None` is.
+        """Return whether the expression fits the whole name, as `re.fullmatch(text, name)` does.
 
         Raises:
-            LimitError: too many steps, or a part whose meaning depends on the order of trials.
+            LimitError: it takes too many steps, or has a part that is not supported, such as a
+                back reference.
         """
         try:
             ends = _Match(self, name).run(self.tree, 1, self.flags)
@@ -77,7 +83,7 @@ class Expression:
         return bool(ends >> len(name))
 
     def count(self) -> None:
-        """One step more.
+        """Count one step.
 
         Raises:
             LimitError: there were too many.
@@ -87,26 +93,31 @@ class Expression:
             raise self.refusal("may take for ever to match")
 
     def refusal(self, why: str) -> LimitError:
-        """The error of an expression that is not decided here."""
+        """Return the error of an expression that cannot be matched here."""
         return LimitError(f"the pattern {self.text[:200]!r} {why}", where=self.where, hint=_HINT)
 
 
 @dataclass(slots=True)
 class _Match:
-    """One expression on one name; a set of places is a number, bit p for the place before p."""
+    """One expression on one name.
+
+    A set of places in the name is a number. Its bit p stands for the place before letter p.
+    """
 
     expression: Expression
     name: str
     letters: dict[str, int] = field(default_factory=dict)
+    """The places before each letter."""
     known: dict[tuple[int, int], int] = field(default_factory=dict)
+    """The places before a letter that fits, by the part of the expression and its flags."""
 
     def __post_init__(self) -> None:
-        """Note the places before each letter."""
+        """Find the places before each letter."""
         for place, letter in enumerate(self.name):
             self.letters[letter] = self.letters.get(letter, 0) | 1 << place
 
     def run(self, tree: Any, places: int, flags: int) -> int:  # noqa: ANN401 - Python's own tree
-        """All places at which `tree` can end that begins at any of `places`."""
+        """Return all places at which a match of `tree` that begins at any of `places` can end."""
         for operation, value in tree:
             if not places:
                 return 0
@@ -131,18 +142,19 @@ class _Match:
             return places & self._anchors(value)
         if operation in (codes.ASSERT, codes.ASSERT_NOT):
             return self._look(value, places, flags, wanted=operation is codes.ASSERT)
-        raise self.expression.refusal(f"has {str(operation).lower()}, which is not followed here")
+        raise self.expression.refusal(f"has {str(operation).lower()}, which is not supported here")
 
     def _allowed(self, flags: int) -> int:
         if flags & ~_FLAGS:
-            raise self.expression.refusal("has flags that are not followed here")
+            raise self.expression.refusal("has flags that are not supported here")
         return flags
 
     def _fitting(self, operation: Any, value: Any, flags: int) -> int:  # noqa: ANN401
-        """The places before a letter that fits."""
+        """Return the places before a letter that fits."""
         either = bool(self._allowed(flags) & _IGNORECASE)
         if operation is codes.LITERAL and not either:
             return self.letters.get(chr(value), 0)
+        # A set is a list, which has no hash; the tree keeps it alive, so its id stays its own.
         key = (id(value) if operation is codes.IN else hash((operation, value)), flags)
         if key not in self.known:
             fits = _SINGLE[operation]
@@ -151,21 +163,23 @@ class _Match:
         return self.known[key]
 
     def _repeat(self, value: Any, places: int, flags: int) -> int:  # noqa: ANN401
+        """Return the places at which between `least` and `most` repeats can end."""
         least, most, tree = value
         for _ in range(least):
             ends = self.run(tree, places, flags)
-            if ends == places:
+            if ends == places:  # further repeats give the same places
                 break
             places = ends
         found, times = places, least
         while places and (most is _MANY or times < most):
+            # Only new places go on: the loop ends after as many turns as the name has letters.
             places = self.run(tree, places, flags) & ~found
             found |= places
             times += 1
         return found
 
     def _anchors(self, value: Any) -> int:  # noqa: ANN401
-        """The places at which an anchor holds."""
+        """Return the places at which an anchor holds."""
         length, name = len(self.name), self.name
         if value in (codes.AT_BEGINNING, codes.AT_BEGINNING_STRING):
             return 1
@@ -178,8 +192,9 @@ class _Match:
         return edges if value is codes.AT_BOUNDARY else ~edges & (1 << length + 1) - 1
 
     def _look(self, value: Any, places: int, flags: int, *, wanted: bool) -> int:  # noqa: ANN401
-        """The places from which (or up to which, with a direction of -1) the tree fits, or not."""
+        """Return the places at which a lookahead (a lookbehind if direction is -1) holds."""
         direction, tree = value
+        # Python's parser only allows lookbehinds of one width, so there is one place to begin.
         back = tree.getwidth()[0] if direction < 0 else 0
         kept = 0
         for place in range(len(self.name) + 1):

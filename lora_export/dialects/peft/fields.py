@@ -1,6 +1,6 @@
-"""The fields of adapter_config.json that PEFT 0.21.2 knows, so that newer ones are not overlooked.
+"""The fields of adapter_config.json that PEFT 0.21.2 knows; the user is warned of any other.
 
-Written down from its configuration classes; a test holds them against those.
+The lists are copies of PEFT's config classes, and a test compares them.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ FIELDS: Mapping[str, frozenset[str]] = {
         "modules_to_save", "target_modules",
     },
 }  # fmt: skip
-"""By peft_type. What of these changes the merge, its tuner reads or refuses."""
+"""The fields by peft_type. A tuner reads or refuses every one that changes the merge."""
 
 
 def unknown_fields(config: PeftConfig) -> list[str]:
-    """A note for each field that says something and is not known."""
+    """Return a doubt about each field that is set and not known."""
     known = FIELDS.get(config.peft_type)
     if known is None:
         return []
     return [
-        f"adapter_config.json says {_plain(key):.80} = {value!r:.80}, which this version does not "
+        f"adapter_config.json has {_plain(key):.80} = {value!r:.80}, which this version does not "
         "know"
         for key, value in config.members.items()
-        if key not in known and not _says_nothing(value)
+        if key not in known and not _is_unset(value)
     ]
 
 
@@ -70,5 +70,6 @@ def _plain(key: str) -> str:
     return key if key.isprintable() else repr(key)
 
 
-def _says_nothing(value: object) -> bool:
+def _is_unset(value: object) -> bool:
+    """Return whether a value is null, false or empty. 0 is a value."""
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)

@@ -1,4 +1,4 @@
-"""The keys of a PEFT adapter file, taken apart: module, kind of factor, and what follows it."""
+"""Splits the keys of a PEFT adapter file into module, kind of factor, and what follows it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ if TYPE_CHECKING:
     from lora_export.records import AdapterFile, TensorRef
 
 _PREFIXES = ("base_model.model.", "base_model.")
+"""What PeftModel puts before every name; the longer prefix first."""
+
 _LEAVES = ("weight", "bias")
 RANKNUM = "ranknum"
-"""The stem of AdaLoRA's count of ranks, which dumps hold beside the factors."""
+"""The stem of AdaLoRA's count of ranks, which dumps of the whole state hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class FactorKey:
-    """`module` + `.stem` + an adapter's name, in old files + `.leaf`, which may be "".
-
-    q_proj.lora_A.default.weight: module q_proj, stem lora_A, adapter default, leaf weight.
-    """
+    """The parts of a factor's key; the examples are of q_proj.lora_A.default.weight."""
 
     module: str
+    """q_proj."""
     stem: str
+    """lora_A."""
     leaf: str
+    """weight; "" where the factor is a parameter itself."""
     adapter: str = ""
+    """default; "" in files of save_pretrained, which take the adapter's name out."""
 
 
 def plain_key(key: str) -> str:
-    """The key without the prefix that PeftModel adds."""
+    """Return the key without the prefix that PeftModel adds."""
     for prefix in _PREFIXES:
         if key.startswith(prefix):
             return key.removeprefix(prefix)
@@ -43,9 +46,9 @@ def plain_key(key: str) -> str:
 
 
 def split_key(key: str, stems: Collection[str]) -> FactorKey | None:
-    """The parts of a factor's key; None where no component is one of `stems`.
+    """Split a factor's key; return None when no component is one of `stems`.
 
-    A component, never a substring: `flora_A.weight` is no factor.
+    Whole components are compared, no substrings: `flora_A.weight` is no factor.
     """
     parts = plain_key(key).split(".")
     places = [place for place, part in enumerate(parts) if part in stems]
@@ -59,24 +62,24 @@ def split_key(key: str, stems: Collection[str]) -> FactorKey | None:
 
 @dataclass(frozen=True, slots=True)
 class Sorted:
-    """The tensors of a file: factors by module and by `stem` or `stem.bias`, and all others.
-
-    adapters: the names of adapters that keys may hold. twice: factors that a second file of the
-    folder holds as well, and where the ones that are used lie.
-    """
+    """The tensors of a file, sorted into factors and others."""
 
     factors: Mapping[str, Mapping[str, TensorRef]]
+    """Factors by module, then by `stem` or `stem.bias`."""
     others: Mapping[str, TensorRef]
+    """All other tensors, by key."""
     adapters: frozenset[str]
+    """The names of adapters that keys may hold."""
     twice: Mapping[str, str]
+    """Why a factor is not used that a second file of the folder holds as well, by key."""
 
 
 def sort_keys(file: AdapterFile, stems: Collection[str]) -> Sorted:
-    """Every tensor of the file, once.
+    """Sort every tensor of the file into factors and others.
 
     Raises:
         InputError: the file holds several adapters, two keys mean one factor, or some keys have a
-            prefix or an adapter's name and others none.
+            prefix or an adapter's name and others do not.
     """
     split = {key: split_key(key, stems) for key in file.tensors}
     adapters = frozenset(found.adapter for found in split.values() if found)
@@ -109,31 +112,32 @@ def sort_keys(file: AdapterFile, stems: Collection[str]) -> Sorted:
 
 
 def equal_to(first: TensorRef) -> str:
-    """Why a tensor takes no part that another file of the adapter's folder holds as well."""
+    """Return why a tensor is not used that another file of the folder holds as well."""
     return f"equal to those of {first.file.name}"
 
 
 def other_reading(first: TensorRef, ref: TensorRef, joined: Mapping[Path, str]) -> Problem:
-    """Two files of an adapter's folder that hold other values for one tensor."""
-    message = f"differs from what {first.file.name} holds of it: which one is meant?"
+    """Return the problem of two files in an adapter's folder with other values for one tensor."""
+    message = f"has other values than in {first.file.name}"
     name = joined.get(ref.file, ref.file.name)
-    return Problem(message, f"{ref.file}: {ref.spec.name}", f"--ignore '{name}' leaves it out")
+    hint = f"leave one of the files out: --ignore '{name}' leaves out this one"
+    return Problem(message, f"{ref.file}: {ref.spec.name}", hint)
 
 
 def _refuse_several(file: AdapterFile, names: Iterable[str]) -> None:
-    listed = sorted(name for name in names if name)
-    if len(listed) > 1:
+    given = sorted(name for name in names if name)
+    if len(given) > 1:
         raise InputError(
-            f"the file holds the factors of several adapters: {', '.join(listed)[:500]}",
+            f"the file holds the factors of several adapters: {', '.join(given)[:500]}",
             where=str(file.path),
             hint="save one of them with PEFT's save_pretrained(selected_adapters=[NAME])",
         )
 
 
 def _refuse_some_named(file: AdapterFile, split: Mapping[str, FactorKey | None]) -> None:
-    """PEFT names all factors of a file alike; of a mixture it ignores some.
+    """Refuse a file in which only some factors have an adapter's name; PEFT ignores some of them.
 
-    AdaLoRA's count of ranks is no factor: it has the adapter's name where it is kept at all.
+    AdaLoRA's ranknum is no factor: PEFT leaves the adapter's name in it.
     """
     own = [(k, found) for k, found in split.items() if file.tensors[k].file not in file.joined]
     factors = [(key, found) for key, found in own if found and found.stem != RANKNUM]
@@ -148,12 +152,12 @@ def _refuse_some_named(file: AdapterFile, split: Mapping[str, FactorKey | None])
 
 
 def _refuse_some_prefixed(file: AdapterFile) -> None:
-    """PEFT's prefix is on every key of a file, or on none; others it ignores."""
+    """Refuse a file in which only some keys have PEFT's prefix; PEFT ignores the others."""
     own = [key for key, ref in file.tensors.items() if ref.file not in file.joined]
     bare = [key for key in own if not key.startswith(_PREFIXES)]
     if 0 < len(bare) < len(own):
         raise InputError(
             f"{len(bare)} of {len(own)} keys lack the prefix base_model.model.: {bare[0][:200]}",
             where=str(file.path),
-            hint="PEFT ignores them: which module they are of is not known; save the adapter again",
+            hint="save the adapter again: PEFT ignores these keys, as they name no module",
         )

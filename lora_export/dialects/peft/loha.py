@@ -1,11 +1,11 @@
-"""LOHA: two products, multiplied element by element (PEFT 0.21.2, tuners.loha)."""
+"""Reads LOHA: two products, multiplied element by element (PEFT 0.21.2, tuners.loha)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from lora_export.dialects.peft.lycoris import read_lycoris
-from lora_export.dialects.peft.tuner import Tuner, nothing_refused
+from lora_export.dialects.peft.tuner import Tuner, no_refusals
 
 if TYPE_CHECKING:
     from lora_export.dialects.peft.config import PeftConfig
@@ -23,7 +23,7 @@ def _missing(factors: Factors) -> set[str]:
 
 
 def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Problem]]:
-    """The scaling is a tensor there, in float32 beside weights of any dtype."""
+    """Read the factors; PEFT's scaling is a float32 tensor here, whatever the weight's dtype."""
     return read_lycoris(config, modules, "hada_", _missing, rule="alpha / rank in float32")
 
 
@@ -31,5 +31,5 @@ TUNER = Tuner(
     "LOHA",
     frozenset(f"hada_{stem}" for stem in _PRODUCTS | _CORES),
     _read,
-    nothing_refused,
+    no_refusals,
 )

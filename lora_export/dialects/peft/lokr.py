@@ -1,7 +1,7 @@
-"""LOKR: a Kronecker product, each side whole or decomposed (PEFT 0.21.2, tuners.lokr).
+"""Reads LOKR: a Kronecker product, each side whole or decomposed (PEFT 0.21.2, tuners.lokr).
 
-decompose_factor, decompose_both and use_effective_conv2d only choose the shapes, which the tensors
-tell themselves. A file whose sides are whole where the rank decomposes them is another adapter's.
+decompose_factor, decompose_both and use_effective_conv2d only choose shapes, and the tensors show
+those. If a side is whole although the rank decomposes it, the config is another adapter's.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.dialects.peft.lycoris import read_lycoris
-from lora_export.dialects.peft.module_factors import place
-from lora_export.dialects.peft.tuner import Tuner, nothing_refused
+from lora_export.dialects.peft.module_factors import OTHER_CONFIG, place
+from lora_export.dialects.peft.tuner import Tuner, no_refusals
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
@@ -31,20 +31,21 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
     updates, problems = read_lycoris(config, modules, "lokr_", _missing, rule="alpha / rank")
     both = config.flag("decompose_both")
     for update in updates:
-        rank = update.said.rank if update.said and update.said.rank else 0
+        rank = update.terms.rank if update.terms and update.terms.rank else 0
         sides = [side for side in ("w1", "w2") if _contradicts(update.factors, side, rank, both)]
         if sides:
             message = (
-                f"{' and '.join(sides)} of the file are not as rank {rank} in {ADAPTER_CONFIG} "
+                f"{' and '.join(sides)} have not the shapes of rank {rank} in {ADAPTER_CONFIG}"
             )
-            hint = "the configuration belongs to another file: save the adapter again"
-            where = place(config, update.module)
-            problems.append(Problem(f"{message}makes them", where, hint))
+            problems.append(Problem(message, place(config, update.module), OTHER_CONFIG))
     return updates, problems
 
 
 def _contradicts(factors: Factors, side: str, rank: int, both: bool) -> bool:  # noqa: FBT001
-    """LoKrLayer.update_layer there decomposes a side that is large for the rank."""
+    """Return whether a side is whole or decomposed against LoKrLayer.update_layer.
+
+    PEFT decomposes a side whose larger size is more than twice the rank; w1 only if `both`.
+    """
     whole = factors.get(side)
     if whole is not None:
         decomposes = rank < max(whole.spec.shape[:2], default=0) / 2
@@ -59,5 +60,5 @@ TUNER = Tuner(
     "LOKR",
     frozenset(f"lokr_{stem}" for stem in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
     _read,
-    nothing_refused,
+    no_refusals,
 )

@@ -1,4 +1,4 @@
-"""LORA: A and B by module, scaling from the configuration (PEFT 0.21.2, tuners.lora)."""
+"""Reads LORA: A and B by module, the scaling from the config (PEFT 0.21.2, tuners.lora)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from lora_export.dialects.peft.attention import (
     base_name,
 )
 from lora_export.dialects.peft.lora_refusals import refusals, variant_of
+from lora_export.dialects.peft.module_factors import OTHER_CONFIG, place
 from lora_export.dialects.peft.patterns import Pattern, first_fit
 from lora_export.dialects.peft.target_parameters import Targets
 from lora_export.dialects.peft.tuner import Tuner
-from lora_export.records import Problem, Said, Update
+from lora_export.records import Problem, Terms, Update
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,24 +31,29 @@ _ROLES = {
     "lora_magnitude_vector": "M", "lora_B.bias": "bias",
 }  # fmt: skip
 
-_BARE = "factors of loralib? they need an alpha of their own, in a file outside of this folder"
+_BARE = "if these are loralib's factors, move the file to a folder of its own and give an alpha"
 
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """What the configuration says of every module."""
+    """The members of a config that give every module its scaling."""
 
     rank: int
     alpha: float
     ranks: Sequence[tuple[Pattern, int]]
+    """rank_pattern; the first pattern that fits a module overrides `rank`."""
     alphas: Sequence[tuple[Pattern, float]]
+    """alpha_pattern; the first pattern that fits a module overrides `alpha`."""
     rule: ScalingRule
     fan_in_fan_out: bool | None
     version: str
+    """The version of PEFT that wrote the file, or ""."""
     variant: str
+    """See lora_refusals.variant_of."""
 
     @classmethod
     def of(cls, config: PeftConfig) -> _Numbers:
+        """Read the members, with the defaults of LoraConfig."""
         rule: ScalingRule = "alpha / sqrt(rank)" if config.flag("use_rslora") else "alpha / rank"
         turned = config.members.get("fan_in_fan_out")
         return cls(
@@ -61,8 +67,9 @@ class _Numbers:
             variant_of(config),
         )
 
-    def said(self, module: str, tuner: str) -> Said:
-        return Said(
+    def terms(self, module: str, tuner: str) -> Terms:
+        """Return what the config states for a module; the patterns are matched with its name."""
+        return Terms(
             tuner=tuner,
             alpha=first_fit(self.alphas, module, self.alpha),
             rank=first_fit(self.ranks, module, self.rank),
@@ -87,35 +94,38 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
         outer = attention_of(module, found)
         if outer is None:
             made = _updates(numbers, module, stems)
-            updates += [targets.settle(update, numbers.said) for update in made]
+            updates += [targets.settle(update, numbers.terms) for update in made]
         else:
             updates.append(_attention(numbers, module, stems, outer))
     return updates, problems
 
 
 def _updates(numbers: _Numbers, module: str, stems: Mapping[str, TensorRef]) -> Iterator[Update]:
-    """The weight's, and the bias's where B has one."""
+    """Yield the update of the weight, and one of the bias if B has a bias."""
     factors = {_ROLES[stem]: ref for stem, ref in stems.items()}
     bias = factors.pop("bias", None)
-    said = numbers.said(module, _tuner(stems))
-    yield Update(module, factors, said=said)
+    terms = numbers.terms(module, _tuner(stems))
+    yield Update(module, factors, terms=terms)
     if bias is not None:
-        yield Update(module, {"bias": bias}, "bias", replace(said, tuner="lora_bias"))
+        yield Update(module, {"bias": bias}, "bias", replace(terms, tuner="lora_bias"))
 
 
 def _attention(
     numbers: _Numbers, module: str, stems: Mapping[str, TensorRef], outer: str
 ) -> Update:
-    """The two projections have the numbers of the attention, by its name."""
+    """Return the update of an attention's projection; rank and alpha are the attention's own."""
     factors = {_ROLES[stem]: ref for stem, ref in stems.items()}
     if module == outer:
-        said = numbers.said(outer, "lora_attention_in")
-        return Update(module, factors, "in_proj_weight", said)
-    return Update(base_name(module), factors, said=numbers.said(outer, "lora_attention_out"))
+        terms = numbers.terms(outer, "lora_attention_in")
+        return Update(module, factors, "in_proj_weight", terms)
+    return Update(base_name(module), factors, terms=numbers.terms(outer, "lora_attention_out"))
 
 
 def _is_bare(stem: str, key: str) -> bool:
-    """A and B of a layer are modules of PEFT; those of an embedding are parameters."""
+    """Return whether a key names a layer's factor itself instead of its weight.
+
+    In PEFT A and B of a layer are modules with a weight. Those of an embedding are parameters.
+    """
     return stem in ("lora_A", "lora_B") and not key.endswith(".weight")
 
 
@@ -127,26 +137,26 @@ def _tuner(stems: Mapping[str, TensorRef]) -> str:
 def _contradictions(
     config: PeftConfig, module: str, stems: Mapping[str, TensorRef]
 ) -> list[Problem]:
-    """A factor without its partner, or one that the configuration does not speak of."""
-    where = f"{config.path.parent}: {module or '(root module)'}"
+    """Return why the factors of a module fit neither each other nor the config."""
+    where = place(config, module)
     if unknown := stems.keys() - _ROLES.keys():
         message = f"{min(unknown)} is no factor of LoRA"
-        return [Problem(message, where, "was the file written by another tool?")]
+        return [Problem(message, where, "save the adapter with PEFT's save_pretrained")]
     roles = [_ROLES[stem] for stem in stems]
     if missing := {"A", "B"} - set(roles):
         hint = "a factor without its partner cannot be merged: save the adapter again"
         return [Problem(f"lora_{min(missing)} is missing; its partner is there", where, hint)]
     if len(set(roles)) < len(roles):
-        hint = "a module is an embedding or not: was the file put together of two?"
+        hint = "save the adapter again: a module has only one of both"
         return [Problem("holds factors of a linear layer and of an embedding", where, hint)]
     if bare := [ref for stem, ref in stems.items() if _is_bare(stem, ref.spec.name)]:
         message = "does not end in .weight, so PEFT ignores it"
         return [Problem(message, f"{bare[0].file}: {bare[0].spec.name}", _BARE)]
     if variant_of(config) and any(len(ref.spec.shape) != 2 for ref in stems.values()):  # noqa: PLR2004
         message = f"PEFT has no layer for init_lora_weights = {variant_of(config)!r} here"
-        return [Problem(message, where, "was it trained with this configuration?")]
+        return [Problem(message, where, OTHER_CONFIG)]
     return [
-        Problem(f"{flag} is {config.flag(flag)}, but the file {has} {what}", where, _OTHER)
+        Problem(f"{flag} is {config.flag(flag)}, but the file {has} {what}", where, OTHER_CONFIG)
         for flag, role, what in _FLAGGED
         if config.flag(flag) != (role in roles)
         for has in ("holds" if role in roles else "lacks",)
@@ -154,7 +164,7 @@ def _contradictions(
 
 
 _FLAGGED = (("use_dora", "M", "a magnitude"), ("lora_bias", "bias", "a bias of lora_B"))
-_OTHER = "configuration and tensors belong to different adapters"
+"""Flags of a config that give every module one more factor: (flag, role, what it is)."""
 
 
 TUNER = Tuner("LORA", frozenset(stem for stem in _ROLES if "." not in stem), _read, refusals)

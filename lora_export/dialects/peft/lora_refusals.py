@@ -1,4 +1,4 @@
-"""What a LoRA configuration may say that no merged weight reproduces, or none here."""
+"""Refuses members of a LoRA config that no merged weight can reproduce, or none of this program."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ if TYPE_CHECKING:
     from lora_export.dialects.peft.config import PeftConfig
 
 STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
-"""Values of init_lora_weights, beside true and false, of adapters that fit the base on disk."""
+"""Values of init_lora_weights, beside true and false, that leave the base as it is on disk."""
 
 VARIANTS = frozenset({"use_dora", "mica"})
-"""Members, and values of init_lora_weights, that choose a variant of a layer, and are merged."""
+"""Members, and values of init_lora_weights, that choose a variant of a layer which is merged."""
 
-# They start from another base than the one on disk, and are right only on that.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Starts of training that change the base; the adapter is right only on the changed one."""
+
 _BOOLEANS = frozenset({"true", "false"})
 _SERVE = "serve it with PEFT"
 _BY_PEFT = "merge it with PEFT's merge_and_unload(), then export the result with this tool"
 _NOT_MERGEABLE = {
-    "alora_invocation_tokens": ("an activated LoRA works from the invocation tokens on only",
+    "alora_invocation_tokens": ("an activated LoRA only works after its invocation tokens",
                                 _SERVE),
     "arrow_config": ("Arrow chooses among its adapters for every token", _SERVE),
     "use_qalora": ("QALoRA pools the input before A", _SERVE),
@@ -33,7 +34,7 @@ _NOT_MERGEABLE = {
 
 
 def refusals(config: PeftConfig) -> list[Problem]:
-    """Every member of the file that forbids a merge."""
+    """Return a problem for every member of the config that forbids a merge."""
     where = str(config.path)
     problems = [
         Problem(f"{key}: {why}", where, hint)
@@ -53,9 +54,10 @@ def refusals(config: PeftConfig) -> list[Problem]:
 
 
 def variant_of(config: PeftConfig) -> str:
-    """The variant of a layer that init_lora_weights chooses, or "".
+    """Return the variant of a layer that init_lora_weights chooses, or "".
 
-    PEFT 0.21.2, tuners.lora.layer.LoraLayer.resolve_lora_variant, compares the letters as they are.
+    Reproduces PEFT 0.21.2, tuners.lora.layer.LoraLayer.resolve_lora_variant, which compares upper
+    and lower case.
     """
     start = config.members.get("init_lora_weights")
     return start if isinstance(start, str) and start in VARIANTS else ""
@@ -67,7 +69,7 @@ def _other_start(config: PeftConfig, start: str) -> Problem:
         message = f"{shown}: the adapter is right only on the base that this start has changed"
         hint = (
             "convert it in training with save_pretrained(path_initial_model_for_weight_conversion="
-            "...), or name that changed base here and set init_lora_weights to true"
+            "...), or give that changed base here and set init_lora_weights to true"
         )
         return Problem(message, str(config.path), hint)
     message = f"{shown} is not known: it may start from another base, or choose other layers"

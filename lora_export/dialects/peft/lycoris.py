@@ -1,4 +1,4 @@
-"""What LoHa and LoKr share: r, alpha and their patterns (PEFT 0.21.2, tuners.lycoris_utils)."""
+"""Reads what LoHa and LoKr share: r, alpha and their patterns (PEFT 0.21.2, lycoris_utils)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.dialects.peft.module_factors import lacking, with_biases
 from lora_export.dialects.peft.patterns import first_fit
-from lora_export.records import Said, Update
+from lora_export.records import Terms, Update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -28,9 +28,14 @@ def read_lycoris(
     *,
     rule: ScalingRule,
 ) -> tuple[list[Update], list[Problem]]:
-    """Every module's update, and every problem.
+    """Return the update of every module, and every problem.
 
-    missing: the stems, less `prefix`, without which the others of a module are of no use.
+    Args:
+        config: the adapter's config.
+        modules: factors by module and stem.
+        prefix: how the stems begin, hada_ or lokr_.
+        missing: returns the stems, without the prefix, that a module's other factors need.
+        rule: how the scaling is computed.
     """
     ranks, alphas = config.ranks(), config.alphas()
     rank, alpha = config.whole("r", 8), config.number("alpha", 8)
@@ -41,12 +46,12 @@ def read_lycoris(
         if problem := lacking(config, module, absent):
             problems.append(problem)
             continue
-        said = Said(
+        terms = Terms(
             tuner=config.peft_type.lower(),
             alpha=first_fit(alphas, module, alpha),
             rank=first_fit(ranks, module, rank),
             rule=rule,
             source=ADAPTER_CONFIG,
         )
-        updates.append(Update(module, factors, said=said))
+        updates.append(Update(module, factors, terms=terms))
     return updates, problems

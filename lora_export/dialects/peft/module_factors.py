@@ -1,4 +1,4 @@
-"""What is wrong with the factors of one module, for the readers of all tuners."""
+"""Checks of one module's factors that the readers of all tuners share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from lora_export.dialects.peft.tuner import Modules
 
 
+OTHER_CONFIG = "the config belongs to another file: save the adapter again"
+"""What to do where config and tensors contradict each other."""
+
+
 def place(config: PeftConfig, module: str) -> str:
-    """Where a problem is."""
+    """Return the place of a problem for messages: the folder and the module."""
     return f"{config.path.parent}: {module or '(root module)'}"
 
 
 def lacking(config: PeftConfig, module: str, stems: Iterable[str]) -> Problem | None:
-    """A problem where `stems` are missing of a module that has others."""
+    """Return the problem of a module without `stems`; None when there are none of them."""
     names = ", ".join(sorted(stems))
     if not names:
         return None
@@ -30,7 +34,7 @@ def lacking(config: PeftConfig, module: str, stems: Iterable[str]) -> Problem | 
 
 
 def with_biases(config: PeftConfig, modules: Modules) -> list[Problem]:
-    """Factors have no biases but in LoRA: what nobody reads may not be passed over."""
+    """Return a problem for every bias of a factor; only LoRA's have one, so it would be lost."""
     return [
         Problem(f"{stem} is no factor of {config.peft_type}", place(config, module))
         for module, stems in modules.items()

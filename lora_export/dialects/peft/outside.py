@@ -1,8 +1,8 @@
-"""Tensors of the file that PEFT would ignore, by what the configuration beside them says.
+"""Marks tensors of the file that PEFT would ignore because of the config beside them.
 
-PEFT 0.21.2, utils.save_and_load.set_peft_model_state_dict: a key without a parameter in the model
-that the configuration makes is passed over. Such a file was changed after training, or one of the
-two belongs to another adapter; whichever it is, the merged model depends on whom one believes.
+PEFT makes layers by the config, and ignores a key without a parameter in them. Reproduces PEFT
+0.21.2, utils.save_and_load.set_peft_model_state_dict. Such a file or config was changed after
+training, or belongs to another adapter. The user has to choose which one to follow.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from lora_export.records import Origin, Replacement, Update
 
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module"})
+"""Components that torch.compile and FSDP put into names."""
+
 _INSIDE = frozenset({"base_layer", "original_module", "token_adapter"})
+"""Components that PEFT's own layers put into names."""
 
 
 def mark_updates(selection: Selection, updates: Sequence[Update]) -> list[Update]:
-    """The updates, with what of the configuration leaves them out.
+    """Return the updates, each with the member of the config that leaves it out.
 
-    Whole names of a list may begin with a prefix that all keys of the file lack.
+    target_modules may hold whole names with a prefix that all keys of the file lack. If some prefix
+    makes every module a target, no update is marked.
     """
     reasons = {name: selection.leaves_out(name) for name in map(_target, updates) if name}
     lacking = [name for name, reason in reasons.items() if reason == "target_modules"]
@@ -47,27 +51,27 @@ def mark_updates(selection: Selection, updates: Sequence[Update]) -> list[Update
 
 
 def _may_be_linear(update: Update) -> bool:
-    """Whether the factors are none of an embedding's and none of a convolution's."""
-    tuner = update.said.tuner if update.said else ""
+    """Return whether the factors are neither of an embedding nor of a convolution."""
+    tuner = update.terms.tuner if update.terms else ""
     sizes = [len(ref.spec.shape) for ref in update.factors.values()]
     return not tuner.endswith("_embedding") and max(sizes) <= 2  # noqa: PLR2004
 
 
 def _prefixes(selection: Selection, module: str) -> set[str]:
-    """What stands before the module in names of the list."""
+    """Return what stands before the module in the whole names of target_modules."""
     return {name.removesuffix(module) for name in selection.exact if name.endswith(f".{module}")}
 
 
 def _target(update: Update) -> str:
-    """The name by which the module is selected; "" where it is not by target_modules.
+    """Return the name by which target_modules selects the module; "" when it does not select it.
 
-    PEFT makes its layers in the network itself, before others wrap it.
+    PEFT makes its layers before torch.compile or FSDP wraps the network.
     """
     return ".".join(part for part in _own_target(update).split(".") if part not in _WRAPPERS)
 
 
 def _own_target(update: Update) -> str:
-    tuners = {reading.said.tuner for reading in update.readings() if reading.said}
+    tuners = {reading.terms.tuner for reading in update.readings() if reading.terms}
     if not tuners.isdisjoint({"parameter", "trainable_tokens"}):
         return ""
     if "lora_attention_out" in tuners:
@@ -82,12 +86,17 @@ def mark_whole(
     updates: Sequence[Update],
     joined: Container[Path],
 ) -> list[Replacement]:
-    """The full tensors, with why PEFT ignores them.
+    """Return the full tensors, each with the member of the config for which PEFT ignores it.
 
-    joined: files beside the adapter's own, of which the configuration says nothing. updates: of
-    mark_updates. A bias to which one of B's is added lies under the update.
+    Args:
+        config: the adapter's config.
+        selection: the modules that it selects.
+        replacements: the full tensors.
+        updates: the result of mark_updates.
+        joined: files beside the adapter's own, which the config does not describe.
     """
     made = {update.module for update in updates if not update.outside}
+    # A bias that an update changes as well is the bias of the layer under PEFT's own.
     biased = {update.module for update in updates if update.parameter == "bias"}
     saved = (*saved_modules(config), *(TIED if config.flag("ensure_weight_tying") else ()))
     found = []
@@ -95,8 +104,8 @@ def mark_whole(
         owner, _, leaf = item.name.rpartition(".")
         is_under = leaf == "bias" and owner in biased and item.origin == "shared"
         origin: Origin = "under" if is_under else item.origin
-        is_told = item.ref.file not in joined
-        outside = _ignored(config, selection, item, made, saved) if is_told else ""
+        is_own = item.ref.file not in joined
+        outside = _ignored(config, selection, item, made, saved) if is_own else ""
         found.append(replace(item, origin=origin, outside=outside))
     return found
 
@@ -108,6 +117,7 @@ def _ignored(
     made: Collection[str],
     saved: Collection[str],
 ) -> str:
+    """Return the member of the config for which PEFT ignores a full tensor, or ""."""
     parts = plain_key(item.ref.spec.name).split(".")
     if "modules_to_save" in parts:
         module = ".".join(parts[: parts.index("modules_to_save")])
@@ -122,11 +132,11 @@ def _ignored(
     ancestors = {item.name[: len(item.name) - len(tail) - 1] for tail in tails(item.name)}
     if ancestors.isdisjoint(made) and (not owner or _is_left(selection, owner)):
         return ""
-    # Before 0.7, PEFT's layers were the base's own classes, with their biases in them.
+    # Before 0.7, PEFT's layers were subclasses of the base's layers and held their biases.
     is_old = not config.text("peft_version") and config.text("bias", "none") != "none"
     return "" if leaf == "bias" and is_old else "base_layer"
 
 
 def _is_left(selection: Selection, module: str) -> bool:
-    """The module has no layer of PEFT, as far as the configuration says it."""
+    """Return whether the config gives the module no layer of PEFT, or does not list modules."""
     return selection.is_named is None or bool(selection.leaves_out(module))

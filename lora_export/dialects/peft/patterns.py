@@ -1,6 +1,6 @@
-r"""The regular expressions of rank_pattern and alpha_pattern, refused where they could hang.
+r"""Matches the regular expressions of rank_pattern and alpha_pattern; refuses what could hang.
 
-PEFT 0.21.2, utils.other.get_pattern_key: the FIRST key in the file's order with
+Reproduces PEFT 0.21.2, utils.other.get_pattern_key: the FIRST key in the file's order with
 `re.match(rf"(.*\.)?({key})$", module)`.
 """
 
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 MAX_LENGTH = 1000
+"""The longest pattern, in characters."""
+
 MAX_REPEATS = 3
+"""The most unbounded repeats in a pattern; each multiplies the ways by the name's length."""
+
 MAX_STEPS = 10_000_000
-"""Ways to try one name, counted too high: a tenth of a second of Python's matcher."""
+"""The most ways to try one name, an upper bound: a tenth of a second of Python's matcher."""
 
 _HINT = "write module names in rank_pattern and alpha_pattern"
 _PLAIN = re.compile(r"[\w.-]+")
@@ -36,43 +40,45 @@ _REFERENCE = re.compile(r"\(\?P=|\(\?\(")
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """One key of rank_pattern or alpha_pattern.
-
-    repeats, ways: of how many unbounded repeats and of how many choices a match is made.
-    """
+    """One key of rank_pattern or alpha_pattern."""
 
     text: str
     expression: re.Pattern[str]
+    """The expression that PEFT makes of the key."""
     where: str = ""
+    """The file, for messages."""
     repeats: int = 0
+    """The number of unbounded repeats."""
     ways: int = 1
+    """The number of ways to choose among alternatives and optional parts."""
 
     def fits(self, module: str) -> bool:
-        """Whether PEFT takes the pattern for this module.
+        """Return whether PEFT applies the pattern to this module.
 
         Raises:
-            LimitError: for so long a name the answer may take for ever.
+            LimitError: matching so long a name may take for ever.
         """
-        free = self.repeats + 1  # and that of the expression around the pattern
+        free = self.repeats + 1  # `(.*\.)?` before the pattern repeats as well
         if self.ways * comb(len(module) + free, free) > MAX_STEPS:
             _refuse(self.text, self.where)
         return self.expression.match(module) is not None
 
 
 def compile_pattern(text: str, where: str) -> Pattern:
-    """The pattern, if it is one, and one that cannot take for ever.
+    """Compile a pattern, unless it may take for ever to match.
 
-    Backtracking explodes where a repeated group repeats or chooses something, and grows with the
-    number of repeats and choices; all are bounded here, long before any name is matched.
+    Backtracking explodes if a repeated group repeats or chooses something. It grows with the number
+    of repeats and choices. All of them are bounded here, before any name is matched.
 
     Raises:
-        InputError: no regular expression.
+        InputError: it is no regular expression.
         LimitError: it may take for ever.
     """
     repeats, ways = (0, 1) if _PLAIN.fullmatch(text) else _measure(text, where)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python, on sets that it may read otherwise one day
+            # Python warns of character sets whose meaning may change in a later version.
+            warnings.simplefilter("ignore")
             expression = re.compile(rf"(.*\.)?({text})$")
     except (re.error, RecursionError, OverflowError) as error:
         raise InputError(f"{text!r:.200} is no pattern: {error}", where=where) from error
@@ -80,12 +86,14 @@ def compile_pattern(text: str, where: str) -> Pattern:
 
 
 def _measure(text: str, where: str) -> tuple[int, int]:
-    """(unbounded repeats, ways to choose among alternatives and options)."""
+    """Return (unbounded repeats, ways to choose among alternatives and options)."""
     if len(text) > MAX_LENGTH:
         _refuse(text, where)
     back = any(found[1] in "123456789" for found in _ESCAPE.finditer(text))
+    # Escapes and sets stand for one letter each; their characters are no operators.
     plain = _CLASS.sub("c", _ESCAPE.sub("e", text))
     repeats = len(_REPEAT.findall(plain))
+    # 64 options are far beyond MAX_STEPS already; more would only make a huge number.
     ways = _alternatives(plain) * 2 ** min(len(_OPTIONAL.findall(plain)), 64)
     nested = _REPEATED_GROUP.search(plain) or _REFERENCE.search(plain)
     if repeats > MAX_REPEATS or ways > MAX_STEPS or nested or back:
@@ -94,7 +102,7 @@ def _measure(text: str, where: str) -> tuple[int, int]:
 
 
 def _alternatives(plain: str) -> int:
-    """The number of alternatives of every group, multiplied."""
+    """Return the product of the numbers of alternatives of all groups."""
     ways, open_groups = 1, [1]
     for letter in plain:
         if letter == "(":
@@ -114,5 +122,5 @@ def _refuse(text: str, where: str) -> None:
 
 
 def first_fit(patterns: Iterable[tuple[Pattern, Value]], module: str, default: Value) -> Value:
-    """The value of the first pattern, in the file's order, that fits the module."""
+    """Return the value of the first pattern, in the file's order, that fits the module."""
     return next((value for pattern, value in patterns if pattern.fits(module)), default)

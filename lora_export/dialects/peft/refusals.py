@@ -1,6 +1,6 @@
-"""The types of PEFT that have no merged weight, or none here, and what to do instead.
+"""Refuses types of PEFT that no merge can express, or that this program does not merge.
 
-Every type of PEFT 0.21.2 is read by a tuner or named here; a test holds that against its PeftType.
+Every type of PEFT 0.21.2 is read by a tuner or listed here; a test compares that with its PeftType.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BY_PEFT = frozenset({
     "HIRA", "HRA", "LN_TUNING", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA",
     "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "WAVEFT",
 })  # fmt: skip
-"""Types that PEFT's own merge_and_unload() takes."""
+"""Types that PEFT's own merge_and_unload() merges."""
 
 _SERVE = "it can only be served beside its base, with PEFT"
 _MERGE = (
@@ -42,7 +42,11 @@ _NEWER = "it may be of a newer PEFT: if that can merge it, export what its merge
 
 
 def refuse_type(config: PeftConfig) -> NoReturn:
-    """Raise InputError for a peft_type that no tuner here reads."""
+    """Refuse a peft_type that no tuner here reads.
+
+    Raises:
+        InputError: always; the message depends on the type.
+    """
     kind = config.peft_type
     if kind in NO_WEIGHT:
         config.refuse("peft_type", f"= {kind}: {NO_WEIGHT[kind]}; nothing can be merged", _SERVE)

@@ -1,7 +1,8 @@
-r"""Which modules a configuration selects, as PEFT 0.21.2 decides it when it loads an adapter.
+r"""Decides which modules a config selects, as PEFT 0.21.2 does when it loads an adapter.
 
-PEFT makes layers where the configuration says, and loads the tensors of the file that fit into
-them: any other factor is ignored in silence. tuners.tuners_utils.check_target_module_exists.
+PEFT makes a layer for every selected module, and loads the tensors of the file that fit into these
+layers. It ignores any other factor without a warning. Reproduces
+tuners.tuners_utils.check_target_module_exists.
 """
 
 from __future__ import annotations
@@ -22,42 +23,50 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[\w.-]+")
 _WORD = re.compile(r"[\w-]+")
 _LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.", re.DOTALL)
+"""Finds the number of a layer without layers_pattern, by the expression of PEFT."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The members of a configuration that say which modules are adapted.
+    """The members of a config that decide which modules are adapted.
 
-    is_named, is_excluded, is_saved: of a module's name in the trained model. is_named is None where
-    the configuration gives no names (the model type's, or all linear layers). exact: the names of
-    the list; a module of exactly this name is adapted in any layer. layers: layers_to_transform,
-    None for every layer. layer_names: layers_pattern. parameters: target_parameters. tied: last
-    names of modules that share the factors of another one. all_linear: the modules are all linear
-    layers, and no other one.
+    The three tests take the name of a module in the trained model.
     """
 
     is_named: Callable[[str], bool] | None
+    """Whether target_modules names the module; None if the config names no modules.
+
+    PEFT then takes the model type's usual modules, or all linear layers.
+    """
     is_excluded: Callable[[str], bool]
+    """Whether exclude_modules names the module."""
     is_saved: Callable[[str], bool]
+    """Whether the module is trained whole."""
     exact: frozenset[str] = frozenset()
+    """The names in target_modules; a module of exactly this name is adapted in every layer."""
     layers: frozenset[int] | None = None
+    """layers_to_transform; None for every layer."""
     layer_names: tuple[str, ...] = ()
+    """layers_pattern."""
     parameters: frozenset[str] = frozenset()
+    """target_parameters."""
     tied: tuple[str, ...] = ()
+    """Last names of modules that share the factors of another module."""
     all_linear: bool = False
+    """Whether target_modules is "all-linear"."""
 
     @classmethod
     def of(cls, config: PeftConfig) -> Selection:
-        """As PEFT reads the members that the type of the adapter has.
+        """Read the members; PEFT ignores those that the adapter's type does not have.
 
         Raises:
             InputError: a member has the wrong type, or holds no regular expression.
             LimitError: an expression is too long.
         """
         has = FIELDS.get(config.peft_type, frozenset())
-        listed = not isinstance(config.members.get("target_modules"), str)
-        names = config.texts("target_modules") if listed else ()
-        by_layer = listed and "layers_to_transform" in has
+        is_list = not isinstance(config.members.get("target_modules"), str)
+        names = config.texts("target_modules") if is_list else ()
+        by_layer = is_list and "layers_to_transform" in has
         layers = _numbers(config, "layers_to_transform") if by_layer else None
         return cls(
             _named(config),
@@ -68,13 +77,15 @@ class Selection:
             _layer_names(config) if layers else (),
             frozenset(config.texts("target_parameters")),
             TIED if config.flag("ensure_weight_tying") else (),
-            _says_all(config.members.get("target_modules")),
+            _is_all_linear(config.members.get("target_modules")),
         )
 
     def leaves_out(self, module: str) -> str:
-        """The member of the configuration for which PEFT makes no layer here; "" where it does.
+        """Return the member of the config for which PEFT makes no layer here; "" if it makes one.
 
-        module: in the trained model; or a parameter's name, for target_parameters.
+        The members are tried in PEFT's order, and the first that leaves the module out is named.
+
+        module: the name of a module in the trained model, or of a parameter.
 
         Raises:
             LimitError: an expression takes too many steps.
@@ -95,7 +106,7 @@ class Selection:
         return bool(self.parameters) and not self.parameters.isdisjoint(tails(name))
 
     def _layer(self, module: str) -> int | None:
-        """The first number after a name of layers_pattern, or after any name."""
+        """Return the first number after a name of layers_pattern, or after any name without it."""
         if not self.layer_names:
             found = _LAYER.match(module)
             return int(found["idx"]) if found else None
@@ -110,21 +121,21 @@ def _never(_: str) -> bool:
 
 
 def _named(config: PeftConfig) -> Callable[[str], bool] | None:
-    """target_modules; without it, target_parameters selects parameters and no module."""
+    """Return the test of target_modules; None if it names no modules."""
     value = config.members.get("target_modules")
-    if value is None:
+    if value is None:  # target_parameters alone selects parameters and no module
         return _never if config.texts("target_parameters") else None
-    if _says_all(value):
+    if _is_all_linear(value):
         return None
     return _ends(config, "target_modules")
 
 
-def _says_all(value: object) -> bool:
+def _is_all_linear(value: object) -> bool:
     return isinstance(value, str) and value.lower() == "all-linear"
 
 
 def _ends(config: PeftConfig, key: str) -> Callable[[str], bool]:
-    """An expression for the whole name, or a list of names that it may end in."""
+    """Return a test of a module's name, by an expression for all of it or a list of its ends."""
     value = config.members.get(key)
     if isinstance(value, str) and value:
         return _expression(config, value)
@@ -133,7 +144,7 @@ def _ends(config: PeftConfig, key: str) -> Callable[[str], bool]:
 
 
 def tails(module: str) -> Sequence[str]:
-    """Everything that the name ends in, from the start of a component on."""
+    """Return every end of a name that begins with a component: a.b.c, b.c and c."""
     parts = module.split(".")
     return [".".join(parts[place:]) for place in range(len(parts))]
 
@@ -143,7 +154,10 @@ def _expression(config: PeftConfig, text: str) -> Callable[[str], bool]:
 
 
 def _saved(config: PeftConfig) -> Callable[[str], bool]:
-    r"""Modules that are trained whole, and those in them: `re.match(rf"(^|.*\\.){m}($|\\..*)")`."""
+    r"""Return the test for modules that are trained whole, and those inside them.
+
+    PEFT matches `(^|.*\.){name}($|\..*)`. Plain names are compared as texts, which is faster.
+    """
     names = saved_modules(config)
     plain = tuple(f".{name}." for name in names if _WORD.fullmatch(name))
     fits = [
@@ -158,15 +172,16 @@ def _saved(config: PeftConfig) -> Callable[[str], bool]:
 
 def _numbers(config: PeftConfig, key: str) -> frozenset[int] | None:
     value = config.members.get(key)
-    listed = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(number) is int for number in listed):
+    numbers = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(number) is int for number in numbers):
         config.refuse(key, f"= {value!r:.80} is no list of layers")
-    return frozenset(listed) or None
+    return frozenset(numbers) or None
 
 
 def _layer_names(config: PeftConfig) -> tuple[str, ...]:
     names = tuple(name for name in config.texts("layers_pattern") if name)
     for name in names:
         if not _NAME.fullmatch(name):
-            config.refuse("layers_pattern", f"= {name!r:.80} is no name", "write names of lists")
+            hint = "write the name of the list that holds the layers, such as layers"
+            config.refuse("layers_pattern", f"= {name!r:.80} is no name", hint)
     return names

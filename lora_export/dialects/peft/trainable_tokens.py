@@ -1,7 +1,7 @@
-"""Trained rows of an embedding table, by their numbers (PEFT 0.21.2, tuners.trainable_tokens).
+"""Reads trained rows of an embedding table (PEFT 0.21.2, tuners.trainable_tokens).
 
-The file holds the rows, the configuration alone their numbers: token_indices of a
-TRAINABLE_TOKENS adapter, trainable_token_indices of any other.
+The file holds the rows, and only the config holds their numbers. The member is token_indices for a
+TRAINABLE_TOKENS adapter, trainable_token_indices for any other.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
-from lora_export.dialects.peft.tuner import Tuner
-from lora_export.records import Problem, Said, Update
+from lora_export.dialects.peft.module_factors import OTHER_CONFIG
+from lora_export.dialects.peft.tuner import Tuner, no_refusals
+from lora_export.records import Problem, Terms, Update
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
     from lora_export.records import TensorRef
 
 STEM = "trainable_tokens_delta"
+"""The last component of the key of such rows."""
+
 _TYPE = "TRAINABLE_TOKENS"
 
 
 def token_updates(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Problem]]:
-    """The rows of every table: by module, with or without PEFT's `.token_adapter` at its end."""
+    """Return the update of every table with trained rows, and every problem.
+
+    modules: rows by module, whose name may end in PEFT's `.token_adapter`.
+    """
     key = "token_indices" if config.peft_type == _TYPE else "trainable_token_indices"
     updates, problems = [], []
     rows = {name.removesuffix(".token_adapter"): stems[STEM] for name, stems in modules.items()}
@@ -38,23 +44,26 @@ def token_updates(config: PeftConfig, modules: Modules) -> tuple[list[Update], l
             others = [other for other, found in named.items() if found is not None]
             if others:
                 message += f", and it has other rows than {' and '.join(others)}"
-            problems.append(Problem(message, where))
+            hint = f"add the module to {key}, with the tokens in the order of the rows"
+            problems.append(Problem(message, where, hint))
         elif len(sizes) != 2 or sizes[0] != len(indices):  # noqa: PLR2004
             message = f"holds rows {list(sizes)} for the {len(indices)} tokens of {key}"
-            problems.append(Problem(message, where, "configuration and tensors differ in origin"))
+            problems.append(Problem(message, where, OTHER_CONFIG))
         else:
-            said = Said("trainable_tokens", 1.0, None, "1", indices=indices, source=ADAPTER_CONFIG)
-            updates.append(Update(module, {"rows": ref}, said=said))
+            terms = Terms(
+                "trainable_tokens", 1.0, None, "1", indices=indices, source=ADAPTER_CONFIG
+            )
+            updates.append(Update(module, {"rows": ref}, terms=terms))
     return updates, problems
 
 
 def _of_tied(
     module: str, rows: Mapping[str, TensorRef], named: Mapping[str, tuple[int, ...] | None]
 ) -> tuple[int, ...] | None:
-    """The numbers of the one table that has the same rows.
+    """Return the numbers of the one other table with the same rows; None when there is no such.
 
-    PEFT trains a head that is tied to a table with the table's own rows. Where embeddings are saved
-    it writes them under both names, of which the configuration has one.
+    PEFT trains a head that is tied to a table with the table's own rows. With the embeddings it
+    saves the rows under both names, but the config has only one of them.
     """
     found = {
         indices
@@ -65,7 +74,7 @@ def _of_tied(
 
 
 def _indices(config: PeftConfig, key: str, module: str) -> tuple[int, ...] | None:
-    """The numbers for `module`: of the list, or of the first name that the module ends in."""
+    """Return the numbers for `module`: the list, or that of the first name the module ends in."""
     value = config.members.get(key)
     if isinstance(value, dict):
         value = next((v for name, v in value.items() if name and module.endswith(name)), None)
@@ -74,19 +83,15 @@ def _indices(config: PeftConfig, key: str, module: str) -> tuple[int, ...] | Non
     if not isinstance(value, list) or not all(type(i) is int and i >= 0 for i in value):
         config.refuse(key, f"= {value!r:.80} is no list of token numbers")
     if len(set(value)) != len(value):
-        config.refuse(key, "names a token twice, which has one row in the file for each")
+        # torch's index_copy, with which PEFT writes the rows, does not define which one stays.
+        config.refuse(key, "names a token twice", "save the adapter again with each token once")
     return tuple(value)
 
 
 def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Problem]]:
-    """Nothing: the rows are read of adapters of every type alike."""
+    """Read nothing: rows are read by token_updates, for adapters of every type."""
     del config, modules
     return [], []
 
 
-def _refusals(config: PeftConfig) -> list[Problem]:
-    del config
-    return []
-
-
-TUNER = Tuner(_TYPE, frozenset({STEM}), _read, _refusals)
+TUNER = Tuner(_TYPE, frozenset({STEM}), _read, no_refusals)

@@ -1,4 +1,4 @@
-"""What every tuner of PEFT is: which keys are its factors, and what its configuration says."""
+"""The parts of a tuner of PEFT: its factors' keys, its reader and its refusals."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ if TYPE_CHECKING:
     Modules = Mapping[str, Mapping[str, TensorRef]]
 
 
-def nothing_refused(_: PeftConfig) -> list[Problem]:
-    """Whatever the configuration says can be merged."""
+def no_refusals(_: PeftConfig) -> list[Problem]:
+    """Return no problem, for a tuner all of whose configs can be merged."""
     return []
 
 
-def nothing_told(_: Modules) -> list[str]:
-    """Every module that is read is updated."""
+def _no_notes(_: Modules) -> list[str]:
+    """Return no note, for a tuner that updates every module it reads."""
     return []
 
 
 @dataclass(frozen=True, slots=True)
 class Tuner:
-    """One peft_type that can be merged.
-
-    stems: the components of keys that are factors. read: (config, factors by module and by stem,
-    or stem.bias) -> updates and every problem; each factor is used once. refusals: what of a
-    configuration cannot be merged, with the reason. notes: what the user must be told of modules
-    that are read and yet not updated.
-    """
+    """One peft_type that can be merged."""
 
     peft_type: str
     stems: frozenset[str]
+    """The components of keys that mark factors."""
     read: Callable[[PeftConfig, Modules], tuple[list[Update], list[Problem]]]
+    """Reads (config, factors by module and by stem or stem.bias) into updates and all problems.
+
+    Each factor is used once.
+    """
     refusals: Callable[[PeftConfig], list[Problem]]
-    notes: Callable[[Modules], list[str]] = nothing_told
+    """Returns the members of a config that cannot be merged, with the reason."""
+    notes: Callable[[Modules], list[str]] = _no_notes
+    """Returns warnings about modules that are read and yet not updated."""

@@ -1,7 +1,7 @@
-"""adapter_config.json without peft_type, which PEFT cannot read: LORA where nothing else fits.
+"""Recognises LORA in an adapter_config.json without peft_type, which PEFT cannot read.
 
-Scripts that write the file by hand leave it out. LoRA is certain where the file names what the
-scaling is made of, no field of another tuner, and the tensors are LoRA's factors alone.
+Scripts that write the file by hand leave the member out. LoRA is certain if the config has r and
+lora_alpha and no field of another tuner, and the tensors are LoRA's factors alone.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NOTE = "adapter_config.json has no peft_type: its fields and the tensors are LOR
 
 
 def typed(file: AdapterFile) -> Mapping[str, object]:
-    """The configuration of `file` with its peft_type, added where LORA is certain."""
+    """Return the config of `file` with its peft_type, which is added if LORA is certain."""
     if file.config.get(_KIND) or not _is_lora(file):
         return file.config
     return {**file.config, _KIND: LORA.peft_type}
 
 
 def notes(file: AdapterFile) -> tuple[str, ...]:
-    """What is told where peft_type was added."""
+    """Return the note that peft_type was added, if it was."""
     return () if file.config.get(_KIND) else (NOTE,)
 
 
@@ -45,6 +45,6 @@ def _is_lora(file: AdapterFile) -> bool:
 
 
 def _is_lora_key(name: str) -> bool:
-    """A factor as LoRA's modules hold it: `.lora_A.weight`, or a parameter of an embedding."""
+    """Return whether a key is a factor in PEFT's form: a weight, or a parameter of an embedding."""
     key = split_key(name, LORA.stems)
     return key is not None and (key.leaf == "weight" or "embedding" in key.stem)

@@ -1,7 +1,7 @@
-"""VERA: vectors of each module around one projection of all (PEFT 0.21.2, tuners.vera).
+"""Reads VERA: vectors of each module around one projection of all (PEFT 0.21.2, tuners.vera).
 
 Without save_projection the projection is drawn anew from projection_prng_key, in the sizes of the
-largest module: torch's generator gives the same numbers on every processor.
+largest module. torch's generator gives the same numbers on every processor.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.dialects.peft.module_factors import lacking, place, with_biases
-from lora_export.dialects.peft.tuner import Tuner, nothing_refused
-from lora_export.records import Problem, Said, Update
+from lora_export.dialects.peft.tuner import Tuner, no_refusals
+from lora_export.records import Problem, Terms, Update
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _VECTORS = {"vera_lambda_b": "lambda_b", "vera_lambda_d": "lambda_d"}
 _PROJECTION = {"vera_A": "A", "vera_B": "B"}
 _SEEDS = 1 << 64
+"""Seeds that torch.Generator.manual_seed takes: 0 up to this number."""
 
 
 def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Problem]]:
@@ -48,7 +49,7 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
         if problem := lacking(config, module, _VECTORS.keys() - stems.keys()):
             problems.append(problem)
             continue
-        said = Said(
+        terms = Terms(
             tuner="vera",
             alpha=1.0,
             rank=rank,
@@ -60,19 +61,22 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
         )
         factors = {role: stems[stem] for stem, role in _VECTORS.items()}
         factors |= {_PROJECTION[stem]: ref for stem, ref in shared.items()}
-        updates.append(Update(module, factors, said=said))
+        updates.append(Update(module, factors, terms=terms))
     return updates, problems
 
 
 def _projection_problems(config: PeftConfig, shared: Mapping[str, TensorRef]) -> list[Problem]:
+    """Return why the projection in the file is not whole, or contradicts save_projection."""
     where = str(config.path.parent)
+    again = "save the adapter again with save_pretrained"
     if len(shared) == 1:
         missing = min(_PROJECTION.keys() - shared.keys())
-        return [Problem(f"{missing} missing beside the other half of the projection", where)]
+        message = f"{missing} missing beside the other half of the projection"
+        return [Problem(message, where, again)]
     saved = config.flag("save_projection", default=True)
     if saved and not shared:
         message = "save_projection is true, but vera_A and vera_B are not in the file"
-        return [Problem(message, where, "save the adapter again with save_pretrained")]
+        return [Problem(message, where, again)]
     if shared and not saved:
         message = "save_projection is false, but vera_A and vera_B are in the file"
         hint = "PEFT would draw them anew; set save_projection to true to use those in the file"
@@ -88,4 +92,4 @@ def _seed(config: PeftConfig) -> int:
     return value
 
 
-TUNER = Tuner("VERA", frozenset({*_VECTORS, *_PROJECTION}), _read, nothing_refused)
+TUNER = Tuner("VERA", frozenset({*_VECTORS, *_PROJECTION}), _read, no_refusals)

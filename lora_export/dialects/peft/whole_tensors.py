@@ -1,8 +1,8 @@
-"""Tensors that a PEFT file holds whole: modules_to_save, biases, copies of the layer underneath.
+"""Reads tensors that a PEFT file holds whole: modules_to_save, biases, copies of the layer below.
 
-PEFT 0.21.2, utils.other.ModulesToSaveWrapper and utils.save_and_load. It writes `classifier.weight`
-today; older versions wrote `classifier.modules_to_save.default.weight` and, with bias="all", the
-untrained `classifier.original_module.bias` as well.
+PEFT 0.21.2 (utils.other.ModulesToSaveWrapper, utils.save_and_load) writes `classifier.weight`.
+Older versions wrote `classifier.modules_to_save.default.weight`. With bias="all" they also wrote
+the untrained `classifier.original_module.bias`.
 """
 
 from __future__ import annotations
@@ -23,43 +23,49 @@ if TYPE_CHECKING:
     Whole = tuple[list[Replacement], dict[str, str], list[Problem]]
 
 _WRAPPERS = frozenset({"modules_to_save", "base_layer", "original_module", "token_adapter"})
-# peft_model.PeftModelFor...: modules that are trained and saved without anybody naming them.
 _HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
+"""The modules that peft_model.PeftModelFor... adds to modules_to_save, by task."""
+
 TIED = ("lm_head", "decoder", "embed_tokens", "vocab_projector", "embed_out")
 """Last names of input tables, and of the heads that are tied to one."""
 
 MAX_LAYERS = 10_000
+"""The most layers that layer_replication may make."""
 
 
 def saved_modules(config: PeftConfig) -> tuple[str, ...]:
-    """The modules that training replaced: those of the file, and those of the task."""
+    """Return the modules that were trained whole: those of modules_to_save and of the task."""
     named = [name for name in config.texts("modules_to_save") if name]
     return tuple(dict.fromkeys([*named, *automatic_heads(config)]))
 
 
 def automatic_heads(config: PeftConfig) -> tuple[str, ...]:
-    """The modules that PEFT saves for the task, of which a model has one or none."""
+    """Return the modules that PEFT saves for the task; a model has one of them or none."""
     return _HEADS.get(task_of(config), ())
 
 
 def task_of(config: PeftConfig) -> str:
-    """CAUSAL_LM, SEQ_CLS, ... or "" where the file does not say."""
+    """Return the task type in capitals (CAUSAL_LM, SEQ_CLS, ...), "" if the config has none."""
     return config.text("task_type").upper()
 
 
 def is_in(name: str, modules: Collection[str]) -> bool:
-    """Whether a tensor belongs to one of `modules`, by the end of a module's name as in PEFT."""
+    """Return whether a tensor belongs to one of `modules`; PEFT compares the ends of names."""
     parts = name.split(".")[:-1]
     paths = [".".join(parts[: place + 1]) for place in range(len(parts))]
     return any(path.endswith(module) for path in paths for module in modules)
 
 
 def replication_of(config: PeftConfig) -> tuple[tuple[int, int], ...]:
-    """layer_replication: (first layer, last + 1), in the order of the new model."""
+    """Read layer_replication: (first layer, last + 1), in the order of the new model.
+
+    Raises:
+        InputError: it is no list of such pairs, or makes more than MAX_LAYERS layers.
+    """
     value = config.members.get("layer_replication")
     if value is None:
         return ()
@@ -79,9 +85,16 @@ def whole_tensors(
     adapters: Collection[str],
     joined: Mapping[Path, str],
 ) -> Whole:
-    """(replacements, tensors left out and why, problems) of all tensors that are no factors.
+    """Read all tensors that are no factors.
 
-    adapters: the names that PEFT may have put behind modules_to_save. joined: see AdapterFile.
+    Args:
+        config: the adapter's config.
+        others: the tensors by key.
+        adapters: names that PEFT may have put after modules_to_save.
+        joined: see AdapterFile.
+
+    Returns:
+        the replacements, the tensors left out with the reason, and all problems.
     """
     saved = saved_modules(config)
     found: dict[str, Replacement] = {}
@@ -110,7 +123,7 @@ def whole_tensors(
             problems.append(Problem(message, where, "save the adapter again"))
     if problems:
         return [], {}, problems
-    left_out.update((k, "what modules_to_save has replaced") for k, n in untrained if n in found)
+    left_out.update((k, "replaced by modules_to_save") for k, n in untrained if n in found)
     problems = [_only_original(config, key) for key, name in untrained if name not in found]
     return list(found.values()), left_out, problems
 
@@ -122,13 +135,13 @@ def _origin(parts: Collection[str], name: str, saved: Collection[str]) -> Origin
 
 
 def _tied_modules(config: PeftConfig) -> tuple[str, ...]:
-    """Whatever is tied to the input table is saved with it, and named nowhere in the file."""
+    """Return the modules that PEFT saves with a tied table; the config does not name them."""
     trained = config.flag("ensure_weight_tying") and any(config.texts("modules_to_save"))
     return TIED if trained else ()
 
 
 def _target(parts: Collection[str], adapters: Collection[str]) -> str:
-    """The base's name, without PEFT's own components and the adapter's name after one of them."""
+    """Return the base's name: the key without PEFT's components and the adapter's name."""
     found: list[str] = []
     after_wrapper = False
     for part in parts:
@@ -140,5 +153,5 @@ def _target(parts: Collection[str], adapters: Collection[str]) -> str:
 
 
 def _only_original(config: PeftConfig, key: str) -> Problem:
-    message = "is the untrained module, and what was trained in its place is not in the file"
+    message = "is the untrained module, and the trained one is not in the file"
     return Problem(message, f"{config.path.parent}: {key}", "save the adapter again")

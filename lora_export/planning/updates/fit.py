@@ -121,7 +121,7 @@ def _targets(
 
 def keys_of(update: Update) -> Sequence[str]:
     """The names of its factors, as globs of the user see them."""
-    if update.said is not None:
+    if update.terms is not None:
         return [ref.spec.name for ref in update.factors.values()]
     return [join(update.module, f"lora_{role}") for role in update.factors]
 
@@ -244,7 +244,7 @@ def _resolved(draft: Draft, adapter: Adapter, settled: Settled) -> dict[str, Del
 def _one_delta(draft: Draft, adapter: Adapter, settled: Settled, base: TensorSpec) -> Delta:
     """By the adapter's own word, or by the facts that the user gives."""
     update, module = settled.update, settled.located.module
-    if update.said is None:
+    if update.terms is None:
         built = built_facts(draft, module, base) if update.family == "loralib" else None
         facts = draft.facts.of(module, str(adapter.path), built)
         if built and draft.facts.given(module).fan_in_fan_out is None:
@@ -257,14 +257,14 @@ def _one_delta(draft: Draft, adapter: Adapter, settled: Settled, base: TensorSpe
         return resolve(adapter, update, module, base, facts, has_bias=has_bias, model=model)
     facts = draft.facts.of(module)  # a manifest has nothing to add to the adapter's own word
     given = draft.facts.given(module)
-    stored = stored_by(draft.base, module, update.said, settled.turned, facts)
+    stored = stored_by(draft.base, module, update.terms, settled.turned, facts)
     draft.turned_by[str(adapter.path), module] = stored.source
-    rounds_first = draft.options.recipe == "peft-safe" or update.said.rounds_first
+    rounds_first = draft.options.recipe == "peft-safe" or update.terms.rounds_first
     recipe: MergeRecipe = "peft-safe" if rounds_first else "peft"
     return resolve_said(
         adapter,
         update,
-        update.said,
+        update.terms,
         module,
         base,
         given=Facts() if draft.mixed else given,  # else they are of the adapters that say nothing

@@ -63,7 +63,7 @@ def _refuse(draft: Draft, where: str, what: str) -> None:
 
 def _stem(update: Update, role: str) -> str:
     """The name of a factor as its key ends in it."""
-    if update.said is None:
+    if update.terms is None:
         return f"lora_{role}"
     name = update.factors[role].spec.name.removesuffix(".weight").removesuffix(".default")
     return name.rpartition(".")[2]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lora_export.planning.draft import Draft
-    from lora_export.records import Checkpoint, Delta, Facts, Said
+    from lora_export.records import Checkpoint, Delta, Facts, Terms
 
 # The model types of transformers 5.24 that have layers of pytorch_utils.Conv1D, and the layers.
 _MODELS = frozenset({"clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"})
@@ -68,7 +68,7 @@ class Stored:
 def stored_by(
     base: Checkpoint,
     module: str,
-    said: Said,
+    said: Terms,
     turned: bool | None,  # noqa: FBT001
     facts: Facts,
 ) -> Stored:
@@ -92,7 +92,7 @@ def stored_by(
     return Stored(None, "by default, as nobody says it")
 
 
-def _doubt(said: Said, turned: bool | None) -> str:  # noqa: FBT001
+def _doubt(said: Terms, turned: bool | None) -> str:  # noqa: FBT001
     """PEFT 0.21.2 corrects the member by the class of the layer, which no file of weights tells."""
     value = {True: "true", False: "false", None: "not"}[said.fan_in_fan_out]
     told = f"fan_in_fan_out is {value} in {said.source}"
@@ -102,7 +102,7 @@ def _doubt(said: Said, turned: bool | None) -> str:  # noqa: FBT001
     return f"{told}, and by their shapes the adapter's other modules are stored {other}"
 
 
-def _certain(base: Checkpoint, module: str, said: Said, turned: bool | None) -> Stored:  # noqa: FBT001
+def _certain(base: Checkpoint, module: str, said: Terms, turned: bool | None) -> Stored:  # noqa: FBT001
     if said.tuner != "parameter":
         source = f"as {base.config.get('model_type')} has them"
         return Stored(stores_in_out(base, module), source)

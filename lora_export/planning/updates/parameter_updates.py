@@ -72,7 +72,7 @@ def _readings(option: Found) -> list[bool]:
     """Whether the weight is turned, by every reading of the shapes."""
     update, located = option
     shapes = Shapes.of(update.factors, located.shape)
-    tuner = update.said.tuner if update.said else update.family
+    tuner = update.terms.tuner if update.terms else update.family
     return [reading.fan_in_fan_out for reading in readings_of(tuner, shapes)]
 
 

@@ -20,7 +20,9 @@ _HINT = "train or save the adapter with save_projection=True, which stores what 
 def size_projection(draft: Draft, adapter: Adapter) -> None:
     """Complete the projection of every update of `adapter` that has only its seed."""
     path = str(adapter.path)
-    seeded = [update for update in adapter.updates if update.said and update.said.seed is not None]
+    seeded = [
+        update for update in adapter.updates if update.terms and update.terms.seed is not None
+    ]
     if not seeded or draft.unfit or draft.missing:
         return
     mine = {

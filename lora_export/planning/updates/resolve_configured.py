@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         Adapter,
         Facts,
         MergeRecipe,
-        Said,
         TensorSpec,
+        Terms,
         Update,
     )
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def resolve_said(
     adapter: Adapter,
     update: Update,
-    said: Said,
+    said: Terms,
     module: str,
     base: TensorSpec,
     *,
@@ -95,7 +95,7 @@ def _loaded(update: Update, base: TensorSpec) -> str:
     return "F32" if wide and base.dtype != "F64" else ""
 
 
-def _square(said: Said, base: TensorSpec, where: str) -> Problem:
+def _square(said: Terms, base: TensorSpec, where: str) -> Problem:
     version = said.version or "no version"
     return Problem(
         f"square experts {list(base.shape)} are read in two ways by the versions of PEFT, and "
@@ -149,7 +149,7 @@ def _contradictions(
     return found
 
 
-def _scaling(said: Said, rank: int) -> float:
+def _scaling(said: Terms, rank: int) -> float:
     match said.rule:
         case "alpha / rank":
             return said.alpha / rank
@@ -172,9 +172,9 @@ def _single(value: float) -> float:
     return float(single)
 
 
-def _with_alpha(said: Said, given: Facts, where: str) -> Said:
+def _with_alpha(said: Terms, given: Facts, where: str) -> Terms:
     """`said`; the user's alpha where an alpha of 0 has two meanings, so that it has none."""
-    if said.alpha or not said.zero_says_nothing:
+    if said.alpha or not said.zero_is_ambiguous:
         return said
     if given.alpha:
         return replace(said, alpha=given.alpha, source=given.source)
@@ -186,7 +186,7 @@ def _with_alpha(said: Said, given: Facts, where: str) -> Said:
     raise Unresolved(Problem(message, where, hint), missing=True)
 
 
-def _refuse_other_alpha(said: Said, given: Facts, where: str) -> None:
+def _refuse_other_alpha(said: Terms, given: Facts, where: str) -> None:
     if given.alpha is not None and given.alpha != said.alpha:
         message = f"alpha is {said.alpha:g} in {said.source} but {given.alpha:g} in {given.source}"
         hint = "leave it out: the adapter says its own; --weight is its strength"

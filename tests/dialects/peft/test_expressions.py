@@ -69,7 +69,7 @@ def test_what_python_never_ends_is_decided(text):
 
 @pytest.mark.parametrize("text", [r"(a)\1", "(?P<x>a)(?P=x)", "(a)?(?(1)b|c)"])
 def test_what_depends_on_the_order_of_trials_is_refused(text):
-    with pytest.raises(LimitError, match="is not followed here"):
+    with pytest.raises(LimitError, match="is not supported here"):
         Expression.of(text, "a test").fits("aa")
 
 

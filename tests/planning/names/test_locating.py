@@ -7,7 +7,7 @@ import pytest
 from lora_export.planning.names.base_names import BaseNames, PrefixChange
 from lora_export.planning.names.locating import Part, Space, find_space, homes_of, renamed_tensors
 from lora_export.planning.updates.parameter_updates import settle
-from lora_export.records import NameTable, Place, Said, TensorRef, TensorSpec, Update
+from lora_export.records import NameTable, Place, TensorRef, TensorSpec, Terms, Update
 
 
 def ref(name, *shape):
@@ -170,7 +170,7 @@ def updates(*shapes, names=("up", "gate", "down")):
     found = []
     for level, (out, inner) in enumerate(shapes):
         factors = {"A": ref("A", 2, inner), "B": ref("B", out, 2)}
-        said = Said("parameter", 1, 1)
+        said = Terms("parameter", 1, 1)
         first, *others = (Update("m", factors, name, said) for name in names)
         found.append(Update("m", factors, first.parameter, said, tuple(others), level))
     return found

@@ -17,7 +17,7 @@ from lora_export.errors import FitError, LoraExportError, UsageError
 from lora_export.planning.updates.orientation import stored_by, stores_in_out
 from lora_export.planning.updates.resolve_by_shape import Unresolved
 from lora_export.planning.updates.resolve_configured import resolve_said
-from lora_export.records import Adapter, Checkpoint, Facts, Said, TensorRef, TensorSpec, Update
+from lora_export.records import Adapter, Checkpoint, Facts, TensorRef, TensorSpec, Terms, Update
 
 SQUARE = {"A": (2, 8), "B": (8, 2)}
 
@@ -27,8 +27,8 @@ def resolved(shapes, weight, *, config=None, turned=None, given=None, **said):
         role: TensorRef(TensorSpec(role, "F32", shape), Path("x"), 0, 0)
         for role, shape in shapes.items()
     }
-    told = Said(**{"tuner": "lora", "alpha": 6, "rank": 2, "source": "a test", **said})
-    update = Update("m", factors, said=told)
+    told = Terms(**{"tuner": "lora", "alpha": 6, "rank": 2, "source": "a test", **said})
+    update = Update("m", factors, terms=told)
     adapter = Adapter(Path("a"), "peft", (update,), ())
     given = given or Facts()
     base = Checkpoint(Path("x"), "folder", (), config=config or {})
