@@ -103,8 +103,9 @@ def _unrecognized(file: AdapterFile) -> InputError:
             where=str(file.path),
             hint="give the folder that save_pretrained wrote, with both files in it",
         )
+    shown = first_names(names, _SHOWN) or "none"
     return InputError(
-        f"no low-rank factors found in {len(names)} tensors ({first_names(names, _SHOWN) or 'none'})",
+        f"no low-rank factors found in {len(names)} tensors ({shown})",
         where=str(file.path),
         hint="a loralib adapter holds <module>.lora_A and <module>.lora_B: save it with "
         "torch.save(loralib.lora_state_dict(model), path) while model.train() is on",

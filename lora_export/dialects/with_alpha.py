@@ -31,7 +31,6 @@ _PARTS = re.compile(
     r".+\.(?:diff|diff_b|w_norm|b_norm|reshape_weight|set_weight|lora_B\.bias)|bundle_emb\..+",
     re.DOTALL,
 )
-_SHOWN = 3
 _COMFY = "ComfyUI loads it, and its Save nodes write the merged weights"
 
 
@@ -122,7 +121,7 @@ def _doubts(pairs: Pairs, alphas: Mapping[str, TensorRef]) -> tuple[str, ...]:
         return ()
     doubt = (
         f"{len(lacking)} of {counted(len(pairs), 'module')} have no alpha in the file, the others "
-        f"do: their scaling is 1, as in kohya's tools and ComfyUI ({first_names(lacking, _SHOWN)})"
+        f"do: their scaling is 1, as in kohya's tools and ComfyUI ({first_names(lacking)})"
     )
     return (doubt,)
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lora_export.records import TensorRef
 
 _ROLES = {"lora_A": "A", "lora_B": "B", "lora_E": "E"}
-_SHOWN = 3
 
 
 def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Problem]]:
@@ -114,7 +113,7 @@ def _notes(modules: Modules) -> list[str]:
     ]  # fmt: skip
     if not pruned:
         return []
-    return [f"pruned to rank 0 in training, so not changed: {first_names(pruned, _SHOWN)}"]
+    return [f"pruned to rank 0 in training, so not changed: {first_names(pruned)}"]
 
 
 def _refusals(config: PeftConfig) -> list[Problem]:
