@@ -1,8 +1,8 @@
 """Recognises adapters of trainers whose files are not merged yet, and refuses them by name.
 
 A refusal that names the trainer helps more than "no factors found". The first row of TRAINERS that
-fits counts, so rows of special names stand before rows of general ones. A row marked `faint` has
-names that other files may hold too. It only counts when no dialect recognises the file.
+fits counts. A row marked `faint` has names that other files may hold too. It only counts when no
+dialect recognises the file.
 """
 
 from __future__ import annotations

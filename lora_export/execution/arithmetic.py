@@ -1,7 +1,7 @@
-"""The merge itself, by the very torch calls of the reference, so that the bits are the same.
+"""Computes merged weights by the torch calls of the reference, so that the bits are the same.
 
-What is computed whole is computed with the library's number of threads, too: products with few rows
-or columns have other last bits with another number. Blocks, of at least LEAST_ROWS, do not.
+A matrix that is computed whole is computed with the library's number of threads. With another
+number, products with few rows or columns have other last bits. Blocks of LEAST_ROWS or more do not.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.tensors import read_tensor, torch_dtype
 from lora_export.errors import InputError
+from lora_export.execution.full_tensors import DIVERGED
 from lora_export.layers import all_kinds
 from lora_export.layers.threads import library_threads
 
@@ -26,32 +27,43 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 1 << 21
 """Bytes of a block, which is read, merged, written, proven and hashed at once.
 
-Small enough to stay in a processor's cache. Large enough for the calls to take much longer than it
-takes the threads to hand each other the interpreter between them.
+A block is small enough to stay in a processor's cache. It is large enough that the calls take much
+longer than the threads need to hand the interpreter over between them.
 """
 
 WHOLE_ELEMENTS = 1 << 18
-"""A matrix of as many is cut, where it may be: what is whole takes all of torch's own threads."""
+"""From this size on a matrix is cut into at least two blocks, if it may be cut.
+
+A whole matrix would occupy all of torch's own threads while ours wait.
+"""
 
 LEAST_ROWS = 64
-"""Below so many rows a product may come out with other bits than the whole matrix's."""
+"""The fewest rows of a block; a product of fewer may have other bits than the whole matrix's."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepFactors:
-    """The factors of a step's updates, read once, in `wide`, the dtype of their product."""
+    """The factors of a step's updates, read once for all blocks."""
 
     step: Step
     factors: Sequence[Mapping[str, torch.Tensor]]
+    """One mapping by role for each of the step's deltas."""
     wide: torch.dtype
+    """The dtype of the factors and of their product."""
     exact: bool
+    """See is_exact_sum."""
 
     def rows(self, base: torch.Tensor, first: int, stop: int) -> torch.Tensor:
-        """Rows `first` to `stop` of the merged matrix, given the same rows of the base.
+        """Compute rows `first` to `stop` of the merged matrix.
 
-        The library's own merge for one adapter of weight 1, unless recipe "exact" is asked for.
-        Else the exact sum `W + sum(w_i * (change of i))` in float32 (float64 for a float64 base),
-        rounded once.
+        For one adapter of weight 1 this is the library's own merge: loralib 0.1.2 (every layer's
+        train) or PEFT 0.21.2 (every layer's merge). Otherwise, or with recipe "exact", it is the
+        sum `W + sum(w_i * (change of i))` in float32 (float64 for a float64 base), rounded once.
+
+        base: the same rows of the base, as a matrix of its dtype.
+
+        Returns:
+            a matrix of the base's shape and dtype.
         """
         if stop - first == matrix_of(self.step)[0]:
             with library_threads():
@@ -75,29 +87,29 @@ class StepFactors:
 def _by_library(
     delta: Delta, factors: Mapping[str, torch.Tensor], base: torch.Tensor, first: int, stop: int
 ) -> torch.Tensor:
-    """`weight.data += delta * scaling`, in the library's dtypes and with its roundings.
-
-    Of loralib 0.1.2 (every layer's train) and of PEFT 0.21.2 (every layer's merge).
-    """
+    """Compute `weight.data += delta * scaling` in the library's dtypes and with its roundings."""
     kind = all_kinds()[delta.kind]
     if kind.change is not None:
         return kind.change(delta, factors, base, first, stop).to(base.dtype)
     update = kind.scale(delta, kind.rows(delta, factors, first, stop))
     if delta.recipe in kind.twice:
         update = update.to(base.dtype)
-    # What an in-place add into half precision does, in one pass less.
+    # The same bits as torch's in-place add into half precision, which widens, adds and rounds.
     return base.to(_wider(base, update), copy=True).add_(update).to(base.dtype)
 
 
 def _alone(delta: Delta) -> Change | None:
-    """The change of one adapter by itself, which need not take the way through a difference."""
+    """Return the change function of a single adapter of weight 1, if its kind has one.
+
+    Its result is the merged weight itself. A difference and a sum would round twice more.
+    """
     return all_kinds()[delta.kind].change if delta.weight == 1.0 else None
 
 
 def _wide_change(
     delta: Delta, factors: Mapping[str, torch.Tensor], wide: torch.Tensor, first: int, stop: int
 ) -> torch.Tensor:
-    """What one adapter alone would add to `wide`, rows of the base, times its weight."""
+    """Compute what one adapter alone would add to `wide`, rows of the base, times its weight."""
     kind = all_kinds()[delta.kind]
     if kind.change is not None:
         return (kind.change(delta, factors, wide, first, stop) - wide) * delta.weight
@@ -111,7 +123,7 @@ def _wider(base: torch.Tensor, update: torch.Tensor) -> torch.dtype:
 
 
 def is_exact_sum(step: Step, recipe: str) -> bool:
-    """Whether the step is a float32 sum rounded once, and not the library's own merge."""
+    """Return whether the step is a float32 sum rounded once, and not the library's own merge."""
     several = len(step.deltas) > 1 and not step.in_turn
     return recipe == "exact" or several or step.deltas[0].weight != 1.0
 
@@ -119,12 +131,14 @@ def is_exact_sum(step: Step, recipe: str) -> bool:
 def read_factors(step: Step, recipe: str) -> StepFactors:
     """Read the factors of every update of `step`.
 
-    A loralib module holds its factors in the weight's dtype, so factors narrower than the weight
-    are widened before the product; PEFT holds them in float32 beside a half-precision weight, and
-    rounds wider ones to it.
+    A loralib module holds its factors in the weight's dtype, so narrower factors are widened before
+    the product. PEFT holds them in float32 beside a half-precision weight, and rounds wider ones.
+
+    recipe: the plan's recipe; "exact" asks for the exact sum.
 
     Raises:
         InputError: a factor holds NaN or infinity, or its file is damaged.
+        StorageError: a file cannot be read.
     """
     import torch
 
@@ -144,7 +158,7 @@ def read_factors(step: Step, recipe: str) -> StepFactors:
 
 
 def _finite_factors(delta: Delta, *, exact: bool) -> dict[str, torch.Tensor]:
-    """As the library loads them, or for an exact sum as they are."""
+    """Read factors as the library loads them, or for an exact sum as they are stored."""
     import torch
 
     factors = {role: read_tensor(ref) for role, ref in delta.factors.items()}
@@ -156,22 +170,25 @@ def _finite_factors(delta: Delta, *, exact: bool) -> dict[str, torch.Tensor]:
             key = f"{delta.module}.lora_{role}"
             name = key if delta.recipe == "loralib" else delta.factors[role].spec.name
             where = f"{delta.adapter}: {name}"
-            raise InputError("holds NaN or infinity", where=where, hint="did training diverge?")
+            raise InputError("holds NaN or infinity", where=where, hint=DIVERGED)
     return factors
 
 
 def matrix_of(step: Step) -> tuple[int, int]:
-    """(rows, columns) of the matrix in which the step is merged."""
+    """Return (rows, columns) of the matrix in which the step is merged."""
     delta = step.deltas[0]
     return all_kinds()[delta.kind].matrix(delta)
 
 
 def row_blocks(step: Step) -> list[tuple[int, int]]:
-    """The step's rows in blocks of BLOCK_BYTES or somewhat more; one where it may not be cut."""
+    """Divide the step's rows into blocks (first, stop) of about BLOCK_BYTES.
+
+    The last block takes what is left over. There is one block if the matrix may not be cut.
+    """
     rows, columns = matrix_of(step)
     if not is_cuttable(step) or step.source.strides is not None:
         return [(0, rows)]
-    size = max(LEAST_ROWS, BLOCK_BYTES * rows // max(step.out.nbytes, 1))
+    size = max(LEAST_ROWS, BLOCK_BYTES * rows // max(step.out.nbytes, 1))  # rows of BLOCK_BYTES
     if rows * columns >= WHOLE_ELEMENTS:
         size = min(size, max(LEAST_ROWS, rows // 2))
     count = max(1, rows // size)
@@ -180,18 +197,18 @@ def row_blocks(step: Step) -> list[tuple[int, int]]:
 
 
 def is_cuttable(step: Step) -> bool:
-    """Whether rows of all the step's updates may be computed apart."""
+    """Return whether rows of all the step's updates may be computed apart from the others."""
     kinds = all_kinds()
     same = len({kinds[delta.kind].matrix(delta) for delta in step.deltas}) == 1
     return same and all(kinds[delta.kind].cuttable(delta) for delta in step.deltas)
 
 
 def memory_needed(plan: MergePlan, jobs: int) -> int:
-    """Bytes that a merge in `jobs` threads takes beside the interpreter and torch, roughly.
+    """Estimate the bytes that a merge in `jobs` threads takes beside the interpreter and torch.
 
-    A thread holds a block in several dtypes, others that wait for their digest, and the factors
-    of the tensor it is at: as they are stored, and in float64 and float32 for the proof. A tensor
-    that cannot be cut is held whole, in the proof in a dozen arrays of float64.
+    A thread holds a block in several dtypes, blocks that wait for their digest, and the factors of
+    its tensor: as they are stored, and in float64 and float32 for the proof. A tensor that cannot
+    be cut is held whole. The proof then holds a dozen float64 arrays of its size.
     """
     largest = max((_step_memory(step) for step in plan.steps() if step.deltas), default=0)
     return jobs * (32 * BLOCK_BYTES + largest)

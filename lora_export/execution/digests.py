@@ -1,7 +1,7 @@
-"""SHA-256 of the base's files, for the manifest, without reading them once more where possible.
+"""Computes SHA-256 of the base's files for the manifest, if possible without an extra reading.
 
-The head start hashes the first files; the rest is hashed from the very bytes that the merge reads;
-only what it does not read whole is read again.
+The head start hashes the first files. Others are hashed from the bytes that the merge reads. A file
+that the merge does not read whole and in order is read again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def whole(hashed: Mapping[Path, tuple[HASH, int]]) -> dict[Path, str]:
-    """The digests of the files that were hashed to their ends."""
+    """Return the digests of the files that were hashed to their ends.
+
+    hashed: digests so far, and of how many bytes, by file.
+    """
     return {
         file: sha.hexdigest() for file, (sha, size) in hashed.items() if size == file.stat().st_size
     }
@@ -36,9 +39,21 @@ def follow(
     files: Sequence[Path],
     hashed: Mapping[Path, tuple[HASH, int]],
 ) -> dict[Path, Lane]:
-    """Let the tasks hash the base's `files` as they read them, where they read them whole.
+    """Let the tasks hash those of the base's `files` that they read whole and in order.
 
-    hashed: what has been hashed of files before, from their starts.
+    Each such task gets one more lane.
+
+    Args:
+        plan: what the tasks write.
+        tasks: one for each of the plan's shards.
+        files: files of the base that need a digest.
+        hashed: digests of the starts of files, and of how many bytes, from the head start.
+
+    Returns:
+        the lane of each such file.
+
+    Raises:
+        InputError, StorageError: the header of a file cannot be read.
     """
     followed: dict[Path, Lane] = {}
     if len(plan.shards) != len(plan.base.shards):
@@ -52,15 +67,19 @@ def follow(
 
 
 def _carried_on(header: bytes, hashed: tuple[HASH, int] | None) -> Lane:
-    """A digest of a file's header, or of more that was hashed; tensors are still to come."""
+    """Return a lane that has hashed a file's header, or more if the head start came further."""
     if hashed is None or hashed[1] < len(header):
         return Lane(hashlib.sha256(header))
     sha, size = hashed
-    return Lane(sha, skip=size - len(header))
+    return Lane(sha, skip=size - len(header))  # the merge passes these bytes of tensors again
 
 
 def _is_read_whole(shard: ShardPlan, file: Path) -> bool:
-    """Whether carrying the shard out reads every byte of the base's `file`, in its order."""
+    """Return whether writing the shard reads every byte of the base's `file`, in its order.
+
+    A digest needs the bytes in order. A step that replaces a tensor does not read the base's, and a
+    step that adds one reads another file.
+    """
     at = -1
     for step in shard.steps:
         ref = step.source
@@ -75,13 +94,17 @@ def _is_read_whole(shard: ShardPlan, file: Path) -> bool:
 
 
 def _header_of(shard: ShardPlan, file: Path) -> bytes:
-    """The bytes of a base's file before its first tensor."""
+    """Read the bytes of a base's file before its first tensor."""
     first = min(s.source.offset for s in shard.steps if s.source.file == file)
     with open_for_reading(file) as descriptor, system_errors(file, "read"):
         return pread_exact(descriptor, first, 0)
 
 
 def hash_files(files: Sequence[Path], jobs: int) -> dict[Path, str]:
-    """SHA-256 of whole files, several at a time."""
+    """Return the SHA-256 of whole files, `jobs` at a time.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
     with ThreadPoolExecutor(max_workers=max(jobs, 1)) as pool:
         return dict(zip(files, pool.map(file_sha256, files), strict=True))

@@ -1,4 +1,4 @@
-"""Whole tensors of the adapter must be finite, and must fit the dtype in which they are written."""
+"""Checks that an adapter's full tensors are finite and fit the dtype in which they are written."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ if TYPE_CHECKING:
     from lora_export.records import MergePlan, Step
 
 
+DIVERGED = "train again: the training has probably diverged"
+"""What to do about NaN or infinity in an adapter."""
+
+
 def refuse_unusable(plan: MergePlan) -> None:
-    """Look at every tensor that the adapter replaces or adds whole, before a byte is written.
+    """Refuse unusable full tensors of the adapter, before a byte is written.
 
     Raises:
-        InputError: one holds NaN or infinity.
-        FitError: one has values that the base's dtype cannot hold.
+        InputError: some hold NaN or infinity; all of them are named.
+        FitError: some have values that the base's dtype cannot hold; all of them are named.
     """
     files = {path for adapter in plan.adapters for path in adapter.files()}
     steps = [s for s in plan.changed() if not s.deltas and s.source.file in files]
-    looked = [(step, *_look(step)) for step in steps]
-    broken = [_problem(step, "holds NaN or infinity") for step, finite, _ in looked if not finite]
+    checked = [(step, *_check(step)) for step in steps]
+    broken = [_problem(step, "holds NaN or infinity") for step, finite, _ in checked if not finite]
     if broken:
         raise InputError.of(broken)
     large = [
         _problem(step, f"has values that overflow {step.out.dtype}, the base's dtype")
-        for step, _, fits in looked
+        for step, _, fits in checked
         if not fits
     ]
     if large:
@@ -38,11 +42,14 @@ def refuse_unusable(plan: MergePlan) -> None:
 
 def _problem(step: Step, message: str) -> Problem:
     where = f"{step.source.file}: {step.source.spec.name}"
-    return Problem(message, where, "did training diverge?")
+    return Problem(message, where, DIVERGED)
 
 
-def _look(step: Step) -> tuple[bool, bool]:
-    """(all values are finite, all of them survive the cast to the output's dtype)."""
+def _check(step: Step) -> tuple[bool, bool]:
+    """Return whether all values are finite, and whether they survive the cast to the output.
+
+    Floats may be rounded by the cast but must stay finite. Other values must stay equal.
+    """
     import torch
 
     source, target = step.source.spec.dtype, step.out.dtype

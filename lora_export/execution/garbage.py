@@ -1,4 +1,4 @@
-"""Python's search for garbage, put off or kept small while much is made that lives."""
+"""Keeps Python's garbage collector from searching through objects that stay alive."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Nothing is looked for inside the block; the collector is as it was afterwards.
+    """Turn the collector off inside the block; it is as it was afterwards.
 
-    An import or a traced model makes so many objects that the collector goes through all there are,
-    torch's among them, again and again.
+    An import or a traced model makes many objects. The collector would then search through all
+    objects, torch's among them, again and again.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -28,13 +28,15 @@ def no_collection() -> Iterator[None]:
 
 @contextmanager
 def torch_at_hand() -> Iterator[None]:
-    """Torch is imported for the block, in which its many objects are not gone through.
+    """Import torch, and keep the collector from its objects inside the block.
 
-    Nor are all others that were there before; in a program that has frozen its own, none more.
+    All objects that exist at the start are frozen. In a program that has frozen objects itself,
+    nothing is changed.
     """
     with no_collection():
         import torch  # noqa: F401
 
+        # gc.unfreeze() knows only all objects: it would also thaw those of the caller.
         is_ours = gc.get_freeze_count() == 0
         if is_ours:
             gc.freeze()

@@ -1,8 +1,8 @@
-"""What needs no torch is done while torch is imported, which takes a second of one processor.
+"""Copies and hashes while torch is imported, which takes a second of one processor.
 
-Another thread gets room for the output, copies the untouched ranges, which for few adapted modules
-is nearly everything, and hashes input files. What it has done is not done again; where it stops
-depends on the clock, the bytes of the result do not.
+Another thread reserves room for the output, copies the untouched ranges and hashes input files.
+With few adapted modules the untouched ranges are nearly everything. What it has done is not done
+again. How far it comes depends on the clock; the bytes of the result do not.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ if TYPE_CHECKING:
     from lora_export.execution.output_file import FileTask
 
 SWITCH_SECONDS = 1e-4
-"""How long the import may keep the interpreter from a thread that wants to start its next call.
+"""How long, in seconds, the import may keep the interpreter while the thread waits for it.
 
 With Python's 5 ms the thread would wait longer between two calls than the calls take.
 """
 
 
 class HeadStart:
-    """Copies and hashes in a thread from `with` until the end of the block.
-
-    hashed: digests so far, and of how many bytes, by file.
-    """
+    """A thread that copies and hashes from `with` until the end of the block."""
 
     def __init__(self, tasks: Sequence[FileTask], files: Sequence[Path], jobs: int) -> None:
-        """First the ranges of `tasks`, then the bytes of `files`, each in order."""
+        """Prepare to copy the ranges of `tasks`, then to hash `files`, each in order.
+
+        jobs: threads of the merge; with one there is no head start.
+        """
+        #: Digests so far, and of how many bytes, by file.
         self.hashed: dict[Path, tuple[HASH, int]] = {}
         self._tasks = tasks
         self._files = files
@@ -50,17 +51,18 @@ class HeadStart:
         self._interval = sys.getswitchinterval()
 
     def __enter__(self) -> Self:
-        """Start, unless torch is there already, or one thread is to do everything."""
+        """Start the thread, unless torch is imported already or there may be one thread only."""
         if self._is_wanted:
             sys.setswitchinterval(SWITCH_SECONDS)
             self._thread.start()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Stop, soon.
+        """Stop the thread after its current call and wait for it.
 
         Raises:
-            StorageError, InputError: a range could not be copied, or a file not be read.
+            StorageError: a range could not be copied, or a file could not be read.
+            InputError: a file is missing or ends early.
         """
         self._stopped.set()
         if self._is_wanted:
@@ -77,7 +79,7 @@ class HeadStart:
             for file in self._files:
                 if not self._stopped.is_set():
                     self._hash(file)
-        except BaseException as error:  # noqa: BLE001 - told to the thread that waits
+        except BaseException as error:  # noqa: BLE001 - __exit__ raises it in the waiting thread
             self._error = error
 
     def _hash(self, file: Path) -> None:
@@ -95,9 +97,10 @@ class HeadStart:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc give freed blocks out again, and not hand them to the system and ask for new ones.
+    """Let glibc reuse freed blocks of memory instead of returning them to the system.
 
-    Every page of a new block is a fault, and a merge takes and frees some megabytes a block. glibc
-    learns what a program frees: this is a block as large as it will learn from, never touched.
+    Every page of a new block costs a page fault, and a merge takes and frees some megabytes a
+    block. glibc raises its threshold for mmap to the size of a freed block, up to 32 MiB
+    (M_MMAP_THRESHOLD in mallopt(3)). Such a block is made here and freed, untouched.
     """
     bytes(31 << 20)

@@ -1,4 +1,4 @@
-"""Which pieces an output file is made of, in order."""
+"""Divides an output file into pieces, in their order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def segments_of(plan: MergePlan, shard: ShardPlan) -> Iterator[Segment]:
-    """All pieces of an output file: the header, then every tensor in order."""
+    """Yield all pieces of an output file: the header, then every tensor in order.
+
+    Copied tensors that adjoin in the input become one range, so that one system call copies them.
+    """
     yield header_segment([step.out for step in shard.steps], shard.metadata)
     waiting: Range | None = None
     for step in shard.steps:
@@ -35,6 +38,7 @@ def segments_of(plan: MergePlan, shard: ShardPlan) -> Iterator[Segment]:
 
 
 def _copied(step: Step) -> Range | None:
+    """Return the range of a tensor whose bytes are copied; None for any other tensor."""
     ref: TensorRef = step.source
     plain = not step.deltas and ref.strides is None and ref.spec.dtype == step.out.dtype
     if not plain:
@@ -43,11 +47,13 @@ def _copied(step: Step) -> Range | None:
 
 
 def _adjoins(left: Range, right: Range) -> bool:
+    """Return whether `right` begins where `left` ends, in the same file and of the same sort."""
     same = (left.file, left.is_new) == (right.file, right.is_new)
     return same and left.start + left.length == right.start
 
 
 def _made(plan: MergePlan, step: Step) -> Iterator[Segment]:
+    """Yield the pieces of a tensor that is merged, laid out or converted."""
     if not step.deltas:
         yield Dense(step)
         return

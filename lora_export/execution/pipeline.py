@@ -1,9 +1,9 @@
-"""Writes several files at once in threads, each piece proven and hashed while it is hot.
+"""Writes several files at once in threads; each piece is proven and hashed while it is in a cache.
 
-A thread takes the next piece of a file, writes it, reads it back, shows it to the watcher, and then
-carries the file's digests on over whatever is next in order. Only the digests need an order. With
-as many files as threads each thread has a file of its own; threads without one help with the
-others' pieces.
+A thread takes the next piece of a file, writes it, reads it back and shows it to the watcher. Then
+it updates the file's digests with all pieces that are next in order; only the digests need an
+order. With as many files as threads each thread has a file of its own. Threads without a file help
+with other files.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from lora_export.execution.segments import Content, Watcher
 
 AHEAD = 3
-"""Pieces of one file that may be made before the oldest of them has been hashed, a thread."""
+"""Pieces a thread that may wait for the digests of one file; they are held in memory."""
 
 
 class Pipeline:
-    """Runs the tasks; the first error of any thread stops all of them."""
+    """Runs tasks in threads; the first error of any thread stops all of them."""
 
     def __init__(
         self,
@@ -35,7 +35,14 @@ class Pipeline:
         watcher: Watcher | None,
         progress: Callable[[int, int], None],
     ) -> None:
-        """`progress` is told the bytes done so far, and in all."""
+        """Prepare to run.
+
+        Args:
+            tasks: the files to write.
+            jobs: the number of threads.
+            watcher: sees every piece as it was read back; None reads back only to hash.
+            progress: called with the bytes done so far, and in all.
+        """
         self._waiting = list(reversed(tasks))
         self._total = sum(task.tensor_bytes for task in tasks)
         self._done = 0
@@ -47,11 +54,12 @@ class Pipeline:
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Write everything.
+        """Write all files.
 
         Raises:
-            StorageError: the system refuses; with the number of bytes that were to be written.
-            InputError, FitError: see rows.
+            StorageError: the system refuses; a full disk is named with the bytes that are needed.
+            InputError: an input is damaged, or holds NaN or infinity.
+            FitError: a merged weight overflows.
         """
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
         try:
@@ -59,7 +67,7 @@ class Pipeline:
                 thread.start()
             for thread in threads:
                 while thread.is_alive():
-                    thread.join(0.2)  # so that a signal is seen while waiting
+                    thread.join(0.2)  # short waits, so that a signal is handled meanwhile
         except BaseException as error:
             self._stop(error)
             raise
@@ -75,7 +83,7 @@ class Pipeline:
         try:
             while claim := self._claim():
                 self._process(*claim)
-        except BaseException as error:  # noqa: BLE001 - told to the thread that waits
+        except BaseException as error:  # noqa: BLE001 - run() raises it in the waiting thread
             self._stop(error)
 
     def _stop(self, error: BaseException) -> None:
@@ -84,7 +92,10 @@ class Pipeline:
             self._change.notify_all()
 
     def _claim(self) -> tuple[FileTask, int] | None:
-        """The next piece to write; waits while too much is ahead, None when nothing is left."""
+        """Return the next piece to write; None when nothing is left or a thread has failed.
+
+        Waits while as many pieces as AHEAD allows have not been hashed.
+        """
         with self._change:
             while self._error is None:
                 task = self._choose()
@@ -98,7 +109,12 @@ class Pipeline:
         return None
 
     def _choose(self) -> FileTask | None:
-        """The open file with the fewest threads in it; a new one while there are spare threads."""
+        """Return the file whose piece comes next, or None; the lock is held.
+
+        It is a new file if no open file is without a thread and more may be open, else the open
+        file with the fewest threads. Threads in different files do not wait for each other's
+        digests.
+        """
         limit = AHEAD * self._jobs
         ready = [t for t in self._active if not t.is_claimed and t.claimed - t.hashed < limit]
         idle = [task for task in ready if task.workers == 0]
@@ -121,9 +137,10 @@ class Pipeline:
             self._change.notify_all()
 
     def _make(self, task: FileTask, place: int) -> tuple[Content, Content]:
-        """Write a piece and prove it: (its bytes in the output, those of the base it was made of).
+        """Write a piece and prove it; return (its bytes in the output, the base's bytes).
 
-        What is watched is read back from the file, whoever wrote it.
+        With a watcher the bytes are always read back from the file, so that the proof sees what was
+        written and not what should have been.
         """
         segment, offset = task.segments[place], task.offsets[place]
         made: Content | None = None
@@ -136,7 +153,10 @@ class Pipeline:
         return written, segment.prove(written, self._watcher)
 
     def _hash(self, task: FileTask, number: int, lane: Lane) -> None:
-        """Carry one digest on over all that is next in order; one thread a digest at a time."""
+        """Update one digest with all pieces that are next in order.
+
+        The bytes are hashed outside the lock; `is_taken` keeps other threads from this digest.
+        """
         while True:
             with self._change:
                 piece = task.pieces.get(lane.place)
@@ -150,9 +170,13 @@ class Pipeline:
                 self._advance(task)
 
     def _advance(self, task: FileTask) -> None:
-        """Let go of what every digest has passed; the lock is held."""
+        """Release the pieces that every digest has taken, and close a finished file.
+
+        The lock is held.
+        """
         while task.hashed < min(lane.place for lane in task.lanes):
             del task.pieces[task.hashed]
+            # Headers are no part of the total, so the sum would pass it.
             self._done = min(self._done + task.segments[task.hashed].length, self._total)
             task.hashed += 1
             self._progress(self._done, self._total)
@@ -165,11 +189,12 @@ class Pipeline:
 
 
 def _read_back(task: FileTask, offset: int, length: int) -> memoryview:
-    """The piece as it lies in the file."""
+    """Read a piece back from the file."""
     import numpy as np
 
     content = np.empty(length, np.uint8).data  # a bytearray would be filled with zeros first
     with system_errors(task.path, "read back"):
         if pread_into(task.descriptor, content, offset) < length:
-            raise StorageError("is shorter than what was written", where=str(task.path))
+            message = "is shorter than what was written: another process has changed it"
+            raise StorageError(message, where=str(task.path))
     return content

@@ -1,4 +1,4 @@
-"""The rows of merged tensors: the pieces of an output file that are computed."""
+"""The pieces of an output file that are computed: blocks of rows of merged tensors."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Merge:
-    """What the blocks of one merged tensor share: the factors, read when the first block is made.
-
-    left: blocks still to be made; with the last one the factors are let go. changed: set by any
-    block whose bytes differ from the base's.
-    """
+    """What the blocks of one merged tensor share."""
 
     step: Step
     recipe: str
     left: int
+    """How many blocks are still to be made; the factors are released with the last."""
     changed: bool = False
+    """Whether some block differs from the base."""
     _factors: StepFactors | None = None
+    """Read when the first block is made."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the factors are read, so that one thread reads them for all."""
 
     def rows(self, base: torch.Tensor, first: int, stop: int) -> torch.Tensor:
-        """The merged rows; see arithmetic.StepFactors.rows.
+        """Compute merged rows; see arithmetic.StepFactors.rows.
 
         Raises:
-            InputError: the base holds NaN or infinity there.
-            FitError: they overflow the dtype.
+            InputError: a factor or the base's rows hold NaN or infinity.
+            FitError: the merged rows overflow the dtype.
         """
         import torch
 
@@ -50,47 +50,51 @@ class Merge:
             if self.left == 0:
                 self._factors = None
         merged = factors.rows(base, first, stop)
-        # A finite sum has finite terms; it takes a tenth of the time of looking at each.
+        # A finite sum has finite terms. It takes a tenth of the time of a test of every element.
         if not isfinite(merged.sum()) and not torch.isfinite(merged).all():
             refuse_non_finite(self.step, base)
             message = f"the merged weight overflows {self.step.out.dtype}"
-            raise FitError(message, where=self.step.out.name, hint="is alpha right?")
+            hint = "check alpha, or merge into a base of a wider dtype"
+            raise FitError(message, where=self.step.out.name, hint=hint)
         self.changed = self.changed or differ(base, merged)
         return merged
 
 
 def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether any element does; where the first rows do, the others are not looked at."""
+    """Return whether any element differs between two matrices of one shape and dtype."""
     import torch
 
+    # Of an update, the first row nearly always differs; the rest is then not compared.
     return not torch.equal(one[:1], other[:1]) or not torch.equal(one, other)
 
 
 def refuse_non_finite(step: Step, base: torch.Tensor) -> None:
-    """Nothing can be proven of a weight that is no number.
+    """Refuse rows of the base weight of `step` that are no numbers; no proof could cover them.
 
     Raises:
-        InputError: rows of the base weight of `step` hold NaN or infinity.
+        InputError: the rows hold NaN or infinity.
     """
     import torch
 
     if not isfinite(base.sum()) and not torch.isfinite(base).all():
         where = f"{step.source.file}: {step.source.spec.name}"
-        hint = "the base is damaged: an update cannot be merged into what is no number"
+        hint = "the base is damaged: copy or download it again"
         raise InputError("the adapted weight holds NaN or infinity", where=where, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A block of rows of a merged tensor's matrix: the first, and the one after the last."""
+    """A block of rows of a merged tensor's matrix."""
 
     merge: Merge
     first: int
+    """The first row."""
     stop: int
+    """The row after the last."""
 
     @property
     def length(self) -> int:
-        """Bytes it takes in the output."""
+        """Return the number of bytes that the block takes in the output."""
         step = self.merge.step
         return (self.stop - self.first) * (step.out.nbytes // matrix_of(step)[0])
 
@@ -101,7 +105,7 @@ class Rows:
         return content
 
     def prove(self, written: memoryview, watcher: Watcher) -> Content:
-        """Show base and merged rows to the watcher."""
+        """Show the base's and the written rows to the watcher; return the base's bytes."""
         import torch
 
         dtype = torch_dtype(self.merge.step.out.dtype)
@@ -111,16 +115,23 @@ class Rows:
         return tensor_bytes(base) if self.merge.step.action == "merge" else b""
 
     def base(self) -> torch.Tensor:
-        """These rows of the base, as a matrix."""
+        """Read these rows of the base as a matrix of the output's dtype."""
         rows = read_rows(self.merge.step, self.first, self.stop)
         return rows.to(torch_dtype(self.merge.step.out.dtype))
 
 
 def read_rows(step: Step, first: int, stop: int, ref: TensorRef | None = None) -> torch.Tensor:
-    """Rows of the matrix in which the base tensor of `step`, or `ref` of its shape, is merged."""
+    """Read rows of the matrix in which the base tensor of `step` is merged.
+
+    ref: another tensor of the same shape to read instead.
+
+    Raises:
+        InputError: the file ends early.
+        StorageError: the file cannot be read.
+    """
     rows, columns = matrix_of(step)
     ref = ref or step.source
-    if (first, stop) == (0, rows) or ref.strides is not None:
+    if (first, stop) == (0, rows) or ref.strides is not None:  # strided rows lie anywhere
         return read_tensor(ref).reshape(rows, columns)[first:stop]
     row = ref.spec.nbytes // rows
     spec = replace(ref.spec, shape=(stop - first, columns))

@@ -1,4 +1,4 @@
-"""Write what a plan says into a staging path: shards in threads, then index and side files."""
+"""Writes a plan into a staging path: shards in threads, then index and side files."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def write_plan(
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     digest_base: bool = False,
 ) -> tuple[tuple[WrittenFile, ...], dict[Path, str]]:
-    """Carry `plan` out at `root`: a new file for a base that is one file, else a new folder.
+    """Write `plan` at `root`: a new file for a base that is one file, else a new folder.
 
     Args:
         plan: what to write.
-        root: in a staging folder; must not exist, or be an empty folder.
+        root: a path in a staging folder; it must not exist, or be an empty folder.
         allow_noop: accept updates that change nothing.
         jobs: threads; None takes one a processor.
         watcher: sees every piece as it was read back from the output.
-        progress: told the bytes done so far, and in all.
+        progress: called with the bytes done so far, and in all.
         digest_base: hash the base's files as well, which costs as much as the copying.
 
     Returns:
         every file written, with its path relative to the folder (the name of a single file), and
-        the SHA-256 of input files, by path: of all of the base's where asked for.
+        the SHA-256 of input files by path; with `digest_base`, of all files of the base.
 
     Raises:
         InputError: an input is damaged, or holds NaN or infinity where it takes part in the merge.
@@ -67,13 +67,15 @@ def write_plan(
     tasks = [_task(plan, shard, root) for shard in plan.shards]
     keep_freed_memory()
     with ExitStack() as stack:
+        # The head start ends with the import of torch, before any thread of the pipeline starts.
         with HeadStart(tasks, [*adapters, *base], jobs) as start:
             stack.enter_context(torch_at_hand())
             refuse_unusable(plan)
         digests = whole(start.hashed)
+        # Only a watched merge reads the bytes of the base that it copies; the kernel does not.
         left = [file for file in base if file not in digests] if watcher else []
         followed = follow(plan, tasks, left, start.hashed)
-        stack.enter_context(one_thread_each())  # of BLAS: blocks are merged in threads of our own
+        stack.enter_context(one_thread_each())  # of BLAS: our own threads merge the blocks
         Pipeline(tasks, jobs, watcher, progress).run()
     if not allow_noop:
         _refuse_unchanged(plan, tasks)
@@ -92,6 +94,7 @@ def _task(plan: MergePlan, shard: ShardPlan, root: Path) -> FileTask:
 
 
 def _refuse_unchanged(plan: MergePlan, tasks: Sequence[FileTask]) -> None:
+    """Refuse merged weights that equal the base, unless their factors are zeros."""
     hint = "merge into a base of higher precision, or accept it with --allow-noop"
     message = "the merged weight equals the base: the update is below its precision"
     unchanged = {name for task in tasks for name in task.unchanged}
@@ -102,7 +105,7 @@ def _refuse_unchanged(plan: MergePlan, tasks: Sequence[FileTask]) -> None:
 
 
 def _is_idle(step: Step) -> bool:
-    """Every update is a product with a factor of zeros, which planning has accepted."""
+    """Return whether every update is a product with a factor of zeros, which planning accepted."""
     return all(
         all_kinds()[delta.kind].product is not None and any(map(is_zero, delta.factors.values()))
         for delta in step.deltas
@@ -110,7 +113,7 @@ def _is_idle(step: Step) -> bool:
 
 
 def _write_around(plan: MergePlan, root: Path) -> list[WrittenFile]:
-    """The index and the side files."""
+    """Write the index and the side files."""
     written = []
     if plan.index_name:
         written.append(write_bytes(root / plan.index_name, index_bytes(plan)))
@@ -125,7 +128,7 @@ def _write_around(plan: MergePlan, root: Path) -> list[WrittenFile]:
 
 
 def index_bytes(plan: MergePlan) -> bytes:
-    """The shard index that the plan leads to."""
+    """Return the shard index of the plan's output, as transformers writes one (indented JSON)."""
     weight_map = {step.out.name: shard.file for shard in plan.shards for step in shard.steps}
     total = sum(step.out.nbytes for step in plan.steps())
     index = {"metadata": {**plan.index_metadata, "total_size": total}, "weight_map": weight_map}

@@ -1,8 +1,8 @@
-"""Keep what a merge changes, and put it back: the base again, byte for byte.
+"""Keeps what a merge changes in an undo file, and restores the base from it, byte for byte.
 
-Subtracting the update drifts, in half precision after every round; only stored bytes are exact.
-The undo file is a safetensors file with the original tensors, and a description of the base's
-files in its metadata.
+Subtracting the update is not exact: in half precision every round moves the weight. Only stored
+bytes are exact. The undo file is a safetensors file with the original tensors. Its metadata
+describes the base's files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.contents import file_sha256
-from lora_export.checkpoint.header import read_header
+from lora_export.checkpoint.header import LENGTH_BYTES, METADATA_KEY, read_header
 from lora_export.checkpoint.output.writer import copy_file, write_bytes
 from lora_export.checkpoint.reading import open_for_reading, pread_exact, system_errors
 from lora_export.errors import InputError, StorageError, UsageError
@@ -29,14 +29,17 @@ if TYPE_CHECKING:
     from lora_export.records import Checkpoint, MergePlan, TensorRef, WrittenFile
 
 KEY = "lora_export.undo"
+"""The member of the metadata that holds the description."""
+
 FORMAT = 1
+"""The format of the description."""
 
 
 def check_undoable(plan: MergePlan) -> None:
-    """Refuse an undo file for a base whose own files cannot be put together again.
+    """Refuse an undo file for a base whose own files cannot be restored.
 
     Raises:
-        UsageError: the base is a torch pickle, which the merge converts, or lost factors.
+        UsageError: the merge converts the base from a torch pickle, or takes factors out of it.
     """
     converted = [shard.file.name for shard in plan.base.shards if shard.container == "torch"]
     if converted or plan.dropped.keys() - plan.base.tensors().keys():
@@ -50,7 +53,15 @@ def check_undoable(plan: MergePlan) -> None:
 def write_undo(plan: MergePlan, path: Path, digests: Mapping[Path, str], jobs: int) -> WrittenFile:
     """Write the original bytes of every tensor that `plan` changes to the new file `path`.
 
-    digests: SHA-256 of the base's files, which the restored ones must have.
+    Args:
+        plan: the merge.
+        path: the undo file.
+        digests: SHA-256 of the base's files; the restored files must have the same.
+        jobs: threads.
+
+    Raises:
+        InputError: a file of the base ends early.
+        StorageError: the system refuses.
     """
     base = plan.base.tensors()
     changed = [base[name] for name in _lost(plan)]
@@ -67,13 +78,17 @@ def write_undo(plan: MergePlan, path: Path, digests: Mapping[Path, str], jobs: i
 
 
 def _lost(plan: MergePlan) -> list[str]:
-    """The base's tensors that the result does not hold as they were, or not at all."""
+    """Return the names of the base's tensors that the result changes or lacks."""
     changed = [step.out.name for step in plan.changed() if step.action != "add"]
     written = {step.out.name for step in plan.steps()}
     return [*changed, *(name for name in plan.base.tensors() if name not in written)]
 
 
 def _description(plan: MergePlan, digests: Mapping[Path, str]) -> dict[str, Any]:
+    """Return what restores the base's files around its tensors.
+
+    The headers are kept as they are, since another writer orders and pads them otherwise.
+    """
     base = plan.base
     there = {file.name for file in plan.side_files if file in base.side_files}
     return {
@@ -111,17 +126,18 @@ def _index(base: Checkpoint) -> dict[str, str] | None:
 
 
 def _raw_header(file: Path) -> bytes:
-    """The bytes before the first tensor: the length and the JSON."""
+    """Read the bytes before the first tensor: the length and the JSON."""
     with open_for_reading(file) as descriptor, system_errors(file, "read"):
-        length = int.from_bytes(pread_exact(descriptor, 8, 0), "little")
-        return pread_exact(descriptor, 8 + length, 0)
+        length = int.from_bytes(pread_exact(descriptor, LENGTH_BYTES, 0), "little")
+        return pread_exact(descriptor, LENGTH_BYTES + length, 0)
 
 
 def read_undo(path: Path) -> tuple[dict[str, Any], dict[str, TensorRef]]:
-    """(description, original tensors by name) of an undo file.
+    """Read an undo file: (description, original tensors by name).
 
     Raises:
-        InputError: the file is none.
+        InputError: the file is damaged, or no undo file.
+        StorageError: it cannot be read.
     """
     metadata, refs = read_header(path)
     try:
@@ -129,15 +145,15 @@ def read_undo(path: Path) -> tuple[dict[str, Any], dict[str, TensorRef]]:
         if description["format"] == FORMAT and isinstance(description["shards"], list):
             return description, {ref.spec.name: ref for ref in refs}
     except (KeyError, ValueError, TypeError):
-        pass  # told below, as for a description of another form
-    hint = "it is what merge --undo FILE wrote"
+        pass  # refused below, as a description of another format is
+    hint = "give the file that merge --undo FILE wrote"
     raise InputError("is no undo file of a merge", where=str(path), hint=hint)
 
 
 def is_undo_of(path: Path, plan: MergePlan) -> bool:
-    """Whether `path` keeps the same tensors of a base with the same headers.
+    """Return whether `path` keeps the same tensors of a base with the same headers.
 
-    A run that was killed after it had put its undo file in place leaves such a file.
+    A run that is killed after it has put its undo file in place leaves such a file.
     """
     try:
         description, originals = read_undo(path)
@@ -152,7 +168,7 @@ def is_undo_of(path: Path, plan: MergePlan) -> bool:
 
 
 def is_restored(description: Mapping[str, Any], folder: Path) -> bool:
-    """Whether `folder` holds every weight file of the base already, with its SHA-256."""
+    """Return whether `folder` holds every weight file of the base already, with its SHA-256."""
     files = [(folder / Path(str(s["file"])).name, s["sha256"]) for s in description["shards"]]
     return all(path.is_file() and file_sha256(path) == digest for path, digest in files)
 
@@ -165,18 +181,27 @@ def restore(
     jobs: int,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[tuple[WrittenFile, ...], dict[str, str]]:
-    """Write the base again at `root`: a new file, or an empty folder, as the base was.
+    """Write the base again at `root`.
+
+    Args:
+        merged: the result of the merge.
+        undo: its undo file.
+        root: a new file, or an empty folder, as the base was.
+        jobs: threads.
+        progress: called with the bytes done so far, and in all.
 
     Returns:
         the files written, and the SHA-256 that each weight file must have, by name.
 
     Raises:
-        InputError: undo file and merged checkpoint do not belong together.
+        InputError: undo file and merged checkpoint do not belong together, or one is damaged.
+        StorageError: the system refuses.
     """
     description, originals = read_undo(undo)
     present = merged.tensors()
     tasks, wanted = [], {}
     for shard in description["shards"]:
+        # The last component alone: a forged undo file must not write outside `root`.
         name = Path(str(shard["file"])).name if description["layout"] == "folder" else root.name
         path = root / name if description["layout"] == "folder" else root
         header = base64.b64decode(shard["header"])
@@ -194,13 +219,14 @@ def restore(
 def _restored(
     path: Path, header: bytes, tensors: Mapping[str, TensorRef], undo: Path
 ) -> list[TensorRef]:
-    """Where the tensors of one file of the base lie now, in the order of its own header."""
+    """Return where the tensors of one file of the base lie now, in the order of its header."""
     refs = []
     for name, length in _layout(header, path):
         ref = tensors.get(name)
         if ref is None or ref.length != length:
             message = "the merged checkpoint does not hold this tensor in its size"
-            raise InputError(message, where=f"{undo}: {name}", hint="another merge's undo file?")
+            hint = "give the undo file of this merge"
+            raise InputError(message, where=f"{undo}: {name}", hint=hint)
         refs.append(ref)
     return refs
 
@@ -212,10 +238,10 @@ def _pieces(header: bytes, refs: Sequence[TensorRef]) -> Iterator[Segment]:
 
 
 def _layout(header: bytes, path: Path) -> list[tuple[str, int]]:
-    """(name, bytes) of every tensor that a header describes, in the order of their data."""
+    """Return (name, bytes) of every tensor that a header describes, in the order of their data."""
     try:
-        entries = json.loads(header[8:])
-        offsets = {n: e["data_offsets"] for n, e in entries.items() if n != "__metadata__"}
+        entries = json.loads(header[LENGTH_BYTES:])
+        offsets = {n: e["data_offsets"] for n, e in entries.items() if n != METADATA_KEY}
         ordered = sorted(offsets.items(), key=lambda item: tuple(item[1]))
         return [(name, end - start) for name, (start, end) in ordered]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -223,7 +249,7 @@ def _layout(header: bytes, path: Path) -> list[tuple[str, int]]:
 
 
 def _restore_around(description: Mapping[str, Any], merged: Path, root: Path) -> list[WrittenFile]:
-    """The index and the side files: the edited ones as they were, the others from the result."""
+    """Write the index and the side files: edited ones as they were, the others from the result."""
     contents = {name: base64.b64decode(text) for name, text in description["edited"].items()}
     if index := description["index"]:
         contents[index["name"]] = base64.b64decode(index["content"])

@@ -25,7 +25,7 @@ class Facts:
     kind: str | None = None
     """The name of the layer kind."""
     rank: int | None = None
-    """Read from a model's own factors, a manifest or litgpt's files; no option gives it."""
+    """Read from a model's own factors, a manifest or litgpt's files."""
     embeds: bool | None = None
     """False for a plain layer that is no embedding."""
     n_head: int | None = None

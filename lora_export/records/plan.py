@@ -67,7 +67,7 @@ class MergePlan:
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Base tensors that are not written, each with the reason.
 
-    They are factors of an adapter inside a checkpoint of training.
+    They are factors inside the base, or belong to layers that layer_replication leaves out.
     """
     unmatched: tuple[str, ...] = ()
     """Adapter keys that --allow-unmatched left out."""

@@ -112,11 +112,11 @@ class Check:
     name: str
     passed: bool
     worst: float
-    """The largest difference; in a check of identity, the number of differences."""
+    """The worst value that was measured; in a check of identity, the number of differences."""
     tolerance: float
     """The largest `worst` that passes; 0 in a check of identity."""
     where: str = ""
-    """The tensor or output with the largest difference."""
+    """The tensor or output that has the worst value."""
     detail: str = ""
     at_least: bool = False
     """Whether `worst` must be above `tolerance` instead; the adapter's effect must exceed noise."""

@@ -34,7 +34,7 @@ def settle(folder: Path) -> None:
 
 def _settle_file(path: Path, rights: int) -> None:
     status = path.lstat()
-    # Writing through a link, or to a file with a second name, would change somebody else's file.
+    # A link, or a file with a second name, could be changed from elsewhere after it was proven.
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise LoraExportError("a staged file is a link or no regular file", where=str(path))
     path.chmod(rights)

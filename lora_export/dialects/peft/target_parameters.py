@@ -67,7 +67,7 @@ class Targets:
         while module.endswith(_NESTED):
             module = module.removesuffix(_NESTED)
         is_nested = module != update.module
-        # PEFT makes the layers of target_modules first, and then no parameter's in their place.
+        # A module that target_modules names has a layer of its own; its factors are no parameter's.
         if not is_nested and (self.modules or frozenset()) & set(tails(module)):
             return update
         found = [

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _VECTORS = {"vera_lambda_b": "lambda_b", "vera_lambda_d": "lambda_d"}
 _PROJECTION = {"vera_A": "A", "vera_B": "B"}
 _SEEDS = 1 << 64
-"""Seeds that torch.Generator.manual_seed takes: 0 up to this number."""
+"""A seed must be below this number: torch's generator takes 64 bits."""
 
 
 def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Problem]]:
