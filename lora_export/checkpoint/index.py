@@ -16,9 +16,9 @@ from lora_export.checkpoint.folder.adapter_folder import (
     ADAPTER_NAMES,
     beside,
     find_adapter,
+    foreign_notes,
     named_adapter,
     no_single_file,
-    unread,
 )
 from lora_export.checkpoint.folder.elsewhere import elsewhere
 from lora_export.checkpoint.folder.hf_cache import cached_snapshot, is_repository_name
@@ -88,7 +88,7 @@ def read_adapter_file(path: Path) -> AdapterFile:
         config = read_adapter_config(place.file)
         shards = read_weights(place.chosen)
         others = beside(place) if config else ()
-        notes = [*place.notes, *(unread(place.file.parent) if config else ())]
+        notes = [*place.notes, *(foreign_notes(place.file.parent) if config else ())]
     tensors = {ref.spec.name: ref for shard in shards for ref in shard.tensors}
     metadata, wrapper = shards[0].metadata, shards[0].wrapper
     refuse_without_config(place.file, tensors, config, metadata)

@@ -181,5 +181,5 @@ def _disagreements(index: _Index, shards: Sequence[Shard]) -> Iterable[Problem]:
     for name, file in index.weight_map.items():
         if homes.get(name) != file:
             seen = f"; it lies in {homes[name]}" if name in homes else ""
-            text = f"{name!r} is not in {file}, as the index says{seen}"
+            text = f"{name!r} is not in {file}, where the index places it{seen}"
             yield Problem(text, str(index.path))

@@ -64,7 +64,7 @@ def foreign_trainer(file: AdapterFile) -> Trainer | None:
     PEFT's config outweighs any names. Faint names only count when no dialect recognises the file.
     """
     best = max(dialect.recognizes(file) for dialect in all_dialects().values())
-    if best is Evidence.CONFIGURATION:
+    if best is Evidence.CONFIG:
         return None
     return trainer_of(file, faint=best is Evidence.NONE)
 

@@ -20,7 +20,7 @@ class Evidence(IntEnum):
     """Names that adapters of several trainers have."""
     TRAINERS_NAMES = 2
     """Names that only one trainer gives."""
-    CONFIGURATION = 3
+    CONFIG = 3
     """A config that names the library."""
 
 

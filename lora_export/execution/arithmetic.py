@@ -206,9 +206,10 @@ def is_cuttable(step: Step) -> bool:
 def memory_needed(plan: MergePlan, jobs: int) -> int:
     """Estimate the bytes that a merge in `jobs` threads takes beside the interpreter and torch.
 
-    A thread holds a block in several dtypes, blocks that wait for their digest, and the factors of
-    its tensor: as they are stored, and in float64 and float32 for the proof. A tensor that cannot
-    be cut is held whole. The proof then holds a dozen float64 arrays of its size.
+    A thread holds a block in several dtypes, and blocks that wait for their digest. It also holds
+    the factors of its tensor: as they are stored, and in float64 and float32 for the proof. A
+    tensor that cannot be cut is held whole. The proof then holds a dozen float64 arrays of its
+    size.
     """
     largest = max((_step_memory(step) for step in plan.steps() if step.deltas), default=0)
     return jobs * (32 * BLOCK_BYTES + largest)

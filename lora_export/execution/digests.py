@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lora_export.records import MergePlan, ShardPlan
 
 
-def whole(hashed: Mapping[Path, tuple[HASH, int]]) -> dict[Path, str]:
+def complete_digests(hashed: Mapping[Path, tuple[HASH, int]]) -> dict[Path, str]:
     """Return the digests of the files that were hashed to their ends.
 
     hashed: digests so far, and of how many bytes, by file.
@@ -33,7 +33,7 @@ def whole(hashed: Mapping[Path, tuple[HASH, int]]) -> dict[Path, str]:
     }
 
 
-def follow(
+def add_base_lanes(
     plan: MergePlan,
     tasks: Sequence[FileTask],
     files: Sequence[Path],

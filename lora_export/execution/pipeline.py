@@ -111,9 +111,9 @@ class Pipeline:
     def _choose(self) -> FileTask | None:
         """Return the file whose piece comes next, or None; the lock is held.
 
-        It is a new file if no open file is without a thread and more may be open, else the open
-        file with the fewest threads. Threads in different files do not wait for each other's
-        digests.
+        A new file is opened if every open file has a thread and more may be open. Otherwise it is
+        the open file with the fewest threads. Threads in different files do not wait for each
+        other's digests.
         """
         limit = AHEAD * self._jobs
         ready = [t for t in self._active if not t.is_claimed and t.claimed - t.hashed < limit]
@@ -139,8 +139,8 @@ class Pipeline:
     def _make(self, task: FileTask, place: int) -> tuple[Content, Content]:
         """Write a piece and prove it; return (its bytes in the output, the base's bytes).
 
-        With a watcher the bytes are always read back from the file, so that the proof sees what was
-        written and not what should have been.
+        With a watcher the bytes are always read back from the file: the proof must see what was
+        written.
         """
         segment, offset = task.segments[place], task.offsets[place]
         made: Content | None = None

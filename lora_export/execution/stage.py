@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.contents import is_zero
 from lora_export.checkpoint.output.writer import copy_file, write_bytes
 from lora_export.errors import FitError
-from lora_export.execution.digests import follow, hash_files, whole
+from lora_export.execution.digests import add_base_lanes, complete_digests, hash_files
 from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.garbage import torch_at_hand
 from lora_export.execution.head_start import HeadStart, keep_freed_memory
@@ -51,8 +51,8 @@ def write_plan(
         digest_base: hash the base's files as well, which costs as much as the copying.
 
     Returns:
-        every file written, with its path relative to the folder (the name of a single file), and
-        the SHA-256 of input files by path; with `digest_base`, of all files of the base.
+        every file written, with its path relative to the folder (or the name of a single file).
+        Then the SHA-256 of input files by path; with `digest_base`, of all files of the base.
 
     Raises:
         InputError: an input is damaged, or holds NaN or infinity where it takes part in the merge.
@@ -71,10 +71,10 @@ def write_plan(
         with HeadStart(tasks, [*adapters, *base], jobs) as start:
             stack.enter_context(torch_at_hand())
             refuse_unusable(plan)
-        digests = whole(start.hashed)
+        digests = complete_digests(start.hashed)
         # Only a watched merge reads the bytes of the base that it copies; the kernel does not.
         left = [file for file in base if file not in digests] if watcher else []
-        followed = follow(plan, tasks, left, start.hashed)
+        followed = add_base_lanes(plan, tasks, left, start.hashed)
         stack.enter_context(one_thread_each())  # of BLAS: our own threads merge the blocks
         Pipeline(tasks, jobs, watcher, progress).run()
     if not allow_noop:

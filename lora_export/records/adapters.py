@@ -89,13 +89,13 @@ class Update:
         return (self, *self.instead)
 
 
-Origin = Literal["shared", "module", "base", "under"]
-"""What a full tensor is loaded into.
-
-shared: the parameter of that name, with all modules that share it. module: a module of the
-adapter's own in place of the base's (PEFT's modules_to_save). base: the layer under an update, of
-which it is a copy (PEFT's base_layer). under: the layer under an update, trained there.
-"""
+Origin = Literal[
+    "shared",  # the parameter of that name, with all modules that share it
+    "module",  # a module of the adapter's own in place of the base's (PEFT's modules_to_save)
+    "base",  # the layer under an update, of which it is a copy (PEFT's base_layer)
+    "under",  # the layer under an update, in which it was trained
+]
+"""What a full tensor is loaded into."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from lora_export.records.files import Checkpoint, SideFile, TensorRef, TensorSpec
 
 
-StepAction = Literal["copy", "merge", "replace", "add"]
-"""How an output tensor is made from `Step.source`.
-
-copy: the base's bytes. merge: the base's tensor with deltas. replace: an adapter's tensor, or
-another layer's, in place of the base's. add: a tensor that the base does not hold (an adapter's,
-an untied head made from the base's embedding, a repeated layer).
-"""
+StepAction = Literal[
+    "copy",  # the base's bytes
+    "merge",  # the base's tensor with deltas
+    "replace",  # an adapter's tensor, or another layer's, in place of the base's
+    "add",  # a tensor that the base lacks: an adapter's, an untied head, a repeated layer
+]
+"""How an output tensor is made from `Step.source`."""
 
 
 @dataclass(frozen=True, slots=True)

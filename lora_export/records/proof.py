@@ -88,21 +88,25 @@ def example_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
     return sizes
 
 
-Level = Literal["", "manifest", "weights", "model", "file", "runtime", "precision"]
-"""What a check is about.
+Level = Literal[
+    "",  # none of the following
+    "manifest",  # the files around the weights, and their digests
+    "weights",  # the merged tensors
+    "model",  # the torch models' outputs
+    "file",  # the content of the ONNX file
+    "runtime",  # what ONNX Runtime computes from the file
+    "precision",  # a file in a lower precision
+]
+"""What a check is about."""
 
-manifest: the files around the weights and their digests. weights: the merged tensors. model: the
-torch models' outputs. file: the content of the ONNX file. runtime: what ONNX Runtime computes from
-it. precision: a file in a lower precision. Empty: none of them.
-"""
-
-Stage = Literal["merge", "export", "shape specialisation", "runtime optimiser", "unknown"]
-"""What a failed proof comes from.
-
-merge: the merged weights. export: the ONNX file (capture, filling, saving). shape specialisation:
-the file at other sizes than it was traced with. runtime optimiser: ONNX Runtime's graph
-optimisation.
-"""
+Stage = Literal[
+    "merge",  # the merged weights
+    "export",  # the ONNX file: capture, filling, saving
+    "shape specialisation",  # the file at other sizes than it was traced with
+    "runtime optimiser",  # ONNX Runtime's graph optimisation
+    "unknown",
+]
+"""What a failed proof comes from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def beside(place: AdapterPlace) -> tuple[WeightSet, ...]:
     return tuple(one for one in found if not taken & set(one.files))
 
 
-def unread(folder: Path) -> list[str]:
+def foreign_notes(folder: Path) -> list[str]:
     """Return a note on each file in the folder that holds weights of another framework."""
     names = sorted(path.name for path in folder.iterdir() if is_foreign_weights(path))
     return [f"{name} beside the adapter is of another framework and not read" for name in names]

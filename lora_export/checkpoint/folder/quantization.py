@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_export.records import Checkpoint, TensorSpec
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
-"""The members of config.json with which a model says that its weights are quantised."""
+"""The members of config.json that mark a model's weights as quantised."""
 
 _WIDE = FLOAT_DTYPES | {"I64", "U64", "C64", "BOOL"}
 """Dtypes that are no sign of quantisation: plain weights, positions, masks."""

@@ -38,8 +38,9 @@ def check_output(
     Args:
         output: the path of the artefact.
         kind: whether the artefact is a file or a folder.
-        force: replace an output that exists. It must then be of the same kind, and an export: a
-            folder with our manifest, a file with it beside, or a safetensors or ONNX file.
+        force: replace an output that exists. It must then be of the same kind, and an export.
+            That is a folder with our manifest, a file with it beside, or a safetensors or ONNX
+            file.
         inputs: files and folders that the output may not be, contain or lie in.
         beside: names of files that will be put into the same folder.
 

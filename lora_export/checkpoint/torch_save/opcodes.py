@@ -1,7 +1,7 @@
 """Reads the pickle language without ever importing, calling or building anything of the file.
 
-The interpreter is our own. Every class or function that a pickle names becomes a `Global`, every
-call of one an `Opaque`, unless the caller has a builder for that name. Nothing can be executed.
+The interpreter is our own. Every class or function that a pickle names becomes a `Global`. Every
+call becomes an `Opaque`, unless the caller has a builder for that name. Nothing can be executed.
 """
 
 from __future__ import annotations

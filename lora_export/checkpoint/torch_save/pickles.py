@@ -55,8 +55,8 @@ def read_pickles(path: Path) -> TorchFile:
     refuses such files.
 
     Raises:
-        InputError: the file is damaged, of another kind, or ambiguous, names a function to call,
-            or holds quantised, sparse or foreign tensors; every problem is named.
+        InputError: the file is damaged, ambiguous or of another kind, or names a function to call.
+            Or it holds quantised, sparse or foreign tensors. Every problem is named.
         LimitError: the pickle is too big.
         StorageError: the file cannot be read.
     """

@@ -197,7 +197,7 @@ class TorchZip:
         at = info.header_offset if 0 <= info.header_offset <= self._size else self._size
         header = pread_exact(self._descriptor, _LOCAL_HEADER.size, at)
         if len(header) != _LOCAL_HEADER.size or not header.startswith(ZIP_START):
-            raise self._damaged(f"the archive's entry {name!r} is not where its directory says")
+            raise self._damaged(f"the archive's entry {name!r} is not at its directory's place")
         *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         offset = at + _LOCAL_HEADER.size + name_length + extra_length
         if info.compress_size != info.file_size or offset + info.file_size > self._size:

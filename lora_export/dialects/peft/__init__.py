@@ -20,7 +20,7 @@ from lora_export.dialects.peft.outside import mark_updates, mark_whole
 from lora_export.dialects.peft.promised import lacking_modules, lacking_rows
 from lora_export.dialects.peft.refusals import refuse_type
 from lora_export.dialects.peft.selection import Selection
-from lora_export.dialects.peft.target_parameters import unheld
+from lora_export.dialects.peft.target_parameters import missing_targets
 from lora_export.dialects.peft.trainable_tokens import STEM, token_updates
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.dialects.peft.untyped import notes, typed
@@ -51,7 +51,7 @@ def all_tuners() -> Mapping[str, Tuner]:
 
 
 def _recognizes(file: AdapterFile) -> Evidence:
-    return Evidence.CONFIGURATION if typed(file).get("peft_type") else Evidence.NONE
+    return Evidence.CONFIG if typed(file).get("peft_type") else Evidence.NONE
 
 
 def _read(file: AdapterFile, weight: float) -> Adapter:
@@ -82,7 +82,11 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
         problems = [Problem(message, str(file.path), "give the adapter's weight file")]
     if problems:
         raise InputError.of(problems)
-    doubts = (*unknown_fields(config), *tuner.notes(found.factors), *unheld(config, updates))
+    doubts = (
+        *unknown_fields(config),
+        *tuner.notes(found.factors),
+        *missing_targets(config, updates),
+    )
     doubts += tuple(doubt for _, lacking in checks for doubt in lacking)
     selection = Selection.of(config)
     updates = mark_updates(selection, updates)

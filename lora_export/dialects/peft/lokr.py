@@ -35,7 +35,7 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
         sides = [side for side in ("w1", "w2") if _contradicts(update.factors, side, rank, both)]
         if sides:
             message = (
-                f"{' and '.join(sides)} have not the shapes of rank {rank} in {ADAPTER_CONFIG}"
+                f"{' and '.join(sides)} do not have the shapes of rank {rank} in {ADAPTER_CONFIG}"
             )
             problems.append(Problem(message, place(config, update.module), OTHER_CONFIG))
     return updates, problems

@@ -88,7 +88,7 @@ class Targets:
         return list(dict.fromkeys(n for owner in owners for n in self.parameters.get(owner, ())))
 
 
-def unheld(config: PeftConfig, updates: Sequence[Update]) -> tuple[str, ...]:
+def missing_targets(config: PeftConfig, updates: Sequence[Update]) -> tuple[str, ...]:
     """Return a doubt about targets of the config for which the file holds no tensor."""
     # These members take targets away, so a missing target shows nothing.
     if any(config.members.get(key) for key in ("exclude_modules", "layers_to_transform")):
