@@ -9,10 +9,17 @@ from collections import Counter
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from detection.summary import told as detection_figures
 from processes.fixtures import fork_python, fork_server, forked, real, run_folder
+from whole_run.sampling import VARIABLE, is_drawn, set_seed
+from whole_run.shared_captures import SharedCaptures, install
+from whole_run.small_networks import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "fork_python",
@@ -30,9 +37,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Here and not in tests/faults, whose conftest is read too late for options."""
     text = "how many times tests/faults kill a run at a random moment"
     parser.addoption("--kills", type=int, default=200, help=text)
+    text = "the seed of what a default run samples: see sampling.py"
+    parser.addoption("--sample-seed", default=None, help=text)
+    text = "capture every graph anew, where tests share captures otherwise"
+    parser.addoption("--own-captures", action="store_true", help=text)
 
 
-def pytest_configure() -> None:
+SHARED = "LORA_EXPORT_TEST_CAPTURES"
+_shared: list[SharedCaptures] = []
+_watch = Watch()
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """How fast examples are drawn says how busy the machine is, and nothing about the property.
 
     Nothing is kept in the user's own cache, whoever exports: fixtures and other processes too.
@@ -45,18 +61,70 @@ def pytest_configure() -> None:
     slow = [HealthCheck.too_slow]
     settings.register_profile("any machine", deadline=None, suppress_health_check=slow)
     settings.load_profile("any machine")
+    if not hasattr(config, "workerinput"):  # workers get the variables of the process they serve
+        set_seed(config.getoption("--sample-seed"))
+        os.environ[SHARED] = tempfile.mkdtemp(prefix="lora-export-shared-")
+    allowed = not config.getoption("--own-captures")
+    _shared.append(install(Path(os.environ[SHARED]), is_allowed=allowed))
 
 
-def pytest_unconfigure() -> None:
+def pytest_report_header() -> str:
+    """Name the seed of what is sampled: --sample-seed gives it back."""
+    return f"sample seed: {os.environ.get(VARIABLE, 'none')}"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
     """The captures of the run are of no further use."""
     shutil.rmtree(os.environ.pop(CAPTURES, ""), ignore_errors=True)
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(SHARED, ""), ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
-def _own_captures(monkeypatch) -> None:
-    """No test is given the graph of another, which may have planted a fault in it."""
+def _own_captures(request, monkeypatch) -> None:
+    """Give the test a cache of its own, as a user has, and the graphs that tests share behind it.
+
+    No test is given the graph of another, which may have planted a fault in it: see
+    shared_captures.py.
+    """
     folder = Path(os.environ[CAPTURES]) / f"test-{next(_numbers)}"
     monkeypatch.setenv(CAPTURES, str(folder))
+    for shared in _shared:
+        shared.look()
+        is_apart = request.node.get_closest_marker("own_captures") is not None
+        monkeypatch.setattr(shared, "is_on", shared.is_allowed and not is_apart)
+
+
+@pytest.fixture(autouse=True)
+def _small_networks(request) -> Iterator[None]:
+    """Fail a test that builds a large transformers model and does not say so."""
+    _watch.begin()
+    yield
+    seen = _watch.take()
+    if request.node.get_closest_marker("large_network") or request.node.get_closest_marker("slow"):
+        return
+    assert not seen, f"use a smaller network, or the marker large_network: {seen[0]}"
+
+
+@pytest.fixture
+def is_proven(request, monkeypatch) -> bool:
+    """Tell whether merges of this test are proven as a model, too; by weights they always are.
+
+    A third of the default run's cases are, by the run's seed, and every slow one.
+    """
+    proven = request.node.get_closest_marker("slow") is not None or is_drawn(request.node.name)
+    if not proven:
+        from lora_export.api import merging
+        from lora_export.api.proving import Proven
+
+        monkeypatch.setattr(merging, "prove_further", lambda _job, _merged, checks: Proven(checks))
+    return proven
+
+
+@pytest.fixture(scope="session")
+def run_captures() -> SharedCaptures:
+    """Return the captures that the tests of this run share."""
+    return _shared[0]
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

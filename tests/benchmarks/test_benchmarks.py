@@ -41,6 +41,7 @@ def result(written: Path) -> dict[str, Any]:
     return json.loads((written / "result.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_every_tensor_is_the_libraries_to_the_bit(result: dict[str, Any]) -> None:
     compared = {
         (one["shape"], one["targets"], one["run"], one["against"]) for one in result["equality"]
@@ -51,6 +52,7 @@ def test_every_tensor_is_the_libraries_to_the_bit(result: dict[str, Any]) -> Non
     assert [one for one in result["equality"] if one["unlike"] or not one["tensors"]] == []
 
 
+@pytest.mark.slow
 def test_json_tells_time_and_memory_of_every_command(result: dict[str, Any]) -> None:
     [timing] = result["timing"]
     assert timing["seconds"].keys() == {*MERGES, "cp -r", "PEFT", "import torch"}
@@ -64,6 +66,7 @@ def test_json_tells_time_and_memory_of_every_command(result: dict[str, Any]) -> 
         assert 0 < one["anonymous"] < one["high_water"], one
 
 
+@pytest.mark.slow
 def test_json_names_machine_and_command(result: dict[str, Any]) -> None:
     machine = result["machine"]
     assert machine["cpu"]
@@ -75,6 +78,7 @@ def test_json_names_machine_and_command(result: dict[str, Any]) -> None:
     assert result["quick"] is True
 
 
+@pytest.mark.slow
 def test_json_tells_which_figures_are_reached(result: dict[str, Any]) -> None:
     named = " ".join(figure["name"] for figure in result["figures"])
     for part in ("PEFT's script / merge", "cp -r", "anonymous memory", "unlike", "plan of"):
@@ -84,6 +88,7 @@ def test_json_tells_which_figures_are_reached(result: dict[str, Any]) -> None:
         assert one["reached"] == (over if one["least"] else one["value"] <= one["limit"]), one
 
 
+@pytest.mark.slow
 def test_page_holds_machine_command_and_the_printed_tables(
     written: Path, result: dict[str, Any]
 ) -> None:
@@ -94,6 +99,7 @@ def test_page_holds_machine_command_and_the_printed_tables(
     assert result["machine"]["cpu"] in page
 
 
+@pytest.mark.slow
 def test_page_can_be_written_from_the_json(root: Path, written: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.md"
     done = run_script(root, "page.py", again, "--json", written / "result.json")
@@ -101,6 +107,7 @@ def test_page_can_be_written_from_the_json(root: Path, written: Path, tmp_path: 
     assert again.read_text(encoding="utf-8") == (written / "page.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(written: Path) -> None:
     assert [*(written / "data").iterdir()] == []
 

@@ -212,6 +212,7 @@ def test_old_forms_of_a_saved_module(form, original, tmp_path):
     assert any("takes no part" in choice for choice in report.plan.choices) is original
 
 
+@pytest.mark.large_network
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layers", [[[0, 2], [1, 3]], [[1, 3], [0, 2]], [[2, 3], [0, 1]]])
 def test_replicated_layers_become_layers_of_their_own(layers, dtype, tmp_path):

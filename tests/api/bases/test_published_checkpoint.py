@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from lora_export.api import merge, verify
 from lora_export.errors import UsageError
 
+pytestmark = pytest.mark.large_network  # the adapter is for the published sizes
 RANK, ALPHA = 8, 16  # known only from the authors' training script
 
 
@@ -49,7 +50,7 @@ def evaluated(folder, published):
 
 
 def test_merge_equals_loralib(roberta, published, tmp_path):
-    report = merge(roberta, [published], tmp_path / "out", alpha=ALPHA)
+    merge(roberta, [published], tmp_path / "out", alpha=ALPHA, verify=False)
 
     merged, expected = (
         load_file(tmp_path / "out" / "model.safetensors"),
@@ -57,10 +58,10 @@ def test_merge_equals_loralib(roberta, published, tmp_path):
     )
     assert merged.keys() == expected.keys()
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
+    assert (tmp_path / "out" / "config.json").read_bytes() == (roberta / "config.json").read_bytes()
+    report = verify(tmp_path / "out", base=roberta, adapters=[published])
     assert report.passed
     assert any(check.name == "merged = unmerged (torch)" for check in report.checks)
-    assert (tmp_path / "out" / "config.json").read_bytes() == (roberta / "config.json").read_bytes()
-    assert verify(tmp_path / "out", base=roberta, adapters=[published]).passed
 
 
 def test_square_weights_of_a_file_without_its_folder_are_asked_for(roberta, published, tmp_path):

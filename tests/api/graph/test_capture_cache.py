@@ -50,6 +50,7 @@ def count_captures(monkeypatch):
     return made
 
 
+@pytest.mark.own_captures
 def test_a_second_adapter_takes_the_capture_of_the_first(bert, tmp_path, monkeypatch):
     base, first, second = bert
     made, cache = count_captures(monkeypatch), tmp_path / "cache"

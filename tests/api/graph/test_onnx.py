@@ -22,21 +22,20 @@ def bert(tmp_path_factory):
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=61,
-        hidden_size=32,
-        num_hidden_layers=2,
+        hidden_size=16,
+        num_hidden_layers=1,
         num_attention_heads=2,
-        intermediate_size=48,
+        intermediate_size=24,
         max_position_embeddings=40,
         num_labels=3,
     )
     folder = tmp_path_factory.mktemp("bert")
     BertForSequenceClassification(config).save_pretrained(folder)
-    adapter = {"classifier.weight": torch.randn(3, 32), "classifier.bias": torch.randn(3)}
-    for layer in range(2):
-        for name in ("query", "value"):
-            module = f"bert.encoder.layer.{layer}.attention.self.{name}"
-            adapter[f"{module}.lora_A"] = torch.randn(RANK, 32) * 0.3
-            adapter[f"{module}.lora_B"] = torch.randn(32, RANK) * 0.3
+    adapter = {"classifier.weight": torch.randn(3, 16), "classifier.bias": torch.randn(3)}
+    for name in ("query", "value"):
+        module = f"bert.encoder.layer.0.attention.self.{name}"
+        adapter[f"{module}.lora_A"] = torch.randn(RANK, 16) * 0.3
+        adapter[f"{module}.lora_B"] = torch.randn(16, RANK) * 0.3
     torch.save(adapter, folder.parent / "lora.pt")
     return folder, folder.parent / "lora.pt"
 

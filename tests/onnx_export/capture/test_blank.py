@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,18 @@ def outcome(model, source):
 
 
 def source_of(name, tmp_path):
-    ARCHITECTURES[name].save(torch.float32, tmp_path)
+    """The architecture's base; in the default run, with one layer."""
+    architecture = ARCHITECTURES[name]
+    if name in BY_DEFAULT:
+        config = architecture.config()
+        config.num_hidden_layers = 1
+        architecture = replace(architecture, config=lambda: config)
+    architecture.save(torch.float32, tmp_path)
     base = read_checkpoint(tmp_path)
     return HuggingFaceModel(base, parse_inputs(INPUTS.get(name, ()))), base
 
 
+@pytest.mark.own_captures
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=() if n in BY_DEFAULT else pytest.mark.slow) for n in ARCHITECTURES],
@@ -68,6 +76,7 @@ def test_the_blank_model_is_the_loaded_one_but_for_its_weights(name, tmp_path):
     assert name not in BY_DEFAULT or found[0].nodes > 50
 
 
+@pytest.mark.own_captures
 @pytest.mark.parametrize(
     ("stored", "apart", "untied"),
     [

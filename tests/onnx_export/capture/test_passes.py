@@ -32,6 +32,7 @@ def degenerate(model):
     return model
 
 
+@pytest.mark.own_captures
 @pytest.mark.parametrize("name", ["net", "gpt", "bert"])
 def test_the_graph_does_not_depend_on_the_values_of_the_weights(zoo, name):
     case = zoo.captured(name)

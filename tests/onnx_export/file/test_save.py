@@ -87,6 +87,7 @@ def digest():
     return hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
 
 
+@pytest.mark.own_captures
 def test_another_process_captures_the_same_bytes(tmp_path):
     imports = (
         "import hashlib, torch\n"

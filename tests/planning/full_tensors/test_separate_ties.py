@@ -20,6 +20,11 @@ SIZES = {
     "vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4,
     "decoder_start_token_id": 0, "pad_token_id": 0,
 }  # fmt: skip
+# What has other defaults than one layer: 12 layers of 8 experts, an attention to 127 neighbours.
+SMALL = {
+    "SwitchTransformers": {"num_decoder_layers": 1, "num_experts": 2},
+    "LongT5": {"local_radius": 4},
+}
 IDS = {"input_ids": torch.arange(3, 12)[None], "decoder_input_ids": torch.arange(5, 9)[None]}
 
 
@@ -32,7 +37,9 @@ def seq2seq(family, **config):
     import transformers
 
     torch.manual_seed(0)
-    configuration = getattr(transformers, f"{family}Config")(**SIZES, **config)
+    configuration = getattr(transformers, f"{family}Config")(
+        **SIZES, **SMALL.get(family, {}), **config
+    )
     return getattr(transformers, f"{family}ForConditionalGeneration")(configuration)
 
 
