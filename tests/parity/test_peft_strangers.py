@@ -9,7 +9,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora import config as lora
 from peft_matrix.architectures import ARCHITECTURES
 from peft_matrix.making import train
-from peft_matrix.oracle import merged
+from peft_matrix.oracle import load_adapted, merged
 from safetensors.torch import load_file
 
 from lora_export.api import merge
@@ -85,7 +85,7 @@ def base(tmp_path_factory):
 
 
 def make(base, folder, config):
-    model, _ = ARCHITECTURE.load(base)
+    model = ARCHITECTURE.load_base(base)
     adapted = peft.get_peft_model(model, config)
     train(adapted)
     adapted.save_pretrained(folder)
@@ -112,7 +112,8 @@ def test_variants_of_lora_are_refused_or_exact(name, base, tmp_path):
     except LoraExportError:
         assert not (tmp_path / "out").exists()
         return
-    theirs = merged(ARCHITECTURE, base, tmp_path / "adapter", tmp_path / "theirs")
+    adapted = load_adapted(ARCHITECTURE, base, tmp_path / "adapter")
+    theirs = merged(adapted, tmp_path / "theirs")
     ours = load_file(tmp_path / "out" / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert [name for name, value in theirs.items() if not torch.equal(ours[name], value)] == []

@@ -6,7 +6,9 @@ update that went to the wrong place.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -95,6 +97,18 @@ class Architecture:
             folder, dtype="auto", output_loading_info=True, local_files_only=True, **self.loading
         )
         return model.eval(), info
+
+    def load_base(self, folder: Path) -> Any:
+        """Return the model of a base that nobody changes: it is read once, and copied."""
+        return deepcopy(_load_once(self.auto, folder, *self.loading.items()))
+
+
+@lru_cache(64)
+def _load_once(auto: str, folder: Path, *loading: tuple[str, Any]) -> Any:
+    model = getattr(hf, auto).from_pretrained(
+        folder, dtype="auto", local_files_only=True, **dict(loading)
+    )
+    return model.eval()
 
 
 def _draw() -> torch.Generator:

@@ -1,7 +1,8 @@
 """Which adapters are made for which models, in which precision; and what of it runs by default.
 
 Every option meets the architectures of its row in every precision. The default test run takes one
-precision of each such pair, in turn; `-m slow` takes the others.
+precision of each such pair, in turn, and proves a third of these as models; `-m slow` takes all of
+them, and proves them all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Where merge_and_unload(safe_merge=True) takes another way to the same weights.
 _SAFE = ("plain", "dora", "conv", "table", "experts", "ia3", "loha", "half")
 _FEW = 3
+_SLOW = pytest.mark.slow
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ def _parameters() -> Iterator[ParameterSet]:
         for place, architecture in enumerate(option.on):
             by_default = precisions[(row + place) % len(precisions)]
             for dtype in precisions:
-                marks = () if dtype == by_default else pytest.mark.slow
+                marks = () if dtype == by_default else _SLOW
                 for safe in (False, True):
                     case = Case(architecture, name, dtype, safe=safe)
                     if not safe or (name in _SAFE and place < _FEW and dtype != "fp32"):
                         yield pytest.param(case, id=case.name, marks=marks)
+                        if not marks:
+                            yield pytest.param(case, id=f"{case.name}-proven", marks=_SLOW)
 
 
 CASES = [*_parameters()]

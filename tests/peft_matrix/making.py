@@ -33,7 +33,7 @@ def make_adapter(
     if option.of_transformers_4:
         _write_experts(option.config(architecture), base, folder)
         return
-    model, _ = architecture.load(base)
+    model = architecture.load_base(base)
     adapted = peft.get_peft_model(model, option.config(architecture))
     before = {name: tensor.clone() for name, tensor in _saved(adapted).items()}
     train(adapted, seed)

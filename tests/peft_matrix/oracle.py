@@ -67,7 +67,7 @@ def run(model: Any, architecture: Architecture, dtype: torch.dtype | None = None
 
 def load_adapted(architecture: Architecture, base: Path, adapter: Path) -> Any:
     """Base and adapter as a user loads them, every tensor of the adapter's file in its place."""
-    model, _ = architecture.load(base)
+    model = architecture.load_base(base)
     adapted = peft.PeftModel.from_pretrained(model, adapter).eval()
     check_consumed(adapted, adapter)
     return adapted
@@ -94,9 +94,8 @@ def _energy(tensors: dict[str, torch.Tensor], role: str) -> float:
     return sum(value.double().square().sum().item() for n, value in tensors.items() if role in n)
 
 
-def unmerged(architecture: Architecture, base: Path, adapter: Path) -> Unmerged:
-    """The reference: no merge of anybody's took part in it."""
-    adapted = load_adapted(architecture, base, adapter)
+def unmerged(architecture: Architecture, adapted: Any) -> Unmerged:
+    """Run `adapted`, which is float64 afterwards: no merge of anybody's took part in it."""
     eps = torch.finfo(adapted.dtype).eps
     return Unmerged(run(adapted, architecture), run(adapted, architecture, torch.float64), eps)
 
@@ -124,10 +123,7 @@ def merged_modules(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     return dict(adapted.merge_and_unload().state_dict())
 
 
-def merged(
-    architecture: Architecture, base: Path, adapter: Path, folder: Path, *, safe: bool = False
-) -> dict[str, torch.Tensor]:
-    """What PEFT's merge leaves on disk, after transformers saved it."""
-    adapted = load_adapted(architecture, base, adapter)
+def merged(adapted: Any, folder: Path, *, safe: bool = False) -> dict[str, torch.Tensor]:
+    """What PEFT's merge of `adapted` leaves on disk, after transformers saved it."""
     adapted.merge_and_unload(safe_merge=safe).save_pretrained(folder)
     return load_file(folder / "model.safetensors")
