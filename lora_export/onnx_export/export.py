@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lora_export.models.subject import Subject
-    from lora_export.onnx_export.capture.captures import Captures
+    from lora_export.onnx_export.capture.captures import Beside, Captures
     from lora_export.onnx_export.settings import ExportSettings
     from lora_export.records import InputSpec, WrittenFile
 
@@ -47,6 +47,8 @@ class Exported:
     warnings: tuple[str, ...] = ()
     #: What was written; empty where nothing was.
     files: tuple[WrittenFile, ...] = ()
+    beside: Beside | None = None
+    """Where counts on the network are kept; None where its graph is not kept either."""
 
 
 def export(
@@ -108,6 +110,8 @@ def _prepare(subject: Subject, settings: ExportSettings) -> tuple[onnx.ModelProt
         return {name: value for name, value in model.state_dict().items() if name not in unused}
 
     planned = Exported(describe(graph), opset_of(graph), inputs, weights, how, unused, warnings)
+    if captures and key:
+        planned = replace(planned, beside=captures.beside(key))
     return graph, planned
 
 

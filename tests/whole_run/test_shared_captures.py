@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lora_export.errors import InputError
-from lora_export.models.inputs import parse_inputs
+from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.onnx_export.capture import dimensions, passes, trace, weights_in_graph
 from whole_run.shared_captures import SharedCaptures
 

@@ -56,7 +56,7 @@ def prove_file(
         return Proven(checks, by_model.warnings, by_model.proven().attribution)
     found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
     with job.clock("overhead"):
-        extra = None if found else saved(job.plan, by_model.witnesses.sites)
+        extra = None if found else saved(job.plan, by_model.witnesses.sites, exported.beside)
     return Proven(checks, by_model.warnings, found, extra)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -11,16 +13,21 @@ from lora_export.records import InputSpec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lora_export.onnx_export.capture.captures import Beside
     from lora_export.records import MergePlan
     from lora_export.verification.model.branches import Branch, Site
 
 
-def saved(plan: MergePlan, sites: Sequence[Site]) -> dict[str, int] | None:
-    """Nodes and parameters of the live branches, none of which the merged graph has.
+def saved(
+    plan: MergePlan, sites: Sequence[Site], beside: Beside | None = None
+) -> dict[str, int] | None:
+    """Count nodes and parameters of the live branches, none of which the merged graph has.
 
     One layer of every form is captured with its live branch and without, and multiplied by how
     often the form occurs. None where there are none (a parameter's update is no layer's), or where
     one cannot be captured alone: then nothing is told.
+
+    beside: where the nodes that were counted for the same network and branches are kept.
     """
     from lora_export.onnx_export.capture.node_count import count_extra_nodes
     from lora_export.verification.model.live_layer import LiveLayers
@@ -28,12 +35,28 @@ def saved(plan: MergePlan, sites: Sequence[Site]) -> dict[str, int] | None:
     if not sites:
         return None
     inputs = [_input(at, site.branch) for at, site in enumerate(sites)]
+
+    def count() -> list[int]:
+        return count_extra_nodes(LiveLayers(sites).eval(), inputs)
+
     try:
-        extra = count_extra_nodes(LiveLayers(sites).eval(), inputs)
+        extra = beside.counts(_key(sites), count) if beside else count()
     except (InputError, UsageError):
         return None
     nodes = sum(site.times * more for site, more in zip(sites, extra, strict=True))
     return {"nodes": nodes, "parameters": _parameters(plan)}
+
+
+def _key(sites: Sequence[Site]) -> str:
+    """Digest (64 hex digits) of all that decides the branches' nodes beside the network itself."""
+    facts = []
+    for site in sites:
+        delta = site.branch.delta
+        # Neither where the factors lie nor what they hold is part of a graph.
+        plain = replace(delta, adapter="", factors={}, alpha=float(delta.alpha))
+        shapes = [(role, ref.spec.shape, ref.spec.dtype) for role, ref in delta.factors.items()]
+        facts.append((plain, sorted(shapes), site.branch.taken))
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _input(place: int, branch: Branch) -> InputSpec:

@@ -18,11 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import lora_export
 from lora_export.errors import InputError
 from lora_export.onnx_export.file.bindings import read_bindings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import onnx
 
@@ -31,9 +32,14 @@ if TYPE_CHECKING:
 VARIABLE = "LORA_EXPORT_CAPTURE_CACHE"
 MAGIC = b"lora-export capture 1\n"
 SUFFIX = ".capture"
+COUNT_SUFFIX = ".count"
 ENTRIES = 64
 ABANDONED = 3600.0
 """Seconds after which an unfinished entry is nobody's any more."""
+
+PACKAGE = Path(lora_export.__file__).parent
+ROOMS = ("models", "onnx_export", "verification")
+"""The folders whose code decides a graph, or what is counted beside it."""
 
 # Whatever takes part in making a graph.
 LIBRARIES = (
@@ -84,12 +90,14 @@ def _version(name: str) -> str:
 
 def _own_code() -> str:
     """The digest of this package's code that makes graphs: a version may be worked on."""
-    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for room in ("models", "onnx_export"):
-        for file in sorted((package / room).glob("*.py")):
-            digest.update(f"{room}/{file.name}\n".encode() + file.read_bytes())
+    for file in _own_files():
+        digest.update(f"{file.relative_to(PACKAGE)}\n".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def _own_files() -> list[Path]:
+    return [file for room in ROOMS for file in sorted((PACKAGE / room).rglob("*.py"))]
 
 
 def default_folder() -> Path | None:
@@ -141,23 +149,54 @@ class Captures:
         payload = graph.SerializeToString(deterministic=True)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(suffix=".part", dir=self.folder)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(_head(key, payload) + payload)
-                Path(part).replace(self._path(key))
-            finally:
-                Path(part).unlink(missing_ok=True)
+            self._write(self._path(key), _head(key, payload) + payload)
             self._prune()
         except OSError as error:
             return f"the captured graph could not be kept in {self.folder}: {error.strerror}"
         return ""
 
+    def beside(self, key: str) -> Beside:
+        """Return the place of what was counted on the network whose graph is kept under `key`."""
+        return Beside(self, key)
+
+    def take_counts(self, key: str, what: str) -> list[int] | None:
+        """Return the counts kept beside the graph of `key`; None where there are none."""
+        try:
+            head, payload = _split(self._count_path(key, what).read_bytes())
+        except OSError:
+            return None
+        if head != _head(what, payload):
+            return None
+        counts: list[int] = json.loads(payload)
+        return counts
+
+    def keep_counts(self, key: str, what: str, counts: Sequence[int]) -> None:
+        """Keep counts beside the graph of `key`, where that is kept and the folder takes them."""
+        payload = json.dumps(list(counts)).encode()
+        if self._path(key).is_file():
+            with suppress(OSError):  # they are counted again
+                self._write(self._count_path(key, what), _head(what, payload) + payload)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        handle, part = tempfile.mkstemp(suffix=".part", dir=self.folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(part).replace(path)
+        finally:
+            Path(part).unlink(missing_ok=True)
+
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"
 
+    def _count_path(self, key: str, what: str) -> Path:
+        return self.folder / f"{key}-{what}{COUNT_SUFFIX}"
+
     def _prune(self) -> None:
-        """Remove the entries that were not used for longest, and what killed runs left."""
+        """Remove the entries that were not used for longest, and what killed runs left.
+
+        Counts go with the graph that they lie beside.
+        """
         ages = []
         for path in self.folder.iterdir():
             with suppress(FileNotFoundError):  # another run prunes as well
@@ -166,8 +205,28 @@ class Captures:
         old = entries[: max(len(entries) - ENTRIES, 0)]
         past = time.time() - ABANDONED
         old += [path for age, path in ages if path.suffix == ".part" and age < past]
+        kept = {path.stem for path in entries} - {path.stem for path in old}
+        counts = [path for _, path in ages if path.suffix == COUNT_SUFFIX]
+        old += [path for path in counts if path.stem.split("-")[0] not in kept]
         for path in old:
             path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The place of what was counted on one network, beside its graph."""
+
+    captures: Captures
+    key: str
+    """Of the network's graph."""
+
+    def counts(self, what: str, count: Callable[[], list[int]]) -> list[int]:
+        """Return the counts kept under `what` (64 hex digits); else count, and keep them."""
+        counts = self.captures.take_counts(self.key, what)
+        if counts is None:
+            counts = count()
+            self.captures.keep_counts(self.key, what, counts)
+        return counts
 
 
 def _head(key: str, payload: bytes) -> bytes:

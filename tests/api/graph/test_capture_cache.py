@@ -17,12 +17,12 @@ ALPHA, RANK = 6, 4
 FACTS = {"alpha": ALPHA, "fan_in_fan_out": False}
 
 
-def adapter(path, seed):
+def adapter(path, seed, rank=RANK):
     draw = torch.Generator().manual_seed(seed)
     module = "bert.encoder.layer.0.attention.self.query"
     factors = {
-        f"{module}.lora_A": torch.randn(RANK, 16, generator=draw),
-        f"{module}.lora_B": torch.randn(16, RANK, generator=draw),
+        f"{module}.lora_A": torch.randn(rank, 16, generator=draw),
+        f"{module}.lora_B": torch.randn(16, rank, generator=draw),
     }
     torch.save(factors, path)
     return path
@@ -80,6 +80,37 @@ def test_a_second_adapter_takes_the_capture_of_the_first(bert, tmp_path, monkeyp
         tmp_path / "x.onnx", base=base, adapters=[second], no_capture_cache=True
     ).passed  # fmt: skip
     assert len(made) == 3
+
+
+def test_what_merging_saves_is_counted_once_a_network_and_kind_of_adapter(
+    bert, tmp_path, monkeypatch
+):
+    from lora_export.onnx_export.capture import node_count
+
+    base, first, second = bert
+    made, right, cache = [], node_count.capture, tmp_path / "cache"
+    monkeypatch.setattr(node_count, "capture", lambda *a: made.append(1) or right(*a))
+
+    def saved(adapter, **settings):
+        settings = {**FACTS, "capture_cache": cache, "force": True, **settings}
+        report = export_onnx(base, [adapter], tmp_path / "x.onnx", **settings)
+        return report.facts["graph"]["saved"], len(made)
+
+    fresh, _ = saved(first, no_capture_cache=True)
+    assert saved(first) == (fresh, 2)
+    assert saved(second) == (fresh, 2)
+    checked = verify(tmp_path / "x.onnx", base=base, adapters=[second], capture_cache=cache)
+    assert (checked.facts["graph"]["saved"], len(made)) == (fresh, 2)
+    # Another rank, and another arithmetic around the same factors.
+    larger = saved(adapter(tmp_path / "larger.pt", 1, rank=5))
+    assert larger == ({**fresh, "parameters": fresh["parameters"] * 5 // 4}, 3)
+    assert saved(first, alpha=4)[1] == 4
+    [*counts] = cache.glob("*.count")
+    assert len(counts) == 3
+    for path in counts:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert saved(first) == (fresh, 5)
+    assert saved(first) == (fresh, 5)
 
 
 def test_other_settings_take_other_captures(bert, tmp_path, monkeypatch):

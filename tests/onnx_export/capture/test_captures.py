@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from lora_export.onnx_export.capture import captures
+from lora_export.models import huggingface
+from lora_export.onnx_export.capture import captures, trace
 from lora_export.onnx_export.capture.captures import (
     Captures,
     capture_key,
     default_folder,
     open_captures,
 )
+from lora_export.verification.model import branches
 
 IDENTITY = {"class": "a.B", "config": {"layers": 2}, "apart": []}
 
@@ -69,6 +71,11 @@ def test_the_key_covers_all_that_decides_a_graph(zoo, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(captures, "_own_code", lambda: "other code")
         others.append(keys(zoo))
+    for code in (trace, huggingface, branches):
+        with monkeypatch.context() as patch:
+            files = [file for file in captures._own_files() if file != Path(code.__file__)]
+            patch.setattr(captures, "_own_files", lambda files=files: files)
+            others.append(keys(zoo))
     assert len({first, *others}) == 1 + len(others)
 
 
@@ -151,6 +158,34 @@ def test_the_entries_that_were_not_used_for_longest_go(graph, folder, monkeypatc
     cache.keep(names[4], graph)
     left = {path.name.removesuffix(".capture") for path in folder.iterdir()}
     assert left == {names[0], names[3], names[4], "running.part", "notes.txt"}
+
+
+def test_counts_lie_beside_their_graph_and_go_with_it(graph, folder, monkeypatch):
+    monkeypatch.setattr(captures, "ENTRIES", 1)
+    cache, key, what = Captures(folder), "ab" * 32, "12" * 32
+    beside, made = cache.beside(key), []
+
+    def count():
+        made.append(1)
+        return [3, 0, 7]
+
+    assert beside.counts(what, count) == [3, 0, 7]
+    assert not folder.exists()  # without its graph, no count is kept
+    cache.keep(key, graph)
+    os.utime(folder / f"{key}.capture", (1, 1))
+    assert [beside.counts(what, count) for _ in range(2)] == [[3, 0, 7]] * 2
+    assert len(made) == 2
+    assert beside.counts("34" * 32, lambda: [1]) == [1]
+    assert beside.counts(what, count) == [3, 0, 7]
+    assert cache.beside("cd" * 32).counts(what, lambda: [2]) == [2]
+    assert len(made) == 2
+    [path] = folder.glob(f"*{what}*")
+    for damaged in (b"", path.read_bytes()[:-1], path.read_bytes().replace(b"7", b"8")):
+        path.write_bytes(damaged)
+        assert beside.counts(what, count) == [3, 0, 7]
+    assert len(made) == 5
+    cache.keep("cd" * 32, graph)
+    assert [path.name for path in folder.iterdir()] == [f"{'cd' * 32}.capture"]
 
 
 def test_where_the_captures_are(monkeypatch, tmp_path):
