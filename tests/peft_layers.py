@@ -4,9 +4,7 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 
 class Holder(nn.Module):
@@ -31,14 +29,21 @@ class Attention(nn.Module):
         return self.attn(x, x, x, need_weights=False)[0]
 
 
+def conv1d(features, inputs):
+    """Return transformers' linear layer, whose weight is stored (in, out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D(features, inputs)
+
+
 LAYERS = {
     "linear": lambda: nn.Linear(24, 40),
     "linear square": lambda: nn.Linear(32, 32),
     "linear no bias": lambda: nn.Linear(33, 65, bias=False),
     "linear large": lambda: nn.Linear(257, 400),
-    "Conv1D": lambda: Conv1D(40, 24),
-    "Conv1D square": lambda: Conv1D(32, 32),
-    "Conv1D large": lambda: Conv1D(300, 257),
+    "Conv1D": lambda: conv1d(40, 24),
+    "Conv1D square": lambda: conv1d(32, 32),
+    "Conv1D large": lambda: conv1d(300, 257),
     "embedding": lambda: nn.Embedding(50, 16),
     "embedding square": lambda: nn.Embedding(32, 32),
     "embedding large": lambda: nn.Embedding(700, 96),
@@ -60,7 +65,7 @@ def inputs(layer):
     if isinstance(layer, nn.Embedding):
         return torch.arange(12).view(2, 6) % weight.shape[0]
     if weight.dim() == 2:
-        features = weight.shape[0] if isinstance(layer, Conv1D) else weight.shape[1]
+        features = weight.shape[0] if type(layer).__name__ == "Conv1D" else weight.shape[1]
         return torch.randn(2, 3, features)
     return torch.randn(2, weight.shape[1], *[6] * (weight.dim() - 2))
 
@@ -110,6 +115,8 @@ def build(name):
 
 def train(name, dtype="F32", **settings):
     """PEFT's model of the layer, with factors and magnitudes that are not as they start."""
+    from peft import LoraConfig, get_peft_model
+
     model = build(name).to(DTYPES[dtype])
     base = {key: value.clone() for key, value in model.state_dict().items()}
     target = "attn" if name == "attention" else "layer"

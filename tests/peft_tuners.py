@@ -10,14 +10,17 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import peft
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from types import ModuleType
+
+    from peft import PeftConfig
+
+    Maker = Callable[[ModuleType], PeftConfig]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LINEAR = ("plain", "square", "large")
@@ -31,6 +34,8 @@ class Layers(torch.nn.Module):
     """One layer of each sort that some tuner adapts; all are called, so that branches are too."""
 
     def __init__(self) -> None:
+        from transformers.pytorch_utils import Conv1D
+
         super().__init__()
         self.plain = torch.nn.Linear(40, 72)
         self.square = torch.nn.Linear(48, 48, bias=False)
@@ -75,8 +80,8 @@ def build() -> torch.nn.Module:
     return Layers().eval()
 
 
-def _adalora(pruned: bool, *names: str, alpha: float = 7) -> Callable[[], peft.PeftConfig]:  # noqa: FBT001
-    return lambda: peft.AdaLoraConfig(
+def _adalora(pruned: bool, *names: str, alpha: float = 7) -> Maker:  # noqa: FBT001
+    return lambda peft: peft.AdaLoraConfig(
         target_modules=list(names),
         init_r=6,
         lora_alpha=alpha,
@@ -92,71 +97,78 @@ def _mask(name: str) -> list[bool]:
     return [True] * 6 if name == "square" else [True, False, True, True, False, True]
 
 
-CONFIGS: dict[str, Callable[[], peft.PeftConfig]] = {
+CONFIGS: dict[str, Maker] = {
     "adalora": _adalora(False, *LINEAR, *CONV2D),  # noqa: FBT003
     "adalora turned": _adalora(False, *TURNED),  # noqa: FBT003
     "adalora pruned": _adalora(True, *LINEAR, *CONV2D),  # noqa: FBT003
     "adalora without alpha": _adalora(True, *LINEAR, alpha=0),  # noqa: FBT003
-    "loha": lambda: peft.LoHaConfig(
+    "loha": lambda peft: peft.LoHaConfig(
         target_modules=[*LINEAR, *CONV2D, *CONV1D, "grouped"],
         r=3,
         alpha=7,
         rank_pattern={"square": 5},
         alpha_pattern={"l.*e": 2.5},
     ),
-    "loha effective": lambda: peft.LoHaConfig(
+    "loha effective": lambda peft: peft.LoHaConfig(
         target_modules=[*LINEAR, *CONV2D, *CONV1D, "grouped"],
         r=6,
         alpha=7,
         use_effective_conv2d=True,
     ),
-    "lokr": lambda: peft.LoKrConfig(
+    "lokr": lambda peft: peft.LoKrConfig(
         target_modules=[*LINEAR, *CONV2D, *CONV1D, "grouped"],
         r=2,
         alpha=7,
         rank_pattern={"square": 3},
         alpha_pattern={"l.*e": 2.5},
     ),
-    "lokr whole": lambda: peft.LoKrConfig(
+    "lokr whole": lambda peft: peft.LoKrConfig(
         target_modules=[*LINEAR, *CONV2D, *CONV1D, "grouped"], r=64, alpha=7
     ),
-    "lokr both": lambda: peft.LoKrConfig(
+    "lokr both": lambda peft: peft.LoKrConfig(
         target_modules=[*LINEAR, *CONV2D, *CONV1D],
         r=1,
         alpha=0.7,
         decompose_both=True,
         decompose_factor=4,
     ),
-    "lokr effective": lambda: peft.LoKrConfig(
+    "lokr effective": lambda peft: peft.LoKrConfig(
         target_modules=["large", *CONV2D, "grouped"],
         r=1,
         alpha=7,
         use_effective_conv2d=True,
         decompose_factor=2,
     ),
-    "lokr effective line": lambda: peft.LoKrConfig(
+    "lokr effective line": lambda peft: peft.LoKrConfig(
         target_modules=["line_point", "line"], r=2, alpha=7, use_effective_conv2d=True
     ),
-    "vera": lambda: peft.VeraConfig(target_modules=list(LINEAR), r=5),
-    "vera turned": lambda: peft.VeraConfig(target_modules=list(TURNED), r=5),
-    "vera drawn": lambda: peft.VeraConfig(
+    "vera": lambda peft: peft.VeraConfig(target_modules=list(LINEAR), r=5),
+    "vera turned": lambda peft: peft.VeraConfig(target_modules=list(TURNED), r=5),
+    "vera drawn": lambda peft: peft.VeraConfig(
         target_modules=list(LINEAR), r=5, save_projection=False, projection_prng_key=(1 << 40) + 7
     ),
-    "vera drawn turned": lambda: peft.VeraConfig(
+    "vera drawn turned": lambda peft: peft.VeraConfig(
         target_modules=[*TURNED], r=5, save_projection=False, projection_prng_key=3
     ),
-    "ia3": lambda: peft.IA3Config(
+    "ia3": lambda peft: peft.IA3Config(
         target_modules=[*LINEAR, *CONV2D, "grouped", "volume"], feedforward_modules=[]
     ),
-    "ia3 turned": lambda: peft.IA3Config(target_modules=[*TURNED], feedforward_modules=[]),
-    "ia3 feedforward": lambda: peft.IA3Config(
+    "ia3 turned": lambda peft: peft.IA3Config(target_modules=[*TURNED], feedforward_modules=[]),
+    "ia3 feedforward": lambda peft: peft.IA3Config(
         target_modules=[*LINEAR, *CONV2D, "grouped", "volume"],
         feedforward_modules=[*LINEAR, *CONV2D, "grouped", "volume"],
     ),
-    "ia3 feedforward turned": lambda: peft.IA3Config(
+    "ia3 feedforward turned": lambda peft: peft.IA3Config(
         target_modules=[*TURNED], feedforward_modules=[*TURNED]
     ),
 }
+
+
+def configuration(case: str) -> PeftConfig:
+    """Return PEFT's configuration of the case."""
+    import peft
+
+    return CONFIGS[case](peft)
 
 
 def base_model(dtype: torch.dtype) -> Layers:
@@ -177,10 +189,12 @@ def quiet() -> Iterator[None]:
 
 
 @quiet()
-def save_case(case: str | peft.PeftConfig, dtype: torch.dtype, folder: Path) -> tuple[Path, Path]:
+def save_case(case: str | PeftConfig, dtype: torch.dtype, folder: Path) -> tuple[Path, Path]:
     """(base.safetensors, adapter folder) as PEFT writes them, with factors drawn at random."""
+    import peft
+
     save_file(base_model(dtype).state_dict(), folder / "base.safetensors")
-    config = CONFIGS[case]() if isinstance(case, str) else case
+    config = configuration(case) if isinstance(case, str) else case
     adapted = peft.get_peft_model(base_model(dtype), config)
     torch.manual_seed(1)
     for key, parameter in adapted.named_parameters():
@@ -194,6 +208,8 @@ def save_case(case: str | peft.PeftConfig, dtype: torch.dtype, folder: Path) -> 
 @quiet()
 def merged_by_peft(base: Path, adapter: Path, *, safe: bool = False) -> dict[str, torch.Tensor]:
     """What PEFT makes of the two; every key of the adapter is one that it knows."""
+    import peft
+
     stored = load_file(base)
     model = Layers()
     model.load_state_dict(stored, assign=True)

@@ -3,8 +3,6 @@
 import json
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
@@ -48,6 +46,8 @@ def block(*, seed=0, dtype=torch.float32, **sizes):
 
 def adapted(model, *, rank=2, **config):
     """The model with random factors on its experts."""
+    from peft import LoraConfig, get_peft_model
+
     config = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"], **config}
     config = {"target_modules": [], "r": rank, "lora_alpha": 3, **config}
     live = get_peft_model(model, LoraConfig(**config))
@@ -59,6 +59,8 @@ def adapted(model, *, rank=2, **config):
 
 def save(live, folder, **config):
     """The adapter as PEFT saves it, with `config` in place of what it says."""
+    from peft.utils import get_peft_model_state_dict
+
     folder.mkdir(exist_ok=True)
     tensors = {k: v.contiguous() for k, v in get_peft_model_state_dict(live).items()}
     save_file(tensors, folder / "adapter_model.safetensors")

@@ -9,7 +9,6 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -29,6 +28,8 @@ class Network(nn.Module):
 
 
 def by_peft(folder):
+    from peft import PeftModel
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return PeftModel.from_pretrained(Network(), folder).merge_and_unload().state_dict()
@@ -37,6 +38,7 @@ def by_peft(folder):
 @pytest.fixture
 def saved(tmp_path):
     """Write base and adapter; change the configuration, and add tensors, after training."""
+    from peft import LoraConfig, get_peft_model
 
     def save(members=None, extra=None, **settings):
         save_file(Network().state_dict(), tmp_path / "base.safetensors")
@@ -170,6 +172,8 @@ def test_a_key_that_names_another_adapter_than_the_rest_is_refused(saved, tmp_pa
 @pytest.mark.parametrize("recipe", ["peft", "peft-safe"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_float64_factors_are_loaded_as_peft_does(saved, tmp_path, dtype, recipe):
+    from peft import PeftModel
+
     base, lora, _ = saved()
     save_file({k: v.to(dtype) for k, v in load_file(base).items()}, base)
     file = lora / "adapter_model.safetensors"

@@ -4,10 +4,8 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig
 from peft_folders import bert, llama, save
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from lora_export.api import merge
 from lora_export.errors import FitError
@@ -43,9 +41,22 @@ def seq2seq(family, **config):
     return getattr(transformers, f"{family}ForConditionalGeneration")(configuration)
 
 
+def lora(**settings):
+    from peft import LoraConfig
+
+    return LoraConfig(r=2, **settings)
+
+
+def auto(task):
+    """Return transformers' class that loads models of this task."""
+    import transformers
+
+    return getattr(transformers, f"AutoModelFor{task}")
+
+
 def merged(folder):
     merge(folder / "base", [folder / "lora"], folder / "out")
-    return AutoModelForSeq2SeqLM.from_pretrained(folder / "out", dtype=torch.float32)
+    return auto("Seq2SeqLM").from_pretrained(folder / "out", dtype=torch.float32)
 
 
 def config_of(folder):
@@ -57,27 +68,27 @@ def config_of(folder):
 @pytest.mark.parametrize("family", FAMILY)
 def test_outputs_are_scaled_where_the_base_scales_them(family, scaled, whole, target, tmp_path):
     modules = ["q"] if whole else ["q", target]
-    config = LoraConfig(r=2, target_modules=modules, modules_to_save=[target] if whole else None)
+    config = lora(target_modules=modules, modules_to_save=[target] if whole else None)
     model = seq2seq(family, tie_word_embeddings=scaled)
-    unmerged = save(tmp_path, model, config, auto=AutoModelForSeq2SeqLM)
+    unmerged = save(tmp_path, model, config, auto=auto("Seq2SeqLM"))
     torch.testing.assert_close(logits(merged(tmp_path)), logits(unmerged()), atol=1e-4, rtol=1e-4)
     assert config_of(tmp_path / "out") == config_of(tmp_path / "base")
 
 
 def test_a_table_that_the_model_never_calls_is_refused(tmp_path):
     """In transformers 5 T5's encoder and decoder have tables of their own, tied to `shared`."""
-    config = LoraConfig(r=2, target_modules=["q", "shared"])
-    save(tmp_path, seq2seq("T5"), config, auto=AutoModelForSeq2SeqLM)
+    config = lora(target_modules=["q", "shared"])
+    save(tmp_path, seq2seq("T5"), config, auto=auto("Seq2SeqLM"))
     with pytest.raises(FitError, match="never calls this module"):
         merged(tmp_path)
 
 
 @pytest.mark.parametrize("says", [True, False])
 def test_a_head_stored_with_other_values_is_tied_to_nothing(says, tmp_path):
-    config = LoraConfig(r=2, target_modules=["q", "lm_head"])
+    config = lora(target_modules=["q", "lm_head"])
     model = seq2seq("T5")
     model.lm_head.weight = torch.nn.Parameter(torch.randn(40, 16))
-    unmerged = save(tmp_path, model, config, auto=AutoModelForSeq2SeqLM)
+    unmerged = save(tmp_path, model, config, auto=auto("Seq2SeqLM"))
     said = config_of(tmp_path / "base")
     del said["scale_decoder_outputs"]
     said["tie_word_embeddings"] = says
@@ -110,8 +121,8 @@ HEADS = {
 
 
 def saved_head(folder, name):
-    config = LoraConfig(r=2, target_modules=["query"], modules_to_save=[HEADS[name]])
-    return save(folder, masked(name), config, auto=AutoModelForMaskedLM)
+    config = lora(target_modules=["query"], modules_to_save=[HEADS[name]])
+    return save(folder, masked(name), config, auto=auto("MaskedLM"))
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -119,7 +130,7 @@ def test_a_second_tie_keeps_the_value_that_the_adapter_gave_it(name, tmp_path):
     unmerged = saved_head(tmp_path, name)
     merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out")
     ids = {"input_ids": IDS["input_ids"]}
-    found = AutoModelForMaskedLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    found = auto("MaskedLM").from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(found.eval()(**ids).logits, unmerged()(**ids).logits)
     adapter = load_file(tmp_path / "lora" / "adapter_model.safetensors")
@@ -144,7 +155,7 @@ def test_a_plan_that_loses_a_full_tensor_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_grown_table_is_named_once(tmp_path):
-    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    config = lora(target_modules=["q_proj"], modules_to_save=["embed_tokens"])
     save(tmp_path, llama(tied=True), config, resize=63, save={"save_embedding_layers": True})
     report = merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out", dry_run=True)
     told = next(c for c in report.plan.choices if c.startswith("the vocabulary grows"))
@@ -152,7 +163,7 @@ def test_a_grown_table_is_named_once(tmp_path):
 
 
 def test_several_names_are_untied(tmp_path):
-    save(tmp_path, seq2seq("T5"), LoraConfig(r=2, target_modules=["shared"]))
+    save(tmp_path, seq2seq("T5"), lora(target_modules=["shared"]))
     report = merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out", dry_run=True)
     told = next(choice for choice in report.plan.choices if "untied" in choice)
     assert " are untied from shared.weight and written separately" in told

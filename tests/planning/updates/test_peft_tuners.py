@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft_tuners import CONFIGS, edit_config, quiet, save_case
+from peft_tuners import CONFIGS, configuration, edit_config, quiet, save_case
 from safetensors.torch import load_file, save_file
 
 from lora_export.api import merge
@@ -147,6 +147,6 @@ def test_the_plan_is_told_as_json(saved):
 
 def test_every_configuration_is_a_real_one():
     with quiet():
-        assert {make().peft_type.value for make in CONFIGS.values()} == {
+        assert {configuration(case).peft_type.value for case in CONFIGS} == {
             "ADALORA", "LOHA", "LOKR", "VERA", "IA3",
         }  # fmt: skip

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from peft_layers import disturb
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from lora_export.api import merge
 from lora_export.errors import FitError, LoraExportError, UsageError
@@ -257,14 +255,14 @@ def test_how_a_model_type_stores_its_weights(kind, module, stored):
 
 MODELS = {
     "bert": (
-        lambda: BertModel(BertConfig(
+        lambda hf: hf.BertModel(hf.BertConfig(
             hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
             vocab_size=30, max_position_embeddings=12,
         )),
         ["query"],
     ),
     "gpt2": (
-        lambda: GPT2LMHeadModel(GPT2Config(
+        lambda hf: hf.GPT2LMHeadModel(hf.GPT2Config(
             n_embd=16, n_layer=1, n_head=2, n_inner=16, vocab_size=30, n_positions=12,
             tie_word_embeddings=False,
         )),
@@ -281,8 +279,11 @@ MODELS = {
 def test_a_wrong_word_of_the_file_on_square_weights_is_ignored_as_peft_does(
     model_type, dora, tmp_path
 ):
+    import transformers
+    from peft import LoraConfig, PeftModel, get_peft_model
+
     build, targets = MODELS[model_type]
-    base = build()
+    base = build(transformers)
     base.save_pretrained(tmp_path / "base")
     turned = model_type == "gpt2"
     config = LoraConfig(target_modules=targets, r=2, use_dora=dora, fan_in_fan_out=turned)
