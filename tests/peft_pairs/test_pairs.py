@@ -1,8 +1,9 @@
 """For random pairs of configuration and file the merge is PEFT's bit for bit, or is refused.
 
-2,000 pairs: 200 as PEFT saves them, each of which must merge, and nine changed ones of each. Bits
-of PEFT are taken only where PEFT has loaded what the file holds, or ignores it for a reason that
-this package must know as well.
+2,000 pairs: 200 as PEFT saves them, each of which must merge, and nine changed ones of each. The
+slow run tries all of them, the default run those of the right pairs that its printed seed draws.
+Bits of PEFT are taken only where PEFT has loaded what the file holds, or ignores it for a reason
+that this package must know as well.
 """
 
 import random
@@ -11,6 +12,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from whole_run.sampling import is_drawn
 
 from lora_export.errors import LoraExportError
 from peft_pairs import oracles
@@ -45,9 +47,25 @@ def one_thread():
 
 
 @pytest.mark.parametrize("run", range(RUNS))
+def test_a_drawn_merge_is_pefts_or_is_refused(run, tmp_path):
+    check([seed for seed in seeds(run) if is_drawn(f"pair {seed}")], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", range(RUNS))
 def test_a_merge_is_pefts_or_is_refused(run, tmp_path):
+    counts = check(seeds(run), tmp_path)
+    assert min(counts["merged"], counts["refused"]) > EACH * CHANGED // 5, counts
+
+
+def seeds(run):
+    return range(run * EACH, (run + 1) * EACH)
+
+
+def check(seeds, tmp_path):
+    """Merge the right pair of every seed, and what is made of it by changes; count the latter."""
     counts = Counter()
-    for seed in range(run * EACH, (run + 1) * EACH):
+    for seed in seeds:
         right = right_pair(random.Random(seed))  # noqa: S311
         merged = outcome(right, tmp_path, f"seed {seed}", None)
         assert isinstance(merged, dict), f"seed {seed} is refused: {merged}"
@@ -57,7 +75,7 @@ def test_a_merge_is_pefts_or_is_refused(run, tmp_path):
             told = f"seed {seed}, change {number}: {pair.changes}, {pair.config}"
             found = outcome(pair, tmp_path, told, merged)
             counts["merged" if isinstance(found, dict) else "refused"] += 1
-    assert min(counts["merged"], counts["refused"]) > EACH * CHANGED // 5, counts
+    return counts
 
 
 def outcome(pair, folder, told, before):

@@ -10,8 +10,15 @@ import hashlib
 import os
 import secrets
 
+import pytest
+
 VARIABLE = "LORA_EXPORT_SAMPLE_SEED"
 ONE_OF = 3
+WAYS = ["drawn", pytest.param("all", marks=pytest.mark.slow)]
+
+#: For a test of many cases that asks for `is_proven`: its default cases are proven as models where
+#: they are drawn, and each has a slow one beside it that always is.
+sampled_proofs = pytest.mark.parametrize("is_proven", WAYS, indirect=True)
 
 
 def set_seed(given: str | None) -> str:

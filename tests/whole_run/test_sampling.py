@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from peft_matrix.cases import CASES
 
-from whole_run.sampling import VARIABLE, is_drawn, set_seed
+from whole_run.sampling import VARIABLE, is_drawn, sampled_proofs, set_seed
 
 NAMES = [f"case {number}" for number in range(300)]
 
@@ -38,8 +38,11 @@ def test_a_case_that_is_sampled_by_default_is_proven_by_the_slow_run():
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@sampled_proofs
 @pytest.mark.parametrize("number", range(3))
-def test_without_a_proof_as_a_model_weights_are_proven_all_the_same(number, is_proven, tmp_path):
+def test_without_a_proof_as_a_model_weights_are_proven_all_the_same(
+    number, is_proven, request, tmp_path
+):
     import torch
     from peft_matrix.architectures import ARCHITECTURES
     from peft_matrix.making import make_adapter
@@ -52,3 +55,4 @@ def test_without_a_proof_as_a_model_weights_are_proven_all_the_same(number, is_p
     report = merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out")
     levels = {check.level for check in report.checks}
     assert levels == ({"weights", "model"} if is_proven else {"weights"})
+    assert is_proven or request.node.get_closest_marker("slow") is None
