@@ -42,6 +42,12 @@ SMALL = {
     "num_attention_heads": 4, "max_position_embeddings": 64,
 }  # fmt: skip
 GROUPED = {**SMALL, "num_key_value_heads": 2, "pad_token_id": 0}
+TWO_KINDS = {
+    "layer_types": ["linear_attention", "full_attention"], "num_experts": 2,
+    "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "head_dim": 8,
+}  # fmt: skip
 # Beside those of the matrix: windows shorter than what is generated, no position_ids, one head of
 # keys, keys and values of two sizes, a factor for attention's sinks.
 MORE = {
@@ -211,7 +217,7 @@ REFUSED = {
         "keeps LinearAttentionLayer in its cache",
     ),
     "two kinds of memory": (
-        lambda: (hf.Qwen3NextConfig(**{**GROUPED, "num_hidden_layers": 4}), "Qwen3NextForCausalLM"),
+        lambda: (hf.Qwen3NextConfig(**GROUPED, **TWO_KINDS), "Qwen3NextForCausalLM"),
         "keeps LinearAttentionLayer in its cache",
     ),
     "a table of few positions": (
