@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lora_export.api import export_onnx, verify
 
 SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 32,
+    "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "vocab_size": 64, "max_position_embeddings": 32,
 }  # fmt: skip
 
 # What PEFT tells of ties and of transformers' new names is not about the export.
@@ -25,7 +25,11 @@ OPTIONS = {
 
 def trained(folder, options, vocabulary):
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=not options.get("use_dora")))
+    layers = 2 if "layer_replication" in options else 1
+    is_tied = not options.get("use_dora")
+    model = LlamaForCausalLM(
+        LlamaConfig(**SIZES, num_hidden_layers=layers, tie_word_embeddings=is_tied)
+    )
     model.save_pretrained(folder / "base")
     if vocabulary > 64:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)

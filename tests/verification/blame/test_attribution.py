@@ -52,7 +52,7 @@ def _bert():
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
-        vocab_size=61, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=48, max_position_embeddings=40, num_labels=3,
     )  # fmt: skip
     return BertForSequenceClassification(config), ["query", "value"]
