@@ -115,7 +115,7 @@ def is_proven(request, monkeypatch) -> bool:
     proven = request.node.get_closest_marker("slow") is not None or is_drawn(request.node.name)
     if not proven:
         from lora_export.api import merging
-        from lora_export.api.proving import Proven
+        from lora_export.api.proof.model_proof import Proven
 
         monkeypatch.setattr(merging, "prove_further", lambda _job, _merged, checks: Proven(checks))
     return proven

@@ -110,8 +110,8 @@ def _prepare(subject: Subject, settings: ExportSettings) -> tuple[onnx.ModelProt
         return {name: value for name, value in model.state_dict().items() if name not in unused}
 
     planned = Exported(describe(graph), opset_of(graph), inputs, weights, how, unused, warnings)
-    if captures and key:
-        planned = replace(planned, beside=captures.beside(key))
+    if settings.captures and key:
+        planned = replace(planned, beside=settings.captures.beside(key))
     return graph, planned
 
 
