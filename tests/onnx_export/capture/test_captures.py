@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_export.models import huggingface
+from lora_export.models.hf import huggingface
 from lora_export.onnx_export.capture import captures, trace
 from lora_export.onnx_export.capture.captures import (
     Captures,
