@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, as_matrix, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +28,7 @@ def _readings(shapes: Shapes) -> list[Reading]:
         return []
     features = (shapes.b[0], shapes.a[1])
     if len(shapes.weight) == _CONV2D:
-        fits = (shapes.weight[0], prod(shapes.weight[1:])) == features
+        fits = as_matrix(shapes.weight) == features
         return [Reading("adalora", 0)] if fits else []
     found = []
     if shapes.weight == features:

@@ -157,9 +157,14 @@ class LayerKind:
         return self.product(delta, factors, first, stop)
 
 
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return (rows, columns) of a shape with all sizes but the first as one."""
+    return shape[0], prod(shape[1:])
+
+
 def weight_matrix(delta: Delta) -> tuple[int, int]:
     """Return (rows, columns) of the weight with all sizes but the first as one.
 
     A bias is one column.
     """
-    return delta.shape[0], prod(delta.shape[1:])
+    return as_matrix(delta.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, weight_matrix
+from lora_export.layers.layer_kind import LayerKind, Reading, Shapes, as_matrix, weight_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,7 @@ def _readings(shapes: Shapes) -> list[Reading]:
     if halves[0] is None or halves[0] != halves[1] or len(shapes.weight) < 2:  # noqa: PLR2004
         return []
     rank, *sizes = halves[0]
-    fits = tuple(sizes) == (shapes.weight[0], prod(shapes.weight[1:]))
+    fits = tuple(sizes) == as_matrix(shapes.weight)
     return [Reading("loha", rank)] if fits else []
 
 
