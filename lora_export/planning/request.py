@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from filecmp import cmp
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from lora_export.checkpoint.folder.recorded import read_manifest
-from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.checkpoint.reading import read_json_object
 from lora_export.errors import FitError, UsageError
-from lora_export.planning.draft import Options, Recipe, Tied, Tokenizer
+from lora_export.planning.base.prepare_base import refuse_adapter_as_base
+from lora_export.planning.checks.beside_base import DAMAGED, warnings_of_base
 from lora_export.planning.facts.user_facts import FactTable, parse_enable_lora, read_hparams
 from lora_export.planning.full_tensors.beside import read_joined, refuse_unused_ignore
-from lora_export.planning.make_plan import make_plan, refuse_adapter_as_base
-from lora_export.planning.names.base_names import PrefixChange
+from lora_export.planning.make_plan import make_plan
+from lora_export.planning.merge_options import Options, Recipe, Tied, Tokenizer
+from lora_export.planning.prefix_change import PrefixChange
 from lora_export.records import Facts
-from lora_export.report.columns import counted, first_names
+from lora_export.report.columns import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lora_export.planning.base.find_ties import Lookup
     from lora_export.planning.facts.architecture import Layers
-    from lora_export.planning.full_tensors.find_ties import Lookup
     from lora_export.planning.full_tensors.heads import Classes
     from lora_export.records import (
         Adapter,
@@ -36,37 +36,40 @@ if TYPE_CHECKING:
         NameTable,
     )
 
-_DAMAGED = "it may say that an adapter is in this base already; if none is, move the manifest away"
-
 
 class AdapterOptions(TypedDict, total=False):
-    """The options that every verb takes about adapters, named as on the command line.
+    """The options that every verb takes about adapters, named as on the command line."""
 
-    weight: one factor an adapter. alpha, enable_lora, fan_in_fan_out, hparams: what a loralib file
-    does not hold (--hparams names a file). rename: "OLD=NEW", the one change of prefix from
-    adapter to base. allow_unmatched, allow_new: globs on names of the adapter file. tokenizer:
-    whose files a folder gets; None takes the base's, unless the vocabulary grew. ignore: names of
-    weight files in an adapter's folder. trust_file: where an adapter's file and its configuration
-    disagree, True takes the file, False the configuration, None refuses. strict: refuses another
-    base than the adapter names.
-    """
-
+    #: One factor an adapter, in their order.
     weight: Sequence[float]
+    #: The lora_alpha of training, where no file gives it.
     alpha: float | None
+    #: The blocks that loralib's MergedLinear adapts, as "1,0,1" or as booleans.
     enable_lora: str | Sequence[bool] | None
+    #: Whether linear weights are stored (in, out), where neither file nor architecture tells.
     fan_in_fan_out: bool | None
+    #: A file of such facts, by module.
     hparams: str | Path | None
+    #: The adapter's dialect; None recognises it.
     dialect: str | None
     recipe: Recipe
     tied: Tied
+    #: Globs on names of the adapter file that may stay unused.
     allow_unmatched: Sequence[str]
+    #: Globs on names of the adapter file that the base may lack.
     allow_new: Sequence[str]
     allow_noop: bool
+    #: "OLD=NEW", the one change of prefix from adapter to base.
     rename: str | None
     unmerged_base: bool
+    #: Whose tokenizer files a folder gets. None: the base's, unless the vocabulary was resized.
     tokenizer: Tokenizer | None
+    #: Names of weight files in an adapter's folder that take no part.
     ignore: Sequence[str]
+    #: Where an adapter's file and its configuration disagree: True takes the file, False the
+    #: configuration, None refuses.
     trust_file: bool | None
+    #: Another base than the adapter names is refused.
     strict: bool
 
 
@@ -76,9 +79,13 @@ class Request:
 
     base: Path
     adapters: tuple[Path, ...]
+    #: One factor an adapter; empty where each is 1.
     weights: tuple[float, ...]
-    given: Facts
+    #: The facts of the command line.
+    facts: Facts
+    #: The file of further facts, if one is named.
     hparams: Path | None
+    #: The adapters' dialect; None recognises it.
     dialect: str | None
     options: Options
 
@@ -86,7 +93,7 @@ class Request:
 def make_request(
     base: str | Path, adapters: Sequence[str | Path], settings: AdapterOptions
 ) -> Request:
-    """The request that `settings` describe.
+    """Make the request that `settings` describe.
 
     Raises:
         UsageError: a setting cannot be read.
@@ -98,7 +105,7 @@ def make_request(
         base=Path(base),
         adapters=tuple(Path(adapter) for adapter in adapters),
         weights=_weights(settings.get("weight") or ()),
-        given=Facts(
+        facts=Facts(
             alpha=settings.get("alpha"),
             enable_lora=parse_enable_lora(blocks) if isinstance(blocks, str) else _tuple(blocks),
             fan_in_fan_out=settings.get("fan_in_fan_out"),
@@ -150,7 +157,7 @@ class Inputs:
 
 
 def read_inputs(request: Request) -> Inputs:
-    """The base and the adapters of `request`.
+    """Read the base and the adapters of `request`.
 
     Raises:
         InputError, FitError, UsageError: see read_checkpoint and read_adapter; an adapter is
@@ -174,7 +181,7 @@ def plan_request(
     classes: Classes = lambda _base, _task: None,
     architecture: Callable[[Checkpoint], Layers | None] = lambda _: None,
 ) -> MergePlan:
-    """The plan for `request`.
+    """Make the plan for `request`.
 
     model: what the user's model tells. inputs: what read_inputs gave, if it was called before.
     recorded: facts by adapter's path and module from an earlier manifest, used where there is no
@@ -186,7 +193,7 @@ def plan_request(
     inputs = inputs or read_inputs(request)
     top, patterns = read_hparams(request.hparams) if request.hparams else (Facts(), ())
     modules = model.modules if model else {}
-    facts = FactTable.joined(request.given, top, patterns, modules, recorded=recorded)
+    facts = FactTable.joined(request.facts, top, patterns, modules, recorded=recorded)
     plan = make_plan(
         inputs.base,
         inputs.adapters,
@@ -198,32 +205,8 @@ def plan_request(
         classes=classes,
         architecture=architecture,
     )
-    told = (*_merged_base(inputs.base.root), *_left_beside(inputs), *plan.warnings)
-    return replace(plan, warnings=told)
-
-
-def _merged_base(root: Path) -> list[str]:
-    """A warning where the base is a result of this tool."""
-    recorded = read_manifest(root, hint=_DAMAGED)
-    if recorded is None or not recorded.adapters:
-        return []
-    names = first_names([adapter.name for adapter in recorded.adapters])
-    return [f"the base is itself a merge of {names}, by its manifest: the adapters add up"]
-
-
-def _left_beside(inputs: Inputs) -> list[str]:
-    """A warning where the base's folder holds an adapter that takes no part.
-
-    transformers loads it along with the base, so it may have belonged to what was trained.
-    """
-    folder = inputs.base.root
-    if not (folder / ADAPTER_CONFIG).is_file():
-        return []
-    pairs = [(adapter.path, folder / adapter.path.name) for adapter in inputs.adapters]
-    if any(beside.is_file() and cmp(named, beside, shallow=False) for named, beside in pairs):
-        return []
-    hint = "name the folder as an ADAPTER as well, if it is meant"
-    return [f"the base's folder holds an adapter too, which is not merged: {hint}"]
+    warnings = (*warnings_of_base(inputs.base.root, inputs.adapters), *plan.warnings)
+    return replace(plan, warnings=warnings)
 
 
 def _read_adapters(request: Request, base: Checkpoint) -> list[Adapter]:
@@ -249,7 +232,7 @@ def _refuse_model(path: Path, base: Path, file: AdapterFile) -> None:
     """Refuse a folder of transformers without factors of any kind as an adapter.
 
     Raises:
-        UsageError: so it is.
+        UsageError: the folder holds a model.
     """
     config = file.path.parent / "config.json"
     if file.config or not path.is_dir() or not config.is_file():
@@ -272,7 +255,7 @@ def _read_file(path: Path, base: Path) -> AdapterFile:
 
 
 def _refuse_twice(base: Checkpoint, adapters: list[Adapter]) -> None:
-    """The same adapter named twice, or already in the base by the base's manifest.
+    """Refuse an adapter that is named twice, or is in the base by the base's manifest.
 
     By what the tensors hold: the same adapter saved in another format is the same adapter.
     """
@@ -291,12 +274,12 @@ def _refuse_twice(base: Checkpoint, adapters: list[Adapter]) -> None:
 
 
 def merged_before(root: Path) -> list[str]:
-    """The digest of every adapter that the manifest of a base, if it has one, names as merged.
+    """Return the digest of every adapter that the base's manifest, if any, names as merged.
 
     Raises:
-        InputError: the manifest is damaged, so that nobody knows what is in the base.
+        InputError: the manifest is damaged: what is in the base is not known.
     """
-    recorded = read_manifest(root, hint=_DAMAGED)
+    recorded = read_manifest(root, hint=DAMAGED)
     if recorded is None:
         return []
     return [*recorded.merged_before, *(adapter.digest for adapter in recorded.adapters)]

@@ -9,19 +9,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.layers.embedding import KIND as EMBEDDING
-from lora_export.planning.updates.orientation import stores_in_out
 from lora_export.records import Facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lora_export.planning.draft import Draft
     from lora_export.records import Checkpoint, TensorSpec
 
     Layers = Callable[[str], Facts | None]
 
-# Model types of transformers 5.24 whose modules are nn.Linear, nn.Embedding, Conv1D (those that
-# orientation.py lists) and convolutions: a test asks transformers about each.
+# The model types of transformers 5.24 that have layers of pytorch_utils.Conv1D, and the layers.
+_CONV1D_MODELS = frozenset({"clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"})
+CONV1D_LAYERS = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
+
+# Model types of transformers 5.24 whose modules are nn.Linear, nn.Embedding, Conv1D (those of
+# _CONV1D_MODELS) and convolutions: a test asks transformers about each.
 KNOWN_TYPES = frozenset({
     "albert", "bart", "bert", "bert-generation", "blenderbot", "bloom", "camembert", "clip",
     "codegen", "cohere", "deberta", "deberta-v2", "deit", "dinov2", "distilbert", "electra",
@@ -42,8 +44,19 @@ _EMBEDDINGS = frozenset({
 })  # fmt: skip
 
 
+def stores_in_out(base: Checkpoint, module: str) -> bool | None:
+    """Return whether a module's weight is stored (in, out); None where no model type is named.
+
+    PEFT 0.21.2 decides by the module's class: nn.Linear never, Conv1D always.
+    """
+    kind = base.config.get("model_type")
+    if not isinstance(kind, str):
+        return None
+    return kind in _CONV1D_MODELS and module.rpartition(".")[2] in CONV1D_LAYERS
+
+
 def layer_facts(base: Checkpoint, module: str) -> Facts | None:
-    """Kind and storage order by the table; None where it does not list the base's model type."""
+    """Return kind and storage order by the table; None where it lacks the base's model type."""
     kind = base.config.get("model_type")
     if not isinstance(kind, str) or kind not in KNOWN_TYPES or "auto_map" in base.config:
         return None
@@ -53,14 +66,16 @@ def layer_facts(base: Checkpoint, module: str) -> Facts | None:
     return Facts(fan_in_fan_out=stores_in_out(base, module), embeds=False, source=source)
 
 
-def built_facts(draft: Draft, module: str, weight: TensorSpec) -> Facts | None:
-    """What the architecture says of a module of the base; None where it is not known.
+def built_facts(
+    base: Checkpoint, module: str, weight: TensorSpec, layers_of: Callable[[], Layers | None]
+) -> Facts | None:
+    """Return what the architecture says of a module of the base; None where it is not known.
 
     transformers is asked only of square weights, where the shapes do not decide.
     """
-    found = layer_facts(draft.base, module)
+    found = layer_facts(base, module)
     is_square = len(weight.shape) == 2 and weight.shape[0] == weight.shape[1]  # noqa: PLR2004
-    if found is None and is_square and draft.model is None:
-        layers = draft.layers_of()
+    if found is None and is_square:
+        layers = layers_of()
         return layers(module) if layers else None
     return found

@@ -30,20 +30,21 @@ _KEYS = ("alpha", "enable_lora", "fan_in_fan_out", "kind", *_COUNTS)
 
 @dataclass(frozen=True, slots=True)
 class FactTable:
-    """Facts by module: `modules` (read from a model) and `patterns` over `top`.
+    """Facts by module, from every source; a lookup leaves its trace in `matched` and `taken`."""
 
-    patterns: (glob on the base's module name, facts), the first match wins. modules: by name
-    without wrappers, or by the base's own name. recorded: from a manifest, by adapter and module.
-    options: what `top` has from the command line. Asking leaves its trace: `matched` holds the
-    patterns that fit a module, `taken` the names of the facts that only a manifest says, by module.
-    """
-
+    #: What holds for every module, from the command line and --hparams.
     top: Facts = field(default_factory=Facts)
+    #: (glob on the base's module name, facts) over `top`; the first match wins.
     patterns: Patterns = ()
+    #: Read from a model, by name without wrappers or by the base's own name.
     modules: Mapping[str, Facts] = field(default_factory=dict)
+    #: Read from a manifest, by adapter and module.
     recorded: Mapping[tuple[str, str], Facts] = field(default_factory=dict)
+    #: What `top` has from the command line.
     options: Facts = field(default_factory=Facts)
+    #: The patterns that fitted a module.
     matched: set[str] = field(default_factory=set, compare=False)
+    #: The names of the facts that only a manifest gives, by module.
     taken: dict[str, list[str]] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -56,7 +57,7 @@ class FactTable:
         *,
         recorded: Mapping[tuple[str, str], Facts] | None = None,
     ) -> FactTable:
-        """The table of `options` and of what `read_hparams` gave, which must agree at the top.
+        """Join `options` and what `read_hparams` gave, which must agree at the top.
 
         Raises:
             UsageError: they contradict each other.
@@ -74,7 +75,7 @@ class FactTable:
         return cls(overlay(options, top), patterns, modules, recorded or {}, options)
 
     def overridden(self, modules: Iterable[str]) -> list[str]:
-        """Where a table of the file overrides an option for `modules`, in words."""
+        """Describe where a table of the file overrides an option for `modules`."""
         found: Counter[tuple[str, str]] = Counter()
         for facts in filter(None, map(self._table, modules)):
             for key, here, there in _differences(self.options, facts):
@@ -83,36 +84,36 @@ class FactTable:
         return [f"{v} for {counted(n, 'module')} {why}" for (v, why), n in found.items()]
 
     def _table(self, module: str) -> Facts | None:
-        """The first [[module]] table whose pattern fits; every one that fits is noted."""
+        """Return the first [[module]] table whose pattern fits; note every one that fits."""
         matching = [(p, facts) for p, facts in self.patterns if fnmatchcase(module, p)]
         self.matched.update(pattern for pattern, _ in matching)
         return matching[0][1] if matching else None
 
-    def given(self, module: str) -> Facts:
-        """What options and --hparams say of the module, without any model or manifest."""
+    def by_user(self, module: str) -> Facts:
+        """Return what options and --hparams say of the module, without any model or manifest."""
         table = self._table(module)
         return overlay(table, self.top) if table else self.top
 
     def of(self, module: str, adapter: str = "", built: Facts | None = None) -> Facts:
-        """What is known about the update that `adapter` has for `module`.
+        """Return what is known about the update that `adapter` has for `module`.
 
         built: what the base's architecture says of the module, None where it is not known.
 
         Raises:
             UsageError: two of architecture, model (or manifest) and options contradict each other.
         """
-        given = self.given(module)
+        by_user = self.by_user(module)
         built = built or Facts()
         read = self.modules.get(module, self.modules.get(without_wrappers(module)))
         if read is None and (read := self.recorded.get((adapter, module))):
-            new = [key for key in _KEYS if getattr(overlay(given, built), key) is None]
+            new = [key for key in _KEYS if getattr(overlay(by_user, built), key) is None]
             if keys := [key for key in new if getattr(read, key) is not None]:
                 self.taken[module] = keys
         read = read or Facts()
         agreed(module, built, read, _BUILT)
-        agreed(module, built, given, _BUILT)
-        known = overlay(agreed(module, read, given), built)
-        speakers = [facts.source for facts in (read, given, built) if _says(facts)]
+        agreed(module, built, by_user, _BUILT)
+        known = overlay(agreed(module, read, by_user), built)
+        speakers = [facts.source for facts in (read, by_user, built) if _says(facts)]
         return replace(known, source=" and ".join(speakers)) if speakers else known
 
 
@@ -124,7 +125,7 @@ def _says(facts: Facts) -> bool:
 
 
 def overlay(upper: Facts, lower: Facts) -> Facts:
-    """`upper`, with what it does not say taken from `lower`."""
+    """Complete `upper` with what `lower` says beyond it."""
     unknown = {
         item.name: getattr(lower, item.name)
         for item in fields(Facts)
@@ -134,7 +135,7 @@ def overlay(upper: Facts, lower: Facts) -> Facts:
 
 
 def _differences(one: Facts, other: Facts) -> list[tuple[str, Any, Any]]:
-    """(key, value, other value) of what both say, differently."""
+    """List (key, value, other value) of what both say, differently."""
     pairs = [(key, getattr(one, key), getattr(other, key)) for key in _KEYS]
     return [(k, a, b) for k, a, b in pairs if a is not None and b is not None and a != b]
 
@@ -146,7 +147,7 @@ def _plain(value: object) -> str:
 
 
 def _option(key: str, value: object) -> str:
-    """The option that says so."""
+    """Return the option that gives the value."""
     name = key.replace("_", "-")
     if isinstance(value, bool):
         return f"--{'' if value else 'no-'}{name}"
@@ -154,24 +155,24 @@ def _option(key: str, value: object) -> str:
 
 
 def agreed(
-    module: str, read: Facts, given: Facts, hint: str = "drop the option, or correct the model"
+    module: str, read: Facts, other: Facts, hint: str = "drop the option, or correct the model"
 ) -> Facts:
-    """`read`, with what it does not say taken from `given`.
+    """Complete `read` with what `other` says beyond it.
 
     Raises:
         UsageError: they contradict each other; both are named.
     """
     problems = [
-        Problem(f"{key} is {here} in {read.source} but {there} in {given.source}", module, hint)
-        for key, here, there in [*_differences(read, given), *_other_kinds(read, given)]
+        Problem(f"{key} is {here} in {read.source} but {there} in {other.source}", module, hint)
+        for key, here, there in [*_differences(read, other), *_other_kinds(read, other)]
     ]
     if problems:
         raise UsageError.of(problems)
-    return overlay(read, given)
+    return overlay(read, other)
 
 
 def _other_kinds(one: Facts, other: Facts) -> list[tuple[str, str, str]]:
-    """An embedding by the one, and by the other a layer that is none."""
+    """Compare the kinds: an embedding by the one, and by the other a layer that is none."""
     no_embedding = "a layer that is no embedding"
     if one.embeds is False and _looks_up(other):
         return [("kind", no_embedding, str(other.kind))]
@@ -186,7 +187,7 @@ def _looks_up(facts: Facts) -> bool:
 
 
 def read_hparams(path: Path) -> tuple[Facts, Patterns]:
-    """Top-level facts and per-module patterns of a TOML or JSON file (DESIGN section 8).
+    """Read the top-level facts and per-module patterns of a TOML or JSON file.
 
     Raises:
         StorageError: the file cannot be read.
@@ -247,7 +248,7 @@ def _facts(table: Mapping[str, Any], where: str, problems: list[Problem]) -> Fac
 
 
 def _checked(key: str, value: object) -> tuple[Any, str]:
-    """The value in the form that Facts wants, or None and what was wanted."""
+    """Return the value in the form that Facts wants, None for another; and what was wanted."""
     if key == "alpha":
         return (value if _is_float(value) else None), "a number"
     if key == "fan_in_fan_out":
@@ -264,14 +265,14 @@ def _checked(key: str, value: object) -> tuple[Any, str]:
 
 
 def _is_float(value: object) -> bool:
-    """A number, and not an integer that no float can hold."""
+    """Accept a number, but no integer that no float can hold."""
     if isinstance(value, int) and not isinstance(value, bool):
         return abs(value) <= sys.float_info.max
     return isinstance(value, float)
 
 
 def parse_enable_lora(text: str) -> tuple[bool, ...]:
-    """`1,0,1` (also true/false) as loralib's enable_lora.
+    """Parse `1,0,1` (also true/false) as loralib's enable_lora.
 
     Raises:
         UsageError: anything else, or no enabled block.

@@ -40,7 +40,7 @@ def plan_card(
     side_files: Sequence[SideFile],
     config: Mapping[str, object],
 ) -> Card | None:
-    """The card of the result; None where that is a single file. config: the result's."""
+    """Return the result's card by its `config`; None where the result is a single file."""
     if base.layout == "file":
         return None
     own = next((f.source for f in base.side_files if f.name == CARD_NAME), None)
@@ -70,7 +70,7 @@ def plan_card(
 
 
 def _task(config: Mapping[str, object]) -> tuple[str, str]:
-    """(class that loads the model, its task on the Hub), each empty where it is not known."""
+    """Return (class that loads the model, its task on the Hub), each empty if not known."""
     found = config.get("architectures")
     name = found[0] if isinstance(found, list) and found else ""
     if not isinstance(name, str) or not name.isidentifier():

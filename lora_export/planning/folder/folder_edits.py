@@ -10,40 +10,41 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.folder.json_edit import edit_json
 from lora_export.planning.folder.card_edits import CARD_NAME, plan_card
 from lora_export.planning.folder.special_tokens import check_tokenizer
+from lora_export.planning.folder.stale_claims import stale_claims
 from lora_export.planning.folder.tokenizers import plan_tokenizer
-from lora_export.planning.updates.quantized import stale_claims
 from lora_export.records import SideFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_export.planning.draft import Draft
-    from lora_export.records import Adapter, Card
+    from lora_export.planning.config_edits import ConfigEdits
+    from lora_export.planning.findings import Findings
+    from lora_export.planning.given import Given
+    from lora_export.records import Card
 
 
-def plan_around(
-    draft: Draft, adapters: Sequence[Adapter]
+def plan_folder(
+    given: Given, vocabulary: tuple[int, int] | None, edits: ConfigEdits, findings: Findings
 ) -> tuple[tuple[SideFile, ...], Card | None]:
-    """The side files of the result, and its model card, which is written after the proof."""
-    files = plan_tokenizer(draft, adapters)
-    check_tokenizer(draft, files)
-    gone = stale_claims(draft.base, draft)
+    """Return the side files of the result, and its model card, which is written after the proof.
+
+    vocabulary: the number of tokens before and after, where it is resized.
+    """
+    files = plan_tokenizer(given, vocabulary, findings)
+    check_tokenizer(files, vocabulary, findings)
+    gone = stale_claims(given.base, findings)
     files = [
-        _edited(file, draft, gone) if file.name == "config.json" else file
+        _edited(file, edits, gone) if file.name == "config.json" else file
         for file in files
         if file.name != CARD_NAME
     ]
-    config = {
-        **draft.base.config,
-        **{path[0]: v for path, v in draft.edits.items() if not path[1:]},
-    }
-    return tuple(files), plan_card(draft.base, adapters, files, config)
+    return tuple(files), plan_card(given.base, given.adapters, files, edits.result())
 
 
-def _edited(file: SideFile, draft: Draft, without: Sequence[str]) -> SideFile:
-    """config.json with the values that the merge changes, and without what it makes untrue."""
-    if file.source is None or not (draft.edits or without):
+def _edited(file: SideFile, edits: ConfigEdits, without: Sequence[str]) -> SideFile:
+    """Edit config.json: the values that the merge changes, without what it makes untrue."""
+    if file.source is None or not (edits.values or without):
         return file
-    content = edit_json(file.source.read_bytes(), draft.edits, without)
-    words = (*draft.told.values(), *(f"without {key}" for key in without))
+    content = edit_json(file.source.read_bytes(), edits.values, without)
+    words = (*edits.words.values(), *(f"without {key}" for key in without))
     return SideFile(file.name, None, content, words)

@@ -17,7 +17,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `5GB`, `500MB`, `2GiB` or a plain number, as huggingface_hub reads them.
+    """Parse `5GB`, `500MB`, `2GiB` or a plain number of bytes, as huggingface_hub does.
 
     Raises:
         UsageError: it is none of these, or zero.
@@ -31,7 +31,7 @@ def parse_size(text: str) -> int:
 
 
 def resharded(shards: Sequence[ShardPlan], limit: int) -> tuple[ShardPlan, ...]:
-    """The same steps, in the same order, in files of at most `limit` bytes of tensors.
+    """Lay out the same steps, in the same order, in files of at most `limit` bytes of tensors.
 
     A tensor that is larger has a file of its own. Names are transformers'.
     """

@@ -11,46 +11,68 @@ from lora_export.records import Problem, SideFile
 from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    from lora_export.planning.draft import Draft
+    from lora_export.planning.findings import Findings
+    from lora_export.planning.given import Given
+    from lora_export.planning.merge_options import Tokenizer
     from lora_export.records import Adapter
 
 _OPTION = "--tokenizer"
 
 
-def plan_tokenizer(draft: Draft, adapters: Sequence[Adapter]) -> list[SideFile]:
-    """The base's side files, its tokenizer exchanged for the adapter's where that is meant."""
-    wanted = draft.options.tokenizer
-    files = list(draft.base.side_files)
-    if draft.base.layout == "file":
+def plan_tokenizer(
+    given: Given, vocabulary: tuple[int, int] | None, findings: Findings
+) -> list[SideFile]:
+    """Return the base's side files, with the adapter's tokenizer where that is meant.
+
+    vocabulary: the number of tokens before and after, where it is resized.
+    """
+    wanted = given.options.tokenizer
+    files = list(given.base.side_files)
+    if given.base.layout == "file":
         if wanted == "adapter":
             message = "a base that is one file gives one file, without a tokenizer"
-            draft.missing.append(Problem(message, _OPTION, "name the folder that holds it"))
+            findings.missing.append(Problem(message, _OPTION, "name the folder that holds it"))
         return files
-    theirs = _tokenizers(adapters)
-    if wanted == "base" or (wanted is None and draft.vocabulary is None):
-        _tell_difference(draft, files, theirs)
+    theirs = _tokenizers(given.adapters)
+    if wanted == "base":
+        return files
+    if wanted is None and vocabulary is None:
+        _note_difference(files, theirs, findings)
         return files
     if len(theirs) == 1:
-        return _exchanged(draft, files, next(iter(theirs.values())))
-    if theirs:
-        message = f"{len(theirs)} adapters have different tokenizers: {', '.join(theirs)}"
-        hint = "--tokenizer base, and put the right files into the result yourself"
-        draft.missing.append(Problem(message, _OPTION, hint))
-    elif wanted == "adapter":
-        message = "no adapter's folder holds tokenizer files"
-        draft.missing.append(Problem(message, _OPTION, "leave it out to keep the base's"))
-    elif draft.vocabulary and draft.vocabulary[1] > draft.vocabulary[0]:
-        draft.warnings.append(
-            "the vocabulary grew, but no adapter's folder holds a tokenizer: the base's, which is "
-            "kept, does not know the new tokens"
-        )
+        return _exchanged(files, next(iter(theirs.values())), vocabulary, findings)
+    _judge_lack(theirs, wanted, vocabulary, findings)
     return files
 
 
+def _judge_lack(
+    theirs: Collection[str],
+    wanted: Tokenizer | None,
+    vocabulary: tuple[int, int] | None,
+    findings: Findings,
+) -> None:
+    """Refuse or warn where no adapter, or more than one, has a tokenizer for the result.
+
+    theirs: the paths of the adapters that have one.
+    """
+    if theirs:
+        message = f"{len(theirs)} adapters have different tokenizers: {', '.join(theirs)}"
+        hint = "--tokenizer base, and put the right files into the result yourself"
+        findings.missing.append(Problem(message, _OPTION, hint))
+    elif wanted == "adapter":
+        message = "no adapter's folder holds tokenizer files"
+        findings.missing.append(Problem(message, _OPTION, "leave it out to keep the base's"))
+    elif vocabulary and vocabulary[1] > vocabulary[0]:
+        findings.warnings.append(
+            "the vocabulary grew, but no adapter's folder holds a tokenizer: the base's, which is "
+            "kept, does not know the new tokens"
+        )
+
+
 def _tokenizers(adapters: Sequence[Adapter]) -> dict[str, list[SideFile]]:
-    """The tokenizer files beside each adapter, by the adapter's path; the same ones once."""
+    """Collect the tokenizer files beside each adapter, by its path; the same ones once."""
     found: dict[str, list[SideFile]] = {}
     seen: set[tuple[tuple[str, str], ...]] = set()
     for adapter in adapters:
@@ -63,25 +85,29 @@ def _tokenizers(adapters: Sequence[Adapter]) -> dict[str, list[SideFile]]:
 
 
 def _exchanged(
-    draft: Draft, files: Sequence[SideFile], theirs: Sequence[SideFile]
+    files: Sequence[SideFile],
+    theirs: Sequence[SideFile],
+    vocabulary: tuple[int, int] | None,
+    findings: Findings,
 ) -> list[SideFile]:
+    """Put the adapter's tokenizer in the place of the base's."""
     kept = [file for file in files if not is_tokenizer_file(file.name)]
     names = {file.name for file in theirs}
     gone = [f.name for f in files if is_tokenizer_file(f.name) and f.name not in names]
     why = _OPTION
-    if draft.vocabulary:
-        old, new = draft.vocabulary
+    if vocabulary:
+        old, new = vocabulary
         why = f"its vocabulary is {'larger' if new > old else 'smaller'} than the base's"
     left = f"; left out, as the adapter has none: {first_names(gone)}" if gone else ""
-    draft.choices.append(f"tokenizer: the adapter's {first_names(sorted(names))} ({why}){left}")
+    findings.choices.append(f"tokenizer: the adapter's {first_names(sorted(names))} ({why}){left}")
     taken = [replace(file, edits=("the adapter's",)) for file in theirs]
     return sorted([*kept, *taken], key=lambda file: file.name)
 
 
-def _tell_difference(
-    draft: Draft, files: Sequence[SideFile], theirs: Mapping[str, Sequence[SideFile]]
+def _note_difference(
+    files: Sequence[SideFile], theirs: Mapping[str, Sequence[SideFile]], findings: Findings
 ) -> None:
-    """Say so when the adapter was trained with another tokenizer or chat template."""
+    """Note that the adapter was trained with another tokenizer or chat template."""
     own = {file.name: file for file in files}
     other = [
         file.name
@@ -89,8 +115,8 @@ def _tell_difference(
         for file in tokenizer
         if file.name not in own or not _same(file, own[file.name])
     ]
-    if other and draft.options.tokenizer is None:
-        draft.choices.append(
+    if other:
+        findings.choices.append(
             f"tokenizer: the base's; the adapter's folder has another {first_names(other)} "
             f"({_OPTION} adapter takes its files)"
         )

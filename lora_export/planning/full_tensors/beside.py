@@ -32,16 +32,16 @@ UNDO = "lora_export.undo"
 
 @dataclass(slots=True)
 class Joined:
-    """An adapter with the tensors of all weights in its folder that take part.
-
-    names: of the further files, what --ignore calls them. digest: SHA-256 of the further tensors,
-    "" where there are none. ignored: the sets that --ignore leaves out.
-    """
+    """An adapter with the tensors of all weights in its folder that take part."""
 
     file: AdapterFile
+    #: The further files, each with the name that --ignore takes.
     names: dict[Path, str] = field(default_factory=dict)
+    #: SHA-256 of the further tensors; "" where there are none.
     digest: str = ""
+    #: The sets of weights that --ignore leaves out.
     ignored: list[str] = field(default_factory=list)
+    #: What became of the others, in words.
     notes: list[str] = field(default_factory=list)
 
 
@@ -53,7 +53,7 @@ def read_joined(
     dialect: str | None,
     weight: float,
 ) -> Adapter:
-    """The adapter in `file`, with all trained tensors of its folder.
+    """Read the adapter in `file`, with all trained tensors of its folder.
 
     Raises:
         InputError, UsageError: see join_beside and read_adapter.
@@ -136,7 +136,7 @@ def _join(joined: Joined, tensors: dict[str, TensorRef], one: WeightSet, base: C
 
 
 def _same_module(joined: Joined, one: WeightSet, base: Checkpoint) -> str:
-    """A note where a further module of sentence-transformers is the base's, byte for byte.
+    """Note that a further module of sentence-transformers is the base's, byte for byte.
 
     Raises:
         InputError: the base has another or none: the result gets the base's files beside it.
@@ -152,13 +152,13 @@ def _same_module(joined: Joined, one: WeightSet, base: Checkpoint) -> str:
 
 
 def _is_in_base(ref: TensorRef, stored: Mapping[str, TensorRef]) -> bool:
-    """Whether the base holds the same tensor under the same name, which is then no trained one."""
+    """Return whether the base holds the same tensor under the same name: it was not trained."""
     same = stored.get(plain_key(ref.spec.name))
     return same is not None and same_content(ref, same)
 
 
 def _told(refs: Sequence[TensorRef], left: Sequence[TensorRef], new: Sequence[TensorRef]) -> str:
-    """What became of the tensors of one set."""
+    """Describe what became of the tensors of one set."""
     counts = (
         (len(new), "read with it"),
         (len(left) - len(new), "equal to the adapter's"),
@@ -174,7 +174,7 @@ def _with_way_out(problem: Problem, name: str) -> Problem:
 
 
 def _is_named(found: WeightSet, name: str) -> bool:
-    """Whether --ignore means these weights: by their name, a glob on it, or their path."""
+    """Return whether --ignore means these weights: by their name, a glob on it, or their path."""
     if fnmatchcase(found.name, name) or found.name == name:
         return True
     file = found.index or found.files[0]

@@ -6,19 +6,21 @@ as well; equality with the unmerged model needs a tensor for each name from then
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
-from lora_export.planning.full_tensors.find_ties import HEADS, architecture_of
-from lora_export.planning.full_tensors.vocabulary import TABLES
+from lora_export.planning.base.find_ties import HEADS, architecture_of
+from lora_export.planning.names.embedding_tables import TABLES
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_export.planning.draft import Draft
-    from lora_export.planning.full_tensors.find_ties import Tie
+    from lora_export.planning.config_edits import ConfigEdits
+    from lora_export.planning.findings import Findings
+    from lora_export.planning.given import Given, Tie
+    from lora_export.planning.tensor_changes import TensorChanges
     from lora_export.records import Checkpoint, Delta, TensorRef
 
 # By tie_word_embeddings their config.json says whether outputs are scaled, and not that tensors are
@@ -28,161 +30,186 @@ _SCALED_BY_TIE = frozenset({
 })  # fmt: skip
 
 
-def plan_ties(draft: Draft) -> None:
+@dataclass(slots=True)
+class TiedNames:
+    """What became of the names of tied tensors; see MergePlan and Step."""
+
+    #: Names that are tied to another one in the model and are no longer.
+    separated: list[str] = field(default_factory=list)
+    #: Names that change together (--tied eval).
+    coupled: list[str] = field(default_factory=list)
+    #: Names whose updates are added one after the other, each rounded.
+    in_turn: set[str] = field(default_factory=set)
+    #: Updates that the unmerged model feels under a further name of a tensor that stays one.
+    twins: list[Delta] = field(default_factory=list)
+
+
+def plan_ties(
+    given: Given, changes: TensorChanges, edits: ConfigEdits, findings: Findings
+) -> TiedNames:
     """Separate what the adapters make different, and edit config.json where that forces it.
 
     A full tensor that was loaded into the shared parameter replaces it under all names; one of a
     module that the adapter has for itself under its own alone. With --tied eval the library's own
     result is reproduced: all names get the same updates.
     """
-    _refuse_unknown_head(draft)
-    ties = [tie for tie in draft.ties if _is_touched(draft, tie)]
-    broken = [tie for tie in ties if _is_broken(draft, tie)]
-    config = draft.base.config
+    _check_unknown_head(given, changes, findings)
+    tied = TiedNames()
+    touched = [tie for tie in given.ties if _is_touched(tie, changes)]
+    broken = [tie for tie in touched if _is_broken(tie, given, changes, tied, findings)]
+    config = edits.config
     unties_all = broken and config and config.get("model_type") not in _SCALED_BY_TIE
-    for tie in draft.ties:
+    for tie in given.ties:
         if tie in broken:
-            _separate(draft, tie)
+            tied.separated += _separate(tie, given, changes, findings)
         elif unties_all:
-            _write_alike(draft, tie)
-        elif tie in ties and not set(draft.coupled) & set(tie.names):
-            _keep_one(draft, tie)
-    if unties_all and not draft.edit_everywhere("tie_word_embeddings", value=False):
-        draft.edit("tie_word_embeddings", value=False)
+            _write_alike(tie, given, changes)
+        elif tie in touched and not set(tied.coupled) & set(tie.names):
+            tied.twins += _keep_one(tie, given, changes)
+    if unties_all and not edits.edit_everywhere("tie_word_embeddings", value=False):
+        edits.edit("tie_word_embeddings", value=False)
+    return tied
 
 
-def _is_touched(draft: Draft, tie: Tie) -> bool:
-    tables = (draft.merged, draft.replaced, draft.added, draft.copies)
+def _is_touched(tie: Tie, changes: TensorChanges) -> bool:
+    tables = (changes.merged, changes.replaced, changes.added, changes.copies)
     return any(name in table for table in tables for name in tie.names)
 
 
-def _is_broken(draft: Draft, tie: Tie) -> bool:
-    """Whether its names need a tensor each; where they may not have one, that is a problem."""
-    _spread_whole(draft, tie)
-    _feed_tokens(draft, tie)
-    if _stays_one(draft, tie):
+def _is_broken(
+    tie: Tie, given: Given, changes: TensorChanges, tied: TiedNames, findings: Findings
+) -> bool:
+    """Return whether its names need a tensor each; refuse it where they may not have one."""
+    _spread_whole(tie, given, changes, findings)
+    _feed_tokens(tie, changes)
+    if _stays_one(tie, given, changes):
         return False
-    mode = draft.options.tied
+    mode = given.options.tied
     if mode == "error":
         message = f"{' and '.join(tie.names)} are tied and are not adapted alike"
-        draft.unfit.append(Problem(message, hint="--tied untie writes them separately"))
-    elif mode == "eval" and not draft.own & set(tie.names):
-        _couple(draft, tie)
+        findings.unfit.append(Problem(message, hint="--tied untie writes them separately"))
+    elif mode == "eval" and not changes.own & set(tie.names):
+        _couple(tie, given, changes, tied, findings)
     else:
         return True
     return False
 
 
-def _separate(draft: Draft, tie: Tie) -> None:
+def _separate(tie: Tie, given: Given, changes: TensorChanges, findings: Findings) -> list[str]:
+    """Add a tensor for each name that the base does not store; return the names untied."""
     for name in tie.names:
-        if name not in draft.stored:
-            draft.added.setdefault(name, draft.value_of(tie.table))
-    others = [name for name in tie.names if name != tie.table]
-    draft.separated += others
+        if name not in given.stored:
+            changes.added.setdefault(name, changes.value_of(given, tie.stored))
+    others = [name for name in tie.names if name != tie.stored]
     verb = "is" if len(others) == 1 else "are"
-    told = f"{', '.join(others)} {verb} untied from {tie.table} and written separately"
-    if not draft.own & set(tie.names):
-        told += "; the library's own merge would change both, which --tied eval gives"
-    draft.choices.append(told)
-    if not draft.base.config:
-        draft.warnings.append(
+    choice = f"{', '.join(others)} {verb} untied from {tie.stored} and written separately"
+    if not changes.own & set(tie.names):
+        choice += "; the library's own merge would change both, which --tied eval gives"
+    findings.choices.append(choice)
+    if not given.base.config:
+        findings.warnings.append(
             f"{' and '.join(tie.names)} are one parameter in your model and several tensors in "
             "the result: untie them in your code before you load it"
         )
+    return others
 
 
-def _spread_whole(draft: Draft, tie: Tie) -> None:
-    """A full tensor for the shared parameter is the value of all names but the adapter's own."""
-    others = [name for name in tie.names if name not in draft.own]
-    tables = (draft.replaced, draft.added)
-    given = {n: table[n] for table in tables for n in others if n in table}
-    if not given:
+def _spread_whole(tie: Tie, given: Given, changes: TensorChanges, findings: Findings) -> None:
+    """Give all names but the adapter's own the full tensor of the shared parameter."""
+    others = [name for name in tie.names if name not in changes.own]
+    tables = (changes.replaced, changes.added)
+    full = {n: table[n] for table in tables for n in others if n in table}
+    if not full:
         return
-    name, ref = next(iter(given.items()))
-    if any(other in draft.merged for other in others):
+    name, ref = next(iter(full.items()))
+    if any(other in changes.merged for other in others):
         message = "a tied tensor is replaced by the adapter and updated under another name"
-        draft.unfit.append(Problem(message, ", ".join(tie.names)))
-    elif not all(same_content(ref, other) for other in given.values()):
+        findings.unfit.append(Problem(message, ", ".join(tie.names)))
+    elif not all(same_content(ref, other) for other in full.values()):
         message = "the names of one tied tensor are replaced by different ones"
-        draft.unfit.append(Problem(message, ", ".join(given)))
+        findings.unfit.append(Problem(message, ", ".join(full)))
     for other in others:
-        draft.added.pop(other, None)
-        if other in draft.stored:
-            draft.replaced[other] = draft.copies[other] = ref
-    draft.copies[tie.table] = ref
-    draft.choices.append(f"{name} replaces all of the tied {', '.join(others)}")
+        changes.added.pop(other, None)
+        if other in given.stored:
+            changes.replaced[other] = changes.copies[other] = ref
+    changes.copies[tie.stored] = ref
+    findings.choices.append(f"{name} replaces all of the tied {', '.join(others)}")
 
 
-def _feed_tokens(draft: Draft, tie: Tie) -> None:
-    """Trained rows of the input table reach every module that is tied to it, as in PEFT.
+def _feed_tokens(tie: Tie, changes: TensorChanges) -> None:
+    """Give trained rows of the input table to every module that is tied to it, as PEFT does.
 
     PEFT 0.21.2, utils.other.set_additional_trainable_modules, unless a tied module has rows of
     its own.
     """
-    name = next((name for name in tie.names if name.endswith(TABLES)), tie.table)
-    others = [other for other in tie.names if other != name and other not in draft.own]
-    named = {delta.adapter for other in others for delta in draft.merged.get(other, [])}
-    for delta in draft.merged.get(name, []):
+    name = next((name for name in tie.names if name.endswith(TABLES)), tie.stored)
+    others = [other for other in tie.names if other != name and other not in changes.own]
+    named = {delta.adapter for other in others for delta in changes.merged.get(other, [])}
+    for delta in changes.merged.get(name, []):
         if not delta.indices or delta.adapter in named:
             continue
         for other in others:
             module = other.removesuffix(".weight")
-            draft.merged.setdefault(other, []).append(replace(delta, module=module))
+            changes.merged.setdefault(other, []).append(replace(delta, module=module))
 
 
-def _stays_one(draft: Draft, tie: Tie) -> bool:
-    """Every name has the same value and the same updates."""
-    values = [_value(draft, name) for name in tie.names]
-    updates = [draft.merged.get(name, []) for name in tie.names]
+def _stays_one(tie: Tie, given: Given, changes: TensorChanges) -> bool:
+    """Return whether every name has the same value and the same updates."""
+    values = [_value(name, given, changes) for name in tie.names]
+    updates = [changes.merged.get(name, []) for name in tie.names]
     alike = all(_same_updates(updates[0], other) for other in updates[1:])
     return alike and all(same_content(values[0], other) for other in values[1:])
 
 
-def _value(draft: Draft, name: str) -> TensorRef:
-    """What a name of a tie holds before its updates."""
-    if name in draft.own:
-        return draft.replaced.get(name) or draft.added[name]
-    return draft.value_of(name)
+def _value(name: str, given: Given, changes: TensorChanges) -> TensorRef:
+    """Return what a name of a tie holds before its updates."""
+    if name in changes.own:
+        return changes.full_tensor(name)
+    return changes.value_of(given, name)
 
 
-def _keep_one(draft: Draft, tie: Tie) -> None:
-    """One tensor for all names; what is new about the unstored ones is in it."""
-    value = _value(draft, tie.names[0])
+def _keep_one(tie: Tie, given: Given, changes: TensorChanges) -> list[Delta]:
+    """Write one tensor for all names; return the updates that the unstored ones had."""
+    value = _value(tie.names[0], given, changes)
+    twins: list[Delta] = []
     for name in tie.names:
-        draft.added.pop(name, None)
-        if name in draft.stored and draft.own & set(tie.names):
-            draft.replaced[name] = value
-        elif name not in draft.stored:
-            draft.twins += draft.merged.pop(name, [])
+        changes.added.pop(name, None)
+        if name in given.stored and changes.own & set(tie.names):
+            changes.replaced[name] = value
+        elif name not in given.stored:
+            twins += changes.merged.pop(name, [])
+    return twins
 
 
-def _write_alike(draft: Draft, tie: Tie) -> None:
-    """A tensor for each name, all of them the same: the flag in config.json unties every tie."""
-    value, updates = _value(draft, tie.table), draft.merged.get(tie.table)
+def _write_alike(tie: Tie, given: Given, changes: TensorChanges) -> None:
+    """Write the same tensor under each name: the flag in config.json unties every tie."""
+    value, updates = _value(tie.stored, given, changes), changes.merged.get(tie.stored)
     for name in tie.names:
-        if name not in draft.stored:
-            draft.added[name] = value
+        if name not in given.stored:
+            changes.added[name] = value
             if updates:
-                draft.merged[name] = updates
+                changes.merged[name] = updates
 
 
-def _couple(draft: Draft, tie: Tie) -> None:
-    """The library's own result: each module's update is merged into the one tensor in its turn."""
-    updates = [delta for name in tie.names for delta in draft.merged.get(name, [])]
+def _couple(
+    tie: Tie, given: Given, changes: TensorChanges, tied: TiedNames, findings: Findings
+) -> None:
+    """Merge each module's update into the one tensor in its turn: the library's own result."""
+    updates = [delta for name in tie.names for delta in changes.merged.get(name, [])]
     if len(updates) > 1:
         one = {(d.adapter, d.weight, d.recipe == "loralib") for d in updates}
         if len(one) > 1 or updates[0].weight != 1.0 or updates[0].recipe == "loralib":
             message = f"{' and '.join(tie.names)} are tied and several of them are adapted"
             hint = "loralib merges one after the other into one tensor; use --tied untie"
-            draft.unfit.append(Problem(message, hint=hint))
+            findings.unfit.append(Problem(message, hint=hint))
             return
-        draft.in_turn.update(tie.names)
+        tied.in_turn.update(tie.names)
     for name in tie.names:
-        draft.merged.pop(name, None)
-        if name in draft.stored:
-            draft.merged[name] = updates
-    draft.coupled += tie.names
-    draft.warnings.append(
+        changes.merged.pop(name, None)
+        if name in given.stored:
+            changes.merged[name] = updates
+    tied.coupled += tie.names
+    findings.warnings.append(
         f"{' and '.join(tie.names)} change together, as in the library's own merge: the result "
         "differs from the unmerged model, so it is proven by weights only"
     )
@@ -201,29 +228,32 @@ def _arithmetic(delta: Delta) -> tuple[object, ...]:
     return delta.adapter, delta.kind, delta.scaling, delta.weight, delta.indices
 
 
-def _refuse_unknown_head(draft: Draft) -> None:
-    """An adapted input table that may be tied to a head nobody can name."""
-    known = {name for tie in draft.ties for name in tie.names}
-    changed = [*draft.merged, *draft.replaced, *draft.copies]
+def _check_unknown_head(given: Given, changes: TensorChanges, findings: Findings) -> None:
+    """Find an adapted input table that may be tied to a head whose name is not known.
+
+    It is a problem, or a warning where no config.json tells whether there is a tie.
+    """
+    known = {name for tie in given.ties for name in tie.names}
+    changed = [*changes.merged, *changes.replaced, *changes.copies]
     adapted = [n for n in changed if n.endswith(TABLES) and n not in known]
-    if draft.model is not None or draft.options.tied == "eval" or not adapted:
+    if given.model is not None or given.options.tied == "eval" or not adapted:
         return
-    if not draft.base.config:
-        draft.warnings.append(
+    if not given.base.config:
+        findings.warnings.append(
             f"{adapted[0]} looks like an input embedding; if your model ties its head to it, name "
             "the model with --model so that the head can be written separately"
         )
-    elif _may_have_tied_head(draft.base):
+    elif _may_have_tied_head(given.base):
         hint = (
             "install the extra hf (transformers knows the names), name the model with --model, or "
             "accept the library's own result with --tied eval"
         )
         message = "this table may be tied to a head whose name is not known"
-        draft.unfit.append(Problem(message, adapted[0], hint))
+        findings.unfit.append(Problem(message, adapted[0], hint))
 
 
 def _may_have_tied_head(base: Checkpoint) -> bool:
-    """The flag does not say no, and the architecture is one with a head over the vocabulary."""
+    """Return whether the flag allows a tie, and the architecture has a head over the vocabulary."""
     ends = ("LM", "LMHeadModel", "ForPreTraining", "ForConditionalGeneration")
     tied = base.config.get("tie_word_embeddings", True)
     known_untied = any(architecture_of(base) in known for known in HEADS.values())

@@ -7,10 +7,10 @@ error with the nearest names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from lora_export.planning.prefix_change import IDENTITY, PrefixChange
 from lora_export.records import Problem
 from lora_export.report.columns import first_names
 
@@ -36,39 +36,6 @@ _LISTED = 5
 _LEAVE_OUT = "--allow-unmatched GLOB leaves keys out"
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixChange:
-    """`old` at the start of an adapter name becomes `new`; both end in a dot or are empty."""
-
-    old: str
-    new: str
-
-    def apply(self, name: str) -> str | None:
-        """The changed name, or None when it does not start with `old`."""
-        return self.new + name[len(self.old) :] if name.startswith(self.old) else None
-
-    def __str__(self) -> str:
-        if not self.old and not self.new:
-            return "names as they are"
-        return f"prefix {self.old or '(none)'} -> {self.new or '(none)'}"
-
-    @classmethod
-    def between(cls, old: str, new: str) -> PrefixChange:
-        """The change without the parts that `old` and `new` both end in."""
-        left, right = old.split(".")[:-1], new.split(".")[:-1]
-        while left and right and left[-1] == right[-1]:
-            left, right = left[:-1], right[:-1]
-        return cls("".join(f"{part}." for part in left), "".join(f"{part}." for part in right))
-
-    @property
-    def exchanges(self) -> bool:
-        """A named prefix is put in the place of another: perhaps another model's."""
-        return bool(self.old and self.new)
-
-
-IDENTITY = PrefixChange("", "")
-
-
 class BaseNames:
     """The base's tensor names, also findable without their wrappers."""
 
@@ -81,24 +48,24 @@ class BaseNames:
             self._plain[plain] = None if plain in self._plain else name
 
     def find(self, name: str) -> str | None:
-        """The base's own name of the tensor called `name`, on either side without wrappers."""
+        """Return the base's name of the tensor called `name`, on either side without wrappers."""
         return name if name in self._exact else self._plain.get(without_wrappers(name))
 
     def weights(self, module: str, parameter: str = "weight") -> tuple[str, ...]:
-        """The base's tensors of a parameter: two when a convolution's weight is stored twice."""
+        """Return the tensors of a parameter: two when a convolution's weight is stored twice."""
         return tuple(dict.fromkeys(name for name, _ in self._weights(module, parameter)))
 
     def holds(self, module: str, parameters: Iterable[str]) -> bool:
-        """Whether the base has any of these parameters of the module."""
+        """Return whether the base has any of these parameters of the module."""
         return any(self.weights(module, parameter) for parameter in parameters)
 
     def _weights(self, module: str, parameter: str = "weight") -> list[tuple[str, str]]:
-        """(tensor name, module name) for every name under which the base has the parameter."""
+        """List (tensor name, module name) for every name under which the base has the parameter."""
         found = ((self.find(join(module, suffix)), suffix) for suffix in _suffixes(parameter))
         return [(n, n.removesuffix(suffix).removesuffix(".")) for n, suffix in found if n]
 
     def tensor(self, name: str) -> str | None:
-        """The base's tensor that a full tensor called `name` replaces."""
+        """Return the base's tensor that a full tensor called `name` replaces."""
         if found := self.find(name):
             return found
         for aliases in _ALIASES:
@@ -112,7 +79,7 @@ class BaseNames:
     def locate(
         self, module: str, change: PrefixChange, parameter: str = "weight"
     ) -> tuple[str, tuple[str, ...]]:
-        """The base's own name of an adapter's module after `change`, and the tensors updated.
+        """Return the base's name of an adapter's module after `change`, and the tensors updated.
 
         Both empty where the base has no such parameter.
         """
@@ -121,33 +88,33 @@ class BaseNames:
         return (found[0][1] if found else ""), tuple(dict.fromkeys(name for name, _ in found))
 
     def plain_names(self) -> Iterable[str]:
-        """All names without wrappers."""
+        """Return all names without wrappers."""
         return self._plain.keys()
 
     def nearest(self, name: str) -> list[str]:
-        """Up to three base names that look like `name`; those with the same last parts first."""
+        """Return up to three names that look like `name`; those with the same last parts first."""
         tail = name.split(".")[-2:]
         same_tail = [known for known in self.names if known.split(".")[-2:] == tail]
         return get_close_matches(name, same_tail or self.names, n=3, cutoff=0.0)
 
 
 def join(module: str, leaf: str) -> str:
-    """`module.leaf`, or `leaf` for the root module."""
+    """Return `module.leaf`, or `leaf` for the root module."""
     return f"{module}.{leaf}" if module else leaf
 
 
 def _suffixes(parameter: str) -> tuple[str, ...]:
-    """The last parts under which checkpoints keep a parameter."""
+    """Return the last parts of names under which checkpoints keep a parameter."""
     return {"weight": _WEIGHT_SUFFIXES, "bias": _BIAS_SUFFIXES}.get(parameter, (parameter,))
 
 
 def weight_names(module: str) -> list[str]:
-    """Every name that the weight of `module` may have."""
+    """List every name that the weight of `module` may have."""
     return [join(module, suffix) for suffix in _WEIGHT_SUFFIXES]
 
 
 def without_wrappers(name: str) -> str:
-    """`name` without the parts that DataParallel (`module.`), FSDP and torch.compile add."""
+    """Remove the parts of `name` that DataParallel (`module.`), FSDP and torch.compile add."""
     parts = [part for part in name.split(".") if part not in INNER_WRAPPERS]
     while len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]
@@ -157,7 +124,7 @@ def without_wrappers(name: str) -> str:
 def choose_prefix(
     modules: Mapping[str, Sequence[str]], base: BaseNames, only: PrefixChange | None = None
 ) -> tuple[PrefixChange, list[Problem]]:
-    """The one change of prefix that resolves all `modules`; IDENTITY where none is needed.
+    """Find the one change of prefix that resolves all `modules`; IDENTITY where none is needed.
 
     modules: with the parameters of each of which the base must have one. only: the change the
     user named; no other is tried.
@@ -191,7 +158,7 @@ def _unsure(changes: Sequence[PrefixChange]) -> Problem:
 def _resolved(
     change: PrefixChange, modules: Mapping[str, Sequence[str]], base: BaseNames
 ) -> set[str]:
-    """The modules that have a parameter in the base after `change`."""
+    """Return the modules that have a parameter in the base after `change`."""
     changed = {module: change.apply(module) for module in modules}
     return {
         module
@@ -201,7 +168,7 @@ def _resolved(
 
 
 def _candidates(modules: Mapping[str, Sequence[str]], base: BaseNames) -> list[PrefixChange]:
-    """Every change that resolves the first module and is possible for all of them."""
+    """List every change that resolves the first module and is possible for all of them."""
     first_name, parameters = next(iter(modules.items()))
     first = first_name.split(".")
     common = len(first) - 1
@@ -229,7 +196,7 @@ def _candidates(modules: Mapping[str, Sequence[str]], base: BaseNames) -> list[P
 def _unresolved(
     modules: Mapping[str, Sequence[str]], found: set[str], change: PrefixChange, base: BaseNames
 ) -> list[Problem]:
-    """One problem where nothing fits; else one for each of the first few that do not."""
+    """Return one problem where nothing fits; else one for each of the first few that do not."""
     lacking = [module for module in modules if module not in found]
     wanted = {one: join(change.apply(one) or one, modules[one][0]) for one in lacking[:_LISTED]}
     near = {one: ", ".join(base.nearest(name)) or "nothing" for one, name in wanted.items()}
@@ -256,7 +223,7 @@ def _unresolved(
 def lacking_in(
     modules: Mapping[str, Sequence[str]], change: PrefixChange, base: BaseNames
 ) -> list[str]:
-    """The modules that are not in the base after `change`."""
+    """Return the modules that are not in the base after `change`."""
     plain = {without_wrappers(module): names for module, names in modules.items()}
     found = _resolved(change, plain, base)
     return [module for module in plain if module not in found]
@@ -265,7 +232,7 @@ def lacking_in(
 def replacement_names(
     names: Sequence[str], change: PrefixChange, base: BaseNames
 ) -> Mapping[str, str | None]:
-    """The base tensor that each full tensor replaces, None where the base has none.
+    """Map each full tensor to the base's tensor that it replaces, None where there is none.
 
     The change holds for every tensor of the file. A name that does not begin with the prefix that
     comes off is of the network around the base's, whose tensors the base may call the same.

@@ -9,21 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_export.planning.names.base_names import (
-    IDENTITY,
-    BaseNames,
-    PrefixChange,
-    choose_prefix,
-    join,
-    lacking_in,
-)
+from lora_export.planning.names.base_names import BaseNames, choose_prefix, join, lacking_in
+from lora_export.planning.prefix_change import IDENTITY, PrefixChange
 from lora_export.records import Problem
 from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from lora_export.records import NameTable, Place, TensorRef
+    from lora_export.records import NameTable, Place, TensorRef, Update
 
     Wanted = Mapping[str, Sequence[str]]
 
@@ -38,48 +32,51 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where the base stores one tensor of the running model: whole, or in parts.
+    """Where the base stores one tensor of the running model: whole, or in parts."""
 
-    obstacle: why it cannot be said which parts they are, else "".
-    """
-
+    #: The base's tensors each of which is the whole.
     whole: tuple[str, ...] = ()
+    #: The base's tensors that are the whole together.
     parts: tuple[Part, ...] = ()
+    #: The shape in the running model, where it is stored in parts.
     shape: tuple[int, ...] = ()
+    #: Why it is not known which parts they are, else "".
     obstacle: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A parameter of a module: the tensors each of which holds it, or the parts that do together.
+    """A parameter of a module, and where the base stores it."""
 
-    module: as the base calls it, or where there are parts, the running model. shape: the
-    parameter's.
-    """
-
+    #: The module as the base calls it, or where there are parts, the running model.
     module: str
+    #: The base's tensors each of which holds the parameter.
     tensors: tuple[str, ...]
+    #: The parameter's shape; () where it is not known.
     shape: tuple[int, ...]
+    #: The base's tensors that hold the parameter together.
     parts: tuple[Part, ...] = ()
+    #: Why it is not known which parts they are, else "".
     obstacle: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Names in which all modules of an adapter were found after one change of prefix.
+    """Names in which all modules of an adapter were found after one change of prefix."""
 
-    homes: where the base stores the running model's tensors; None where `names` are the base's.
-    renamed: modules that the adapter calls otherwise.
-    """
-
+    #: The names: the base's, or those of the running model.
     names: BaseNames
+    #: The base's tensors by their own names.
     stored: Mapping[str, TensorRef]
+    #: From the adapter's names to `names`.
     change: PrefixChange = IDENTITY
+    #: Where the base stores the running model's tensors; None where `names` are the base's.
     homes: Mapping[str, Home] | None = None
+    #: The running model's names of modules that the adapter calls otherwise.
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def locate(self, module: str, parameter: str) -> Located | None:
-        """Where the parameter of an adapter's module is; None where it is not."""
+        """Find the parameter of an adapter's module; None where the base has none."""
         module = self.renamed.get(module, module)
         own, tensors = self.names.locate(module, self.change, parameter)
         if not tensors:
@@ -93,16 +90,29 @@ class Space:
         return Located(own, (), home.shape, home.parts, home.obstacle)
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor that is stored, or tied to one that is; () where only a tie knows."""
+        """Return the shape of a stored tensor; () where only a tie knows the name."""
         return self.stored[name].spec.shape if name in self.stored else ()
 
     def full_tensor(self, name: str) -> str | None:
-        """The base's tensor that a full tensor of the adapter replaces."""
+        """Return the base's tensor that a full tensor of the adapter replaces."""
         if self.homes is None:
             return None
         known = self.change.apply(name)
         found = self.names.tensor(known) if known is not None else None
         return self.homes[found].whole[0] if found and self.homes[found].whole else None
+
+
+def wanted_of(updates: Iterable[Update]) -> Mapping[str, Sequence[str]]:
+    """List the parameters of each module of which the base must have one.
+
+    A bias is looked for beside the weight, which is adapted as well.
+    """
+    listed = list(updates)
+    found: dict[str, dict[str, None]] = {}
+    for update in [one for one in listed if one.parameter != "bias"] or listed:
+        names = found.setdefault(update.module, {})
+        names.update(dict.fromkeys(one.parameter for one in update.readings()))
+    return {module: list(names) for module, names in found.items()}
 
 
 def find_space(
@@ -112,7 +122,7 @@ def find_space(
     only: PrefixChange | None = None,
     advice: str = "",
 ) -> tuple[Space, list[str], list[Problem]]:
-    """(space, what was decided in words, problems): the base's own names, then the model's.
+    """Find (space, choices, problems): by the base's own names, then by the model's.
 
     wanted: the parameters, by module, of each of which there must be one. only: the change of
     prefix that the user named. advice: what to do where the model's names are not known, if they
@@ -142,7 +152,7 @@ def find_space(
 def renamed_tensors(
     names: Sequence[str], space: Space, table: Callable[[], NameTable | None]
 ) -> Mapping[str, str]:
-    """The base's tensors that full tensors called by the running model's names replace.
+    """Find the base's tensors that full tensors called by the running model's names replace.
 
     names: of full tensors that the base has not, beside modules that it has under their own names.
     Names that the table has no place for in the base are left out.
@@ -158,13 +168,13 @@ def renamed_tensors(
 
 
 def _unknown(lacking: Sequence[str], count: int, advice: str) -> Problem:
-    """Names that may be the running model's, which nobody knows: one problem for all."""
+    """Return one problem for all names that may be the running model's, which is not known."""
     message = f"{len(lacking)} of {count} modules are not in this base by its own names"
     return Problem(f"{message}: {first_names(lacking)}", hint=advice)
 
 
 def _renamed(wanted: Wanted, table: NameTable) -> Mapping[str, str]:
-    """The running model's names of modules that an adapter calls by older names."""
+    """Return the running model's names of modules that an adapter calls by older names."""
     tensors = {join(module, "weight"): module for module in wanted}
     found = {}
     for name, place in table.places(tensors).items():
@@ -174,7 +184,7 @@ def _renamed(wanted: Wanted, table: NameTable) -> Mapping[str, str]:
 
 
 def homes_of(table: NameTable, stored: Mapping[str, TensorRef]) -> dict[str, Home]:
-    """Where the base stores each tensor of the running model, in the model's own order."""
+    """Find where the base stores each tensor of the running model, in the model's own order."""
     by_name: dict[str, dict[str, Place]] = {}
     for name, place in table.places(stored).items():
         if place.name in table.shapes:

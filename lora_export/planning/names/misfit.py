@@ -1,4 +1,4 @@
-"""What may explain that an adapter does not fit: another model, or names nobody knows here."""
+"""What may explain that an adapter does not fit: another model, or names that are not known."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def transformers_installed() -> bool:
-    """Whether the extra `hf` is there, without importing it."""
+    """Return whether the extra `hf` is installed, without importing it."""
     return importlib.util.find_spec("transformers") is not None
 
 
 def lacking_extra(base: Checkpoint) -> str:
-    """How to get the names that transformers knows of the base's model; empty where it can tell."""
+    """Return how to get the names that transformers knows; empty where they are known."""
     if not base.config.get("model_type") or transformers_installed():
         return ""
     return (
@@ -35,7 +35,7 @@ def lacking_extra(base: Checkpoint) -> str:
 def with_origin(
     base: Checkpoint, adapter: Adapter, problems: Sequence[Problem]
 ) -> Sequence[Problem]:
-    """The problems; the last one tells which model the base is, and which the adapter is for."""
+    """Extend the last problem by which model the base is, and which the adapter is for."""
     told = "; ".join(text for text in (_base(base), _trained_on(adapter)) if text)
     if not problems or not told:
         return problems
@@ -57,7 +57,7 @@ def _trained_on(adapter: Adapter) -> str:
 
 
 def other_bases(base: Checkpoint, adapters: Sequence[Adapter]) -> list[Problem]:
-    """Every adapter that names another base than this one, or another revision of it.
+    """Return a problem for every adapter that names another base, or another revision of it.
 
     A base of the right shape merges without any other sign that it is the wrong one. Names are
     compared by their last part: what an adapter was trained on may lie in another folder here, or
@@ -78,14 +78,14 @@ def other_bases(base: Checkpoint, adapters: Sequence[Adapter]) -> list[Problem]:
 
 
 def why_not_compared(base: Checkpoint, adapters: Sequence[Adapter]) -> str:
-    """Why no adapter's base could be compared with this one; empty where one was."""
+    """Return why no adapter's base could be compared with this one; empty where one was."""
     if not any(adapter.trained_on for adapter in adapters):
         return "no adapter names the base that it was trained on"
     return "" if _name_of(base) else f"{base.root.name} is a file, which has no model's name"
 
 
 def _name_of(base: Checkpoint) -> str:
-    """The base's name in the Hugging Face cache, else its folder's; empty for a file elsewhere."""
+    """Return the base's name in the Hugging Face cache, else its folder's; empty for a file."""
     folder = base.root.resolve().name if base.layout == "folder" else ""
     return repository_of(base.root) or folder
 
@@ -97,7 +97,7 @@ def _other_base(adapter: Adapter, trained_on: str, given: str) -> Problem:
 
 
 def _other_commit(base: Checkpoint, adapter: Adapter) -> str:
-    """The commit of the base where the adapter's revision is known to be another; else empty."""
+    """Return the base's commit where the adapter's revision is known to be another; else empty."""
     commit = commit_of(base.root)
     wanted = commit_of_revision(base.root, adapter.revision) if adapter.revision else ""
     return commit if wanted and commit and wanted != commit else ""

@@ -8,33 +8,27 @@ network's names are changed to the base's once, by one change of prefix, and bac
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lora_export.planning.names.base_names import (
-    IDENTITY,
     BaseNames,
-    PrefixChange,
     choose_prefix,
     join,
     without_wrappers,
 )
-from lora_export.planning.updates.parameter_updates import wanted_of
-from lora_export.records import Problem
-from lora_export.report.columns import counted, first_names
+from lora_export.planning.names.locating import wanted_of
+from lora_export.planning.prefix_change import IDENTITY, PrefixChange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from lora_export.planning.draft import Draft, Options
-    from lora_export.planning.names.locating import Space
+    from lora_export.planning.merge_options import Options
     from lora_export.records import (
         Adapter,
         Checkpoint,
         MergePlan,
         ModelFacts,
-        Replacement,
         TensorRef,
         Update,
     )
@@ -42,18 +36,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkNames:
-    """What the network calls each tensor and module, by the base's name without wrappers.
+    """What the network calls tensors and modules, by the base's names without wrappers."""
 
-    Both mappings are empty where the names are the same. nameless: tensors of the network, by its
-    own names, whose names are those of other tensors in the base: no file gives them a value.
-    """
-
+    #: The network's name of each tensor; empty where the names are the same.
     tensors: Mapping[str, str] = field(default_factory=dict)
+    #: The network's name of each module; empty where the names are the same.
     modules: Mapping[str, str] = field(default_factory=dict)
+    #: Tensors of the network whose names are those of other tensors in the base: no file gives
+    #: them a value.
     nameless: tuple[str, ...] = ()
 
     def tensor(self, name: str) -> str:
-        """The network's name of a tensor; `name` itself where it is no other."""
+        """Return the network's name of a tensor; `name` itself where it is no other."""
         known = self._known.tensor(name)
         return self.tensors[known] if known else name
 
@@ -62,14 +56,14 @@ class NetworkNames:
         return BaseNames(self.tensors)
 
     def module(self, name: str) -> str:
-        """The network's name of a module; `name` itself where it is no other."""
+        """Return the network's name of a module; `name` itself where it is no other."""
         return self.modules.get(without_wrappers(name), name)
 
 
 def meet_network(
     model: ModelFacts, base: Checkpoint, adapters: Sequence[Adapter], options: Options
 ) -> tuple[ModelFacts, NetworkNames]:
-    """The network's facts in the base's names, and the way back.
+    """Return the network's facts in the base's names, and the way back.
 
     A tensor outside of the prefix keeps its name, unless the base has a tensor of that name that
     is another one: then it has no name beside the base's, and is left out of the facts.
@@ -111,7 +105,7 @@ def _find_change(
     adapters: Sequence[Adapter],
     options: Options,
 ) -> PrefixChange:
-    """From the network's names to the base's, by the modules of the first adapter that fits."""
+    """Find the change to the base's names, by the modules of the first adapter that fits."""
     network, base = BaseNames(model.tensors), BaseNames(stored)
     live = {name for name, facts in model.modules.items() if facts.rank is not None}
     for adapter in adapters:
@@ -138,7 +132,7 @@ def _find_change(
 
 
 def _left_in(updates: Sequence[Update], options: Options) -> list[Update]:
-    """Those that neither --allow-unmatched nor --trust-config leaves out."""
+    """Keep the updates that neither --allow-unmatched nor --trust-config leaves out."""
     return [
         update
         for update in updates
@@ -149,11 +143,11 @@ def _left_in(updates: Sequence[Update], options: Options) -> list[Update]:
 def _let_go(update: Update, options: Options) -> bool:
     keys = [join(update.module, f"lora_{role}") for role in update.factors]
     keys += [ref.spec.name for ref in update.factors.values()]
-    return any(fnmatchcase(key, glob) for key in keys for glob in options.allow_unmatched)
+    return options.lets_go(keys)
 
 
 def _tensors(model: ModelFacts, base: BaseNames, change: PrefixChange) -> dict[str, str]:
-    """The base's name of each tensor of the network; what the base stores comes first."""
+    """Find the base's name of each tensor of the network; what the base stores comes first."""
     found: dict[str, str] = {}
     taken: set[str] = set()
 
@@ -174,7 +168,7 @@ def _tensors(model: ModelFacts, base: BaseNames, change: PrefixChange) -> dict[s
 
 
 def _modules(tensors: Mapping[str, str]) -> dict[str, str]:
-    """The base's name of each module that holds tensors, as those are called."""
+    """Find the base's name of each module that holds tensors, as those are called."""
     found: dict[str, str] = {}
     for name, base_name in tensors.items():
         own, other = name.split(".")[:-1], base_name.split(".")[:-1]
@@ -186,35 +180,14 @@ def _modules(tensors: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def tell_network(draft: Draft) -> None:
-    """Which prefix was changed, and which tensors of the base the network has no place for."""
-    if draft.model is None:
-        return
-    source = draft.model.source
-    if draft.model.change != ("", ""):
-        change = PrefixChange(*draft.model.change)
-        draft.choices.append(f"the names of {source} are the base's after {change}")
-    homeless = without_place(draft.model, draft.stored)
-    changed = [name for name in homeless if name in draft.merged or name in draft.replaced]
-    hint = f"does {source} build the network that was trained?"
-    message = "is changed by the adapter, and the network has no such tensor"
-    draft.unfit += [Problem(message, name, hint) for name in changed]
-    if homeless and not changed:
-        count = counted(len(homeless), "tensor")
-        draft.warnings.append(
-            f"{count} of the base without a place in {source}: {first_names(homeless)}; the "
-            "network is built without them, and the result keeps them"
-        )
-
-
 def without_place(model: ModelFacts, names: Mapping[str, object]) -> list[str]:
-    """The names, of the base or the result, that the network has no tensor for."""
+    """List the names, of the base or the result, that the network has no tensor for."""
     known = BaseNames(model.tensors)
     return [name for name in names if known.tensor(name) is None]
 
 
 def whole_parts_without_values(model: ModelFacts, plan: MergePlan) -> list[str]:
-    """The network's tensors to which the result gives no value, if they are parts of their own.
+    """List the network's tensors without a value in the result, if they are parts of their own.
 
     A part is a module of which the result holds nothing, and which is no numbered layer: a head
     that was not saved. Empty where another tensor has no value either: this is another network.
@@ -233,33 +206,6 @@ def _parents(name: str) -> list[str]:
 
 
 def _is_apart(name: str, held: set[str]) -> bool:
-    """The outermost module of `name` of which nothing is held is there, and is not numbered."""
+    """Return whether `name` lies in a module without any value, outside of numbered layers."""
     part = next((parent for parent in _parents(name) if parent not in held), None)
     return part is not None and not any(piece.isdigit() for piece in part.split("."))
-
-
-def in_network(
-    draft: Draft, replacements: Sequence[Replacement], space: Space
-) -> tuple[list[Replacement], dict[str, str | None]]:
-    """The full tensors by their names in the result, and the base's tensor that each replaces.
-
-    The network tells which of them lie outside of the prefix. One of those is no tensor of the
-    base, unless the network has it under the base's name as well.
-    """
-    model = draft.model
-    found: list[Replacement] = []
-    targets: dict[str, str | None] = {}
-    for replacement in replacements:
-        plain = without_wrappers(replacement.name)
-        changed = space.change.apply(plain)
-        name = plain if changed is None else changed
-        target = space.names.tensor(name)
-        if target and model and changed is None and plain not in model.outside:
-            message = f"lies outside of {space.change.old}, and the base's {target} does not"
-            hint = "give the base the network's names, or leave it out with --allow-unmatched"
-            where = f"{replacement.ref.file}: {replacement.name}"
-            draft.unfit.append(Problem(message, where, draft.way_out(replacement.ref, hint)))
-            continue
-        found.append(replace(replacement, name=name))
-        targets[name] = target
-    return found, targets

@@ -27,7 +27,7 @@ _PUBLISHERS = frozenset({"unsloth", "Qwen", "google", "mistralai", "meta-llama",
 
 
 def without_scheme(name: str) -> str | None:
-    """`name` less what says how it is quantised (`unsloth/X-bnb-4bit` is unsloth/X), else None."""
+    """Remove what says how a model is quantised (`unsloth/X-bnb-4bit`: unsloth/X), else None."""
     left, is_quantized = name, False
     while found := _NAME_PARTS.fullmatch(left):
         part = found["part"]
@@ -39,12 +39,12 @@ def without_scheme(name: str) -> str | None:
 
 
 def hub_name(text: object) -> str:
-    """`text` when it can be the name of a repository, `org/name`; else empty."""
+    """Return `text` when it can be the name of a repository, `org/name`; else empty."""
     return text if isinstance(text, str) and REPOSITORY.fullmatch(text) and ".." not in text else ""
 
 
 def base_name(base: Checkpoint, adapters: Sequence[Adapter]) -> str:
-    """The base's name on a hub: of the cache it lies in, or as the adapters' trainers called it.
+    """Return the base's name on a hub: of its cache, or as the adapters' trainers called it.
 
     config.json is not asked: its _name_or_path may be that of the model before this one. Of a
     quantised model that an adapter was trained on, the name of the original. Empty when unknown.
@@ -57,14 +57,14 @@ def base_name(base: Checkpoint, adapters: Sequence[Adapter]) -> str:
 
 
 def original_hint(base: Checkpoint, adapters: Sequence[Adapter]) -> str:
-    """What to merge into instead of a quantised base, named where its name can be known."""
+    """Return what to merge into instead of a quantised base, by its name where that is known."""
     start = "merge into the 16-bit base that it was quantised from"
     named = [name for name in dict.fromkeys(_originals(base, adapters)) if name]
     return f"{start}: {' or '.join(named[:2])}" if named else start
 
 
 def _originals(base: Checkpoint, adapters: Sequence[Adapter]) -> Iterator[str]:
-    """What the adapters were trained on, then what the base's own names lead to."""
+    """Yield what the adapters were trained on, then what the base's own names lead to."""
     own = repository_of(base.root)
     for name in (hub_name(adapter.trained_on) for adapter in adapters):
         yield _original(name) if without_scheme(name) or name == own else name
@@ -73,7 +73,7 @@ def _originals(base: Checkpoint, adapters: Sequence[Adapter]) -> Iterator[str]:
 
 
 def _original(name: str) -> str:
-    """The name of the original: with its publisher where that is the same; empty when unknown."""
+    """Return the original's name: with its publisher where that is the same; empty when unknown."""
     plain = without_scheme(name) or ""
     publisher, _, model = plain.rpartition("/")
     return plain if publisher in _PUBLISHERS else model

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 from lora_export.layers import Shapes
 from lora_export.layers.litgpt_qkv import KIND as QKV
 from lora_export.planning.facts.user_facts import agreed
-from lora_export.planning.updates.resolve_by_shape import Unresolved, no_fit, readings_of
-from lora_export.records import Delta, Facts, Problem
+from lora_export.planning.updates.readings import Unresolved, delta_of, no_fit, readings_of
+from lora_export.records import Facts, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from lora_export.planning.draft import Draft
-    from lora_export.records import Adapter, TensorSpec, Update
+    from lora_export.planning.findings import Findings
+    from lora_export.planning.given import Given
+    from lora_export.planning.tensor_changes import TensorChanges
+    from lora_export.records import Adapter, Delta, TensorSpec, Update
 
 _NEEDED = ("alpha", "enable_lora", "n_head", "n_query_groups")
 _LORALIB = "if these are loralib's own layers, say --dialect loralib"
@@ -33,11 +35,11 @@ _OTHER_BASE = "is this the base that the adapter was trained on?"
 
 
 def resolve_litgpt(
-    adapter: Adapter, update: Update, module: str, base: TensorSpec, given: Facts
+    adapter: Adapter, update: Update, module: str, base: TensorSpec, known: Facts
 ) -> Delta:
-    """The one reading of an update of litgpt's LoRALinear or LoRAQKVLinear (0.4.13, 0.5.13).
+    """Resolve the one reading of a litgpt LoRALinear or LoRAQKVLinear (0.4.13, 0.5.13).
 
-    given: what options, a model or a manifest say of the module.
+    known: what options, a model or a manifest say of the module.
 
     Raises:
         UsageError: that contradicts what the files beside the adapter say.
@@ -46,8 +48,8 @@ def resolve_litgpt(
     where = f"{adapter.path}: {update.module}"
     own = update.own or Facts()
     named = replace(own, source=own.source or "the names of litgpt's layers")
-    facts = agreed(where, named, given, f"leave it out; {_LORALIB}")
-    facts = replace(facts, source=own.source or given.source or named.source)
+    facts = agreed(where, named, known, f"leave it out; {_LORALIB}")
+    facts = replace(facts, source=own.source or known.source or named.source)
     shapes = Shapes.of(update.factors, base.shape)
     readings = [one for one in readings_of(update.family, shapes) if one.kind == own.kind]
     readings = [one for one in readings if not one.fan_in_fan_out]  # litgpt has nn.Linear alone
@@ -63,47 +65,44 @@ def resolve_litgpt(
         raise Unresolved(Problem(message, where), missing=False)
     alpha = facts.alpha or 0.0
     heads = _heads(facts, shapes, base, where) if own.kind == QKV.name else ()
-    return Delta(
-        adapter=str(adapter.path),
-        module=module,
-        kind=readings[0].kind,
-        factors=update.factors,
-        shape=base.shape,
-        rank=rank,
-        alpha=alpha,
-        scaling=alpha / rank,
-        weight=adapter.weight,
+    delta = delta_of(
+        adapter, update, module, base, readings[0], rank=rank, alpha=alpha, scaling=alpha / rank
+    )
+    return replace(
+        delta,
         enable_lora=(facts.enable_lora or ()) if heads else (),
         heads=heads,
         by_group=bool(heads and own.by_group),
     )
 
 
-def tell_cast(draft: Draft, adapter: Adapter) -> None:
-    """Where litgpt would cast the base to the LoRA's dtype before it merges; here it keeps its own.
+def warn_of_cast(
+    adapter: Adapter, given: Given, changes: TensorChanges, findings: Findings
+) -> None:
+    """Warn where litgpt would cast the base to the LoRA's dtype before it merges.
 
     Reproduces what `merge_lora` of litgpt 0.5.13 does to every tensor of the model.
     """
     held = {ref.spec.dtype for update in adapter.updates for ref in update.factors.values()}
-    merged = {draft.stored[name].spec.dtype for name in draft.merged if name in draft.stored}
+    merged = {given.stored[name].spec.dtype for name in changes.merged if name in given.stored}
     if adapter.dialect != "litgpt" or len(held) != 1 or merged <= held:
         return
     (lora,) = held
     base = ", ".join(sorted(merged - held))
-    draft.warnings.append(
+    findings.warnings.append(
         f"{adapter.path.name}: litgpt's own merge casts the base from {base} to {lora} first; this "
         f"result keeps {base}"
     )
 
 
 def unsaid(facts: Iterable[Facts]) -> list[str]:
-    """The names of what a LoRA of litgpt needs and `facts` of its modules do not say."""
+    """List what a LoRA of litgpt needs and `facts` of its modules do not give."""
     listed = list(facts)
     return [key for key in _NEEDED if any(getattr(one, key) is None for one in listed)]
 
 
 def _refuse_missing(facts: Facts, told: Sequence[str], where: str) -> None:
-    """The facts that this kind of module needs; `told`, all that the adapter lacks, in one text."""
+    """Refuse a module without the facts that its kind needs. told: all that the adapter lacks."""
     missing = unsaid([facts])
     if missing and (facts.kind == QKV.name or "alpha" in missing):
         message = f"a LoRA of litgpt, without its {', '.join(told)}: they are not in the file"
@@ -115,7 +114,7 @@ def _refuse_missing(facts: Facts, told: Sequence[str], where: str) -> None:
 
 
 def _heads(facts: Facts, shapes: Shapes, base: TensorSpec, where: str) -> tuple[int, int]:
-    """(n_head, n_query_groups), which divide the weight, and give B the rows that it has."""
+    """Return (n_head, n_query_groups), which divide the weight and fit the rows of B."""
     n_head, groups = facts.n_head or 1, facts.n_query_groups or 1
     enabled = facts.enable_lora or ()
     counts = (n_head, groups, groups)

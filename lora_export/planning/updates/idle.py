@@ -7,6 +7,7 @@ its zeros in every adapter; its update is exactly zero, and the weight stays the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import is_zero
@@ -17,52 +18,66 @@ from lora_export.report.columns import counted, first_names
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_export.planning.draft import Draft
-    from lora_export.planning.updates.parameter_updates import Settled
+    from lora_export.planning.findings import Findings
     from lora_export.records import Adapter, Delta, Update
 
 _HINT = "an untrained or wrongly saved adapter? --allow-noop accepts it"
 
 
-def note_no_effect(draft: Draft, adapter: Adapter, update: Update, delta: Delta) -> None:
-    """Note a product that has a zero factor as idle; refuse one that no training leaves behind.
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """An update that changes nothing."""
+
+    #: Its module, with the adapter, for messages.
+    where: str
+    #: What is zero about it, in words.
+    reason: str
+
+
+def zero_effect(update: Update, delta: Delta, where: str, findings: Findings) -> Idle | None:
+    """Find a product's zero factor; refuse one that no training leaves behind.
 
     What depends on the weight may change it with zeros too, and is passed over.
     """
     kind = all_kinds()[delta.kind]
-    if kind.product is None or draft.options.allow_noop:
-        return
-    where = f"{adapter.path}: {update.module or '(root module)'}"
+    if kind.product is None:
+        return None
+    idle = None
     if zero := [role for role, ref in update.factors.items() if is_zero(ref)]:
-        told = (where, f"{_stem(update, zero[0])} is all zero")
+        found = Idle(where, f"{_stem(update, zero[0])} is all zero")
         if (zero == ["A"] and kind.zero_at_start != "A") or {"A", "B"} <= {*zero}:
-            _refuse(draft, *told)  # one of both is drawn, and training does not make it zero
+            # One of both is drawn, and training does not make it zero.
+            findings.unfit.append(_without_effect(found))
         else:
-            draft.idle.setdefault(str(adapter.path), []).append(told)
+            idle = found
     if delta.scaling == 0:
         message = f"the scaling is 0 (alpha = {delta.alpha:g}), so this update changes nothing"
-        draft.unfit.append(Problem(message, where, "--allow-noop accepts it"))
+        findings.unfit.append(Problem(message, where, "--allow-noop accepts it"))
+    return idle
 
 
-def judge_idle(draft: Draft, adapter: Adapter, settled: Sequence[Settled]) -> None:
-    """Refuse an adapter all of whose updates are idle; of one that has others, they are told."""
-    idle = draft.idle.get(str(adapter.path), [])
-    if idle and len(idle) == len(settled):
-        for where, what in idle:
-            _refuse(draft, where, what)
+def judge_idle(adapter: Adapter, idle: Sequence[Idle], count: int, findings: Findings) -> None:
+    """Refuse an adapter all of whose updates are idle; warn of those of one that has others.
+
+    count: of all its updates.
+    """
+    if idle and len(idle) == count:
+        findings.unfit += [_without_effect(one) for one in idle]
     elif idle:
-        names = first_names([where.removeprefix(f"{adapter.path}: ") for where, _ in idle])
-        count = f"{counted(len(idle), 'module')} of {len(settled)}"
+        names = first_names([one.where.removeprefix(f"{adapter.path}: ") for one in idle])
+        modules = f"{counted(len(idle), 'module')} of {count}"
         meaning = "training did not change them, and their weights stay the base's"
-        draft.warnings.append(f"{adapter.path.name}: {idle[0][1]} in {count} ({names}): {meaning}")
+        findings.warnings.append(
+            f"{adapter.path.name}: {idle[0].reason} in {modules} ({names}): {meaning}"
+        )
 
 
-def _refuse(draft: Draft, where: str, what: str) -> None:
-    draft.unfit.append(Problem(f"{what}, so this update changes nothing", where, _HINT))
+def _without_effect(idle: Idle) -> Problem:
+    return Problem(f"{idle.reason}, so this update changes nothing", idle.where, _HINT)
 
 
 def _stem(update: Update, role: str) -> str:
-    """The name of a factor as its key ends in it."""
+    """Return the name of a factor as its key ends in it."""
     if update.terms is None:
         return f"lora_{role}"
     name = update.factors[role].spec.name.removesuffix(".weight").removesuffix(".default")

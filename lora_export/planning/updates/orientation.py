@@ -8,35 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_export.layers import Shapes, all_kinds
+from lora_export.planning.facts.architecture import stores_in_out
 from lora_export.report.columns import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from lora_export.planning.draft import Draft
     from lora_export.records import Checkpoint, Delta, Facts, Terms
-
-# The model types of transformers 5.24 that have layers of pytorch_utils.Conv1D, and the layers.
-_MODELS = frozenset({"clvp", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"})
-CONV1D_LAYERS = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
 
 # The model types of transformers 5.24 whose stacks of experts have is_transposed.
 _STACKS_IN_OUT = frozenset({"aria", "aria_text", "gpt_oss", "openai_privacy_filter"})
 
 
-def stores_in_out(base: Checkpoint, module: str) -> bool | None:
-    """Whether the module's weight is stored (in, out); None where the base says no model type.
-
-    PEFT 0.21.2 decides by the module's class: nn.Linear never, Conv1D always.
-    """
-    kind = base.config.get("model_type")
-    if not isinstance(kind, str):
-        return None
-    return kind in _MODELS and module.rpartition(".")[2] in CONV1D_LAYERS
-
-
 def stacks_in_out(base: Checkpoint, version: str) -> bool | None:
-    """Whether `version` of PEFT reads square experts as (in, out); None where nobody knows.
+    """Return whether `version` of PEFT reads square experts as (in, out); None if not known.
 
     tuners.lora.layer.ParamWrapper of PEFT 0.18.1 does always; of 0.19.0 where the module is not
     is_transposed, the wrong way round; of 0.19.1 to 0.21.2 where it is.
@@ -55,13 +40,13 @@ def stacks_in_out(base: Checkpoint, version: str) -> bool | None:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Whether square weights are stored (in, out), None where nobody says it, and who says so.
+    """How square weights are stored."""
 
-    doubt: why what is said may be wrong, so that the user has to say it.
-    """
-
+    #: Whether (in, out); None where nothing says it.
     in_out: bool | None = None
+    #: Who says it, in words.
     source: str = ""
+    #: Why what is said may be wrong, so that the user has to say it.
     doubt: str = ""
 
 
@@ -72,7 +57,7 @@ def stored_by(
     turned: bool | None,  # noqa: FBT001
     facts: Facts,
 ) -> Stored:
-    """By the base, the module's other experts or PEFT's version; else by the user; else the file.
+    """Decide by the base, the module's other experts or PEFT's version; else by user, then file.
 
     turned: how the other experts of the module are stored, or the other modules of the adapter,
     where their shapes tell it.
@@ -112,14 +97,15 @@ def _certain(base: Checkpoint, module: str, said: Terms, turned: bool | None) ->
     return Stored(stacks_in_out(base, said.version), source)
 
 
-def square_weights(draft: Draft, deltas: Iterable[Delta]) -> list[str]:
-    """How square weights are read, and who says so, in words."""
+def square_weights(deltas: Iterable[Delta], turned_by: Mapping[tuple[str, str], str]) -> list[str]:
+    """Describe how square weights are read, and by whose word.
+
+    turned_by: who says it, by adapter and module.
+    """
     square: dict[str, list[Delta]] = defaultdict(list)
     for delta in deltas:
         if len(delta.shape) == 2 and not delta.enable_lora and _turns(delta):  # noqa: PLR2004
-            square[draft.turned_by.get((delta.adapter, delta.module), "as given")].append(delta)
-    if draft.model is not None:
-        return []
+            square[turned_by.get((delta.adapter, delta.module), "as given")].append(delta)
     found = []
     for source, listed in square.items():
         stored = {"(in, out)" if delta.fan_in_fan_out else "(out, in)" for delta in listed}
@@ -129,6 +115,6 @@ def square_weights(draft: Draft, deltas: Iterable[Delta]) -> list[str]:
 
 
 def _turns(delta: Delta) -> bool:
-    """Whether the shapes fit its kind in either orientation."""
+    """Return whether the shapes fit its kind in either orientation."""
     readings = all_kinds()[delta.kind].readings(Shapes.of(delta.factors, delta.shape))
     return len({reading.fan_in_fan_out for reading in readings}) > 1

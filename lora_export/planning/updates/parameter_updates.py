@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_export.layers import Shapes
-from lora_export.planning.updates.orientation import CONV1D_LAYERS
-from lora_export.planning.updates.resolve_by_shape import readings_of
+from lora_export.planning.facts.architecture import CONV1D_LAYERS
+from lora_export.planning.updates.readings import readings_of
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from lora_export.planning.names.locating import Located, Space
     from lora_export.records import NameTable, Update
@@ -21,20 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """An update of one parameter, and where that is.
-
-    turned: whether another parameter of the module, whose shape tells it, is stored (in, out).
-    """
+    """An update of one parameter, and where that is."""
 
     update: Update
     located: Located
+    #: Whether another parameter of the module, whose shape tells it, is stored (in, out).
     turned: bool | None = None
 
 
 def settle(
     updates: Sequence[Update], space: Space, table: Callable[[], NameTable | None]
 ) -> tuple[list[Settled], list[Problem]]:
-    """Every update with its one parameter.
+    """Find the one parameter of every update.
 
     All of a module's are settled together: no two are of the same parameter. By existence, then by
     shape, and at last by the order in which the running model registers its parameters, in which
@@ -61,7 +59,7 @@ def settle(
 
 
 def _options(update: Update, space: Space) -> list[Found]:
-    """What exists of what the update may be; of several, what has fitting shapes."""
+    """List what exists of what the update may be; of several, what has fitting shapes."""
     located = [(one, space.locate(one.module, one.parameter)) for one in update.readings()]
     level = update.level
     found = [(replace(one, instead=(), level=level), place) for one, place in located if place]
@@ -69,7 +67,7 @@ def _options(update: Update, space: Space) -> list[Found]:
 
 
 def _readings(option: Found) -> list[bool]:
-    """Whether the weight is turned, by every reading of the shapes."""
+    """Return whether the weight is turned, by every reading of the shapes."""
     update, located = option
     shapes = Shapes.of(update.factors, located.shape)
     tuner = update.terms.tuner if update.terms else update.family
@@ -77,7 +75,7 @@ def _readings(option: Found) -> list[bool]:
 
 
 def _assigned(options: Sequence[Sequence[Found]]) -> list[Found] | None:
-    """One option each, no parameter twice; None where it takes more than shapes to tell."""
+    """Choose one option each, no parameter twice; None where shapes do not suffice."""
     left = [list(found) for found in options]
     for _ in left:
         only = {found[0][0].parameter for found in left if len(found) == 1}
@@ -91,7 +89,7 @@ def _assigned(options: Sequence[Sequence[Found]]) -> list[Found] | None:
 
 
 def _by_order(options: Sequence[Sequence[Found]], table: NameTable | None) -> list[Found] | None:
-    """The outermost layer is the last parameter's."""
+    """Choose by the model's order of parameters: the outermost layer is the last one's."""
     if table is None:
         return None
     parameters = {one[0].parameter: one for found in options for one in found}
@@ -124,7 +122,7 @@ def _unsure(group: Sequence[Update], options: Sequence[Sequence[Found]]) -> Prob
 
 
 def _with_orientation(found: Sequence[Found]) -> Iterable[Settled]:
-    """PEFT reads all stacks of a module in one way: the one that is not square tells it."""
+    """Take the orientation of a stack that is not square: PEFT reads all of a module alike."""
     readings = [set(_readings(one)) for one in found if len(one[1].shape) == 3]  # noqa: PLR2004
     sure = {turned for one in readings if len(one) == 1 for turned in one}
     turned = sure.pop() if len(sure) == 1 else None
@@ -132,7 +130,7 @@ def _with_orientation(found: Sequence[Found]) -> Iterable[Settled]:
 
 
 def _with_neighbours(settled: Sequence[Settled]) -> list[Settled]:
-    """With what shapes tell of square matrices of the same name, and of transformers' Conv1D."""
+    """Take the orientation of matrices of the same name, or of Conv1D, that are not square."""
     told: dict[str, set[bool]] = {}
     matrices = {id(one): _sort(one) for one in settled if len(one.located.shape) == 2}  # noqa: PLR2004
     for one in settled:
@@ -147,19 +145,6 @@ def _with_neighbours(settled: Sequence[Settled]) -> list[Settled]:
 
 
 def _sort(one: Settled) -> str:
-    """The layer's name; one name for all layers that transformers has as Conv1D."""
+    """Return the layer's name; one name for all layers that transformers has as Conv1D."""
     name = one.update.module.rpartition(".")[2]
     return "Conv1D" if name in CONV1D_LAYERS else name
-
-
-def wanted_of(updates: Iterable[Update]) -> Mapping[str, Sequence[str]]:
-    """The parameters of each module of which the base must have one.
-
-    A bias is looked for beside the weight, which is adapted as well.
-    """
-    listed = list(updates)
-    found: dict[str, dict[str, None]] = {}
-    for update in [one for one in listed if one.parameter != "bias"] or listed:
-        names = found.setdefault(update.module, {})
-        names.update(dict.fromkeys(one.parameter for one in update.readings()))
-    return {module: list(names) for module, names in found.items()}

@@ -6,20 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lora_export.layers import Reading, Shapes, all_kinds
-from lora_export.records import Delta, Problem
+from lora_export.layers import Shapes, all_kinds
+from lora_export.planning.updates.readings import Unresolved, delta_of, no_fit, readings_of
+from lora_export.records import Problem
 
 if TYPE_CHECKING:
-    from lora_export.records import Adapter, Facts, TensorSpec, Update
-
-
-class Unresolved(Exception):  # noqa: N818 - carries Problems to the collector, never to the user
-    """An update without one reading: its `missing` facts, all of them, or why it is `unfit`."""
-
-    def __init__(self, problem: Problem, *, missing: bool) -> None:
-        super().__init__(problem.message)
-        self.missing = [problem] if missing else []
-        self.unfit = [] if missing else [problem]
+    from lora_export.layers import Reading
+    from lora_export.records import Adapter, Delta, Facts, TensorSpec, Update
 
 
 def resolve(
@@ -32,7 +25,7 @@ def resolve(
     has_bias: bool,
     model: str = "",
 ) -> Delta:
-    """The one reading of `update` against the base tensor.
+    """Resolve the one reading of `update` against the base tensor.
 
     has_bias: the base holds a bias beside the weight, so the module is no embedding. model: the
     user's model, where one was named and asked for facts already.
@@ -50,30 +43,11 @@ def resolve(
         unresolved.missing += _alpha_faults(ask)
         raise
     alpha = _alpha(ask)
-    return Delta(
-        adapter=str(adapter.path),
-        module=module,
-        kind=reading.kind,
-        factors=update.factors,
-        shape=base.shape,
-        rank=reading.rank,
-        alpha=alpha,
-        scaling=alpha / reading.rank,
-        weight=adapter.weight,
-        fan_in_fan_out=reading.fan_in_fan_out,
-        enable_lora=reading.enable_lora or (),
+    scaling = alpha / reading.rank
+    delta = delta_of(
+        adapter, update, module, base, reading, rank=reading.rank, alpha=alpha, scaling=scaling
     )
-
-
-def readings_of(tuner: str, shapes: Shapes) -> list[Reading]:
-    """Every way in which the layer kinds of `tuner` explain the shapes."""
-    given = shapes.factors.keys()
-    kinds = [
-        kind
-        for kind in all_kinds().values()
-        if tuner in kind.tuners and set(kind.roles) <= given <= {*kind.roles, *kind.optional}
-    ]
-    return [found for kind in kinds for found in kind.readings(shapes)]
+    return replace(delta, enable_lora=reading.enable_lora or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +59,7 @@ class _Ask:
     model: str
 
     def missing(self, message: str, hint: str, asks: str) -> Problem:
-        """The fact that is missing; `hint` without the advice to name a model.
+        """Return the problem of a missing fact; its hint names --model where none was named.
 
         asks: the option that gives it, with a placeholder.
         """
@@ -241,16 +215,4 @@ def _contradiction(readings: list[Reading], facts: Facts, where: str, base: Tens
         f"{list(base.shape)} is {ways}",
         where,
         "say it per module in --hparams FILE when it holds for other modules only",
-    )
-
-
-def no_fit(tuner: str, shapes: Shapes, base: TensorSpec, where: str) -> Problem:
-    """Nothing explains the shapes: another base, most likely."""
-    known = [kind for kind in all_kinds().values() if tuner in kind.tuners]
-    wanted = "; ".join(f"{kind.name}: {kind.expects}" for kind in known)
-    factors = " and ".join(f"{role} {list(shape)}" for role, shape in shapes.factors.items())
-    return Problem(
-        f"{factors} fit no layer with a weight {list(base.shape)}",
-        where,
-        f"is this the base that the adapter was trained on? Known layers: {wanted}",
     )

@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.layers import Shapes, all_kinds
-from lora_export.planning.updates.resolve_by_shape import Unresolved, no_fit, readings_of
-from lora_export.records import HALF_DTYPES, Delta, Problem
+from lora_export.planning.updates.readings import Unresolved, delta_of, no_fit, readings_of
+from lora_export.records import HALF_DTYPES, Problem
 
 if TYPE_CHECKING:
     from lora_export.layers import Reading
     from lora_export.planning.updates.orientation import Stored
     from lora_export.records import (
         Adapter,
+        Delta,
         Facts,
         MergeRecipe,
         TensorSpec,
@@ -31,21 +32,21 @@ def resolve_said(
     module: str,
     base: TensorSpec,
     *,
-    given: Facts,
+    by_user: Facts,
     stored: Stored,
     recipe: MergeRecipe,
 ) -> Delta:
-    """The one reading of `update` against the base tensor.
+    """Resolve the one reading of `update` against the base tensor.
 
-    given: what the user's options say, which must not contradict what is known. stored: how square
-    weights are stored, and who says so.
+    by_user: what the user's options say, which must not contradict what is known.
+    stored: how square weights are stored, and who says so.
 
     Raises:
         Unresolved: no reading fits, or an option or a rank contradicts the file.
     """
     where = f"{adapter.path}: {update.module or '(root module)'}"
-    said = _with_alpha(said, given, where)
-    _refuse_other_alpha(said, given, where)
+    said = _with_alpha(said, by_user, where)
+    _refuse_other_alpha(said, by_user, where)
     shapes = Shapes.of(update.factors, base.shape)
     readings = readings_of(said.tuner, shapes)
     if not readings:
@@ -55,7 +56,7 @@ def resolve_said(
     if stored.doubt and len({one.fan_in_fan_out for one in readings}) > 1:
         raise Unresolved(_either(stored, base, where), missing=True)
     reading = _by_orientation(readings, stored)
-    if problems := _contradictions(reading, readings, given, stored, base):
+    if problems := _contradictions(reading, readings, by_user, stored, base):
         unresolved = Unresolved(Problem(problems[0][0], where, problems[0][1]), missing=True)
         unresolved.missing = [Problem(message, where, hint) for message, hint in problems]
         raise unresolved
@@ -64,17 +65,12 @@ def resolve_said(
         message = f"rank is {reading.rank} in the tensors but {said.rank} in {said.source}"
         hint = "the configuration belongs to another file: save the adapter again"
         raise Unresolved(Problem(message, where, hint), missing=False)
-    return Delta(
-        adapter=str(adapter.path),
-        module=module,
-        kind=reading.kind,
-        factors=update.factors,
-        shape=base.shape,
-        rank=rank,
-        alpha=said.alpha,
-        scaling=_scaling(said, rank),
-        weight=adapter.weight,
-        fan_in_fan_out=reading.fan_in_fan_out,
+    scaling = _scaling(said, rank)
+    delta = delta_of(
+        adapter, update, module, base, reading, rank=rank, alpha=said.alpha, scaling=scaling
+    )
+    return replace(
+        delta,
         recipe=recipe,
         rule=said.rule,
         indices=said.indices,
@@ -87,7 +83,7 @@ def resolve_said(
 
 
 def _loaded(update: Update, base: TensorSpec) -> str:
-    """PEFT has float32 factors, and float64 ones beside a float64 weight alone.
+    """Return "F32" where PEFT narrows float64 factors: all but those of a float64 weight.
 
     PEFT 0.21.2, tuners.tuners_utils: _move_adapter_to_device_of_base_layer, cast_adapter_dtype.
     """
@@ -116,29 +112,29 @@ def _either(stored: Stored, base: TensorSpec, where: str) -> Problem:
 
 
 def _by_orientation(readings: list[Reading], stored: Stored) -> Reading:
-    """By shape; a square weight as it is stored."""
+    """Choose the reading by shape; of a square weight, as it is stored."""
     fitting = [reading for reading in readings if reading.fan_in_fan_out == bool(stored.in_out)]
     return (fitting or readings)[0]
 
 
 def _contradictions(
-    reading: Reading, readings: list[Reading], given: Facts, stored: Stored, base: TensorSpec
+    reading: Reading, readings: list[Reading], by_user: Facts, stored: Stored, base: TensorSpec
 ) -> list[tuple[str, str]]:
-    """(message, hint) of every fact that is known otherwise, or has no meaning for the module."""
+    """List (message, hint) of every fact that is known otherwise, or has no meaning here."""
     found = []
-    if given.kind is not None and given.kind != reading.kind:
-        message = f"kind = {given.kind} from {given.source}, but this is {reading.kind}"
+    if by_user.kind is not None and by_user.kind != reading.kind:
+        message = f"kind = {by_user.kind} from {by_user.source}, but this is {reading.kind}"
         found.append((message, "leave it out: the adapter's own configuration says what it is"))
-    if given.enable_lora is not None and len(given.enable_lora) > 1:
-        message = f"enable_lora from {given.source} has no meaning for {reading.kind}"
+    if by_user.enable_lora is not None and len(by_user.enable_lora) > 1:
+        message = f"enable_lora from {by_user.source} has no meaning for {reading.kind}"
         found.append((message, "leave it out: only loralib's MergedLinear has blocks"))
     turned = reading.fan_in_fan_out
     oriented = all_kinds()[reading.kind].is_oriented(base.shape)
-    if given.fan_in_fan_out not in (None, turned) and oriented:
+    if by_user.fan_in_fan_out not in (None, turned) and oriented:
         by_shape = len({one.fan_in_fan_out for one in readings}) == 1
         why = "by its shape" if by_shape else stored.source
         message = (
-            f"fan_in_fan_out = {given.fan_in_fan_out} from {given.source}, but the weight "
+            f"fan_in_fan_out = {by_user.fan_in_fan_out} from {by_user.source}, but the weight "
             f"{list(base.shape)} is stored {'(in, out)' if turned else '(out, in)'} {why}"
         )
         hint = (
@@ -164,7 +160,7 @@ def _scaling(said: Terms, rank: int) -> float:
 
 
 def _single(value: float) -> float:
-    """Rounded to float32; infinite where that is too narrow, which the merge refuses."""
+    """Round to float32; infinite where that is too narrow, which the merge refuses."""
     try:
         (single,) = struct.unpack("f", struct.pack("f", value))
     except OverflowError:
@@ -172,12 +168,12 @@ def _single(value: float) -> float:
     return float(single)
 
 
-def _with_alpha(said: Terms, given: Facts, where: str) -> Terms:
-    """`said`; the user's alpha where an alpha of 0 has two meanings, so that it has none."""
+def _with_alpha(said: Terms, by_user: Facts, where: str) -> Terms:
+    """Take the user's alpha where an alpha of 0 has two meanings, and means nothing."""
     if said.alpha or not said.zero_is_ambiguous:
         return said
-    if given.alpha:
-        return replace(said, alpha=given.alpha, source=given.source)
+    if by_user.alpha:
+        return replace(said, alpha=by_user.alpha, source=by_user.source)
     message = f"alpha is 0 in {said.source}: trainers read that as the rank, merge scripts as 0"
     hint = (
         "say which alpha it was trained with: --alpha 16, or per module in --hparams FILE; "
@@ -186,8 +182,10 @@ def _with_alpha(said: Terms, given: Facts, where: str) -> Terms:
     raise Unresolved(Problem(message, where, hint), missing=True)
 
 
-def _refuse_other_alpha(said: Terms, given: Facts, where: str) -> None:
-    if given.alpha is not None and given.alpha != said.alpha:
-        message = f"alpha is {said.alpha:g} in {said.source} but {given.alpha:g} in {given.source}"
+def _refuse_other_alpha(said: Terms, by_user: Facts, where: str) -> None:
+    if by_user.alpha is not None and by_user.alpha != said.alpha:
+        message = (
+            f"alpha is {said.alpha:g} in {said.source} but {by_user.alpha:g} in {by_user.source}"
+        )
         hint = "leave it out: the adapter says its own; --weight is its strength"
         raise Unresolved(Problem(message, where, hint), missing=True)

@@ -10,9 +10,13 @@ from safetensors.torch import save_file
 from lora_export.api import merge, unmerge, verify
 from lora_export.checkpoint.folder.tokenizer_files import is_tokenizer_file
 from lora_export.errors import UsageError
-from lora_export.planning.draft import Draft, Options
+from lora_export.planning.config_edits import ConfigEdits
 from lora_export.planning.facts.user_facts import FactTable
-from lora_export.planning.folder.folder_edits import plan_around
+from lora_export.planning.findings import Findings
+from lora_export.planning.folder.folder_edits import plan_folder
+from lora_export.planning.given import Given
+from lora_export.planning.merge_options import Options
+from lora_export.planning.names.base_names import BaseNames
 from lora_export.records import Facts
 
 OWN = {
@@ -131,30 +135,31 @@ def test_a_single_file_has_no_tokenizer(case, tmp_path):
 def grown(case, adapter):
     plan = case.merge(adapter, dry_run=True).plan
     facts = FactTable.joined(Facts(), Facts(), (), {})
-    draft = Draft(plan.base, plan.base.tensors(), facts, None, Options(), ())
-    draft.vocabulary = (6, 8)
-    draft.edit("vocab_size", 8)
-    draft.edit("tie_word_embeddings", value=False)
-    files, _ = plan_around(draft, plan.adapters)
-    return draft, {file.name: file for file in files}
+    stored = plan.base.tensors()
+    given = Given(plan.base, stored, BaseNames(stored), (), plan.adapters, facts, None, Options())
+    edits, findings = ConfigEdits(plan.base.config), Findings()
+    edits.edit("vocab_size", 8)
+    edits.edit("tie_word_embeddings", value=False)
+    files, _ = plan_folder(given, (6, 8), edits, findings)
+    return findings, {file.name: file for file in files}
 
 
 def test_a_larger_vocabulary_brings_its_tokenizer(case):
     adapter = case.adapter()
-    draft, files = grown(case, adapter)
+    findings, files = grown(case, adapter)
     assert files["tokenizer.json"].source == adapter / "tokenizer.json"
     assert "vocab.txt" not in files
     assert json.loads(files["config.json"].content) == {
         "vocab_size": 8, "dtype": "bfloat16", "tie_word_embeddings": False,
     }  # fmt: skip
     assert files["config.json"].edits == ("vocab_size: 8", "tie_word_embeddings: false")
-    assert "its vocabulary is larger" in " ".join(draft.choices)
+    assert "its vocabulary is larger" in " ".join(findings.choices)
 
 
 def test_a_larger_vocabulary_without_a_tokenizer_is_told(case):
-    draft, files = grown(case, case.adapter(files={}))
+    findings, files = grown(case, case.adapter(files={}))
     assert files["tokenizer.json"].source == case.base / "tokenizer.json"
-    assert "does not know the new tokens" in " ".join(draft.warnings)
+    assert "does not know the new tokens" in " ".join(findings.warnings)
 
 
 TOKENIZER = [

@@ -142,10 +142,11 @@ def test_a_second_tie_keeps_the_value_that_the_adapter_gave_it(name, tmp_path):
 
 
 def test_a_plan_that_loses_a_full_tensor_is_refused(tmp_path, monkeypatch):
-    def forgetful(draft):
-        plan_ties(draft)
-        name = next(name for name in draft.added if name.endswith("decoder.bias"))
-        draft.added[name] = draft.stored[draft.table_of(name)]
+    def forgetful(given, changes, edits, findings):
+        tied = plan_ties(given, changes, edits, findings)
+        name = next(name for name in changes.added if name.endswith("decoder.bias"))
+        changes.added[name] = given.tensor(name)
+        return tied
 
     plan_ties = make_plan.plan_ties
     monkeypatch.setattr(make_plan, "plan_ties", forgetful)

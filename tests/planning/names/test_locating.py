@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_export.planning.names.base_names import BaseNames, PrefixChange
+from lora_export.planning.names.base_names import BaseNames
 from lora_export.planning.names.locating import Part, Space, find_space, homes_of, renamed_tensors
+from lora_export.planning.prefix_change import PrefixChange
 from lora_export.planning.updates.parameter_updates import settle
 from lora_export.records import NameTable, Place, TensorRef, TensorSpec, Terms, Update
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from lora_export.layers import Shapes, all_kinds
-from lora_export.planning.updates.resolve_by_shape import Unresolved, resolve
+from lora_export.planning.updates.readings import Unresolved
+from lora_export.planning.updates.resolve_by_shape import resolve
 from lora_export.records import Adapter, Delta, Facts, TensorRef, TensorSpec, Update
 
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from lora_export.api import merge
 from lora_export.errors import FitError, LoraExportError, UsageError
-from lora_export.planning.updates.orientation import stored_by, stores_in_out
-from lora_export.planning.updates.resolve_by_shape import Unresolved
+from lora_export.planning.facts.architecture import stores_in_out
+from lora_export.planning.updates.orientation import stored_by
+from lora_export.planning.updates.readings import Unresolved
 from lora_export.planning.updates.resolve_configured import resolve_said
 from lora_export.records import Adapter, Checkpoint, Facts, TensorRef, TensorSpec, Terms, Update
 
@@ -33,7 +34,7 @@ def resolved(shapes, weight, *, config=None, turned=None, given=None, **said):
     stored = stored_by(base, "h.c_proj", told, turned, given)
     return resolve_said(
         adapter, update, told, "m", TensorSpec("m.weight", "BF16", weight),
-        given=given, stored=stored, recipe="peft",
+        by_user=given, stored=stored, recipe="peft",
     )  # fmt: skip
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
-from lora_export.planning.full_tensors.vocabulary import TABLES
+from lora_export.planning.given import Tie
 from lora_export.planning.names.base_names import BaseNames
+from lora_export.planning.names.embedding_tables import TABLES
 from lora_export.planning.names.locating import homes_of
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     Groups = Sequence[Sequence[str]]
     Lookup = Callable[[Checkpoint], Groups | None]
 
-# Heads of transformers 5 that are tied by weight alone. Whoever is not listed is asked for: a head
-# that was written under a wrong name would be drawn at random when the model is loaded.
+# Heads of transformers 5 that are tied by weight alone. The user is asked for others: a head that
+# was written under a wrong name would be drawn at random when the model is loaded.
 HEADS = {
     "lm_head.weight": {
         "FalconForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM",
@@ -41,25 +41,17 @@ _HEAD_PARTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Tie:
-    """Names of one parameter, as the base calls them; `table` is one that the base stores."""
-
-    names: tuple[str, ...]
-    table: str
-
-
 def find_ties(
     base: Checkpoint,
     touched: Iterable[str],
     model: ModelFacts | None,
     lookup: Lookup,
-    table: Callable[[], NameTable | None] = lambda: None,
+    name_table: Callable[[], NameTable | None] = lambda: None,
 ) -> tuple[Tie, ...]:
     """Every tie of the base that can be known.
 
     touched: the adapter's names, to ask `lookup` (which builds the model's skeleton) only where a
-    table or a head may be concerned. table: the running model's names, for a base with others.
+    table or a head may be concerned. name_table: the running model's names, for a base with others.
     """
     stored = base.tensors()
     names = BaseNames(stored)
@@ -69,7 +61,7 @@ def find_ties(
 
     @cache
     def homes() -> Mapping[str, Home]:
-        known = table()
+        known = name_table()
         return homes_of(known, stored) if known else {}
 
     ties = [
@@ -90,7 +82,7 @@ def _may_be_tied(name: str) -> bool:
 
 
 def _in_base(group: Sequence[str], names: BaseNames) -> Tie | None:
-    """A model's tie in the base's own names; unstored names get the prefix of the stored ones."""
+    """Return a model's tie in the base's own names; unstored names get the stored ones' prefix."""
     stored = {name: found for name in group if (found := names.find(name))}
     if not stored:
         return None
@@ -100,7 +92,7 @@ def _in_base(group: Sequence[str], names: BaseNames) -> Tie | None:
 
 
 def _by_table(group: Sequence[str], homes: Mapping[str, Home]) -> Tie | None:
-    """A tie of names none of which the base uses, by the names it has instead."""
+    """Return a tie of names that the base does not use, by the names it has instead."""
     stored = {name: homes[name].whole[0] for name in group if name in homes and homes[name].whole}
     if not stored:
         return None
@@ -108,13 +100,13 @@ def _by_table(group: Sequence[str], homes: Mapping[str, Home]) -> Tie | None:
 
 
 def _alike(tie: Tie, stored: Mapping[str, TensorRef]) -> list[Tie]:
-    """The tie without the names that the base stores with other values.
+    """Split off the names of a tie that the base stores with other values.
 
     transformers 5 does not tie those, whatever config.json says.
     """
-    groups: list[list[str]] = [[tie.table]]
+    groups: list[list[str]] = [[tie.stored]]
     for name in tie.names:
-        if name == tie.table or name not in stored:
+        if name == tie.stored or name not in stored:
             continue
         like = (g for g in groups if same_content(stored[g[0]], stored[name]))
         group = next(like, None)
@@ -149,13 +141,13 @@ def _by_architecture(base: Checkpoint) -> Groups:
 
 
 def architecture_of(base: Checkpoint) -> str:
-    """The class that config.json names; empty where it names none."""
+    """Return the class that config.json names; empty where it names none."""
     architectures = base.config.get("architectures")
     return str(architectures[0]) if isinstance(architectures, list) and architectures else ""
 
 
 def _tied_by_config(base: Checkpoint, head: str) -> bool:
-    """The flag, or where it is missing, the head's absence from the checkpoint."""
+    """Read the flag; where it is missing, a head that the checkpoint lacks is tied."""
     flag = base.config.get("tie_word_embeddings")
     return bool(flag) if flag is not None else head not in base.tensors()
 
@@ -167,5 +159,5 @@ def _joined(ties: Sequence[Tie]) -> list[Tie]:
         others = [other for other in joined if set(other.names) & set(tie.names)]
         names = dict.fromkeys(name for one in [*others, tie] for name in one.names)
         joined = [other for other in joined if other not in others]
-        joined.append(Tie(tuple(names), others[0].table if others else tie.table))
+        joined.append(Tie(tuple(names), others[0].stored if others else tie.stored))
     return joined

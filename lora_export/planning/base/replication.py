@@ -14,8 +14,9 @@ from lora_export.records import Problem
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_export.planning.draft import Draft
-    from lora_export.records import Adapter
+    from lora_export.planning.config_edits import ConfigEdits
+    from lora_export.planning.findings import Findings
+    from lora_export.records import Adapter, Checkpoint
 
 # Where PEFT looks: through .model and .bert, then .layers, .encoder.layer or .h
 _LAYER = re.compile(
@@ -27,36 +28,35 @@ _BY_NUMBER = ("sliding_window_pattern", "full_attention_interval", "attn_layer_p
 _MODELS_BY_NUMBER = ("gemma2", "gemma3", "cohere2", "gpt_oss", "exaone4", "olmo3")
 
 
-def plan_replication(draft: Draft, adapters: Sequence[Adapter]) -> None:
-    """Rename and repeat the base's layers in the draft, and edit config.json."""
+def repeat_layers(
+    base: Checkpoint, adapters: Sequence[Adapter], edits: ConfigEdits, findings: Findings
+) -> Mapping[str, tuple[str, ...]]:
+    """Return the new names of every tensor of a layer, none for one left out; edit config.json.
+
+    Empty where the layers stay as they are.
+    """
     maps = {adapter.replication for adapter in adapters}
     if maps == {()}:
-        return
+        return {}
     if len(maps) > 1:
         message = "the adapters put the layers together differently (layer_replication)"
-        draft.unfit.append(Problem(message, ", ".join(str(a.path) for a in adapters)))
-        return
+        findings.unfit.append(Problem(message, ", ".join(str(a.path) for a in adapters)))
+        return {}
     where = f"{adapters[0].path}: layer_replication"
-    found = {name: match for name in draft.stored if (match := _LAYER.match(name))}
+    found = {name: match for name in base.tensors() if (match := _LAYER.match(name))}
     lists = {match["list"] for match in found.values()}
     count = 1 + max((int(match["number"]) for match in found.values()), default=-1)
     order = [number for first, end in maps.pop() for number in range(first, end)]
     if len(lists) != 1 or max(order) >= count:
         message = f"{len(lists)} lists of layers in the base, the longest of {count} layers"
         hint = "PEFT knows models with .layers, .encoder.layer or .h"
-        draft.unfit.append(Problem(message, where, hint))
-        return
-    draft.layers = {name: _new_names(name, match, order) for name, match in found.items()}
-    for name, copies in draft.layers.items():
-        if not copies:
-            draft.dropped[name] = "a layer that layer_replication leaves out"
-    draft.stored = {
-        copy: ref for name, ref in draft.stored.items() for copy in draft.layers.get(name, (name,))
-    }
-    draft.choices.append(f"{count} layers become {len(order)}, made of {_told(order)}")
-    draft.reshaped.append(f"layers: {count} -> {len(order)}")
-    if draft.base.config:
-        _edit(draft, count, order, where)
+        findings.unfit.append(Problem(message, where, hint))
+        return {}
+    findings.choices.append(f"{count} layers become {len(order)}, made of {_listed(order)}")
+    edits.reshaped.append(f"layers: {count} -> {len(order)}")
+    if problem := _edit(edits, count, order, where, str(base.root)):
+        findings.unfit.append(problem)
+    return {name: _new_names(name, match, order) for name, match in found.items()}
 
 
 def _new_names(name: str, match: re.Match[str], order: Sequence[int]) -> tuple[str, ...]:
@@ -64,28 +64,35 @@ def _new_names(name: str, match: re.Match[str], order: Sequence[int]) -> tuple[s
     return tuple(f"{match['list']}.{place}.{name[match.end() :]}" for place in places)
 
 
-def _told(order: Sequence[int]) -> str:
+def _listed(order: Sequence[int]) -> str:
     shown = ", ".join(map(str, order[:12]))
     return f"{shown}, ..." if len(order) > 12 else shown  # noqa: PLR2004
 
 
-def _edit(draft: Draft, count: int, order: Sequence[int], where: str) -> None:
-    config = draft.base.config
+def _edit(
+    edits: ConfigEdits, count: int, order: Sequence[int], where: str, root: str
+) -> Problem | None:
+    """Write the new number of layers, and what is listed layer by layer; return why it cannot be.
+
+    A base without config.json has nothing to edit.
+    """
+    config = edits.config
+    if not config:
+        return None
     key = next((key for key in _COUNTS if config.get(key) == count), None)
     if key is None:
         message = f"config.json has no number of layers that is {count}: {', '.join(_COUNTS)}"
-        draft.unfit.append(Problem(message, str(draft.base.root)))
-        return
+        return Problem(message, root)
     if _differ_by_number(config):
         message = "the base's layers differ by their number, which replication changes"
         hint = "write the base's layer_types into its config.json (transformers 5 saves them)"
-        draft.unfit.append(Problem(message, where, hint))
-        return
-    draft.edit(key, len(order))
+        return Problem(message, where, hint)
+    edits.edit(key, len(order))
     for name, value in config.items():
         if isinstance(value, list) and len(value) == count and "layer" in name:
             new = [value[number] for number in order]
-            draft.edit(name, new, f"{name}: {len(new)} entries in the order of the layers")
+            edits.edit(name, new, f"{name}: {len(new)} entries in the order of the layers")
+    return None
 
 
 def _differ_by_number(config: Mapping[str, object]) -> bool:

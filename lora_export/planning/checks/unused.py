@@ -7,39 +7,42 @@ from typing import TYPE_CHECKING
 
 from lora_export.layers import all_kinds
 from lora_export.planning.names.base_names import join
-from lora_export.planning.updates.fit import keys_of
+from lora_export.planning.names.factor_keys import keys_of
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from lora_export.planning.draft import Draft
-    from lora_export.records import Adapter
+    from lora_export.planning.findings import Findings
+    from lora_export.planning.given import Given
+    from lora_export.planning.tensor_changes import TensorChanges
+    from lora_export.records import Delta, Facts
 
 
-def refuse_unused(draft: Draft, adapters: Sequence[Adapter]) -> None:
-    """Add a problem for every option that fits nothing, when all adapters were looked at."""
-    draft.missing += _unused_globs(draft, adapters)
-    if draft.unfit:
+def refuse_unused(given: Given, changes: TensorChanges, findings: Findings) -> None:
+    """Refuse every option that fits nothing, when all adapters were fitted."""
+    findings.missing += _unused_globs(given)
+    if findings.unfit:
         return  # not every module was asked for
-    unmatched = [p for p, _ in draft.facts.patterns if p not in draft.facts.matched]
-    draft.missing += [
+    unmatched = [p for p, _ in given.facts.patterns if p not in given.facts.matched]
+    findings.missing += [
         Problem("fits no module of the adapters", f"[[module]] match = {pattern!r}", _MODULES)
         for pattern in dict.fromkeys(unmatched)
     ]
-    if not draft.missing:
-        draft.missing += [*_unused_blocks(draft), *_unused_orientation(draft)]
+    if not findings.missing:
+        top, deltas = given.facts.top, changes.deltas()
+        findings.missing += [*_unused_blocks(top, deltas), *_unused_orientation(top, deltas)]
 
 
 _MODULES = "a glob on the base's name of the module; --dry-run -v lists the modules"
 
 
-def _unused_globs(draft: Draft, adapters: Sequence[Adapter]) -> Iterator[Problem]:
-    full = [replacement.name for adapter in adapters for replacement in adapter.replacements]
-    factors = [key for adapter in adapters for u in adapter.updates for key in keys_of(u)]
-    modules = draft.model.modules if draft.model else {}
+def _unused_globs(given: Given) -> Iterator[Problem]:
+    full = [one.name for adapter in given.adapters for one in adapter.replacements]
+    factors = [key for adapter in given.adapters for u in adapter.updates for key in keys_of(u)]
+    modules = given.model.modules if given.model else {}
     forgotten = [join(name, f"lora_{role}") for name in modules for role in "AB"]
-    options = draft.options
+    options = given.options
     known = [*factors, *full, *forgotten]
     yield from _without_match("--allow-unmatched", options.allow_unmatched, known)
     yield from _without_match("--allow-new", options.allow_new, full)
@@ -54,13 +57,11 @@ def _without_match(option: str, globs: Sequence[str], names: Iterable[str]) -> I
             yield Problem(f"{glob!r} fits no {what} of the adapters", option, hint)
 
 
-def _unused_blocks(draft: Draft) -> Iterator[Problem]:
-    """enable_lora that no MergedLinear takes; of one block it says what every Linear does."""
-    top = draft.facts.top
-    planned = [delta for deltas in draft.merged.values() for delta in deltas]
-    listed = ", ".join(sorted({delta.kind for delta in planned}))
-    blocks = any(delta.enable_lora for delta in planned)
-    heads = any(delta.heads for delta in planned)
+def _unused_blocks(top: Facts, deltas: Sequence[Delta]) -> Iterator[Problem]:
+    """Yield a problem for blocks that no layer takes; one block is what every Linear has."""
+    listed = ", ".join(sorted({delta.kind for delta in deltas}))
+    blocks = any(delta.enable_lora for delta in deltas)
+    heads = any(delta.heads for delta in deltas)
     if top.enable_lora is not None and len(top.enable_lora) > 1 and not blocks:
         message = f"no MergedLinear is in the plan, only {listed}"
         yield Problem(message, "--enable-lora", "leave it out, also of --hparams")
@@ -69,10 +70,9 @@ def _unused_blocks(draft: Draft) -> Iterator[Problem]:
         yield Problem(message, "n_head, n_query_groups", "leave them out of --hparams")
 
 
-def _unused_orientation(draft: Draft) -> Iterator[Problem]:
-    """fan_in_fan_out beside a PEFT adapter of embeddings and convolutions alone."""
-    deltas = [delta for listed in draft.merged.values() for delta in listed]
-    said = draft.facts.top.fan_in_fan_out
+def _unused_orientation(top: Facts, deltas: Sequence[Delta]) -> Iterator[Problem]:
+    """Yield a problem for fan_in_fan_out beside PEFT's embeddings and convolutions alone."""
+    said = top.fan_in_fan_out
     if said is None or any(delta.recipe == "loralib" for delta in deltas):
         return  # of loralib's, it tells a Linear from an embedding
     if deltas and not any(all_kinds()[delta.kind].is_oriented(delta.shape) for delta in deltas):

@@ -1,0 +1,1 @@
+"""What is checked and noted beside the fitting: the inputs, unused options, the user's model."""

@@ -1,0 +1,63 @@
+"""What planning found: choices and warnings for the report, and every problem, raised at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from lora_export.errors import FitError, UsageError
+from lora_export.records import Problem
+
+
+@dataclass(slots=True)
+class Findings:
+    """Choices, warnings and problems, in the order in which they were found."""
+
+    #: Every naming rule and fact that was used, in words.
+    choices: list[str] = field(default_factory=list)
+    #: What may be wrong, in words; the merge goes on.
+    warnings: list[str] = field(default_factory=list)
+    #: What does not fit: exit status of a FitError.
+    unfit: list[Problem] = field(default_factory=list)
+    #: Facts that the user has to give: exit status of a UsageError, where nothing is unfit.
+    missing: list[Problem] = field(default_factory=list)
+
+    @property
+    def has_problems(self) -> bool:
+        """Return whether anything is unfit or missing."""
+        return bool(self.unfit or self.missing)
+
+    def stop_on_problems(self) -> None:
+        """Raise everything that is wrong at once.
+
+        Raises:
+            FitError: something does not fit; the missing facts, if any, are in it.
+            UsageError: only facts are missing.
+        """
+        if self.unfit:
+            _raise(FitError, [*self.unfit, *self.missing])
+        if self.missing:
+            _raise(UsageError, self.missing)
+
+
+def _raise(kind: type[FitError | UsageError], problems: list[Problem]) -> NoReturn:
+    raise kind.of(grouped(problems))
+
+
+def grouped(problems: list[Problem]) -> list[Problem]:
+    """Join the same problem at many places into one, with their number and the first three."""
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for problem in problems:
+        key = (problem.message, problem.hint, problem.asks)
+        places.setdefault(key, []).append(problem.where)
+    return [Problem(key[0], _places(where), *key[1:]) for key, where in places.items()]
+
+
+def _places(where: list[str]) -> str:
+    """Return one place as it is; of several in one file, the file and the first three names."""
+    if len(where) == 1:
+        return where[0]
+    files = {place.rpartition(": ")[0] for place in where}
+    shared = f"{files.pop()}: " if len(files) == 1 and "" not in files else ""
+    shown = ", ".join(place.removeprefix(shared) for place in where[:3])
+    return f"{shared}{len(where)} places ({shown}{', ...' if len(where) > 3 else ''})"  # noqa: PLR2004

@@ -1,0 +1,33 @@
+"""What config.json says of quantised weights, where there are none any more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.folder.quantization import find_quantization
+from lora_export.report.columns import counted
+
+if TYPE_CHECKING:
+    from lora_export.planning.findings import Findings
+    from lora_export.records import Checkpoint
+
+
+def stale_claims(base: Checkpoint, findings: Findings) -> tuple[str, ...]:
+    """Return the keys of config.json that speak of quantised weights where there are none.
+
+    transformers would build quantised layers for plain weights, and fail or load nonsense.
+    """
+    found = find_quantization(base)
+    if found is None or not found.claims:
+        return ()
+    if found.remains and not found.weights:
+        return ()
+    if found.remains:
+        stays = f"{counted(len(found.weights), 'weight')} stay quantised ({found.method})"
+        findings.choices.append(f"{stays}, byte for byte, and so does {' and '.join(found.claims)}")
+        return ()
+    findings.choices.append(
+        f"config.json speaks of {found.method}, but no tensor is quantised: "
+        f"{' and '.join(found.claims)} is left out, as the result could not be loaded with it"
+    )
+    return found.claims
