@@ -1,6 +1,6 @@
 """DoRA recomputed from its definition: weight plus update, brought to the learned length.
 
-With V = W + s B A, |V| its length along a row (or column) of n elements and m the magnitude, the
+V = W + s B A has the length |V| along a row (or column) of n elements. With the magnitude m, the
 result is (m / |V|) V. Errors in units u of the dtype of the sum, to first order:
 
 - V: that of the update, e, and u |V| for the add;

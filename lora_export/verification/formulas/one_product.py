@@ -50,8 +50,8 @@ def columns_of_a(_: Delta, factors: Factors, rows: torch.Tensor) -> Factors:
 def live_product(module: Any, x: Any, factors: Factors, _: Delta) -> torch.Tensor:  # noqa: ANN401
     """Run the low-rank layer: a Linear on floats, an Embedding on ids.
 
-    The input decides. An adapted Embedding and a Linear stored (in, out) have factors of the same
-    shapes, and a file does not always say which of both a module is.
+    The input decides, not the kind. An adapted Embedding and a Linear stored (in, out) have factors
+    of the same shapes. A file does not always show which of both a module is.
     """
     import torch.nn.functional as F  # noqa: N812
 
