@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.api.job.keywords import checked
-from lora_export.checkpoint.folder.quantization import find_quantization
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG, manifest_path
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.checkpoint.shards import read_weights
@@ -203,7 +202,7 @@ def _checkpoint(place: Path) -> dict[str, Any]:
 
 def _quantized(checkpoint: Checkpoint) -> dict[str, Any]:
     """What is quantised, where anything is, or is said to be."""
-    found = find_quantization(checkpoint)
+    found = checkpoint.quantization
     if found is None:
         return {}
     return {"quantized": f"{counted(len(found.weights), 'weight')} ({found.method})"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.folder.adapter_config import read_adapter_config, refuse_without_config
@@ -22,6 +23,7 @@ from lora_export.checkpoint.folder.adapter_folder import (
 )
 from lora_export.checkpoint.folder.elsewhere import elsewhere
 from lora_export.checkpoint.folder.hf_cache import cached_snapshot, is_repository_name
+from lora_export.checkpoint.folder.quantization import find_quantization
 from lora_export.checkpoint.folder.side_files import list_side_files
 from lora_export.checkpoint.folder.weight_sets import INDEX_SUFFIX, weight_sets
 from lora_export.checkpoint.reading import read_json_object, system_errors
@@ -67,10 +69,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     with system_errors(path, "read"):
         root = _locate(path)
         if root.is_dir():
-            return _read_folder(root, _base_file(root))
-        if root.name.endswith(INDEX_SUFFIX):
-            return _read_folder(root.parent, root)
-        return Checkpoint(root, "file", (read_shard(root),))
+            found = _read_folder(root, _base_file(root))
+        elif root.name.endswith(INDEX_SUFFIX):
+            found = _read_folder(root.parent, root)
+        else:
+            found = Checkpoint(root, "file", (read_shard(root),))
+        return replace(found, quantization=find_quantization(found))
 
 
 def read_adapter_file(path: Path) -> AdapterFile:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from lora_export.checkpoint.folder.quantization import find_quantization
 from lora_export.errors import InputError, UsageError
 from lora_export.models.factory import FactoryModel
 from lora_export.models.hf.huggingface import (
@@ -57,7 +56,7 @@ def folder_model(
             where=str(base.root),
             hint=f"--task text-classification (or another), or {names}" if task_helps else names,
         )
-    if found := find_quantization(base):
+    if found := base.quantization:
         raise InputError(
             f"the base is quantised ({found.method}): no plain model can be built of it",
             where=str(base.root),
@@ -130,7 +129,7 @@ def why_no_model(base: Checkpoint, task: str | None = None) -> str:
         return "no --model was named, so the proof is by weights only"
     if not transformers_installed():
         return "transformers is not installed (extra hf), so the proof is by weights only"
-    if found := find_quantization(base):
+    if found := base.quantization:
         return f"the base is described as quantised ({found.method}): the proof is by weights only"
     if _routes_in_half(base):
         return (

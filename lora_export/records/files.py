@@ -125,6 +125,20 @@ class WeightSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantization:
+    """What is quantised in a checkpoint."""
+
+    method: str
+    """The scheme's name for messages."""
+    weights: Mapping[str, str]
+    """The tensor that shows how a weight is stored, by the name a plain model gives the weight."""
+    claims: tuple[str, ...]
+    """The keys of config.json that describe a quantisation."""
+    remains: bool
+    """Whether anything may be quantised at all; if not, the claims are out of date."""
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A base (or merged) model on disk."""
 
@@ -139,6 +153,8 @@ class Checkpoint:
     index_metadata: Mapping[str, object] = field(default_factory=dict)
     """The "metadata" object of the shard index, else empty."""
     index_name: str | None = None
+    quantization: Quantization | None = None
+    """What is quantised in it, found once when it is read; None where nothing shows any."""
 
     def tensors(self) -> dict[str, TensorRef]:
         """Return all tensors by name, in shard order."""

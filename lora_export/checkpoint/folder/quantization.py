@@ -11,12 +11,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_export.records import FLOAT_DTYPES
+from lora_export.records import FLOAT_DTYPES, Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from lora_export.records import Checkpoint, TensorSpec
+
+__all__ = ["CONFIG_KEYS", "Quantization", "find_quantization"]
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 """The members of config.json that mark a model's weights as quantised."""
@@ -79,20 +81,6 @@ _LABELS = {
     "auto-round": "AutoRound",
 }  # fmt: skip
 """The usual spelling of `quant_method` in config.json."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quantization:
-    """What is quantised in a checkpoint."""
-
-    method: str
-    """The scheme's name for messages."""
-    weights: Mapping[str, str]
-    """The tensor that shows how a weight is stored, by the name a plain model gives the weight."""
-    claims: tuple[str, ...]
-    """The keys of config.json that describe a quantisation."""
-    remains: bool
-    """Whether anything may be quantised at all; if not, the claims are out of date."""
 
 
 def find_quantization(base: Checkpoint) -> Quantization | None:

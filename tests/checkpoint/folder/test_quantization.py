@@ -1,8 +1,11 @@
 """Every scheme is recognised by what it stores, with and without a word of config.json."""
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from lora_export.checkpoint.folder.quantization import find_quantization
+from lora_export.checkpoint.index import read_checkpoint
 from lora_export.records import Checkpoint, Shard, TensorRef, TensorSpec
 
 M = "model.layers.0.self_attn.q_proj"
@@ -108,3 +111,13 @@ def test_what_is_no_scheme_is_not_taken_for_one(tensors, tmp_path):
 def test_bits_of_bitsandbytes_in_a_float_tensor_are_seen(tmp_path):
     tensors = {f"{M}.weight": "BF16", f"{M}.weight.quant_state.bitsandbytes__nf4": "U8"}
     assert list(find_quantization(checkpoint(tensors, tmp_path)).weights) == [f"{M}.weight"]
+
+
+def test_a_checkpoint_is_read_with_what_is_quantised_in_it(tmp_path):
+    marked = {f"{M}.qweight": np.zeros((2, 2), "i4"), f"{M}.g_idx": np.zeros(2, "i4")}
+    for name, tensors in {"plain": {f"{M}.weight": np.zeros((2, 2), "f4")}, "gptq": marked}.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    assert read_checkpoint(tmp_path / "plain.safetensors").quantization is None
+    found = read_checkpoint(tmp_path / "gptq.safetensors")
+    assert found.quantization == find_quantization(found)
+    assert found.quantization.weights == {f"{M}.weight": f"{M}.g_idx"}
