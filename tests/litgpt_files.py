@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 HEADS, SIZE, WIDTH, RANK, ALPHA, LAYERS = 4, 8, 32, 4, 10, 2
 COMBINATIONS = [one for one in itertools.product((True, False), repeat=3) if any(one)]

@@ -2,7 +2,7 @@
 
 from litgpt_files import HEADS, LAYERS, SIZE, WIDTH
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 GROUPS = 2
 INPUTS = ("ids=int64[batch,sequence]<64",)

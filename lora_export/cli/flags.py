@@ -41,7 +41,7 @@ def together(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-def _option(*names: str, **settings: Any) -> Decorator:  # noqa: ANN401 - click's own
+def _option(*names: str, **settings: Any) -> Decorator:
     """click.option with its environment variable, named after the long option."""
     long = next(name for name in names if name.startswith("--")).partition("/")[0]
     variable = f"LORA_EXPORT_{long.removeprefix('--').replace('-', '_').upper()}"

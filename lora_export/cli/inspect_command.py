@@ -14,7 +14,7 @@ from lora_export.cli.flags import output_options
 @click.command("inspect", cls=Command, short_help="Say what a file or folder holds.")
 @click.argument("path", type=click.Path(path_type=Path))
 @output_options
-def command(path: Path, **values: Any) -> None:  # noqa: ANN401 - click passes options by name
+def command(path: Path, **values: Any) -> None:
     """Say what an adapter, a checkpoint or an artefact holds, from headers alone."""
     output = Output.taken_from("inspect", values)
 

@@ -19,7 +19,7 @@ _COMMANDS = ("merge", "onnx", "verify", "unmerge", "inspect")
 class _Commands(click.Group):
     """Loads a command's file when it is called for, so that --help is quick."""
 
-    def __call__(self, *args: Any, **settings: Any) -> Any:  # noqa: ANN401
+    def __call__(self, *args: Any, **settings: Any) -> Any:
         """As a program, which gives no arguments, end the process as soon as all is done."""
         try:
             return super().__call__(*args, **settings)
@@ -38,10 +38,10 @@ class _Commands(click.Group):
         with usage_errors_as_json(ctx, args):
             return super().resolve_command(ctx, args)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"lora_export.cli.{cmd_name}_command")

@@ -17,7 +17,7 @@ from lora_export.cli.flags import declared, given, output_options
 @declared("merge")
 @output_options
 @click.pass_context
-def command(context: click.Context, /, **values: Any) -> None:  # noqa: ANN401 - click passes by name
+def command(context: click.Context, /, **values: Any) -> None:
     """Merge ADAPTERS into BASE and write safetensors.
 
     BASE is a folder, a .safetensors, .pt, .pth or .bin file, or a *.index.json. A file gives a

@@ -17,7 +17,7 @@ from lora_export.cli.flags import declared, given, output_options
 @declared("onnx")
 @output_options
 @click.pass_context
-def command(context: click.Context, /, **values: Any) -> None:  # noqa: ANN401 - click passes by name
+def command(context: click.Context, /, **values: Any) -> None:
     """Merge ADAPTERS into BASE and write ONNX.
 
     The model comes from --model, or from BASE when it is a Hugging Face folder (extra hf). The

@@ -16,7 +16,7 @@ from lora_export.cli.flags import declared, given, output_options
 @declared("unmerge")
 @output_options
 @click.pass_context
-def command(context: click.Context, /, **values: Any) -> None:  # noqa: ANN401 - click passes by name
+def command(context: click.Context, /, **values: Any) -> None:
     """Write the base again, byte for byte, from the MERGED checkpoint and its undo file.
 
     The restored files must have the base's SHA-256, or nothing is published.

@@ -16,7 +16,7 @@ from lora_export.cli.flags import declared, given, output_options
 @declared("verify")
 @output_options
 @click.pass_context
-def command(context: click.Context, /, **values: Any) -> None:  # noqa: ANN401 - click passes by name
+def command(context: click.Context, /, **values: Any) -> None:
     """Prove a finished ARTIFACT again: a folder, a .safetensors or an .onnx file.
 
     Without --base and --adapter its files are held against the digests of its manifest. With

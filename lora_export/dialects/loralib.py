@@ -72,7 +72,7 @@ def pair_problems(
         ]
     problems = []
     for role, ref in pair.items():
-        odd = len(ref.spec.shape) != 2 if matrices else len(ref.spec.shape) < 2  # noqa: PLR2004
+        odd = len(ref.spec.shape) != 2 if matrices else len(ref.spec.shape) < 2
         if odd or 0 in ref.spec.shape:
             problems.append(
                 Problem(

@@ -37,7 +37,7 @@ _COMFY = "ComfyUI loads it, and its Save nodes write the merged weights"
 def _module_of_alpha(name: str, ref: TensorRef) -> str | None:
     """Return the module whose alpha the tensor is; None when it is no single number named alpha."""
     module, _, last = name.rpartition(".")
-    is_single = ref.spec.elements == 1 and len(ref.spec.shape) < 2  # noqa: PLR2004
+    is_single = ref.spec.elements == 1 and len(ref.spec.shape) < 2
     return module if last == _ALPHA and is_single else None
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
-    if not shapes.are_matrices or len(shapes.weight) != 2:  # noqa: PLR2004
+    if not shapes.are_matrices or len(shapes.weight) != 2:
         return []
     (rank, features), (features_out, rank_b) = shapes.a, shapes.b
     fits = rank == rank_b and shapes.weight == (features_out, features) == (3 * features, features)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
-    if not shapes.are_matrices or not 3 <= len(shapes.weight) <= 5:  # noqa: PLR2004 - Conv1d, Conv2d, Conv3d
+    if not shapes.are_matrices or not 3 <= len(shapes.weight) <= 5:
         return []
     out, in_per_group, *kernel = shapes.weight
     # loralib takes one kernel size for all dimensions, and folds it into the factors' sizes.

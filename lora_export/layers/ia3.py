@@ -23,13 +23,13 @@ def _readings(shapes: Shapes) -> list[Reading]:
     scales, weight = shapes.factors["L"], shapes.weight
     if len(weight) == 1:
         return [Reading("ia3", 0)] if prod(scales) == weight[0] == max(scales) else []
-    if len(weight) > 2:  # noqa: PLR2004
+    if len(weight) > 2:
         fits = scales == (1, weight[0], *(1 for _ in weight[2:]))
         return [Reading("ia3", 0)] if fits else []
     found = []
-    if len(weight) == 2 and scales == (weight[0], 1):  # noqa: PLR2004
+    if len(weight) == 2 and scales == (weight[0], 1):
         found.append(Reading("ia3", 0))
-    if len(weight) == 2 and scales == (weight[1], 1):  # noqa: PLR2004
+    if len(weight) == 2 and scales == (weight[1], 1):
         found.append(Reading("ia3", 0, fan_in_fan_out=True))
     return found
 

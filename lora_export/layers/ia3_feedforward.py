@@ -21,10 +21,10 @@ def _readings(shapes: Shapes) -> list[Reading]:
     `in` counts the inputs of all groups.
     """
     scales, weight = shapes.factors["L"], shapes.weight
-    if len(scales) != len(weight) or len(weight) < 2 or prod(scales) != scales[1]:  # noqa: PLR2004
+    if len(scales) != len(weight) or len(weight) < 2 or prod(scales) != scales[1]:
         return []
     kind = "ia3_feedforward"
-    if len(weight) > 2:  # noqa: PLR2004
+    if len(weight) > 2:
         groups, rest = divmod(scales[1], weight[1])
         fits = groups > 0 and not rest and weight[0] % groups == 0
         return [Reading(kind, 0)] if fits else []
@@ -45,7 +45,7 @@ def _change(
     scales = factors["L"].reshape(-1)
     if delta.fan_in_fan_out:
         return torch.mul(base, scales[first:stop, None])
-    if len(delta.shape) == 2:  # noqa: PLR2004
+    if len(delta.shape) == 2:
         return torch.mul(base, scales)
     out, width, *kernel = delta.shape
     by_group = scales.reshape(-1, width).repeat_interleave(prod(kernel), dim=1)

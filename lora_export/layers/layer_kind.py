@@ -49,7 +49,7 @@ class Shapes:
     @property
     def are_matrices(self) -> bool:
         """Return whether A and B have two sizes each."""
-        return len(self.a) == len(self.b) == 2  # noqa: PLR2004
+        return len(self.a) == len(self.b) == 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def always(_: Delta) -> bool:
 
 def if_matrix(shape: tuple[int, ...]) -> bool:
     """Return whether a weight has two sizes, which may be (out, in) or (in, out)."""
-    return len(shape) == 2  # noqa: PLR2004
+    return len(shape) == 2
 
 
 def unturned(_: tuple[int, ...]) -> bool:

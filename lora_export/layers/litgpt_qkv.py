@@ -22,7 +22,7 @@ def _readings(shapes: Shapes) -> list[Reading]:
 
     Which blocks are adapted is clear from the shapes only where all are.
     """
-    if not shapes.are_matrices or len(shapes.weight) != 2:  # noqa: PLR2004
+    if not shapes.are_matrices or len(shapes.weight) != 2:
         return []
     (rank_enabled, features_in), (out_enabled, rank) = shapes.a, shapes.b
     enabled, rest = divmod(rank_enabled, rank)
@@ -57,7 +57,7 @@ def _blocks(delta: Delta, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     each block. It runs with the library's number of threads, on which its last bits depend.
     """
     import torch
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     n_head, groups = delta.heads
     enabled = sum(delta.enable_lora)

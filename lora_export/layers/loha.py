@@ -20,7 +20,7 @@ _CORE = 4
 
 def _readings(shapes: Shapes) -> list[Reading]:
     halves = [_half(shapes, half) for half in ("w1", "w2")]
-    if halves[0] is None or halves[0] != halves[1] or len(shapes.weight) < 2:  # noqa: PLR2004
+    if halves[0] is None or halves[0] != halves[1] or len(shapes.weight) < 2:
         return []
     rank, *sizes = halves[0]
     fits = tuple(sizes) == as_matrix(shapes.weight)
@@ -30,7 +30,7 @@ def _readings(shapes: Shapes) -> list[Reading]:
 def _half(shapes: Shapes, half: str) -> tuple[int, int, int] | None:
     """Return (rank, rows, columns) of one of the two products; None where its shapes do not fit."""
     a, b = shapes.factors[f"{half}_a"], shapes.factors[f"{half}_b"]
-    if not len(a) == len(b) == 2:  # noqa: PLR2004
+    if not len(a) == len(b) == 2:
         return None
     core = shapes.factors.get(f"t{half[1]}")
     if ("t1" in shapes.factors) != ("t2" in shapes.factors):

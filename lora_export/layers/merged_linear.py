@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _readings(shapes: Shapes) -> list[Reading]:
-    if not shapes.are_matrices or len(shapes.weight) != 2:  # noqa: PLR2004
+    if not shapes.are_matrices or len(shapes.weight) != 2:
         return []
     (rank_enabled, features_in), (out_enabled, rank) = shapes.a, shapes.b
     enabled, rest = divmod(rank_enabled, rank)
@@ -48,7 +48,7 @@ def _product(
 
 def _merge_ab(delta: Delta, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Compute the update (out, columns of `a`), with rows of zeros for blocks not enabled."""
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     enabled = sum(delta.enable_lora)
     with library_threads():

@@ -43,7 +43,7 @@ def conv_product(
     a Conv3d with a kernel (1, 1, k) for a Conv2d and fails on it. Here such a layer is merged by
     the convolution that its forward computes.
     """
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     a, b = factors["A"], factors["B"]
     if is_pointwise(delta):

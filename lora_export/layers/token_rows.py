@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def _readings(shapes: Shapes) -> list[Reading]:
     rows = shapes.factors["rows"]
-    matrices = len(rows) == len(shapes.weight) == 2  # noqa: PLR2004
+    matrices = len(rows) == len(shapes.weight) == 2
     fits = matrices and rows[1] == shapes.weight[1] and rows[0] <= shapes.weight[0]
     return [Reading("token_rows", rows[0])] if fits else []
 

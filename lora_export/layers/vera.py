@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def _readings(shapes: Shapes) -> list[Reading]:
     b, d = shapes.factors["lambda_b"], shapes.factors["lambda_d"]
-    if not len(b) == len(d) == 1 or len(shapes.weight) != 2:  # noqa: PLR2004
+    if not len(b) == len(d) == 1 or len(shapes.weight) != 2:
         return []
     found = []
     for fan_in_fan_out in (False, True):

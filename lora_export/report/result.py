@@ -45,7 +45,7 @@ def json_text(document: Mapping[str, Any]) -> str:
     return json.dumps(_finite(document), indent=2, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON may hold
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -49,7 +49,7 @@ def config(form: str) -> LoraConfig:
     return LoraConfig(target_modules=_TARGETS, **FORMS[form])
 
 
-def load(form: str, folder: Path | None = None) -> Any:  # noqa: ANN401 - transformers is untyped
+def load(form: str, folder: Path | None = None) -> Any:
     """Return the network in `folder`, or the published one, of the class that the form adapts."""
     has_head = FORMS[form]["task_type"] == "SEQ_CLS"
     auto = AutoModelForSequenceClassification if has_head else AutoModel

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from lora_export.api import inspect, merge, verify
 from lora_export.errors import FitError, InputError, UsageError

@@ -22,7 +22,7 @@ def test_a_kill_at_any_moment(pool, fault_root, request, count_points):
         for number, scenario in enumerate(scenarios)
     ]
     durations = [whole(pool, prepared) for prepared in ready]
-    chance = random.Random(kills)  # noqa: S311
+    chance = random.Random(kills)
     moments = [
         (number, number % len(ready), chance.uniform(0, MARGIN * durations[number % len(ready)]))
         for number in range(kills)

@@ -51,7 +51,7 @@ def test_the_servers_have_one_thread(pool):
 def test_a_sample_of_fault_points(pool, prepared):
     chosen = list(points(prepared.calls))
     renames = [p for p in chosen if p.call.name.startswith("rename") and p.mode.is_kill]
-    sample = random.Random(0).sample(chosen, SAMPLE - len(renames))  # noqa: S311
+    sample = random.Random(0).sample(chosen, SAMPLE - len(renames))
     run_points(pool, prepared, [*renames, *sample])
 
 

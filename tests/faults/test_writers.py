@@ -77,7 +77,7 @@ def check(prepared, other, found):
 
 @pytest.mark.faults
 def test_two_writers_at_once(pool, prepared, other):
-    chance = random.Random(0)  # noqa: S311
+    chance = random.Random(0)
     delays = [(0, chance.uniform(0, 0.03))[:: chance.choice((1, -1))] for _ in range(PAIRS)]
 
     def work(item):

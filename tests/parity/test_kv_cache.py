@@ -171,7 +171,7 @@ def test_the_loop_of_the_documentation(gpt2, root):
     [code] = [b.text for b in blocks(page) if b.language == "python" and "prompts" in b.text]
     prompts = [[5, 6, 7, 8, 9], [11, 12], [13, 14, 15]]
     names = {"path": str(path), "prompts": prompts, "new_tokens": 12, "eos": -1}
-    exec(compile(code, "docs/onnx.md", "exec"), names)  # noqa: S102 - the page's own code
+    exec(compile(code, "docs/onnx.md", "exec"), names)
 
     from peft import PeftModel
 
@@ -187,7 +187,7 @@ def test_the_loop_of_the_documentation(gpt2, root):
 
     longest = max(len(text) for text in names["texts"])
     names |= {"prompts": prompts[:1], "eos": names["texts"][0][len(prompts[0])]}
-    exec(compile(code, "docs/onnx.md", "exec"), names)  # noqa: S102 - the page's own code
+    exec(compile(code, "docs/onnx.md", "exec"), names)
     assert len(names["texts"][0]) == len(prompts[0]) + 1 < longest
 
 

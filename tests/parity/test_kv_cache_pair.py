@@ -164,7 +164,7 @@ def test_the_loop_of_the_documentation(spoken, root):
     sound = torch.randn(2, 8, 24, generator=torch.Generator().manual_seed(3))
     names = {"folder": str(spoken.out), "inputs": {"input_features": sound.numpy()},
              "start": 3, "eos": -1, "new_tokens": 6}  # fmt: skip
-    exec(compile(code, "docs/onnx.md", "exec"), names)  # noqa: S102 - the page's own code
+    exec(compile(code, "docs/onnx.md", "exec"), names)
     said = torch.full((2, 1), 3)
     for _ in range(6):
         logits = spoken.plain(input_features=sound, decoder_input_ids=said, use_cache=False).logits
@@ -172,7 +172,7 @@ def test_the_loop_of_the_documentation(spoken, root):
     assert names["answers"].tolist() == said.tolist()
     names["eos"] = said[0, 1].item()
     names["inputs"] = {"input_features": sound[:1].numpy()}
-    exec(compile(code, "docs/onnx.md", "exec"), names)  # noqa: S102 - the page's own code
+    exec(compile(code, "docs/onnx.md", "exec"), names)
     assert names["answers"].tolist() == [[3, names["eos"]]]
 
 

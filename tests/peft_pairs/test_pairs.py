@@ -66,11 +66,11 @@ def check(seeds, tmp_path):
     """Merge the right pair of every seed, and what is made of it by changes; count the latter."""
     counts = Counter()
     for seed in seeds:
-        right = right_pair(random.Random(seed))  # noqa: S311
+        right = right_pair(random.Random(seed))
         merged = outcome(right, tmp_path, f"seed {seed}", None)
         assert isinstance(merged, dict), f"seed {seed} is refused: {merged}"
         for number in range(CHANGED):
-            pair, draw = deepcopy(right), random.Random(seed * 100 + number)  # noqa: S311
+            pair, draw = deepcopy(right), random.Random(seed * 100 + number)
             change(draw, pair)
             told = f"seed {seed}, change {number}: {pair.changes}, {pair.config}"
             found = outcome(pair, tmp_path, told, merged)

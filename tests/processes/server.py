@@ -204,7 +204,7 @@ def _program(argv: list[str]) -> None:
         sys.path[0] = ""
         main_module = type(sys)("__main__")
         sys.modules["__main__"] = main_module
-        exec(compile(words[1], "<string>", "exec"), main_module.__dict__)  # noqa: S102
+        exec(compile(words[1], "<string>", "exec"), main_module.__dict__)
         return
     sys.argv = words
     script = Path(words[0]).absolute()

@@ -244,7 +244,7 @@ class _Table:
             return None, None
         values = self._list(key)
         whole = [value for value in values if type(value) is int and value > 0]
-        if len(whole) != len(values) or len(whole) != 2:  # noqa: PLR2004
+        if len(whole) != len(values) or len(whole) != 2:
             self.refuse(key, "must be two whole numbers above 0")
         return whole[0], whole[1]
 

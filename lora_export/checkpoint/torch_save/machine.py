@@ -37,13 +37,13 @@ class Machine:
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
-    def top(self) -> Any:  # noqa: ANN401 - whatever the pickle holds
+    def top(self) -> Any:
         """Return the uppermost value."""
         if self.stack[-1] is MARK:
             raise IndexError("a mark instead of a value")
         return self.stack[-1]
 
-    def pop(self) -> Any:  # noqa: ANN401 - whatever the pickle holds
+    def pop(self) -> Any:
         """Take the uppermost value off the stack."""
         value = self.top()
         del self.stack[-1]

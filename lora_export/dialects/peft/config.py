@@ -134,6 +134,6 @@ class PeftConfig:
 
 def _shown(value: object) -> str:
     """Return a value for a message. Python refuses to print an integer of thousands of digits."""
-    if isinstance(value, int) and value.bit_length() > 256:  # noqa: PLR2004
+    if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
     return f"{value!r:.80}"

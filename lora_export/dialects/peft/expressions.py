@@ -116,7 +116,7 @@ class _Match:
         for place, letter in enumerate(self.name):
             self.letters[letter] = self.letters.get(letter, 0) | 1 << place
 
-    def run(self, tree: Any, places: int, flags: int) -> int:  # noqa: ANN401 - Python's own tree
+    def run(self, tree: Any, places: int, flags: int) -> int:
         """Return all places at which a match of `tree` that begins at any of `places` can end."""
         for operation, value in tree:
             if not places:
@@ -125,7 +125,7 @@ class _Match:
             places = self._step(operation, value, places, flags)
         return places
 
-    def _step(self, operation: Any, value: Any, places: int, flags: int) -> int:  # noqa: ANN401
+    def _step(self, operation: Any, value: Any, places: int, flags: int) -> int:
         if operation in _SINGLE:
             return (places & self._fitting(operation, value, flags)) << 1
         if operation is codes.BRANCH:
@@ -149,7 +149,7 @@ class _Match:
             raise self.expression.refusal("has flags that are not supported here")
         return flags
 
-    def _fitting(self, operation: Any, value: Any, flags: int) -> int:  # noqa: ANN401
+    def _fitting(self, operation: Any, value: Any, flags: int) -> int:
         """Return the places before a letter that fits."""
         either = bool(self._allowed(flags) & _IGNORECASE)
         if operation is codes.LITERAL and not either:
@@ -162,7 +162,7 @@ class _Match:
             self.known[key] = sum(found)
         return self.known[key]
 
-    def _repeat(self, value: Any, places: int, flags: int) -> int:  # noqa: ANN401
+    def _repeat(self, value: Any, places: int, flags: int) -> int:
         """Return the places at which between `least` and `most` repeats can end."""
         least, most, tree = value
         for _ in range(least):
@@ -178,7 +178,7 @@ class _Match:
             times += 1
         return found
 
-    def _anchors(self, value: Any) -> int:  # noqa: ANN401
+    def _anchors(self, value: Any) -> int:
         """Return the places at which an anchor holds."""
         length, name = len(self.name), self.name
         if value in (codes.AT_BEGINNING, codes.AT_BEGINNING_STRING):
@@ -191,7 +191,7 @@ class _Match:
         edges = sum(1 << p for p in range(length + 1) if words[p] != words[p + 1])
         return edges if value is codes.AT_BOUNDARY else ~edges & (1 << length + 1) - 1
 
-    def _look(self, value: Any, places: int, flags: int, *, wanted: bool) -> int:  # noqa: ANN401
+    def _look(self, value: Any, places: int, flags: int, *, wanted: bool) -> int:
         """Return the places at which a lookahead (a lookbehind if direction is -1) holds."""
         direction, tree = value
         # Python's parser only allows lookbehinds of one width, so there is one place to begin.
@@ -209,20 +209,20 @@ def _is_word(letter: str) -> bool:
     return letter.isalnum() or letter == "_"
 
 
-def _is_literal(value: int, letter: str, _: int, either: bool) -> bool:  # noqa: FBT001
+def _is_literal(value: int, letter: str, _: int, either: bool) -> bool:
     given = chr(value)
     return given.lower() == letter.lower() if either else given == letter
 
 
-def _is_not_literal(value: int, letter: str, flags: int, either: bool) -> bool:  # noqa: FBT001
+def _is_not_literal(value: int, letter: str, flags: int, either: bool) -> bool:
     return not _is_literal(value, letter, flags, either)
 
 
-def _is_any(_: None, letter: str, flags: int, __: bool) -> bool:  # noqa: FBT001
+def _is_any(_: None, letter: str, flags: int, __: bool) -> bool:
     return letter != "\n" or bool(flags & _DOTALL)
 
 
-def _is_in(value: Any, letter: str, _: int, either: bool) -> bool:  # noqa: ANN401, FBT001
+def _is_in(value: Any, letter: str, _: int, either: bool) -> bool:
     negated = value[0][0] is codes.NEGATE
     letters = {letter, letter.lower(), letter.upper()} if either else {letter}
     found = any(_is_item(item, one) for item in value[negated:] for one in letters)

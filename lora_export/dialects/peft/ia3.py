@@ -72,7 +72,7 @@ def _by_shape(shape: tuple[int, ...]) -> bool | None:
 
     None for one element, and for a convolution, where both have one shape.
     """
-    if len(shape) != 2 or prod(shape) == 1:  # noqa: PLR2004
+    if len(shape) != 2 or prod(shape) == 1:
         return None
     return shape[0] == 1
 

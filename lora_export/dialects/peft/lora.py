@@ -152,7 +152,7 @@ def _contradictions(
     if bare := [ref for stem, ref in stems.items() if _is_bare(stem, ref.spec.name)]:
         message = "does not end in .weight, so PEFT ignores it"
         return [Problem(message, f"{bare[0].file}: {bare[0].spec.name}", _BARE)]
-    if variant_of(config) and any(len(ref.spec.shape) != 2 for ref in stems.values()):  # noqa: PLR2004
+    if variant_of(config) and any(len(ref.spec.shape) != 2 for ref in stems.values()):
         message = f"PEFT has no layer for init_lora_weights = {variant_of(config)!r} here"
         return [Problem(message, where, OTHER_CONFIG)]
     return [

@@ -54,7 +54,7 @@ def _may_be_linear(update: Update) -> bool:
     """Return whether the factors are neither of an embedding nor of a convolution."""
     tuner = update.terms.tuner if update.terms else ""
     sizes = [len(ref.spec.shape) for ref in update.factors.values()]
-    return not tuner.endswith("_embedding") and max(sizes) <= 2  # noqa: PLR2004
+    return not tuner.endswith("_embedding") and max(sizes) <= 2
 
 
 def _prefixes(selection: Selection, module: str) -> set[str]:

@@ -46,7 +46,7 @@ def token_updates(config: PeftConfig, modules: Modules) -> tuple[list[Update], l
                 message += f", and it has other rows than {' and '.join(others)}"
             hint = f"add the module to {key}, with the tokens in the order of the rows"
             problems.append(Problem(message, where, hint))
-        elif len(sizes) != 2 or sizes[0] != len(indices):  # noqa: PLR2004
+        elif len(sizes) != 2 or sizes[0] != len(indices):
             message = f"holds rows {list(sizes)} for the {len(indices)} tokens of {key}"
             problems.append(Problem(message, where, OTHER_CONFIG))
         else:

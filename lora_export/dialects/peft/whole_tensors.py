@@ -71,7 +71,7 @@ def replication_of(config: PeftConfig) -> tuple[tuple[int, int], ...]:
         return ()
     pairs: list[Any] = value if isinstance(value, list) else [None]
     for pair in pairs:
-        are_two = isinstance(pair, list) and len(pair) == 2  # noqa: PLR2004
+        are_two = isinstance(pair, list) and len(pair) == 2
         if not are_two or not all(type(end) is int for end in pair) or not 0 <= pair[0] < pair[1]:
             config.refuse("layer_replication", f"= {value!r:.80} is no list of [first, end] layers")
     if sum(end - first for first, end in pairs) > MAX_LAYERS:

@@ -117,7 +117,7 @@ def _ask_layers(plain: HuggingFaceModel) -> list[Layer]:
     return layers_of(name, cache)
 
 
-def _decoding(model: Any, count: int) -> Callable[..., object]:  # noqa: ANN401
+def _decoding(model: Any, count: int) -> Callable[..., object]:
     """`model.forward` with `count` layers of past by name, as tensors, and all results by name."""
     own, taking = model.forward, taking_cache(model)
 

@@ -159,7 +159,7 @@ def _decoder_inputs(
     return tuple(inputs)
 
 
-def _encoding(model: Any) -> Callable[..., object]:  # noqa: ANN401 - transformers is untyped here
+def _encoding(model: Any) -> Callable[..., object]:
     """The encoder, and what the decoder's layers make of its result while they say something."""
     own, taking, encoder = model.forward, taking_cache(model), model.get_encoder()
 
@@ -179,7 +179,7 @@ def _encoding(model: Any) -> Callable[..., object]:  # noqa: ANN401 - transforme
     return forward
 
 
-def _signature(model: Any, encoder: Any) -> Any:  # noqa: ANN401
+def _signature(model: Any, encoder: Any) -> Any:
     """The encoder's own parameters that the whole model has as well."""
     import inspect
 
@@ -194,7 +194,7 @@ def _signature(model: Any, encoder: Any) -> Any:  # noqa: ANN401
     )
 
 
-def _answering(model: Any, count: int, width: int) -> Callable[..., object]:  # noqa: ANN401
+def _answering(model: Any, count: int, width: int) -> Callable[..., object]:
     """The decoder, whose encoder has been heard: only its keys and values are looked at."""
     own, taking = model.forward, taking_cache(model)
 
@@ -216,7 +216,7 @@ def _answering(model: Any, count: int, width: int) -> Callable[..., object]:  # 
     return forward
 
 
-def _pair(mine: Sequence[tuple[Tensor, Tensor]], theirs: Sequence[tuple[Tensor, Tensor]]) -> Any:  # noqa: ANN401 - transformers' Cache
+def _pair(mine: Sequence[tuple[Tensor, Tensor]], theirs: Sequence[tuple[Tensor, Tensor]]) -> Any:
     from transformers import cache_utils
 
     pair: Any = cache_utils.EncoderDecoderCache

@@ -101,7 +101,7 @@ def parameters_of(plain: HuggingFaceModel) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(plain.model_class.forward).parameters
 
 
-def taking_cache(model: Any) -> Callable[[object], dict[str, Any]]:  # noqa: ANN401
+def taking_cache(model: Any) -> Callable[[object], dict[str, Any]]:
     """The arguments with which its forward, as it is now, takes a cache and fills it further."""
     parameters = inspect.signature(model.forward).parameters
     asked = {"use_cache": True} if "use_cache" in parameters else {}
@@ -142,7 +142,7 @@ def ask_cache(plain: HuggingFaceModel, feed: Mapping[str, tuple[int, ...]]) -> t
         raise UsageError(message, where="--kv-cache", hint="leave --kv-cache out") from error
 
 
-def layers_of(name: str, cache: Any) -> list[Layer]:  # noqa: ANN401
+def layers_of(name: str, cache: Any) -> list[Layer]:
     """The layers of a cache of the class `name`.
 
     Raises:
@@ -160,7 +160,7 @@ def layers_of(name: str, cache: Any) -> list[Layer]:  # noqa: ANN401
     ]
 
 
-def refuse_other_layers(name: str, cache: Any) -> None:  # noqa: ANN401
+def refuse_other_layers(name: str, cache: Any) -> None:
     """Refuse a cache that is more than keys and values, by the names of its layers."""
     kinds = {type(layer).__name__ for layer in cache.layers}
     other = sorted(kinds.difference(_PLAIN_LAYERS))
@@ -172,7 +172,7 @@ def refuse_other_layers(name: str, cache: Any) -> None:  # noqa: ANN401
         )
 
 
-def filled(past: Sequence[tuple[Tensor, Tensor]]) -> Any:  # noqa: ANN401 - transformers' Cache
+def filled(past: Sequence[tuple[Tensor, Tensor]]) -> Any:
     """A cache that grows, and holds this past; a window is left to the mask, which has it too."""
     from transformers import cache_utils
 
@@ -206,7 +206,7 @@ def traced_names(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.replace(".", "_"): tensor for name, tensor in given.items()}
 
 
-def present(cache: Any, side: str = "") -> dict[str, Tensor]:  # noqa: ANN401
+def present(cache: Any, side: str = "") -> dict[str, Tensor]:
     """What a cache holds, by the names of the graph's outputs."""
     parts = f"{side}." if side else ""
     return {

@@ -192,7 +192,7 @@ class HuggingFaceModel:
             raise InputError(message, where=str(checkpoint.root)) from error
         return model, info
 
-    def _make_ready(self, model: Any, untied: Sequence[str]) -> None:  # noqa: ANN401
+    def _make_ready(self, model: Any, untied: Sequence[str]) -> None:
         if hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("eager")  # the others have no kernels for float64
         own = [self._own_name(model, name) for name in untied]
@@ -263,7 +263,7 @@ class HuggingFaceModel:
         return f"is {self.model_class.__name__} the architecture of this checkpoint?"
 
 
-def _config_of(base: Checkpoint, model_class: Any) -> Any:  # noqa: ANN401 - transformers' own
+def _config_of(base: Checkpoint, model_class: Any) -> Any:
     try:
         with quiet():
             return model_class.config_class.from_dict(deepcopy(dict(base.config)))
@@ -273,7 +273,7 @@ def _config_of(base: Checkpoint, model_class: Any) -> Any:  # noqa: ANN401 - tra
         raise InputError(message, where=str(base.root / "config.json")) from error
 
 
-def _class_of(base: Checkpoint, task: str | None) -> Any:  # noqa: ANN401 - transformers' own
+def _class_of(base: Checkpoint, task: str | None) -> Any:
     import transformers
 
     architectures = base.config.get("architectures")

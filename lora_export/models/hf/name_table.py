@@ -53,7 +53,7 @@ def read_name_table(model: nn.Module) -> NameTable | None:
     return NameTable(source, own, places)
 
 
-def _place(name: str, renamed: str, pattern: str | None, converter: Any) -> Place:  # noqa: ANN401
+def _place(name: str, renamed: str, pattern: str | None, converter: Any) -> Place:
     if pattern is None or converter is None:
         return Place(renamed)
     operations = [repr(operation) for operation in converter.operations]

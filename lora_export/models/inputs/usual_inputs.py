@@ -17,7 +17,7 @@ SOUND = ("batch", "samples")
 ANSWER = ("batch", "answer")
 
 
-def usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, ...]:  # noqa: ANN401
+def usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, ...]:
     """The inputs under the names of transformers' forward, batch and length dynamic.
 
     Token ids and masks, images, sounds, a text about images, and beside an encoder what its decoder
@@ -39,7 +39,7 @@ def usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, 
     return inputs
 
 
-def _first_inputs(parameters: Container[str], config: Any) -> tuple[InputSpec, ...]:  # noqa: ANN401
+def _first_inputs(parameters: Container[str], config: Any) -> tuple[InputSpec, ...]:
     if "input_ids" in parameters:
         return _text_inputs(config, parameters)
     if "input_features" in parameters and _has(config, "num_mel_bins", "max_source_positions"):
@@ -54,14 +54,14 @@ def _has(config: object, *names: str) -> bool:
     return all(hasattr(config, name) for name in names)
 
 
-def _image(config: Any, batch: int | str = "batch") -> InputSpec:  # noqa: ANN401
+def _image(config: Any, batch: int | str = "batch") -> InputSpec:
     size = getattr(config, "image_size", 224)
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     channels = getattr(config, "num_channels", 3)
     return InputSpec("pixel_values", "float32", (batch, channels, height, width))
 
 
-def _sound(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:  # noqa: ANN401
+def _sound(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:
     """A spectrogram of one size, or a wave, which must be longer than one step of its layers sees.
 
     The models without layer norm in these were trained without a mask (Wav2Vec2Model's page).
@@ -81,7 +81,7 @@ def _sound(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:  #
     return (wave,)
 
 
-def _answer(config: Any) -> InputSpec:  # noqa: ANN401
+def _answer(config: Any) -> InputSpec:
     """What a decoder beside an encoder has said so far."""
     text = config.get_text_config(decoder=True)
     most = getattr(text, "max_target_positions", None) or positions(text)
@@ -89,7 +89,7 @@ def _answer(config: Any) -> InputSpec:  # noqa: ANN401
     return InputSpec("decoder_input_ids", "int64", ANSWER, text.vocab_size, spans)
 
 
-def _text_inputs(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:  # noqa: ANN401
+def _text_inputs(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:
     text = config.get_text_config()
     image = _image_places(config) if "pixel_values" in parameters else None
     # A model that puts images into the text takes them one by one: its code fixes their number.
@@ -106,7 +106,7 @@ def _text_inputs(config: Any, parameters: Container[str]) -> tuple[InputSpec, ..
     return tuple(inputs)
 
 
-def _image_places(config: Any) -> tuple[int, int] | None:  # noqa: ANN401
+def _image_places(config: Any) -> tuple[int, int] | None:
     """(token, count): where a text says that an image stands, as Llava's does; else None.
 
     A token beyond the vocabulary can stand in no text.
@@ -118,7 +118,7 @@ def _image_places(config: Any) -> tuple[int, int] | None:  # noqa: ANN401
     return (token, count) if token < config.get_text_config().vocab_size else None
 
 
-def positions(text: Any) -> int | None:  # noqa: ANN401
+def positions(text: Any) -> int | None:
     """How long a text may be, for its table of positions; None where it has none.
 
     Some tables (RoBERTa's) begin behind the padding's number, and that is allowed for. A padding

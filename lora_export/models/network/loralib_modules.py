@@ -82,7 +82,7 @@ def _module_facts(module: nn.Module, source: str) -> Facts | None:
     return None
 
 
-def _live_facts(module: Any, source: str) -> Facts:  # noqa: ANN401 - duck-typed loralib module
+def _live_facts(module: Any, source: str) -> Facts:
     scaling = getattr(module, "scaling", module.lora_alpha / module.r)
     if abs(scaling - module.lora_alpha / module.r) > 1e-12 * abs(scaling):
         raise UsageError(

@@ -62,7 +62,7 @@ def _hidden(weights: Mapping[str, onnx_ir.Value]) -> Iterator[None]:
             value.const_value = values[name]
 
 
-def _passes() -> Any:  # noqa: ANN401 - a private class of onnx_ir
+def _passes() -> Any:
     """Torch 2.13's optimiser (onnxscript.optimizer.optimize_ir), or None where it is not found."""
     try:
         import onnx_ir.passes as ir_passes

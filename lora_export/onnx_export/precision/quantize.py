@@ -94,7 +94,7 @@ def pack(values: Array, bits: int) -> Array:
     """uint8 codes along the last axis, 8 / bits to a byte, the first in the lowest bits."""
     import numpy as np
 
-    if bits == 8:  # noqa: PLR2004 - a byte
+    if bits == 8:
         return values
     padded = np.zeros((*values.shape[:-1], -(-values.shape[-1] // 2) * 2), np.uint8)
     padded[..., : values.shape[-1]] = values

@@ -170,7 +170,7 @@ def _unpack(data: Array, bits: int) -> Array:
     """Codes along the last axis, one a byte."""
     import numpy as np
 
-    if bits == 8:  # noqa: PLR2004 - a byte
+    if bits == 8:
         return data
     return np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:-1], -1)
 

@@ -18,8 +18,8 @@ def adds(part: LivePart) -> LiveOutput:
     """Return a branch that adds the scaled result of `part` to the module's output."""
 
     def output_of(
-        module: Any,  # noqa: ANN401
-        x: Any,  # noqa: ANN401
+        module: Any,
+        x: Any,
         output: torch.Tensor,
         factors: Factors,
         delta: Delta,
@@ -36,8 +36,8 @@ def changes(part: LivePart) -> LiveOutput:
     """
 
     def output_of(
-        module: Any,  # noqa: ANN401
-        x: Any,  # noqa: ANN401
+        module: Any,
+        x: Any,
         output: torch.Tensor,
         factors: Factors,
         delta: Delta,
@@ -48,6 +48,6 @@ def changes(part: LivePart) -> LiveOutput:
     return output_of
 
 
-def embed_scale(module: Any) -> Any:  # noqa: ANN401
+def embed_scale(module: Any) -> Any:
     """Return what an embedding multiplies its rows with, as Gemma 3's do; else 1."""
     return getattr(module, "embed_scale", 1.0)

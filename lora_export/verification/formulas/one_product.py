@@ -47,13 +47,13 @@ def columns_of_a(_: Delta, factors: Factors, rows: torch.Tensor) -> Factors:
     return {"A": factors["A"][:, rows], "B": factors["B"]}
 
 
-def live_product(module: Any, x: Any, factors: Factors, _: Delta) -> torch.Tensor:  # noqa: ANN401
+def live_product(module: Any, x: Any, factors: Factors, _: Delta) -> torch.Tensor:
     """Run the low-rank layer: a Linear on floats, an Embedding on ids.
 
     The input decides, not the kind. An adapted Embedding and a Linear stored (in, out) have factors
     of the same shapes. A file does not always show which of both a module is.
     """
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     if x.is_floating_point():
         result: torch.Tensor = (x @ factors["A"].T) @ factors["B"].T

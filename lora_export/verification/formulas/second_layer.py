@@ -10,20 +10,20 @@ if TYPE_CHECKING:
     import torch
 
 
-def beside(module: Any, x: Any, weight: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+def beside(module: Any, x: Any, weight: torch.Tensor) -> torch.Tensor:
     """Run the module with `weight` and no bias."""
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
-    if weight.dim() == 2:  # noqa: PLR2004
+    if weight.dim() == 2:
         return F.linear(x, weight)
     layer = module if hasattr(module, "_conv_forward") else module.conv
     result: torch.Tensor = layer._conv_forward(x, weight, None)  # noqa: SLF001
     return result
 
 
-def convolution_of(module: Any) -> Callable[..., torch.Tensor]:  # noqa: ANN401
+def convolution_of(module: Any) -> Callable[..., torch.Tensor]:
     """Return torch's function for a convolution of as many dimensions."""
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     convolve: Callable[..., torch.Tensor] = (F.conv1d, F.conv2d, F.conv3d)[module.weight.dim() - 3]
     return convolve

@@ -29,10 +29,10 @@ def _roundings(delta: Delta) -> int:
     return delta.rank + 4 + SPARE
 
 
-def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Run PEFT 0.21.2, tuners.adalora.layer, SVDLinear.forward; a convolution by its kernel."""
     down = (factors["A"] * factors["E"]).T
-    if len(delta.shape) > 2:  # noqa: PLR2004
+    if len(delta.shape) > 2:
         return beside(module, x, (down @ factors["B"].T).T.reshape(delta.shape))
     result: torch.Tensor = x @ down @ factors["B"].T
     return result

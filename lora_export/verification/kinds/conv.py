@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lora_export.verification.formulas.signatures import Factors
 
 
-def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Run a second convolution beside the first: convolution is linear in its kernel."""
     return beside(module, x, (factors["B"] @ factors["A"]).reshape(delta.shape))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _DORA = Dora(kernel_update)
 
 
-def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Run PEFT 0.21.2, tuners.lora.dora._DoraConvNdLayer.forward.
 
     It takes its lengths of a product B A.

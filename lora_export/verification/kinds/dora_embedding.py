@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 _DORA = Dora(product_of(turned_sides), by_column=True)
 
 
-def _live(module: Any, ids: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _live(module: Any, ids: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Run PEFT 0.21.2, tuners.lora.variants.DoraEmbeddingVariant.forward."""
     import torch
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     scaling = scaling_of(delta)
     low_rank = factors["B"] @ factors["A"]

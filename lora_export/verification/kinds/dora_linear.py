@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 _DORA = Dora(product_of(oriented_sides))
 
 
-def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Run PEFT 0.21.2, tuners.lora.dora.DoraLinearLayer.forward.
 
     It takes the base's own output without its bias.
     """
     import torch
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     scaling = scaling_of(delta)
     weight = module.weight.T if delta.fan_in_fan_out else module.weight

@@ -51,7 +51,7 @@ class ParameterBranch:
         module.register_forward_pre_hook(self._lend)
         module.register_forward_hook(self._return, prepend=True, always_call=True)
 
-    def _lend(self, module: nn.Module, _: Any) -> None:  # noqa: ANN401
+    def _lend(self, module: nn.Module, _: Any) -> None:
         from torch import nn
 
         self.calls += 1
@@ -59,7 +59,7 @@ class ParameterBranch:
         updated = nn.Parameter(self._updated(own), requires_grad=False)
         setattr(module, self.delta.parameter, updated)
 
-    def _return(self, module: nn.Module, _: Any, __: Any) -> None:  # noqa: ANN401
+    def _return(self, module: nn.Module, _: Any, __: Any) -> None:
         if self._own is not None:
             setattr(module, self.delta.parameter, self._own)
             self._own = None
@@ -72,7 +72,7 @@ class ParameterBranch:
         down = a.view(-1, self.delta.rank, a.shape[1])
         up = b.reshape(len(b), self.delta.rank, -1).permute(2, 0, 1)
         left, right = (down.mT, up.mT) if self.delta.fan_in_fan_out else (up, down)
-        stack = own if own.ndim > 2 else own[None]  # noqa: PLR2004
+        stack = own if own.ndim > 2 else own[None]
         updated = torch.baddbmm(stack, left, right, alpha=scaling_of(self.delta))
         return updated.view_as(own)
 

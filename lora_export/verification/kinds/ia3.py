@@ -24,8 +24,8 @@ def _change(
 
 
 def _live(
-    _: Any,  # noqa: ANN401
-    __: Any,  # noqa: ANN401
+    _: Any,
+    __: Any,
     output: torch.Tensor,
     factors: Factors,
     delta: Delta,

@@ -33,8 +33,8 @@ def _change(
 
 
 def _live(
-    module: Any,  # noqa: ANN401
-    x: Any,  # noqa: ANN401
+    module: Any,
+    x: Any,
     _: torch.Tensor,
     factors: Factors,
     delta: Delta,

@@ -27,7 +27,7 @@ def _formula(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor
     return update
 
 
-def _live(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _live(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Run every block by itself; those that are not adapted are zeros."""
     import torch
 

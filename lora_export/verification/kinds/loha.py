@@ -35,7 +35,7 @@ def _roundings(delta: Delta) -> int:
     return 2 * depth * delta.rank + SPARE
 
 
-def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Run a second layer, as PEFT 0.21.2, LoHaLayer._get_delta_activations does."""
     import torch
 

@@ -50,7 +50,7 @@ def _roundings(delta: Delta) -> int:
     return left + right + SPARE
 
 
-def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Run a second layer, as PEFT 0.21.2, LoKrLayer._get_delta_activations does."""
     import torch
 
@@ -61,7 +61,7 @@ def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor: 
         w2 = torch.einsum("ijkl,ip,jr->prkl", factors["t2"], factors["w2_a"], factors["w2_b"])
     else:
         w2 = factors["w2_a"] @ factors["w2_b"]
-    if w2.dim() == 4:  # noqa: PLR2004
+    if w2.dim() == 4:
         w1 = w1[:, :, None, None]
     return beside(module, x, torch.kron(w1, w2.contiguous()).reshape(delta.shape))
 

@@ -18,7 +18,7 @@ def _formula(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
     return factors["bias"][rows].reshape(-1, 1)
 
 
-def _live(module: Any, _: Any, factors: Factors, __: Delta) -> torch.Tensor:  # noqa: ANN401
+def _live(module: Any, _: Any, factors: Factors, __: Delta) -> torch.Tensor:
     """Return the bias of lora_B, for every place of a convolution's output."""
     return factors["bias"].view(-1, *(1,) * (module.weight.dim() - 2))
 

@@ -48,7 +48,7 @@ def _blocks(
     return found
 
 
-def _live(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _live(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Each enabled block has factors of its own; a disabled one adds zeros."""
     import torch
 

@@ -22,7 +22,7 @@ def kernel_update(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tenso
     return b.reshape(b.shape[:2])[rows] @ a.reshape(len(a), -1)
 
 
-def live_kernel(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def live_kernel(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Run lora_B(lora_A(x)) of PEFT 0.21.2, tuners.lora.layer._ConvNd.
 
     PEFT gives lora_A the layer's stride and padding, and neither its dilation nor its padding mode.
@@ -41,7 +41,7 @@ def live_kernel(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Te
     return result
 
 
-def _is_usual(module: Any, name: str) -> bool:  # noqa: ANN401
+def _is_usual(module: Any, name: str) -> bool:
     value = getattr(module, name)
     return value == "zeros" if isinstance(value, str) else all(size == 1 for size in value)
 

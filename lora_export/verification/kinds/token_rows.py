@@ -33,8 +33,8 @@ def _change(
 
 
 def _live(
-    module: Any,  # noqa: ANN401
-    x: Any,  # noqa: ANN401
+    module: Any,
+    x: Any,
     output: torch.Tensor,
     factors: Factors,
     delta: Delta,

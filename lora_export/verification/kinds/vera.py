@@ -69,9 +69,9 @@ def _drawn(projection: tuple[int, ...], rank: int) -> tuple[object, object]:
     return found[0], found[1]
 
 
-def _live(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:  # noqa: ANN401
+def _live(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Run PEFT 0.21.2, tuners.vera.layer, Linear.forward."""
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
 
     out, in_ = delta.shape[::-1] if delta.fan_in_fan_out else delta.shape
     inner = factors["lambda_d"] * F.linear(x, factors["A"][:, :in_])

@@ -27,11 +27,11 @@ class EachInFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,
-        func: Any,  # noqa: ANN401 - torch's own signature, here and below
-        types: Any,  # noqa: ANN401
+        func: Any,
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         """The operator's result, in the dtypes that it has without this mode."""
         named = dict(kwargs or {})
         plain = func(*args, **named)
@@ -49,22 +49,22 @@ class Backwards(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
+        func: Any,
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         """The operator's result, of operands that are turned round along the axis of the sum."""
         turn = _TURNS.get(func)
         return func(*(turn(*args) if turn else args), **(kwargs or {}))
 
 
-def _product(*args: Any) -> tuple[Any, ...]:  # noqa: ANN401
+def _product(*args: Any) -> tuple[Any, ...]:
     *added, left, right = args
     return (*added, left.flip(-1), right.flip(-2))
 
 
-def _convolution(x: Any, weight: Any, *rest: Any) -> tuple[Any, ...]:  # noqa: ANN401
+def _convolution(x: Any, weight: Any, *rest: Any) -> tuple[Any, ...]:
     *_, transposed, _, groups = rest
     if groups != 1:
         return (x, weight, *rest)
@@ -80,18 +80,18 @@ _TURNS: dict[Any, Callable[..., tuple[Any, ...]]] = {
 }
 
 
-def _shares_memory(func: Any) -> bool:  # noqa: ANN401
+def _shares_memory(func: Any) -> bool:
     schema = func._schema  # noqa: SLF001 - torch has no public name for it
     return schema.is_mutable or any(one.alias_info is not None for one in schema.returns)
 
 
-def _wider(values: Any) -> Any:  # noqa: ANN401 - any nesting of containers
+def _wider(values: Any) -> Any:
     """Tensors and dtypes of float32 in float64, and complex ones alike."""
     tensors = tree_map_only(torch.Tensor, lambda t: t.to(_WIDER.get(t.dtype, t.dtype)), values)
     return tree_map_only(torch.dtype, lambda dtype: _WIDER.get(dtype, dtype), tensors)
 
 
-def _rounded(exact: Any, plain: Any) -> Any:  # noqa: ANN401
+def _rounded(exact: Any, plain: Any) -> Any:
     """`exact` in the dtypes of `plain`, which itself stands where it holds no float32."""
     if isinstance(plain, torch.Tensor):
         return exact.to(plain.dtype) if plain.dtype in _WIDER else plain

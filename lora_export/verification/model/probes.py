@@ -107,7 +107,7 @@ def _probe(
     probe: Probe = {}
     for spec in specs:
         shape = _shape(spec, sizes)
-        if _is_mask(spec) and len(shape) >= 2:  # noqa: PLR2004 - rows and columns
+        if _is_mask(spec) and len(shape) >= 2:
             if shape not in lengths:
                 span = spec.spans.get(str(spec.dims[-1]), Span())
                 lengths[shape] = _padding(shape, random, span.size(1))

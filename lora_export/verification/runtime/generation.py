@@ -209,7 +209,7 @@ class Decoder:
         return outputs["logits"]
 
 
-def generated(model: Any, feed: Mapping[str, Array], count: int, start: int = 0) -> Array:  # noqa: ANN401
+def generated(model: Any, feed: Mapping[str, Array], count: int, start: int = 0) -> Array:
     """What transformers' `generate` makes of inputs: the likeliest token each time, and no end.
 
     start: the first token of a decoder beside an encoder. Returns all tokens, as `generate` does.

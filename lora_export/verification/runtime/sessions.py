@@ -128,7 +128,7 @@ def find_providers(names: Sequence[str]) -> tuple[str, ...]:
 def opener_on(providers: Sequence[str]) -> Opener:
     """Opens sessions as `open_session` does, on these providers whatever else is asked."""
 
-    def opener(path: Path, **settings: Any) -> onnxruntime.InferenceSession:  # noqa: ANN401
+    def opener(path: Path, **settings: Any) -> onnxruntime.InferenceSession:
         return open_session(path, **{**settings, "providers": providers})
 
     return opener

@@ -32,7 +32,7 @@ class Maker:
     """Makes state dicts; storages are shared between the tensors of one file."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311 - no secret
+        self.random = random.Random(seed)
         self.wholes: list[torch.Tensor] = []
 
     def whole(self) -> torch.Tensor:
