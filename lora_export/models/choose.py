@@ -1,4 +1,4 @@
-"""Which source of models a command has: the named factory, or the base folder itself."""
+"""The choice of a source of models for a command: the named factory, or the base folder itself."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lora_export.errors import InputError, UsageError
 from lora_export.models.factory import FactoryModel
-from lora_export.models.hf.huggingface import (
-    HuggingFaceModel,
-    is_known_type,
-)
+from lora_export.models.hf.huggingface import HuggingFaceModel
+from lora_export.models.hf.model_class import is_known_type
 from lora_export.models.hf.tasks import class_for, class_named
 from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.planning.names.misfit import transformers_installed
@@ -29,9 +27,15 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 def factory_model(
     model: str | None, inputs: Sequence[str], arrays: str | Path | None = None
 ) -> FactoryModel | None:
-    """The user's factory, or None when none is named.
+    """Load the user's factory; None when none is named.
 
-    arrays: an .npz file, which declares the inputs where nothing else does.
+    Args:
+        model: as given to --model.
+        inputs: as given to --input, in the grammar of inputs.grammar.
+        arrays: an .npz file, which declares the inputs where nothing else does.
+
+    Raises:
+        UsageError: the factory cannot be imported, or an input breaks the grammar.
     """
     if not model:
         return None
@@ -41,20 +45,23 @@ def factory_model(
 def folder_model(
     base: Checkpoint, inputs: Sequence[str], task: str | None = None
 ) -> HuggingFaceModel:
-    """The model of a Hugging Face folder; `task` decides its class, else config.json does.
+    """Find the model of a Hugging Face folder; `task` decides its class, else config.json does.
+
+    inputs: as given to --input; empty for the usual ones of the architecture.
 
     Raises:
-        UsageError: the base is no such folder, so nobody knows the model's code.
+        UsageError: the base is no such folder, and the model's code is not known.
         InputError: its weights are quantised.
         MissingExtraError: transformers is not installed.
     """
     if not _names_class(base, task):
-        names = "--model path/to/model.py:build"
+        factory = "--model path/to/model.py:build"
         task_helps = base.config.get("model_type") and not task
+        with_task = f"--task text-classification (or another), or {factory}"
         raise UsageError(
             "the model's code is not known: the base has no config.json with architectures",
             where=str(base.root),
-            hint=f"--task text-classification (or another), or {names}" if task_helps else names,
+            hint=with_task if task_helps else factory,
         )
     if found := base.quantization:
         raise InputError(
@@ -66,34 +73,35 @@ def folder_model(
 
 
 def _names_class(base: Checkpoint, task: str | None) -> bool:
-    """Whether config.json says which class the model is of, if need be by the task."""
+    """Return whether config.json names the model's class, or the task and model_type do."""
     return bool(base.config.get("architectures") or (task and base.config.get("model_type")))
 
 
 def tied_groups(base: Checkpoint, task: str | None = None) -> tuple[tuple[str, ...], ...] | None:
-    """Groups of parameters that the folder's architecture ties; None where nobody knows."""
-    return _asked(base, task, lambda model: model.facts().ties)
+    """List groups of parameters that the folder's architecture ties; None where it is unknown."""
+    return _ask_folder(base, task, lambda model: model.facts().ties)
 
 
 def runtime_names(base: Checkpoint, task: str | None = None) -> NameTable | None:
-    """What the folder's model calls its tensors while it runs; None where nobody knows."""
-    return _asked(base, task, lambda model: model.names)
+    """Return the names of the folder's model while it runs; None where the model is unknown."""
+    return _ask_folder(base, task, lambda model: model.names)
 
 
 def layers_of(base: Checkpoint, task: str | None = None) -> Callable[[str], Facts | None] | None:
-    """What the folder's model says of a module of the base; None where the model is not known.
+    """Return a function from a module of the base to its facts; None where the model is unknown.
 
-    Code of its own, which auto_map names, may store a weight otherwise.
+    It is unknown where auto_map names code of the folder's own: that code may store a weight
+    otherwise.
     """
     if "auto_map" in base.config:
         return None
-    return _asked(base, task, lambda model: model.layers())
+    return _ask_folder(base, task, lambda model: model.layers())
 
 
-def _asked(
+def _ask_folder(
     base: Checkpoint, task: str | None, question: Callable[[HuggingFaceModel], Answer]
 ) -> Answer | None:
-    """What the folder's model answers without its weights; None where there is no such model."""
+    """Ask the folder's model, which is built without weights; None where there is no such model."""
     if not _names_class(base, task) or not transformers_installed():
         return None
     try:
@@ -103,12 +111,16 @@ def _asked(
 
 
 def class_for_task(base: Checkpoint, suffix: str) -> str | None:
-    """The class of transformers for the base's model_type, with a name ending in `suffix`."""
+    """Return the class of transformers for the base's model_type whose name ends in `suffix`."""
     return class_named(str(base.config.get("model_type", "")), suffix)
 
 
-def told_of_task(base: Checkpoint, task: str | None) -> tuple[str, ...]:
-    """A warning where the task takes another class than config.json names, or none."""
+def task_warnings(base: Checkpoint, task: str | None) -> tuple[str, ...]:
+    """Return a warning where the task takes another class than config.json names, or has no effect.
+
+    Raises:
+        UsageError: the task is unknown, or transformers has no class for it.
+    """
     if task and not base.config.get("model_type"):
         return (f"--task {task} had no effect: no config.json names the base's model_type",)
     named = base.config.get("architectures")
@@ -122,7 +134,7 @@ def told_of_task(base: Checkpoint, task: str | None) -> tuple[str, ...]:
 
 
 def why_no_model(base: Checkpoint, task: str | None = None) -> str:
-    """Why no model can be built for a merge without --model; empty when one can."""
+    """Return why no model can be built for a merge without --model; empty when one can."""
     if base.layout == "folder" and not base.config:
         return "the folder has no config.json, which names its model: the proof is by weights only"
     if not _names_class(base, task):
@@ -133,14 +145,14 @@ def why_no_model(base: Checkpoint, task: str | None = None) -> str:
         return f"the base is described as quantised ({found.method}): the proof is by weights only"
     if _routes_in_half(base):
         return (
-            "a router in half precision may send a token to another expert for one rounding, which "
-            "is a jump and no error: the proof is by weights only"
+            "a router in half precision may choose another expert after one rounding, so outputs "
+            "cannot be compared: the proof is by weights only"
         )
     return ""
 
 
 def why_unloadable(base: Checkpoint) -> str:
-    """Why transformers' own classes refuse the folder, whoever runs its model; else empty."""
+    """Return why transformers' own classes refuse the folder; empty where they do not."""
     kind = base.config.get("model_type")
     if not transformers_installed() or not base.config.get("architectures"):
         return ""
@@ -150,7 +162,7 @@ def why_unloadable(base: Checkpoint) -> str:
 
 
 def _routes_in_half(base: Checkpoint) -> bool:
-    """A mixture of experts, of which any weight is stored in half precision."""
+    """Return whether the model is a mixture of experts with a weight in half precision."""
     text = base.config.get("text_config")
     levels = [base.config, text if isinstance(text, dict) else {}]
     routes = any(level.get(key) for level in levels for key in _EXPERTS)

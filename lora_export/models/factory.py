@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from lora_export.errors import FitError, UsageError
-from lora_export.models.inputs.arrays import declared_by_arrays, told_of
+from lora_export.models.inputs.arrays import declared_by_arrays, describe_declared
 from lora_export.models.inputs.grammar import GRAMMAR, parse_inputs
 from lora_export.models.network.calling import user_code
 from lora_export.models.network.loralib_modules import (
@@ -51,10 +51,17 @@ class FactoryModel:
     def __init__(
         self, target: str, inputs: tuple[InputSpec, ...], arrays: Path | None = None
     ) -> None:
-        """`target` as given to --model; `inputs` from --input, empty to use the module's INPUTS.
+        """Import the factory.
 
-        arrays: an .npz file that declares the inputs where neither does.
+        Args:
+            target: as given to --model.
+            inputs: as given to --input; empty to use the module's INPUTS.
+            arrays: an .npz file that declares the inputs where neither does.
+
+        Raises:
+            UsageError: the factory cannot be imported or is no function.
         """
+        #: The factory, as given to --model, for messages.
         self.target = target
         self._module, self._factory = _load(target)
         self._given = inputs
@@ -64,15 +71,22 @@ class FactoryModel:
         self._left_out: frozenset[str] = frozenset()
 
     def place(self, names: NetworkNames, left_out: Iterable[str]) -> None:
-        """Build the network for a base with other names, or other tensors, from now on.
+        """Build networks for a base with other names, or other tensors, from now on.
 
-        left_out: tensors of the base that the network has no place for.
+        Args:
+            names: map names of the base to names of the network.
+            left_out: tensors of the base that the network has no place for.
         """
         self._names, self._left_out = names, frozenset(left_out)
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
-        """--input, or the INPUTS that the module of the factory declares, or --inputs' arrays."""
+        """Return the inputs of --input, else of the module's INPUTS, else of --inputs' arrays.
+
+        Raises:
+            UsageError: none of them declares the inputs.
+            InputError: the arrays cannot declare any.
+        """
         inputs = self._given or parse_inputs(self._declared())
         if not inputs and self._arrays:
             return declared_by_arrays(self._arrays)
@@ -81,16 +95,16 @@ class FactoryModel:
         return inputs
 
     def why_no_inputs(self) -> str:
-        """Why the model cannot be run, and what to do; empty where its inputs are declared."""
+        """Return why the model cannot be run and what to do; empty where inputs are declared."""
         if self._given or self._arrays or self._declared():
             return ""
         return f"{_UNDECLARED} ({_DECLARE})"
 
-    def told(self) -> tuple[str, ...]:
-        """A warning where only arrays declare the inputs."""
+    def warnings(self) -> tuple[str, ...]:
+        """Return a warning where only arrays declare the inputs."""
         if not self._arrays or self._given or self._declared():
             return ()
-        return (told_of(self.inputs, self._arrays),)
+        return (describe_declared(self.inputs, self._arrays),)
 
     def _declared(self) -> tuple[str, ...]:
         declared = getattr(self._module, "INPUTS", ())
@@ -101,7 +115,7 @@ class FactoryModel:
         raise UsageError(message, where=self.target, hint=f"write {GRAMMAR}")
 
     def facts(self) -> ModelFacts:
-        """Facts from the loralib and plain modules of a freshly built model."""
+        """Read the facts of the loralib and plain modules of a freshly built model."""
         return read_facts(self._build(), self.target)
 
     def load(
@@ -118,7 +132,7 @@ class FactoryModel:
         return model
 
     def _placed(self, tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
-        """The tensors by the network's names, less those that it has no place for."""
+        """Return the tensors by the network's names, without those that it has no place for."""
         kept = {name: ref for name, ref in tensors.items() if name not in self._left_out}
         return {self._names.tensor(name): ref for name, ref in kept.items()}
 
@@ -129,15 +143,18 @@ class FactoryModel:
         untied: Sequence[str],
         dtype: str = "float32",
     ) -> nn.Module:
-        """See source.ModelSource.blank: as the factory built it, with the weights it drew.
+        """See source.ModelSource.blank: the model has the weights that the factory drew.
 
-        They are not replaced by cheaper ones: an alias that the user's code has of a weight would
-        then be lost, and no longer be known for what it is.
+        Cheaper weights in their place would break aliases that the user's code has of a weight.
+        Such an alias could no longer be found, and refused.
         """
         return self._plain(untied, dtype, zeros=False)
 
     def _plain(self, untied: Sequence[str], dtype: str, *, zeros: bool) -> nn.Module:
-        """The model without low-rank factors; zeros: see loralib_modules.remove_factors."""
+        """Build the model without low-rank factors, in eval mode.
+
+        zeros: see loralib_modules.remove_factors.
+        """
         import torch
 
         model = self._build()
@@ -146,7 +163,7 @@ class FactoryModel:
         return model.to(getattr(torch, dtype)).eval().requires_grad_(requires_grad=False)
 
     def identity(self, checkpoint: Checkpoint) -> None:
-        """See source.ModelSource.identity: the user's code may read whatever it likes."""
+        """See source.ModelSource.identity: None, as the user's code may read anything."""
 
     def load_live(self, plan: MergePlan) -> nn.Module | None:
         """See source.ModelSource.load_live; None unless every update has its own module."""
@@ -178,6 +195,11 @@ class FactoryModel:
         return modules[found]
 
     def _build(self) -> nn.Module:
+        """Call the factory.
+
+        Raises:
+            UsageError: it raises, returns no module, or returns one that an earlier call returned.
+        """
         from torch import nn
 
         with user_code("the factory raised", self.target):
@@ -189,15 +211,17 @@ class FactoryModel:
         return model
 
     def _refuse_used(self, model: nn.Module) -> None:
-        """A module that an earlier call returned may hold other weights, or no factors, by now."""
+        """Refuse a module of an earlier call: it may hold other weights, or no factors, by now."""
         own = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
         if any(module in self._built for module in own):
             hint = "build every module inside the function that --model names"
-            raise UsageError("the factory returns one object again", where=self.target, hint=hint)
+            message = "the factory returned a module that an earlier call returned already"
+            raise UsageError(message, where=self.target, hint=hint)
         self._built.update(own)
 
 
 def _load(target: str) -> tuple[ModuleType, Callable[[], Any]]:
+    """Import the module of a --model; return it with the function that the target names."""
     place, _, name = target.rpartition(":")
     if not place or not name.isidentifier():
         hint = "package.module:build or path/to/model.py:build"
@@ -212,7 +236,7 @@ def _load(target: str) -> tuple[ModuleType, Callable[[], Any]]:
 
 def _load_module(name: str) -> ModuleType:
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: the user's modules lie where they stand
+        sys.path.insert(0, "")  # as `python -m` does: the user's modules lie in the current folder
     return importlib.import_module(name)
 
 

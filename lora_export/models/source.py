@@ -1,4 +1,7 @@
-"""What a source of models must offer: facts, and the model with a given checkpoint's weights."""
+"""The form of a source of models: facts, and the model with a given checkpoint's weights.
+
+Export and proof know this form only, and not where a model comes from.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,18 @@ class ModelSource(Protocol):
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
-        """The model's declared inputs.
+        """Return the model's declared inputs.
 
         Raises:
             UsageError: the inputs are not declared anywhere.
         """
 
     def facts(self) -> ModelFacts:
-        """What the model tells about a loralib checkpoint."""
+        """Read the facts of the model's modules that a checkpoint leaves out.
+
+        Raises:
+            InputError, UsageError: the model cannot be built.
+        """
 
     def load(
         self,
@@ -34,10 +41,13 @@ class ModelSource(Protocol):
         untied: Sequence[str],
         dtype: str = "float32",
     ) -> nn.Module:
-        """A model in eval mode, without low-rank modules, with the checkpoint's weights in `dtype`.
+        """Build the model with the checkpoint's weights, in eval mode, without low-rank modules.
 
-        full: tensors (by base name) that go over the checkpoint's. untied: parameters to separate
-        from the tensor they share first.
+        Args:
+            checkpoint: the base, or a merged one.
+            full: tensors, by base name, that replace the checkpoint's.
+            untied: parameters, by base name, to separate from the tensor they share first.
+            dtype: of the floating weights, torch's name.
 
         Raises:
             FitError: checkpoint and model do not hold the same tensors, or `full` has no place.
@@ -47,26 +57,29 @@ class ModelSource(Protocol):
     def blank(
         self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"
     ) -> nn.Module:
-        """The model that `load` gives, with any weights in place of the checkpoint's: to trace it.
+        """Build the model that `load` builds, with any weights instead of the checkpoint's.
 
-        What is no weight (buffers that follow from the configuration) has its true values.
+        It is for tracing. Buffers that follow from the configuration have their true values.
 
         Raises:
             InputError: no model can be built of the checkpoint.
         """
 
     def identity(self, checkpoint: Checkpoint) -> Mapping[str, object] | None:
-        """All that decides the graph of `blank` beside library versions, as JSON can hold it.
+        """Return, as JSON can hold it, what decides the graph of `blank` beside library versions.
 
-        None where nobody can know.
+        None where that cannot be known: a user's factory may read anything.
         """
 
     def load_live(self, plan: MergePlan) -> nn.Module | None:
-        """The user's own low-rank modules, unmerged, with base and factors; None without any."""
+        """Build the user's own low-rank modules, unmerged, with base and factors.
+
+        None where the model has none, or where an update has no module of its own.
+        """
 
     def module(self, model: nn.Module, name: str) -> nn.Module:
-        """The submodule that the base calls `name`.
+        """Return the submodule that the base calls `name`.
 
         Raises:
-            FitError: the model has no such module.
+            FitError, UsageError: the model has no such module.
         """

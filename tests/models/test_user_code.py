@@ -63,10 +63,10 @@ REFUSED = {
     "exit in the factory": (net(build="sys.exit(0)"), "the factory raised SystemExit: 0"),
     "exit in forward": (net("sys.exit()"), "called with x.1, 5.: SystemExit"),
     "an exception of one's own": (net("raise Custom('q')"), "called with .*: Custom: q"),
-    "the same object": (net(build="pass") + "ONE = Net()\ndef build(): return ONE", "again"),
+    "the same object": (net(build="pass") + "ONE = Net()\ndef build(): return ONE", "that an earlier call returned already"),
     "the same inside": (
         net() + "ONE = Net()\nclass Other(nn.Module): pass\n"
-        "def build():\n    other = Other(); other.fc = ONE.fc; return other", "object again"
+        "def build():\n    other = Other(); other.fc = ONE.fc; return other", "that an earlier call returned already"
     ),
     "dropout": (net("y = F.dropout(y, 0.001)"), "draws random numbers"),
     "state": (net("self.k = getattr(self, 'k', 0) + 1; y = y + self.k"), "another output.* again"),

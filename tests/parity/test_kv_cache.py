@@ -229,7 +229,7 @@ REFUSED = {
     ),
     "images in the text": (
         lambda: (ARCHITECTURES["llava"].config(), "LlavaForConditionalGeneration"),
-        "takes images into its text",
+        "takes images in its first step only",
     ),
 }
 

@@ -12,8 +12,8 @@ from lora_export.models.choose import (
     factory_model,
     layers_of,
     runtime_names,
+    task_warnings,
     tied_groups,
-    told_of_task,
 )
 from lora_export.planning.names.network_names import (
     NetworkNames,
@@ -114,7 +114,7 @@ def plan_job(
         classes=class_for_task,
         architecture=partial(layers_of, task=task),
     )
-    told = source.told() if source else told_of_task(plan.base, task)
+    told = source.warnings() if source else task_warnings(plan.base, task)
     plan = replace(plan, warnings=(*plan.warnings, *told))
     unset: list[str] = []
     if source and facts:

@@ -1,7 +1,7 @@
 """A decoder that takes and gives its keys and values: one network for the prompt and each token.
 
-What a step needs of earlier ones goes in as plain tensors and comes out longer. An empty past is
-the prompt's own step, so that one graph does both and its weights are stored once.
+A step takes the keys and values of earlier steps as plain tensors, and gives them back longer. The
+prompt is a step with an empty past. One graph does both, and its weights are stored once.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from lora_export.errors import UsageError
 from lora_export.models.generation.caches import (
     PAST,
     Layer,
-    Rewired,
-    ask_cache,
+    cache_arguments,
     cache_name,
-    filled,
+    cache_of,
     layers_of,
     parameters_of,
-    present,
+    present_outputs,
+    probe_cache,
     refuse_other_layers,
     take_past,
-    taking_cache,
-    traced_names,
+    without_dots,
 )
+from lora_export.models.generation.rewired import Rewired
 from lora_export.models.inputs.usual_inputs import positions
 from lora_export.models.network.quiet import quiet
 from lora_export.records import InputSpec, Span
@@ -36,33 +36,37 @@ if TYPE_CHECKING:
     from lora_export.models.hf.huggingface import HuggingFaceModel
 
 TOTAL = "past + sequence"
-# What the longest probe takes, and a prompt with some tokens after it.
+"""The dimension of the attention mask."""
+
 SHORTEST = 12
+"""Tokens that a proof needs: those of the longest probe, or a prompt and some tokens after it."""
 
 
 class CachedDecoder(Rewired):
-    """A model source whose models take and give keys and values.
-
-    plain: the same models without, as transformers builds them. longest: how many tokens they take
-    in all; None where no table of positions bounds them.
-    """
+    """A model source whose models take and give keys and values."""
 
     def __init__(self, plain: HuggingFaceModel) -> None:
-        """Of a folder's decoder.
+        """Take the decoder of a folder.
 
         Raises:
-            UsageError: it does not generate text, or keeps more than keys and values.
+            UsageError: it generates no text, keeps more than keys and values, or takes too few
+                tokens for a proof.
         """
         _refuse_no_decoder(plain)
+        #: Tokens that the models take in all; None where no table of positions bounds them.
         self.longest = positions(plain.config.get_text_config(decoder=True))
         refuse_short(self.longest)
-        layers = _ask_layers(plain)
+        layers = _probe_layers(plain)
         inputs = _inputs(plain, layers, self.longest)
-        super().__init__(plain, inputs, "kv-cache", lambda model: _decoding(model, len(layers)))
+        super().__init__(plain, inputs, "kv-cache", lambda model: _forward(model, len(layers)))
 
 
 def refuse_short(longest: int | None) -> None:
-    """A model whose table of positions ends before a proof does."""
+    """Refuse a model whose table of positions ends before a proof does.
+
+    Raises:
+        UsageError: `longest`, in tokens, is below SHORTEST.
+    """
     if longest is not None and longest < SHORTEST:
         message = f"the model takes {longest} tokens in all, too few for a proof"
         raise UsageError(message, where="--kv-cache", hint="leave --kv-cache out")
@@ -71,7 +75,7 @@ def refuse_short(longest: int | None) -> None:
 def _inputs(
     plain: HuggingFaceModel, layers: Sequence[Layer], longest: int | None
 ) -> tuple[InputSpec, ...]:
-    """Tokens, mask, positions where forward takes them, and the past of every layer."""
+    """List the inputs: tokens, mask, positions where forward takes them, every layer's past."""
     high = plain.config.get_text_config(decoder=True).vocab_size
     spans = {"sequence": Span(most=longest), "past": Span(most=longest)}
     new = ("batch", "sequence")
@@ -100,31 +104,31 @@ def _refuse_no_decoder(plain: HuggingFaceModel) -> None:
         )
     if "pixel_values" in parameters:
         raise UsageError(
-            f"{name} takes images into its text, which only its first step does: no one graph",
+            f"{name} takes images in its first step only: one graph cannot be all steps",
             where="--kv-cache",
             hint="leave --kv-cache out",
         )
 
 
-def _ask_layers(plain: HuggingFaceModel) -> list[Layer]:
-    """What the model itself puts into a cache."""
+def _probe_layers(plain: HuggingFaceModel) -> list[Layer]:
+    """List the layers that the model itself puts into a cache."""
     from transformers import DynamicCache
 
     name = plain.model_class.__name__
     with quiet():
         refuse_other_layers(name, DynamicCache(config=plain.config))
-    _, cache = ask_cache(plain, {"input_ids": (2, 5)})
+    _, cache = probe_cache(plain, {"input_ids": (2, 5)})
     return layers_of(name, cache)
 
 
-def _decoding(model: Any, count: int) -> Callable[..., object]:
-    """`model.forward` with `count` layers of past by name, as tensors, and all results by name."""
-    own, taking = model.forward, taking_cache(model)
+def _forward(model: Any, count: int) -> Callable[..., object]:
+    """Make a forward that takes the past of `count` layers as tensors, and gives all by name."""
+    own, arguments = model.forward, cache_arguments(model)
 
     def forward(input_ids: Tensor, **others: Tensor) -> dict[str, Tensor]:
-        given = traced_names(others)
-        cache = filled(take_past(given, count))
-        answer = own(input_ids=input_ids, **given, **taking(cache))
-        return {"logits": answer.logits, **present(cache)}
+        given = without_dots(others)
+        cache = cache_of(take_past(given, count))
+        output = own(input_ids=input_ids, **given, **arguments(cache))
+        return {"logits": output.logits, **present_outputs(cache)}
 
     return forward

@@ -1,7 +1,7 @@
 """An encoder and its decoder as two networks, between which keys and values go as plain tensors.
 
-What the decoder asks of the encoder's result are the keys and values that every layer makes of it.
-The encoder's network makes them, once for all steps, so their projections are in that one alone.
+Every layer of the decoder makes keys and values of the encoder's result. Here the encoder's network
+makes them, once for all steps, and only that network holds their projections.
 """
 
 from __future__ import annotations
@@ -13,98 +13,68 @@ from lora_export.models.generation.cached_decoder import refuse_short
 from lora_export.models.generation.caches import (
     PAST,
     Layer,
-    Rewired,
-    ask_cache,
+    cache_arguments,
     cache_name,
-    filled,
+    cache_of,
     layers_of,
     parameters_of,
-    present,
+    present_outputs,
+    probe_cache,
     take_past,
-    taking_cache,
-    traced_names,
+    without_dots,
 )
+from lora_export.models.generation.rewired import Rewired, Wrapper
 from lora_export.records import InputSpec, Span, example_sizes, size_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lora_export.models.hf.huggingface import HuggingFaceModel
-    from lora_export.records import Checkpoint, MergePlan, ModelFacts, TensorRef
 
 IDS = "decoder_input_ids"
+"""The decoder's input of new tokens."""
 MASK = "encoder_attention_mask"
+"""The decoder's input of the mask over the encoder's positions."""
 ENCODER, DECODER = "encoder", "decoder"
 
 
-class CachedPair:
-    """A model source of plain encoder-decoders, with the two networks that are exported of each.
-
-    encoder: gives last_hidden_state and the keys and values that the decoder looks at. decoder:
-    takes them, its own past and new tokens. longest: how many tokens it can say in all, or None.
-    """
+class CachedPair(Wrapper):
+    """A model source of plain encoder-decoders, with the two networks that are exported of each."""
 
     def __init__(self, plain: HuggingFaceModel) -> None:
-        """Of a folder's encoder-decoder.
+        """Take the encoder-decoder of a folder.
 
         Raises:
-            UsageError: it does not generate, or keeps more than keys and values.
+            UsageError: it does not generate, keeps more than keys and values, or takes too few
+                tokens for a proof.
         """
-        self.plain = plain
-        self.inputs = plain.inputs
+        super().__init__(plain, plain.inputs)
         _refuse_no_pair(plain)
-        answer = next(spec for spec in plain.inputs if spec.name == IDS)
-        self.longest = answer.spans["answer"].most
+        tokens = next(spec for spec in plain.inputs if spec.name == IDS)
+        #: Tokens that the decoder can generate in all; None where no table of positions ends.
+        self.longest = tokens.spans["answer"].most
         refuse_short(self.longest)
-        heard = tuple(spec for spec in plain.inputs if spec.name != IDS)
-        own, crossed, seen = _ask(plain, heard)
-        length: int | str = seen[1] if isinstance(heard[0].dims[-1], int) else "sequence"
+        encoded = tuple(spec for spec in plain.inputs if spec.name != IDS)
+        own, crossed, hidden = _probe_layers(plain, encoded)
+        length: int | str = hidden[1] if isinstance(encoded[0].dims[-1], int) else "sequence"
         inputs = _decoder_inputs(
-            answer, own, crossed, length, masked="attention_mask" in [s.name for s in heard]
+            tokens, own, crossed, length, masked="attention_mask" in [s.name for s in encoded]
         )
-        self.encoder = Rewired(plain, heard, "kv-cache, encoder", _encoding)
+        #: Gives last_hidden_state, and the keys and values that the decoder attends to.
+        self.encoder = Rewired(plain, encoded, "kv-cache, encoder", _encoder_forward)
+        #: Takes these, its own past and new tokens.
         self.decoder = Rewired(
-            plain, inputs, "kv-cache, decoder", lambda model: _answering(model, len(own), seen[2])
+            plain,
+            inputs,
+            "kv-cache, decoder",
+            lambda model: _decoder_forward(model, len(own), hidden[2]),
         )
 
     def parts(self) -> dict[str, Rewired]:
-        """Both networks, by the names of their files."""
+        """Return both networks, by the stems of their files."""
         return {f"{ENCODER}_model": self.encoder, f"{DECODER}_model": self.decoder}
-
-    def facts(self) -> ModelFacts:
-        """See source.ModelSource.facts."""
-        return self.plain.facts()
-
-    def load(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        full: Mapping[str, TensorRef],
-        untied: Sequence[str],
-        dtype: str = "float32",
-    ) -> nn.Module:
-        """See source.ModelSource.load: the whole model, as transformers builds it."""
-        return self.plain.load(checkpoint, full=full, untied=untied, dtype=dtype)
-
-    def blank(
-        self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"
-    ) -> nn.Module:
-        """See source.ModelSource.blank."""
-        return self.plain.blank(checkpoint, untied=untied, dtype=dtype)
-
-    def identity(self, checkpoint: Checkpoint) -> dict[str, object]:
-        """See source.ModelSource.identity."""
-        return self.plain.identity(checkpoint)
-
-    def load_live(self, plan: MergePlan) -> nn.Module | None:
-        """See source.ModelSource.load_live."""
-        return self.plain.load_live(plan)
-
-    def module(self, model: nn.Module, name: str) -> nn.Module:
-        """See source.ModelSource.module."""
-        return self.plain.module(model, name)
 
 
 def _refuse_no_pair(plain: HuggingFaceModel) -> None:
@@ -119,35 +89,39 @@ def _refuse_no_pair(plain: HuggingFaceModel) -> None:
         )
 
 
-def _ask(
-    plain: HuggingFaceModel, heard: Sequence[InputSpec]
+def _probe_layers(
+    plain: HuggingFaceModel, encoded: Sequence[InputSpec]
 ) -> tuple[list[Layer], list[Layer], tuple[int, ...]]:
-    """Layers of the decoder's own cache and of what it looks at; the encoder's result's shape."""
-    name, first = plain.model_class.__name__, heard[0]
-    sizes = example_sizes(heard)
+    """Return the layers of the decoder's own and cross-attention caches, and a shape.
+
+    The shape is that of the encoder's last hidden state: (batch, positions, width). encoded: the
+    encoder's inputs.
+    """
+    name, first = plain.model_class.__name__, encoded[0]
+    sizes = example_sizes(encoded)
     shape = tuple(size_of(dim, sizes) for dim in first.dims)
-    answer, cache = ask_cache(plain, {first.name: shape, IDS: (shape[0], 5)})
+    output, cache = probe_cache(plain, {first.name: shape, IDS: (shape[0], 5)})
     sides = [getattr(cache, f"{side}_attention_cache", None) for side in ("self", "cross")]
     if None in sides:
         raise UsageError(
-            f"{name} keeps a {type(cache).__name__}, which is not known",
+            f"{name} keeps a {type(cache).__name__}, and not keys and values in two caches",
             where="--kv-cache",
             hint="leave --kv-cache out",
         )
     own, crossed = (layers_of(name, side) for side in sides)
-    return own, crossed, tuple(answer.encoder_last_hidden_state.shape)
+    return own, crossed, tuple(output.encoder_last_hidden_state.shape)
 
 
 def _decoder_inputs(
-    answer: InputSpec,
+    tokens: InputSpec,
     own: Sequence[Layer],
     crossed: Sequence[Layer],
     length: int | str,
     *,
     masked: bool,
 ) -> tuple[InputSpec, ...]:
-    spans = {**answer.spans, "past": Span(most=answer.spans["answer"].most)}
-    inputs = [InputSpec(IDS, answer.dtype, answer.dims, answer.high, spans)]
+    spans = {**tokens.spans, "past": Span(most=tokens.spans["answer"].most)}
+    inputs = [InputSpec(IDS, tokens.dtype, tokens.dims, tokens.high, spans)]
     if masked:
         inputs.append(InputSpec(MASK, "int64", ("batch", length), 2, spans))
     for side, layers, size in ((DECODER, own, "past"), (ENCODER, crossed, length)):
@@ -159,20 +133,21 @@ def _decoder_inputs(
     return tuple(inputs)
 
 
-def _encoding(model: Any) -> Callable[..., object]:
-    """The encoder, and what the decoder's layers make of its result while they say something."""
-    own, taking, encoder = model.forward, taking_cache(model), model.get_encoder()
+def _encoder_forward(model: Any) -> Callable[..., object]:
+    """Make a forward that encodes, and gives the decoder's keys and values of the result too."""
+    own, arguments, encoder = model.forward, cache_arguments(model), model.get_encoder()
 
     def forward(**given: Tensor) -> dict[str, Tensor]:
         import torch
 
-        heard = encoder(**given)
-        hidden = heard.last_hidden_state
-        said = torch.zeros((hidden.shape[0], 2), dtype=torch.long)  # no matter what
-        cache = _pair([], [])
+        encoded = encoder(**given)
+        hidden = encoded.last_hidden_state
+        # One step of the decoder fills the cache. Its keys do not depend on the tokens.
+        ids = torch.zeros((hidden.shape[0], 2), dtype=torch.long)
+        cache = _cache_pair([], [])
         mask = {key: value for key, value in given.items() if key == "attention_mask"}
-        own(encoder_outputs=heard, decoder_input_ids=said, **mask, **taking(cache))
-        crossed = present(cache.cross_attention_cache, ENCODER)
+        own(encoder_outputs=encoded, decoder_input_ids=ids, **mask, **arguments(cache))
+        crossed = present_outputs(cache.cross_attention_cache, ENCODER)
         return {"last_hidden_state": hidden, **crossed}
 
     forward.__signature__ = _signature(model, encoder)  # type: ignore[attr-defined]
@@ -180,7 +155,7 @@ def _encoding(model: Any) -> Callable[..., object]:
 
 
 def _signature(model: Any, encoder: Any) -> Any:
-    """The encoder's own parameters that the whole model has as well."""
+    """Make the signature of the encoder's inputs, as far as the whole model takes them."""
     import inspect
 
     wanted = inspect.signature(model.forward).parameters
@@ -194,30 +169,36 @@ def _signature(model: Any, encoder: Any) -> Any:
     )
 
 
-def _answering(model: Any, count: int, width: int) -> Callable[..., object]:
-    """The decoder, whose encoder has been heard: only its keys and values are looked at."""
-    own, taking = model.forward, taking_cache(model)
+def _decoder_forward(model: Any, count: int, width: int) -> Callable[..., object]:
+    """Make a forward of the decoder alone: the encoder's keys and values are inputs.
+
+    count: layers. width: numbers in a hidden state of the encoder.
+    """
+    own, arguments = model.forward, cache_arguments(model)
 
     def forward(decoder_input_ids: Tensor, **others: Tensor) -> dict[str, Tensor]:
         from transformers.modeling_outputs import BaseModelOutput
 
-        given = traced_names(others)
-        mine, theirs = (take_past(given, count, side) for side in (DECODER, ENCODER))
-        cache = _pair(mine, theirs)
-        keys = theirs[0][0]
-        # The layers ask for its size, and no more: they have made their keys of it already.
-        heard: Any = BaseModelOutput(keys.new_zeros((keys.shape[0], keys.shape[2], width)))
+        given = without_dots(others)
+        past, crossed = (take_past(given, count, side) for side in (DECODER, ENCODER))
+        cache = _cache_pair(past, crossed)
+        keys = crossed[0][0]
+        # The layers read only the size of the hidden states: their keys are in the cache already.
+        hidden: Any = BaseModelOutput(keys.new_zeros((keys.shape[0], keys.shape[2], width)))
         mask = {"attention_mask": given[MASK]} if MASK in given else {}
-        answer = own(
-            encoder_outputs=heard, decoder_input_ids=decoder_input_ids, **mask, **taking(cache)
+        output = own(
+            encoder_outputs=hidden, decoder_input_ids=decoder_input_ids, **mask, **arguments(cache)
         )
-        return {"logits": answer.logits, **present(cache.self_attention_cache, DECODER)}
+        return {"logits": output.logits, **present_outputs(cache.self_attention_cache, DECODER)}
 
     return forward
 
 
-def _pair(mine: Sequence[tuple[Tensor, Tensor]], theirs: Sequence[tuple[Tensor, Tensor]]) -> Any:
+def _cache_pair(
+    past: Sequence[tuple[Tensor, Tensor]], crossed: Sequence[tuple[Tensor, Tensor]]
+) -> Any:
+    """Make the cache of an encoder-decoder from its own past and the encoder's keys and values."""
     from transformers import cache_utils
 
     pair: Any = cache_utils.EncoderDecoderCache
-    return pair(filled(mine), filled(theirs))
+    return pair(cache_of(past), cache_of(crossed))

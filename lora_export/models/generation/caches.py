@@ -14,95 +14,50 @@ from lora_export.models.network.quiet import quiet
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lora_export.models.hf.huggingface import HuggingFaceModel
-    from lora_export.records import Checkpoint, InputSpec, MergePlan, ModelFacts, TensorRef
 
 PAST = "past_key_values"
+"""What the graph's inputs of keys and values begin with, as Optimum names them."""
 PRESENT = "present"
-# Their keys and values are all that they keep. A window is in the mask, not only in the cache.
+"""What the graph's outputs of keys and values begin with."""
+
+# These layers of a cache keep nothing but keys and values. A sliding window is in the mask too.
 _PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer's keys (batch, heads, n, size) and values (batch, value_heads, n, value_size)."""
+    """The sizes of a layer's keys (batch, heads, n, size) and values."""
 
     heads: int
+    """Heads of the keys."""
     size: int
+    """Numbers in a key."""
     value_heads: int
+    """Heads of the values."""
     value_size: int
+    """Numbers in a value."""
 
     def dims(self, length: int | str) -> dict[str, tuple[int | str, ...]]:
-        """The dimensions of its keys and values, by the last part of their names."""
+        """Return the dimensions of keys and values, by the last part of their names."""
         return {
             "key": ("batch", self.heads, length, self.size),
             "value": ("batch", self.value_heads, length, self.value_size),
         }
 
 
-class Rewired:
-    """A source of the models of `plain`, whose forward is another one; see source.ModelSource."""
-
-    def __init__(
-        self,
-        plain: HuggingFaceModel,
-        inputs: tuple[InputSpec, ...],
-        mark: str,
-        forward: Callable[[nn.Module], Callable[..., object]],
-    ) -> None:
-        """inputs: of the new forward, which `forward` makes of a model. mark: its name."""
-        self.plain = plain
-        self.inputs = inputs
-        self._mark = mark
-        self._forward = forward
-
-    def facts(self) -> ModelFacts:
-        """See source.ModelSource.facts."""
-        return self.plain.facts()
-
-    def load(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        full: Mapping[str, TensorRef],
-        untied: Sequence[str],
-        dtype: str = "float32",
-    ) -> nn.Module:
-        """See source.ModelSource.load."""
-        return self._rewired(self.plain.load(checkpoint, full=full, untied=untied, dtype=dtype))
-
-    def blank(
-        self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"
-    ) -> nn.Module:
-        """See source.ModelSource.blank."""
-        return self._rewired(self.plain.blank(checkpoint, untied=untied, dtype=dtype))
-
-    def identity(self, checkpoint: Checkpoint) -> dict[str, object]:
-        """See source.ModelSource.identity."""
-        return {**self.plain.identity(checkpoint), "forward": self._mark}
-
-    def load_live(self, plan: MergePlan) -> nn.Module | None:
-        """See source.ModelSource.load_live."""
-        return self.plain.load_live(plan)
-
-    def module(self, model: nn.Module, name: str) -> nn.Module:
-        """See source.ModelSource.module."""
-        return self.plain.module(model, name)
-
-    def _rewired(self, model: nn.Module) -> nn.Module:
-        model.forward = self._forward(model)
-        return model
-
-
 def parameters_of(plain: HuggingFaceModel) -> Mapping[str, inspect.Parameter]:
-    """The parameters of its forward."""
+    """Return the parameters of the forward of transformers' class, by name."""
     return inspect.signature(plain.model_class.forward).parameters
 
 
-def taking_cache(model: Any) -> Callable[[object], dict[str, Any]]:
-    """The arguments with which its forward, as it is now, takes a cache and fills it further."""
+def cache_arguments(model: Any) -> Callable[[object], dict[str, Any]]:
+    """Return a function from a cache to the keyword arguments by which forward takes it.
+
+    The model's present forward is read. With these arguments forward also fills the cache further.
+    """
     parameters = inspect.signature(model.forward).parameters
     asked = {"use_cache": True} if "use_cache" in parameters else {}
     name = str(cache_name(parameters))
@@ -110,21 +65,25 @@ def taking_cache(model: Any) -> Callable[[object], dict[str, Any]]:
 
 
 def cache_name(parameters: Mapping[str, object]) -> str | None:
-    """What forward calls the cache: transformers 5.24 has another name than those before."""
+    """Return the parameter of forward that takes the cache; None where there is none.
+
+    transformers 5.24 calls it `cache`, earlier versions `past_key_values`.
+    """
     return next((name for name in ("cache", PAST) if name in parameters), None)
 
 
-def ask_cache(plain: HuggingFaceModel, feed: Mapping[str, tuple[int, ...]]) -> tuple[Any, Any]:
-    """(answer, cache) of the model itself, without weights, to inputs of these shapes.
+def probe_cache(plain: HuggingFaceModel, feed: Mapping[str, tuple[int, ...]]) -> tuple[Any, Any]:
+    """Run the model without weights, on inputs of these shapes; return (its output, its cache).
 
     Raises:
-        UsageError: it does not run so, and what it keeps is not known.
+        UsageError: the model cannot be run without weights.
     """
     import torch
 
     name = plain.model_class.__name__
     model: Any = plain.skeleton().eval()
-    with quiet(), suppress(AttributeError, ValueError):  # the usual ways look at values
+    # On the meta device tensors have no values, and the default implementations read values.
+    with quiet(), suppress(AttributeError, ValueError):
         model.set_attn_implementation("eager")
         model.set_experts_implementation("batched_mm")
     try:
@@ -133,20 +92,20 @@ def ask_cache(plain: HuggingFaceModel, feed: Mapping[str, tuple[int, ...]]) -> t
                 key: torch.ones(shape, dtype=torch.long if key.endswith("ids") else torch.float)
                 for key, shape in feed.items()
             }
-            answer = model(**inputs, use_cache=True)
-            found = answer.get("cache", None)
-            return answer, answer[PAST] if found is None else found
+            output = model(**inputs, use_cache=True)
+            found = output.get("cache", None)
+            return output, output[PAST] if found is None else found
     except FAILURES as error:
         reason = " ".join(str(error).split())[:200]
-        message = f"what {name} keeps in its cache cannot be told: {reason}"
+        message = f"the contents of the cache of {name} are not known: {reason}"
         raise UsageError(message, where="--kv-cache", hint="leave --kv-cache out") from error
 
 
 def layers_of(name: str, cache: Any) -> list[Layer]:
-    """The layers of a cache of the class `name`.
+    """List the sizes of the layers of a cache, which belongs to a model of the class `name`.
 
     Raises:
-        UsageError: one keeps something else than keys and values.
+        UsageError: a layer keeps something else than keys and values.
     """
     refuse_other_layers(name, cache)
     return [
@@ -161,7 +120,11 @@ def layers_of(name: str, cache: Any) -> list[Layer]:
 
 
 def refuse_other_layers(name: str, cache: Any) -> None:
-    """Refuse a cache that is more than keys and values, by the names of its layers."""
+    """Refuse a cache that holds more than keys and values, by the classes of its layers.
+
+    Raises:
+        UsageError: a layer is of another class; `name` is the model's class, for the message.
+    """
     kinds = {type(layer).__name__ for layer in cache.layers}
     other = sorted(kinds.difference(_PLAIN_LAYERS))
     if other:
@@ -172,8 +135,11 @@ def refuse_other_layers(name: str, cache: Any) -> None:
         )
 
 
-def filled(past: Sequence[tuple[Tensor, Tensor]]) -> Any:
-    """A cache that grows, and holds this past; a window is left to the mask, which has it too."""
+def cache_of(past: Sequence[tuple[Tensor, Tensor]]) -> Any:
+    """Make a growing cache that holds these keys and values, one pair a layer.
+
+    A sliding window is not cut off: the mask has it too.
+    """
     from transformers import cache_utils
 
     cache: Any = cache_utils.DynamicCache()
@@ -187,9 +153,10 @@ def filled(past: Sequence[tuple[Tensor, Tensor]]) -> Any:
 
 
 def take_past(given: dict[str, Tensor], count: int, side: str = "") -> list[tuple[Tensor, Tensor]]:
-    """Take the keys and values of `count` layers out of inputs by name, as the tracer names them.
+    """Remove the keys and values of `count` layers from `given`; return them, one pair a layer.
 
-    side: "decoder" or "encoder", where the model has a past of each.
+    given: inputs by the names of the tracer, without dots. side: "decoder" or "encoder", where the
+    model has a past of each.
     """
     parts = f"{side}_" if side else ""
     return [
@@ -201,13 +168,16 @@ def take_past(given: dict[str, Tensor], count: int, side: str = "") -> list[tupl
     ]
 
 
-def traced_names(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inputs by the names that parameters of a function can have: without dots."""
+def without_dots(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename inputs to what parameters of a function can be called: without dots."""
     return {name.replace(".", "_"): tensor for name, tensor in given.items()}
 
 
-def present(cache: Any, side: str = "") -> dict[str, Tensor]:
-    """What a cache holds, by the names of the graph's outputs."""
+def present_outputs(cache: Any, side: str = "") -> dict[str, Tensor]:
+    """Return the keys and values of a cache by the names of the graph's outputs.
+
+    side: as for `take_past`.
+    """
     parts = f"{side}." if side else ""
     return {
         f"{PRESENT}.{number}.{parts}{part}": tensor

@@ -1,4 +1,4 @@
-"""Weights that cost no memory: a model is traced for its graph, and nothing reads its values."""
+"""Weights that take no memory: a model is traced for its graph, and nothing reads its values."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-# What config.json notes about a folder's past: other paths, other versions, the same model.
+# Entries of config.json about where a folder was made. The model is the same without them.
 _NOTES = frozenset({"_name_or_path", "name_or_path", "transformers_version", "_commit_hash"})
 
 
-def blank_state(skeleton: nn.Module, dtype: str, *, but_for: Container[str]) -> dict[str, Tensor]:
-    """A state dict for the model whose skeleton (on meta) is given: zeros, floats in `dtype`.
+def blank_state(skeleton: nn.Module, dtype: str, *, marked: Container[str]) -> dict[str, Tensor]:
+    """Make a state dict of zeros for a model; floating tensors have `dtype` (torch's name).
 
-    but_for: names whose first element is one instead. transformers takes a tie apart when it finds
-    other values at its two ends; this lets it find them.
+    Args:
+        skeleton: the model on the meta device.
+        dtype: of the model that is built with it.
+        marked: names whose first element is one instead of zero. transformers separates a tie when
+            the two ends have different values; a mark makes them different.
     """
     import torch
 
@@ -26,13 +29,13 @@ def blank_state(skeleton: nn.Module, dtype: str, *, but_for: Container[str]) -> 
     for name, tensor in skeleton.state_dict().items():
         kind = getattr(torch, dtype) if tensor.is_floating_point() else tensor.dtype
         state[name] = blank_tensor(tuple(tensor.shape), kind)
-        if name in but_for:
+        if name in marked:
             state[name].view(-1)[0] = 1
     return state
 
 
 def without_notes(config: Mapping[str, object]) -> dict[str, object]:
-    """A configuration without what does not describe the model, on every level."""
+    """Return a config without the entries that do not describe the model, on every level."""
     return {
         key: without_notes(value) if isinstance(value, dict) else value
         for key, value in config.items()
@@ -41,9 +44,9 @@ def without_notes(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def blank_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor of zeros of its own, on pages that no memory stands behind until it is written to.
+    """Make a tensor of zeros with a storage of its own, which takes no memory until it is written.
 
-    The system maps every page that is only read to one page of zeros.
+    The system maps every private page that is only read to one page of zeros.
     """
     import mmap
     from math import prod
@@ -53,7 +56,7 @@ def blank_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = prod(shape) * dtype.itemsize
     if not size:
         return torch.zeros(shape, dtype=dtype)
-    if not hasattr(mmap, "MAP_PRIVATE"):  # shared pages would be given memory when they are read
+    if not hasattr(mmap, "MAP_PRIVATE"):  # shared pages take memory when they are read
         return torch.zeros(shape, dtype=dtype)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype).view(shape)

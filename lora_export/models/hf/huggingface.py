@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, MissingExtraError, UsageError
 from lora_export.models.hf.blank import blank_state, without_notes
+from lora_export.models.hf.model_class import class_of, config_of
 from lora_export.models.hf.name_table import read_name_table
 from lora_export.models.hf.plain_folder import without_adapter
-from lora_export.models.hf.tasks import class_for
 from lora_export.models.inputs.usual_inputs import usual_inputs
 from lora_export.models.network.calling import FAILURES
 from lora_export.models.network.loralib_modules import read_facts
@@ -44,23 +44,18 @@ if TYPE_CHECKING:
 _TASK = "--task builds another class of the model, e.g. text-classification"
 
 
-def is_known_type(model_type: str) -> bool:
-    """Whether transformers has a configuration of this model_type."""
-    with quiet():
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return model_type in CONFIG_MAPPING
-
-
 class HuggingFaceModel:
     """A model source backed by transformers' from_pretrained; see source.ModelSource."""
 
     def __init__(
         self, base: Checkpoint, inputs: tuple[InputSpec, ...], task: str | None = None
     ) -> None:
-        """`base` is a folder with config.json; `inputs` from --input, empty for the usual ones.
+        """Find the class and read the configuration; no weights are read.
 
-        task: decides the class, as tasks.class_for; None leaves it to config.json.
+        Args:
+            base: a folder with config.json.
+            inputs: as given to --input; empty for the usual ones.
+            task: decides the class, as tasks.class_for; None leaves it to config.json.
 
         Raises:
             MissingExtraError: transformers is not installed.
@@ -75,33 +70,46 @@ class HuggingFaceModel:
                 hint="pip install 'lora-export[hf]', or name a factory with --model",
             )
         self._label = str(base.root)
-        self.model_class = _class_of(base, task)
-        self.config = _config_of(base, self.model_class)
+        #: The class of transformers that the models are of.
+        self.model_class = class_of(base, task)
+        #: The transformers configuration of the models.
+        self.config = config_of(base, self.model_class)
         self._given = inputs
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
-        """--input, or what the architecture takes: token ids and masks, or pixel values."""
+        """Return the inputs of --input, else the usual ones of the architecture.
+
+        Raises:
+            UsageError: neither is known.
+        """
         return self._given or usual_inputs(self.model_class, self.config, self._label)
 
     def facts(self) -> ModelFacts:
-        """Facts from the model built without weights."""
+        """Read the facts of the model built without weights."""
         return read_facts(self.skeleton(), self._label)
 
     def layers(self) -> Callable[[str], Facts | None]:
-        """Facts of a module by the base's name of it; None of one that the model does not have."""
+        """Return a function from the base's name of a module to its facts.
+
+        It returns None for a module that the model does not have.
+        """
         found = self.facts()
         modules = {name: replace(f, source=found.source) for name, f in found.modules.items()}
         return lambda name: next((modules[n] for n in self._spellings(name) if n in modules), None)
 
     @cached_property
     def names(self) -> NameTable | None:
-        """Where the model has what a checkpoint calls otherwise; None before transformers 5."""
+        """Read the table of names that checkpoints call otherwise; None before transformers 5."""
         with quiet():
             return read_name_table(self.skeleton())
 
     def skeleton(self) -> nn.Module:
-        """The model without weights."""
+        """Build the model without weights, on the meta device.
+
+        Raises:
+            InputError: transformers cannot build it from this configuration.
+        """
         import torch
 
         try:
@@ -128,7 +136,7 @@ class HuggingFaceModel:
         self._make_ready(model, untied)
         names = BaseNames(model.state_dict())
         targets = {name: self._state_name(names, name) for name in full}
-        self._refuse_homeless(targets)
+        self._refuse_unplaced(targets)
         self._refuse_incomplete(info, targets)
         state = model.state_dict()
         for name, ref in full.items():
@@ -140,22 +148,25 @@ class HuggingFaceModel:
     ) -> nn.Module:
         """See source.ModelSource.blank: built as `load` does, of weights that cost no memory."""
         skeleton = self.skeleton()
-        state = blank_state(skeleton, dtype, but_for=self._apart(checkpoint, skeleton))
+        state = blank_state(skeleton, dtype, marked=self._untied(checkpoint, skeleton))
         settings = {"config": deepcopy(self.config), "state_dict": state}
         model, _ = self._from_pretrained(checkpoint, None, dtype, **settings)
         self._make_ready(model, untied)
         return model
 
     def identity(self, checkpoint: Checkpoint) -> dict[str, object]:
-        """See source.ModelSource.identity: class, configuration, and which ties are none."""
+        """See source.ModelSource.identity: class, config, and tied parameters stored apart."""
         return {
             "class": f"{self.model_class.__module__}.{self.model_class.__qualname__}",
             "config": without_notes(checkpoint.config),
-            "apart": sorted(self._apart(checkpoint, self.skeleton())),
+            "apart": sorted(self._untied(checkpoint, self.skeleton())),
         }
 
-    def _apart(self, checkpoint: Checkpoint, skeleton: nn.Module) -> set[str]:
-        """Tied parameters for which the checkpoint has values of their own: there is no tie."""
+    def _untied(self, checkpoint: Checkpoint, skeleton: nn.Module) -> set[str]:
+        """Find the tied parameters for which the checkpoint holds other values than for the first.
+
+        transformers separates such a tie when it loads the checkpoint.
+        """
         state = skeleton.state_dict()
         names, groups = BaseNames(state), read_facts(skeleton, self._label).ties
         shapes = {tuple(state[name].shape) for group in groups for name in group}
@@ -166,7 +177,7 @@ class HuggingFaceModel:
         }
         found = [[name for name in group if name in stored] for group in groups]
         return {
-            other
+            other  # the first of a group keeps the tie's name
             for first, *others in filter(None, found)
             for other in others
             if not same_values(stored[first], stored[other])
@@ -193,6 +204,7 @@ class HuggingFaceModel:
         return model, info
 
     def _make_ready(self, model: Any, untied: Sequence[str]) -> None:
+        """Separate ties and set eval mode, in place."""
         if hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("eager")  # the others have no kernels for float64
         own = [self._own_name(model, name) for name in untied]
@@ -200,11 +212,11 @@ class HuggingFaceModel:
         model.eval().requires_grad_(requires_grad=False)
 
     def load_live(self, plan: MergePlan) -> nn.Module | None:  # noqa: ARG002
-        """None: transformers' models hold no loralib modules."""
+        """Return None: transformers' models hold no loralib modules."""
         return None
 
     def module(self, model: nn.Module, name: str) -> nn.Module:
-        """See source.ModelSource.module; a base without its head's prefix is understood."""
+        """See source.ModelSource.module; names may lack the prefix of the model without head."""
         modules: dict[str, nn.Module] = dict(model.named_modules())
         found = next((n for n in self._spellings(name) if n in modules), None)
         if found is None:
@@ -215,15 +227,16 @@ class HuggingFaceModel:
         return modules[found]
 
     def _spellings(self, name: str) -> list[str]:
-        """The names under which from_pretrained places what a checkpoint calls `name`."""
+        """List the names under which from_pretrained places a checkpoint's `name`, in its order."""
         prefix = f"{self.model_class.base_model_prefix}."
         return [name, prefix + name, name.removeprefix(prefix)]
 
     def _runtime_name(self, name: str) -> str:
-        """By transformers' own table, where it has one."""
+        """Return the model's name for a checkpoint's, by transformers' table, where it has one."""
         return self.names.places([name])[name].name if self.names else name
 
     def _state_name(self, names: BaseNames, name: str) -> str | None:
+        """Find the name of the state dict for a checkpoint's; None where there is none."""
         spellings = [*self._spellings(name), self._runtime_name(name)]
         return next((n for n in map(names.tensor, spellings) if n), None)
 
@@ -234,7 +247,7 @@ class HuggingFaceModel:
         groups = read_facts(model, self._label).ties
         return any(name in group for group in groups)
 
-    def _refuse_homeless(self, targets: Mapping[str, str | None]) -> None:
+    def _refuse_unplaced(self, targets: Mapping[str, str | None]) -> None:
         problems = [
             Problem("the model has no such parameter", name, f"{self._hint()} {_TASK}")
             for name, target in targets.items()
@@ -246,7 +259,7 @@ class HuggingFaceModel:
     def _refuse_incomplete(
         self, info: Mapping[str, Any], targets: Mapping[str, str | None]
     ) -> None:
-        """A missing key would be initialised at random, in silence."""
+        """Refuse missing and mismatched keys: transformers would draw their values at random."""
         problems = [
             Problem("the checkpoint holds no value for it", key, self._hint())
             for key in sorted(info["missing_keys"])
@@ -261,31 +274,3 @@ class HuggingFaceModel:
 
     def _hint(self) -> str:
         return f"is {self.model_class.__name__} the architecture of this checkpoint?"
-
-
-def _config_of(base: Checkpoint, model_class: Any) -> Any:
-    try:
-        with quiet():
-            return model_class.config_class.from_dict(deepcopy(dict(base.config)))
-    except Exception as error:  # huggingface_hub's derive from nothing else
-        reason = " ".join(str(error).split())[:300]
-        message = f"transformers cannot read it for {model_class.__name__}: {reason}"
-        raise InputError(message, where=str(base.root / "config.json")) from error
-
-
-def _class_of(base: Checkpoint, task: str | None) -> Any:
-    import transformers
-
-    architectures = base.config.get("architectures")
-    names = architectures if isinstance(architectures, list) else []
-    if task is not None:
-        names = [class_for(base.config, task)]
-    found = next((getattr(transformers, str(name), None) for name in names), None)
-    if found is not None:
-        return found
-    raise InputError(
-        f"config.json names the architectures {names}, none of which transformers "
-        f"{transformers.__version__} has",
-        where=str(base.root),
-        hint="name a factory with --model",
-    )

@@ -1,8 +1,8 @@
 """The names under which transformers loads a checkpoint into its model (extra `hf`).
 
-Since version 5 a model of transformers may call its tensors otherwise than checkpoints do, and
-may hold in one tensor what they store in several: the experts of a layer. The tables are those of
-transformers.conversion_mapping (5.24), applied by transformers itself.
+Since version 5 a model of transformers may have other names for its tensors than checkpoints. It
+may also hold in one tensor what they store in several: the experts of a layer. The tables are those
+of transformers.conversion_mapping (5.24), applied by transformers itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _STACK_OF_PARTS = [*_STACK, "Concatenate(dim=1)"]
 
 
 def read_name_table(model: nn.Module) -> NameTable | None:
-    """The table of a transformers model, built without weights; None before version 5."""
+    """Read the table of a transformers model that is built without weights.
+
+    It is None before version 5, which has no such tables.
+    """
     try:
         import transformers
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -38,11 +41,12 @@ def read_name_table(model: nn.Module) -> NameTable | None:
         converters = [one for one in conversions if hasattr(one, "operations")]
         renamings = [one for one in conversions if not hasattr(one, "operations")]
         found = {}
+        # In the order in which from_pretrained renames.
         for name in sorted(names, key=dot_natural_key):
             renamed, pattern = rename_source_key(
                 name, renamings, converters, str(model.base_model_prefix), own
             )
-            # What the renamings make of a name of the model's own is no news.
+            # The renamings are for stored names; a name of the model's own stays.
             if pattern is None and renamed not in own and name in own:
                 renamed = name
             converter = next((c for c in converters if pattern in c.source_patterns), None)
@@ -54,6 +58,10 @@ def read_name_table(model: nn.Module) -> NameTable | None:
 
 
 def _place(name: str, renamed: str, pattern: str | None, converter: Any) -> Place:
+    """Return the place of a stored tensor: a tensor of the model, or a part of one.
+
+    Only stacks of experts are understood as parts. Other conversions become an obstacle.
+    """
     if pattern is None or converter is None:
         return Place(renamed)
     operations = [repr(operation) for operation in converter.operations]

@@ -1,7 +1,7 @@
 """A model's folder as transformers must see it: without an adapter that lies in it as well.
 
-from_pretrained loads the adapter beside a model, without being asked, where PEFT is installed. The
-proof's base would then hold an update that no plan knows.
+Where PEFT is installed, from_pretrained loads an adapter that lies beside a model. The base of the
+proof would then hold an update that is not in the plan.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def without_adapter(root: Path | None) -> Iterator[Path | None]:
-    """`root` itself, or where it holds an adapter, a folder of links to all but its configuration.
+    """Give `root`, or where it holds an adapter, a folder of links without the adapter's config.
 
-    transformers finds an adapter by that file. The links are gone afterwards; what is mapped into
-    memory stays.
+    transformers finds an adapter by that file. The links are removed afterwards. Files that are
+    mapped into memory stay.
     """
     if root is None or not (root / ADAPTER_CONFIG).exists():
         yield root

@@ -1,4 +1,4 @@
-"""Which class of transformers does a task: asked of the mappings behind its own Auto classes."""
+"""The class of transformers for a task, from the mappings behind its own Auto classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from lora_export.planning.names.misfit import transformers_installed
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# The names of transformers' pipelines, and the mappings of modeling_auto that have their classes.
+# The names of transformers' pipelines, and the mappings of modeling_auto that hold their classes.
+# Of several mappings the first that knows the model_type counts.
 TASKS = {
     "audio-classification": ("AUDIO_CLASSIFICATION",),
     "automatic-speech-recognition": ("SPEECH_SEQ_2_SEQ", "CTC"),
@@ -38,10 +39,10 @@ _SUFFIXES = {
 
 
 def check_task(task: str | None) -> None:
-    """Refuse a name that is no task's, before anything is loaded.
+    """Refuse an unknown task before anything is loaded.
 
     Raises:
-        UsageError: the hint lists the tasks, or the one that was meant.
+        UsageError: the task is unknown. The hint names the nearest one, or lists all.
     """
     if task is None or task in TASKS:
         return
@@ -51,7 +52,7 @@ def check_task(task: str | None) -> None:
 
 
 def class_for(config: Mapping[str, Any], task: str) -> str:
-    """The name of the class that does `task` for the model_type of a config.json.
+    """Return the name of the class that does `task` for the model_type of a config.json.
 
     Raises:
         UsageError: the task is unknown, or transformers has no class for it and this model_type.
@@ -62,16 +63,19 @@ def class_for(config: Mapping[str, Any], task: str) -> str:
     if found is not None:
         return found
     able = [name for name, mappings in TASKS.items() if _class(kind, mappings)]
-    known = f"it does {', '.join(able)}" if able else "name a factory with --model"
+    hint = f"it does {', '.join(able)}" if able else "name a factory with --model"
     raise UsageError(
         f"transformers has no class of the model_type {kind!r} for {task}",
         where="--task",
-        hint=known,
+        hint=hint,
     )
 
 
 def class_named(model_type: str, suffix: str) -> str | None:
-    """The class of a model type whose name ends so, as transformers' Auto class takes it."""
+    """Return the class of a model_type whose name ends with `suffix`, one of _SUFFIXES.
+
+    It is the class that transformers' Auto class takes. None without one, or without transformers.
+    """
     return _class(model_type, (_SUFFIXES[suffix],)) if transformers_installed() else None
 
 

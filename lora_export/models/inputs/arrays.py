@@ -1,4 +1,7 @@
-"""The user's own inputs, as arrays of an .npz file; where nothing else does, they declare them."""
+"""The user's own inputs, as arrays of an .npz file.
+
+Where nothing else declares a model's inputs, these arrays do.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of an `.npz` file by name, none of which may hold Python objects.
+    """Read all arrays of an `.npz` file, by name. Arrays of Python objects are refused.
 
     Raises:
         InputError: the file is no such archive.
@@ -40,10 +43,10 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def declared_by_arrays(path: Path) -> tuple[InputSpec, ...]:
-    """Inputs named, typed and shaped as the arrays are.
+    """Declare inputs named, typed and shaped as the arrays of a file are.
 
-    Where all arrays begin with the same size, that is the dynamic dimension `batch`. All else is
-    fixed: what else a network allows, arrays of one size cannot tell.
+    Where all arrays begin with the same size, that is the dynamic dimension `batch`. All other
+    sizes are fixed: arrays of one size do not show what else a network allows.
 
     Raises:
         InputError: the file is no `.npz` archive, is empty, or holds a type that no graph takes.
@@ -64,15 +67,18 @@ def _refuse_unusable(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     for name, array in arrays.items():
         where = f"{path}: {name}"
         if array.dtype.name not in DTYPES:
-            raise InputError(f"has dtype {array.dtype}, which no graph takes", where=where)
+            hint = f"store it as one of {', '.join(DTYPES)}"
+            message = f"has dtype {array.dtype}, which no graph takes"
+            raise InputError(message, where=where, hint=hint)
         if not name.isidentifier():
-            raise InputError("is no name that an input can have", where=where)
+            hint = "name every array as the input of forward that it is for"
+            raise InputError("is no name that an input can have", where=where, hint=hint)
         if not array.size:
             raise InputError("holds no element", where=where)
 
 
-def told_of(specs: tuple[InputSpec, ...], path: Path) -> str:
-    """What was taken from the arrays, in words."""
+def describe_declared(specs: tuple[InputSpec, ...], path: Path) -> str:
+    """Return a warning that names the inputs which the arrays of `path` declare."""
     texts = ", ".join(f"{s.name}={s.dtype}[{','.join(map(str, s.dims))}]" for s in specs)
     free = "the batch is dynamic" if any("batch" in s.dims for s in specs) else "no size is dynamic"
     return (

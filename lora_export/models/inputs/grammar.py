@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 GRAMMAR = "name=dtype[dim,dim,...]<high, e.g. input_ids=int64[batch,sequence]<30522"
+"""The grammar in words, for hints."""
+
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8")
 DTYPES = (*FLOATS, *INTEGERS, "bool")
+"""The dtypes of inputs, by torch's names: those that ONNX graphs take."""
 
 _INPUT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<dtype>\w+)\[(?P<dims>[^\]]*)\](?:<(?P<high>\d+))?")
 

@@ -1,4 +1,4 @@
-"""What a model of transformers takes when nobody describes its inputs: by forward and config."""
+"""The inputs of a model of transformers that --input does not describe: from forward and config."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ ANSWER = ("batch", "answer")
 
 
 def usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, ...]:
-    """The inputs under the names of transformers' forward, batch and length dynamic.
+    """List the inputs under the names of transformers' forward, batch and length dynamic.
 
-    Token ids and masks, images, sounds, a text about images, and beside an encoder what its decoder
-    has said so far. Lengths are bounded as the model's table of positions is.
+    Known are token ids and masks, images, sounds, a text about images, and the tokens of a decoder
+    beside an encoder. Lengths end where the model's table of positions ends.
+
+    Args:
+        model_class: a class of transformers; its forward is read.
+        config: the model's transformers configuration.
+        label: the folder, for the message.
 
     Raises:
-        UsageError: the model takes something else; `label` is where.
+        UsageError: the model takes something else.
     """
     parameters = inspect.signature(model_class.forward).parameters
     inputs = _first_inputs(parameters, config)
@@ -35,7 +40,7 @@ def usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, 
             hint="--input 'name=dtype[dim,dim]<high' for each of them",
         )
     if "decoder_input_ids" in parameters and getattr(config, "is_encoder_decoder", False):
-        return (*inputs, _answer(config))
+        return (*inputs, _decoder_ids(config))
     return inputs
 
 
@@ -62,9 +67,10 @@ def _image(config: Any, batch: int | str = "batch") -> InputSpec:
 
 
 def _sound(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:
-    """A spectrogram of one size, or a wave, which must be longer than one step of its layers sees.
+    """List the inputs of a sound: a spectrogram of one size, or a wave with its mask.
 
-    The models without layer norm in these were trained without a mask (Wav2Vec2Model's page).
+    A wave must be longer than the samples that one output of the convolutions depends on. Models
+    without layer norm in them were trained without a mask (documentation of Wav2Vec2Model).
     """
     if _has(config, "num_mel_bins", "max_length"):
         return (
@@ -73,16 +79,16 @@ def _sound(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:
     if not _has(config, "conv_kernel", "conv_stride"):
         return ()
     strides = [prod(config.conv_stride[:place]) for place in range(len(config.conv_stride))]
-    seen = zip(config.conv_kernel, strides, strict=True)
-    spans = {"samples": Span(unit=1 + sum((kernel - 1) * stride for kernel, stride in seen))}
+    steps = zip(config.conv_kernel, strides, strict=True)
+    spans = {"samples": Span(unit=1 + sum((kernel - 1) * stride for kernel, stride in steps))}
     wave = InputSpec("input_values", "float32", SOUND, spans=spans)
     if "attention_mask" in parameters and getattr(config, "feat_extract_norm", "") == "layer":
         return (wave, InputSpec("attention_mask", "int64", SOUND, 2, spans=spans))
     return (wave,)
 
 
-def _answer(config: Any) -> InputSpec:
-    """What a decoder beside an encoder has said so far."""
+def _decoder_ids(config: Any) -> InputSpec:
+    """Return the input of the tokens that a decoder beside an encoder has generated so far."""
     text = config.get_text_config(decoder=True)
     most = getattr(text, "max_target_positions", None) or positions(text)
     spans = {"answer": Span(most=most)}
@@ -92,14 +98,14 @@ def _answer(config: Any) -> InputSpec:
 def _text_inputs(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:
     text = config.get_text_config()
     image = _image_places(config) if "pixel_values" in parameters else None
-    # A model that puts images into the text takes them one by one: its code fixes their number.
+    # A model that puts images into the text takes one text at a time: its code fixes their number.
     dims = (1, "sequence") if image else TEXT
     spans = {"sequence": Span(offset=image[1] if image else 0, most=positions(text))}
     inputs = [InputSpec("input_ids", "int64", dims, text.vocab_size, spans, image)]
     if "attention_mask" in parameters:
         inputs.append(InputSpec("attention_mask", "int64", dims, 2, spans))
     types = getattr(config, "type_vocab_size", 0)
-    if "token_type_ids" in parameters and types > 1:
+    if "token_type_ids" in parameters and types > 1:  # a table of one row leaves no choice
         inputs.append(InputSpec("token_type_ids", "int64", dims, types, spans))
     if image or ("pixel_values" in parameters and "return_loss" in parameters):  # CLIP compares
         inputs.append(_image(config.vision_config, dims[0]))
@@ -107,9 +113,9 @@ def _text_inputs(config: Any, parameters: Container[str]) -> tuple[InputSpec, ..
 
 
 def _image_places(config: Any) -> tuple[int, int] | None:
-    """(token, count): where a text says that an image stands, as Llava's does; else None.
+    """Return (token, count) of the places of an image in a text, as of Llava; else None.
 
-    A token beyond the vocabulary can stand in no text.
+    None also where the token is beyond the vocabulary: no text holds it then.
     """
     token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
     count = getattr(config, "image_seq_length", None)
@@ -119,14 +125,15 @@ def _image_places(config: Any) -> tuple[int, int] | None:
 
 
 def positions(text: Any) -> int | None:
-    """How long a text may be, for its table of positions; None where it has none.
+    """Return the tokens that fit into the table of positions; None where there is no table.
 
-    Some tables (RoBERTa's) begin behind the padding's number, and that is allowed for. A padding
-    token beyond the table (of GPT-2, Phi-3) is none of these, and rotary models have no table.
+    text: the configuration of the text model. Some tables (RoBERTa's) begin behind the number of
+    the padding token: those places are subtracted. They are not where that token lies beyond the
+    table (GPT-2, Phi-3), nor for rotary models, which have no table.
     """
-    told = getattr(text, "max_position_embeddings", None)
-    if not isinstance(told, int):
+    size = getattr(text, "max_position_embeddings", None)
+    if not isinstance(size, int):
         return None
     first = (getattr(text, "pad_token_id", None) or 0) + 1
     is_rotary = getattr(text, "rope_parameters", None) is not None
-    return told if is_rotary or first >= told else told - first
+    return size if is_rotary or first >= size else size - first

@@ -1,7 +1,7 @@
 """One way to call a model by input names and to name what it returns.
 
-The tracer names the graph's outputs by it, and whoever compares torch with the graph calls the
-model by it, so that both speak of the same outputs.
+The tracer names the graph's outputs by it. The checks that compare torch with the graph call the
+model by it. Both then mean the same outputs by a name.
 """
 
 from __future__ import annotations
@@ -21,25 +21,31 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-# What user models and torch's exporter raise; torch's own errors are RuntimeErrors.
 FAILURES = (
     RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError,
     ArithmeticError, ImportError,
 )  # fmt: skip
+"""The errors that user models and torch's exporter raise; torch's own are RuntimeErrors."""
 
 SINGLE = "output"
+"""The name of an output that is the only one."""
 
 _NO_FACTORS = re.compile(r"no attribute 'lora_[AB]'")
 _FACTORS_HINT = (
-    "a graph is made of plain layers, and this forward reads the factors of one all the same: let "
-    "it ask `if layer.r > 0` first, as loralib's layers do"
+    "a graph is made of plain layers, without factors: let forward ask `if layer.r > 0` before it "
+    "reads the factors of a layer, as loralib's layers do"
 )
 _INPUTS_HINT = "describe the inputs with --input, or give working ones with --inputs FILE.npz"
 
 
 @contextmanager
 def user_code(problem: str, where: str = "", hint: str = "--debug shows where") -> Iterator[None]:
-    """Run code of the user: what it prints goes to stderr, as stdout holds the results.
+    """Run code of the user; its prints go to stderr, as stdout holds the results.
+
+    Args:
+        problem: begins the message of an error, before what the code raised.
+        where: the function or the option that the code comes from.
+        hint: what the user can do about an error.
 
     Raises:
         UsageError: the code raised anything, or called sys.exit.
@@ -79,12 +85,12 @@ def call_model(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tens
 def bind_call(
     model: nn.Module, names: Sequence[str], called: Callable[..., object] | None = None
 ) -> Callable[[Mapping[str, Tensor]], object]:
-    """The call of `model` with inputs of these names: by keyword or by position.
+    """Return a function that calls `model` with inputs of these names, by keyword or by position.
 
-    called: what is called; the model itself runs its forward hooks, by default its forward is.
+    called: the callable to call; by default `model.forward`. The model itself also runs its hooks.
 
     Raises:
-        UsageError: as for `call_model`.
+        UsageError: some, but not all names are parameters of `forward`.
     """
     forward = model.forward if called is None else called
     parameters = inspect.signature(model.forward).parameters
@@ -104,9 +110,10 @@ def bind_call(
 
 @contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
-    """Switch `config.use_cache` off, as the cache is state, not a result, and put it back.
+    """Switch `config.use_cache` off in the block: the cache is state, not a result.
 
-    Also that of every inner model: of one of text and images, the text model's decides.
+    The configurations of inner models are switched off too. Of a model of text and images the text
+    model's decides.
     """
     configs = {id(found): found for found in map(_config_of, model.modules())}
     cached: list[Any] = [found for found in configs.values() if getattr(found, "use_cache", False)]
@@ -124,11 +131,11 @@ def _config_of(module: nn.Module) -> object:
 
 
 def name_outputs(returned: object, *, taken: Container[str] = ()) -> dict[str, Tensor]:
-    """Flatten what a model returned into named tensors.
+    """Flatten the result of a model into named tensors.
 
-    A tensor is called `output`; a mapping or ModelOutput gives its keys (logits,
-    last_hidden_state, ...), a named tuple its fields, a tuple or list `output_0`, `output_1`, ...;
-    deeper levels are joined by a dot. None is left out. A name in `taken` (the inputs') gets the
+    A single tensor is named `output`. A mapping or ModelOutput gives its keys (logits,
+    last_hidden_state, ...), a named tuple its fields, a tuple or list `output_0`, `output_1`, ...
+    Deeper levels are joined by a dot. None is left out. A name in `taken` (the inputs') gets the
     prefix `output.`, as a graph has one space of names.
 
     Raises:
@@ -154,6 +161,7 @@ def _leaves(value: object, path: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _items(value: object, path: str) -> list[tuple[str, Any]]:
+    """List the members of a container, each with its path."""
     if isinstance(value, Mapping):
         return [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
     if isinstance(value, tuple) and hasattr(value, "_fields"):

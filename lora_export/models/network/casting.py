@@ -1,4 +1,4 @@
-"""A model in another float type, without the memory of both at once."""
+"""A model in another float dtype, without the memory of both at once."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ if TYPE_CHECKING:
     from torch import nn
 
 PIECE = 64 << 20
-"""Bytes of cast weights after which the room of the old ones is given back."""
+"""Bytes of cast weights after which the memory of the old ones goes back to the system."""
 
 
 def to_float64(model: nn.Module) -> nn.Module:
-    """As `model.double()`, in place."""
+    """Cast all floating weights and buffers to float64, as `model.double()`, in place."""
     from torch import nn
 
     return _piecewise(model, nn.Module.double)
 
 
 def to_float32(model: nn.Module) -> nn.Module:
-    """As `model.float()`, in place."""
+    """Cast all floating weights and buffers to float32, as `model.float()`, in place."""
     from torch import nn
 
     return _piecewise(model, nn.Module.float)
 
 
 def _piecewise(model: nn.Module, cast: Callable[[nn.Module], object]) -> nn.Module:
-    """Cast module by module, the inner ones first.
+    """Cast module by module, the inner ones first; return the model.
 
-    Each old weight is freed for its new one, but the C library keeps the room of those below 32 MB
-    for later, and a wider weight does not fit into it: a good part of the old model would stay
-    beside the new one.
+    Each old weight is freed after its new one is made. glibc keeps the memory of those below 32 MB
+    for later use, and a wider weight does not fit into it. Without malloc_trim a good part of the
+    old model would stay beside the new one.
     """
     waiting = 0
     for module in reversed(list(model.modules())):
@@ -50,6 +50,6 @@ def _piecewise(model: nn.Module, cast: Callable[[nn.Module], object]) -> nn.Modu
 
 @cache
 def _give_back() -> Callable[[int], object]:
-    """The C library's malloc_trim; nothing where it is not glibc."""
+    """Return glibc's malloc_trim; with another C library a function that does nothing."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     return getattr(library, "malloc_trim", lambda _: 0)

@@ -1,6 +1,6 @@
-"""Read and remove loralib's modules in a user's model, by their attributes (no import of loralib).
+"""loralib's modules in a user's model, known by their attributes: loralib is not imported.
 
-Reproduces the attributes of loralib 0.1.2, layers.LoRALayer and its subclasses.
+The attributes are those of loralib 0.1.2, layers.LoRALayer and its subclasses.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _FACTORS = ("lora_A", "lora_B")
 
 
 def is_live(module: nn.Module) -> bool:
-    """A loralib module that holds factors, or one of the user's own with the same attributes.
+    """Return whether a module is loralib's, or alike by its attributes, and holds factors.
 
-    PEFT's layers hold several adapters, by name, where these hold one.
+    PEFT's layers are not: their `lora_A` is a dict of adapters, not a tensor.
     """
     import torch
 
@@ -35,7 +35,14 @@ def is_live(module: nn.Module) -> bool:
 
 
 def read_facts(model: nn.Module, source: str) -> ModelFacts:
-    """Facts of every module, state dict shapes less the factors, ties, normed embeddings."""
+    """Read the facts of every module, and the shapes, ties and shared modules of the model.
+
+    Embeddings with max_norm are named. Shapes are those of the state dict without factors. source:
+    names where the model comes from, for messages.
+
+    Raises:
+        UsageError: the scaling of a module is not lora_alpha / r.
+    """
     from torch import nn
 
     modules = {}
@@ -60,7 +67,7 @@ def read_facts(model: nn.Module, source: str) -> ModelFacts:
 
 
 def ties(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Groups of parameter names that are one parameter, as the model itself calls them."""
+    """List groups of names that are one parameter, by the model's own names."""
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
@@ -84,6 +91,7 @@ def _module_facts(module: nn.Module, source: str) -> Facts | None:
 
 def _live_facts(module: Any, source: str) -> Facts:
     scaling = getattr(module, "scaling", module.lora_alpha / module.r)
+    # A quotient that was computed in another order may differ in its last bits.
     if abs(scaling - module.lora_alpha / module.r) > 1e-12 * abs(scaling):
         raise UsageError(
             f"scaling {scaling} is not lora_alpha / r = {module.lora_alpha} / {module.r}",
@@ -117,8 +125,8 @@ def remove_factors(
 ) -> None:
     """Turn every loralib module that is not in `keep` into the plain layer it is with r = 0.
 
-    zeros: leave factors of zeros behind, which are no part of the state dict. A forward of the
-    user's own may read `lora_A` without asking for r, here or in the parent.
+    zeros: leave factors of zeros behind, outside the state dict. A forward of the user's own may
+    read `lora_A` without a look at r, here or in the parent module.
 
     Raises:
         UsageError: a module is merged already, so its weight is no longer the base's.
@@ -128,7 +136,11 @@ def remove_factors(
     for name, module in model.named_modules():
         if is_live(module):
             if getattr(module, "merged", False):
-                raise UsageError("the factory returns merged modules", where=name)
+                raise UsageError(
+                    "the factory returns merged modules, whose weights are not the base's",
+                    where=name,
+                    hint="call no model.eval() in the factory: loralib merges in eval mode",
+                )
             if module in keep:
                 continue
             plain = {role: torch.zeros_like(getattr(module, role).detach()) for role in _FACTORS}
@@ -140,7 +152,7 @@ def remove_factors(
 
 
 def keep_unmerged(model: nn.Module) -> None:
-    """Let loralib's modules stay unmerged in eval mode."""
+    """Let loralib's modules stay unmerged in eval mode, in place."""
     for module in model.modules():
         if is_live(module):
             module.merge_weights = False  # type: ignore[assignment]

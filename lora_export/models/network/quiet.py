@@ -1,4 +1,4 @@
-"""Silence around the exporters, which print, log and warn about their own insides."""
+"""Silence around the exporters, which print, log and warn about their own internals."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No prints, no warnings and no log records inside the block.
+    """Discard prints, warnings and log records inside the block.
 
-    Not thread-safe: streams, warning filters and logging threshold belong to the process.
+    It is not thread-safe: streams, warning filters and logging threshold belong to the process.
     """
     threshold = logging.root.manager.disable
     sink = io.StringIO()
@@ -26,7 +26,7 @@ def quiet() -> Iterator[None]:
         contextlib.redirect_stderr(sink),
     ):
         warnings.simplefilter("ignore")
-        # By threshold, not logger by logger: exporting imports modules that make new ones.
+        # The threshold, not each logger: exporting imports modules that make new loggers.
         logging.disable(logging.CRITICAL)
         try:
             yield

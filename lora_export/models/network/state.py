@@ -1,4 +1,4 @@
-"""Put a checkpoint's tensors into a model: every tensor lands, every parameter is set."""
+"""A checkpoint's tensors in a model: every tensor is placed, and every parameter is set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, TensorRef], source: str) -> None:
-    """Copy `tensors` (by checkpoint name) into `model`.
+    """Copy `tensors` (by checkpoint name) into `model`; values are cast to the model's dtypes.
+
+    source: names where the model's code is, for the hint.
 
     Raises:
         FitError: a tensor has no place or another shape, a parameter is left unset, or two names
@@ -49,7 +51,11 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, TensorRef], source: st
 
 
 def _refuse_conflicts(model: nn.Module, placed: Mapping[str, TensorRef]) -> None:
-    """Of two values for one parameter the last would win, in silence."""
+    """Refuse two values for one parameter: the last would win without a word.
+
+    Raises:
+        FitError: two names of one parameter have different values; all are named.
+    """
     problems = []
     for group in ties(model):
         first, *others = [name for name in group if name in placed] or [""]
@@ -64,7 +70,7 @@ def _refuse_conflicts(model: nn.Module, placed: Mapping[str, TensorRef]) -> None
 
 
 def same_values(left: TensorRef, right: TensorRef) -> bool:
-    """Both hold the same values; their dtypes may differ."""
+    """Return whether both tensors hold the same values; their dtypes may differ."""
     import torch
 
     if left.spec.dtype == right.spec.dtype:
@@ -74,7 +80,7 @@ def same_values(left: TensorRef, right: TensorRef) -> bool:
 
 
 def _unset(model: nn.Module, missing: set[str], placed: object) -> list[Problem]:
-    """Parameters left without a value; one that is tied to a set one has its value."""
+    """List a problem for each parameter without a value; one tied to a set parameter has one."""
     covered = {name for group in ties(model) if any(n in placed for n in group) for name in group}  # type: ignore[operator]
     return [
         Problem("the checkpoint holds no value for it", name) for name in sorted(missing - covered)

@@ -4,7 +4,7 @@ import pytest
 import transformers
 
 from lora_export.errors import UsageError
-from lora_export.models.choose import told_of_task
+from lora_export.models.choose import task_warnings
 from lora_export.models.hf.tasks import TASKS, check_task, class_for
 from lora_export.records import Checkpoint
 
@@ -62,6 +62,6 @@ def test_a_model_that_nobody_knows():
 )
 def test_another_class_than_the_config_s_is_told(tmp_path, task, told):
     config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
-    lines = told_of_task(Checkpoint(tmp_path, "folder", (), config=config), task)
+    lines = task_warnings(Checkpoint(tmp_path, "folder", (), config=config), task)
     assert len(lines) == told
     assert all("BertModel" in one and "BertForSequenceClassification" in one for one in lines)
