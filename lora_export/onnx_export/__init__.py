@@ -1,1 +1,1 @@
-"""From a torch model to an ONNX file whose graph does not depend on the weights it holds."""
+"""ONNX files of torch models, whose graphs do not depend on the weights they hold."""

@@ -1,4 +1,4 @@
-"""One ONNX file with the merged weights: captured without any, filled by binding, proven."""
+"""One ONNX file with the merged weights: captured without weights, then filled by its bindings."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """An ONNX file, written or to be held against one that was."""
+    """An ONNX file that was written, or what a finished file is compared with."""
 
     #: Of the base's graph.
     topology: Topology
-    #: ONNX operator set, as written.
+    #: ONNX operator set of the graph.
     opset: int
     #: As declared in the graph.
     inputs: tuple[InputSpec, ...]
@@ -41,14 +41,14 @@ class Exported:
     weights: Callable[[], Mapping[str, Tensor]]
     #: "new" where the graph was captured just now, "cached" where an earlier run kept it.
     captured: str
-    #: The weights of which the graph has no use.
+    #: The weights that no output of the graph depends on.
     unused: frozenset[str]
-    #: Of the captures, where the graph could not be kept.
+    #: Why the captured graph could not be kept, where it could not.
     warnings: tuple[str, ...] = ()
-    #: What was written; empty where nothing was.
+    #: The files written, the model first; empty where none was.
     files: tuple[WrittenFile, ...] = ()
+    #: Where counts on the network are kept; None where its graph is not kept either.
     beside: Beside | None = None
-    """Where counts on the network are kept; None where its graph is not kept either."""
 
 
 def export(
@@ -60,13 +60,13 @@ def export(
 ) -> Exported:
     """Write the merged network to `path`; with None make all but the file.
 
-    The graph is captured without weights, so that it cannot depend on them. The merged ones are
-    then put in by binding, one at a time. Without a file, the result is what a finished file is
-    held against.
+    The graph is captured without weights, so that it cannot depend on them. The merged weights are
+    then written into it by its bindings, one at a time. Without a file, the result is what a
+    finished file is compared with.
 
     Args:
         subject: the merged network.
-        path: the .onnx file.
+        path: the .onnx file, which must not exist yet.
         settings: how the graph is captured and filled.
         clock: counts the stages "capture" and "fill and save".
 
@@ -95,7 +95,7 @@ def _prepare(subject: Subject, settings: ExportSettings) -> tuple[onnx.ModelProt
         try:
             return capture(blank, inputs, opset=settings.opset)
         except (InputError, UsageError):
-            # A model that the checkpoint does not fill is the plainer reason, where it is one.
+            # A checkpoint that does not fill the model is the better reason: it is raised here.
             subject.load(dtype=dtype)
             raise
 
@@ -116,7 +116,7 @@ def _prepare(subject: Subject, settings: ExportSettings) -> tuple[onnx.ModelProt
 
 
 def _key(subject: Subject, inputs: tuple[InputSpec, ...], settings: ExportSettings) -> str | None:
-    """The key of the graph among the captures; None where there are none, or it is not known."""
+    """Return the key of the graph among the captures; None without captures or an identity."""
     identity = subject.source.identity(subject.blueprint) if settings.captures else None
     if identity is None:
         return None
@@ -127,7 +127,10 @@ def _key(subject: Subject, inputs: tuple[InputSpec, ...], settings: ExportSettin
 def _kept(
     captures: Captures | None, key: str | None, fresh: Callable[[], onnx.ModelProto]
 ) -> tuple[onnx.ModelProto, str, tuple[str, ...]]:
-    """(graph, "new" or "cached", warnings): from the cache, else made and put there."""
+    """Take the graph from the cache, else make and keep it.
+
+    Returns (graph, "new" or "cached", warnings).
+    """
     if captures is None or key is None:
         return fresh(), "new", ()
     kept = captures.take(key)
@@ -139,7 +142,7 @@ def _kept(
 
 
 def _inputs(declared: tuple[InputSpec, ...], dtype: str) -> tuple[InputSpec, ...]:
-    """The inputs of a model in `dtype`: it takes its float32 inputs in that as well."""
+    """Return the inputs of the model in `dtype`: its float32 inputs have that dtype too."""
     return tuple(
         replace(spec, dtype=dtype) if spec.dtype == "float32" else spec for spec in declared
     )
@@ -148,17 +151,20 @@ def _inputs(declared: tuple[InputSpec, ...], dtype: str) -> tuple[InputSpec, ...
 def _check_opset(path: Path, opset: int) -> None:
     found = written_opset(path)
     if found != opset:
-        message = f"was written in opset {found}, the graph is of opset {opset}"
+        message = f"was written in opset {found}, but the graph is of opset {opset}"
         raise VerificationError(message, where=path.name)
 
 
 def refuse_unused(subject: Subject, model: nn.Module, unused: frozenset[str]) -> None:
-    """Refuse an adapted weight that no output depends on: the file would leave it out in silence.
+    """Refuse adapted weights that no output depends on: the file would lack them without a word.
 
-    model: the network, as `subject` loads it. unused: parameters of which the graph has no use.
+    Args:
+        subject: the merged network.
+        model: the network itself, as `subject` loads it.
+        unused: weights without a place in the graph, by the model's names.
 
     Raises:
-        FitError: with every such weight.
+        FitError: there are such weights; all are named.
     """
     names = {id(module): name for name, module in model.named_modules()}
     deltas = {delta.module for step in subject.plan.steps() for delta in step.deltas}

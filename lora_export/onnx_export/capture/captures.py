@@ -1,7 +1,7 @@
-"""Captures kept on disk, by what decides them: the graph of a base serves every adapter of it.
+"""A cache of captured graphs on disk: the graph of a base serves every adapter of it.
 
-Only models whose making is known from end to end are kept: those of a Hugging Face folder. A user's
-factory may read the environment, files or a clock, and no key could say so.
+The key of a graph is a digest of all that decides it. Only models of Hugging Face folders are kept.
+A user's factory may read the environment, files or a clock, and no key could hold that.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def capture_key(
     dtype: str,
     untied: Sequence[str],
 ) -> str:
-    """SHA-256 (64 hex digits) of everything that decides a captured graph.
+    """Return the SHA-256 (64 hex digits) of everything that decides a captured graph.
 
-    identity: see models.source.ModelSource.identity.
+    identity: see models.source.ModelSource.identity. untied: parameters that were separated.
     """
     facts = {
         "model": identity,
@@ -101,7 +101,10 @@ def _own_files() -> list[Path]:
 
 
 def default_folder() -> Path | None:
-    """$LORA_EXPORT_CAPTURE_CACHE, else lora-export/captures among the user's caches, if any."""
+    """Return $LORA_EXPORT_CAPTURE_CACHE, else lora-export/captures among the user's caches.
+
+    None for a user without a home.
+    """
     if named := os.environ.get(VARIABLE):
         return Path(named)
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
@@ -111,7 +114,10 @@ def default_folder() -> Path | None:
 
 
 def open_captures(folder: str | Path | None, *, off: bool) -> Captures | None:
-    """The cache in `folder`, or in the usual one; None where there is to be none."""
+    """Return the cache in `folder`, or in the default one; None where it is off.
+
+    Nothing is read or written yet.
+    """
     found = None if off else Path(folder) if folder else default_folder()
     return Captures(found) if found else None
 
@@ -123,7 +129,7 @@ class Captures:
     folder: Path
 
     def take(self, key: str) -> onnx.ModelProto | None:
-        """The graph kept under `key`; None where there is none, or what there is is damaged."""
+        """Return the graph kept under `key`; None where there is none or it is damaged."""
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -141,11 +147,14 @@ class Captures:
         except (DecodeError, InputError):
             return None
         with suppress(OSError):
-            path.touch()  # the last to be used is the last to go
+            path.touch()  # entries are removed in the order of their last use
         return graph
 
     def keep(self, key: str, graph: onnx.ModelProto) -> str:
-        """Keep a graph, whole or not at all; why it could not be, or nothing."""
+        """Keep a graph, whole or not at all; return a warning where it could not be kept.
+
+        It is written under another name and renamed: other runs may read the folder meanwhile.
+        """
         payload = graph.SerializeToString(deterministic=True)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -230,11 +239,12 @@ class Beside:
 
 
 def _head(key: str, payload: bytes) -> bytes:
-    """What an entry begins with: its key, and the digest of key and graph."""
+    """Return the head of an entry: its key, and the digest of key and graph."""
     digest = hashlib.sha256(key.encode() + payload).hexdigest()
     return MAGIC + f"{key}\n{digest}\n".encode()
 
 
 def _split(content: bytes) -> tuple[bytes, bytes]:
+    """Split an entry into its head, which has a fixed size, and the graph."""
     size = len(_head("0" * 64, b""))
     return content[:size], content[size:]

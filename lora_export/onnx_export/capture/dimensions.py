@@ -1,4 +1,4 @@
-"""Dynamic dimensions: asked of torch by position, and called by the user's names in the graph."""
+"""Dynamic dimensions: torch numbers them, and the graph has the names that the user declared."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def dynamic_shapes(inputs: Sequence[InputSpec]) -> dict[str, dict[int, Any]]:
-    """torch.export's `dynamic_shapes`: every named dimension dynamic, its range left to torch.
+    """Make torch.export's `dynamic_shapes`: every named dimension is dynamic, in torch's range.
 
     Named `Dim`s are not used: they fail on models that bound a dimension from above, as every
-    position table does.
+    table of positions does.
     """
     from torch.export import Dim
 
@@ -34,7 +34,10 @@ def dynamic_shapes(inputs: Sequence[InputSpec]) -> dict[str, dict[int, Any]]:
 
 
 def equal_sizes(inputs: Sequence[InputSpec]) -> Iterator[tuple[Axis, tuple[Axis, ...]]]:
-    """Axes, as (input, axis), with those of which they are the size, or the sum of the sizes."""
+    """List axes, as (input, axis), with the axes whose size, or sum of sizes, they have.
+
+    Sums come last: their parts may be named by a later input.
+    """
     first: dict[str, Axis] = {}
     sums = []
     for spec in inputs:
@@ -51,7 +54,7 @@ def equal_sizes(inputs: Sequence[InputSpec]) -> Iterator[tuple[Axis, tuple[Axis,
 
 
 def rename(traced: onnx_ir.Model, inputs: Sequence[InputSpec]) -> None:
-    """Replace torch's symbols (s72) by the declared names everywhere in the graph, in place.
+    """Replace torch's symbols (like s72) by the declared names everywhere in the graph, in place.
 
     Raises:
         UsageError: an input is missing, a dimension declared dynamic is fixed, or the model forces
@@ -62,6 +65,7 @@ def rename(traced: onnx_ir.Model, inputs: Sequence[InputSpec]) -> None:
         return
     import onnx_ir
 
+    # A symbol may stand in an expression, like s72 + s5. Whole words only: s7 is no part of s72.
     pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, names)) + r")(?!\w)")
     for value in _values(traced):
         if value.shape is None:
@@ -77,12 +81,14 @@ def rename(traced: onnx_ir.Model, inputs: Sequence[InputSpec]) -> None:
 
 
 def _symbol_names(traced: onnx_ir.Model, inputs: Sequence[InputSpec]) -> dict[str, str]:
+    """Map torch's symbols to the declared names."""
     graph_inputs = {value.name: value for value in traced.graph.inputs}
     names: dict[str, str] = {}
     for spec in inputs:
         value = graph_inputs.get(spec.name)
         if value is None or value.shape is None or len(value.shape) != len(spec.dims):
-            raise UsageError("is no input of the traced graph", where=spec.name)
+            hint = "declare the inputs that the model's forward uses, with their dimensions"
+            raise UsageError("is no input of the traced graph", where=spec.name, hint=hint)
         for dim, traced_dim in zip(spec.dims, value.shape, strict=True):
             if isinstance(dim, str):
                 _assign(names, spec, dim, traced_dim)
@@ -115,14 +121,14 @@ def _values(traced: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
 
 
 def check(model: onnx.ModelProto, inputs: Sequence[InputSpec]) -> None:
-    """Hold the saved inputs against the declared ones.
+    """Compare the inputs of a graph with the declared ones.
 
     Raises:
         UsageError: an input's dimensions are not the declared ones.
     """
     for spec, found in differences(model, inputs):
         raise UsageError(
-            f"has the dimensions {list(found)} in the graph, declared are {list(spec.dims)}",
+            f"has the dimensions {list(found)} in the graph, and {list(spec.dims)} as declared",
             where=spec.name,
             hint="declare the dimensions as the model has them",
         )
@@ -131,7 +137,7 @@ def check(model: onnx.ModelProto, inputs: Sequence[InputSpec]) -> None:
 def differences(
     model: onnx.ModelProto, inputs: Sequence[InputSpec]
 ) -> list[tuple[InputSpec, tuple[int | str, ...]]]:
-    """The declared inputs whose dimensions in the graph are others, with those."""
+    """List the declared inputs whose dimensions in the graph are others, with the graph's."""
     found = {value.name: _dims(value) for value in model.graph.input}
     return [
         (spec, found.get(spec.name, ())) for spec in inputs if found.get(spec.name) != spec.dims

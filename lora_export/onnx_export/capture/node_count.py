@@ -1,4 +1,4 @@
-"""How many nodes of captured layers belong to their live branches: what merging saves."""
+"""The number of nodes that live branches add to captured layers, which merging saves."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ if TYPE_CHECKING:
 
 
 def count_extra_nodes(layers: nn.Module, inputs: Sequence[InputSpec]) -> list[int]:
-    """Capture verification.live_layer.LiveLayers: how many nodes more each needs to be live.
+    """Count the nodes that each layer needs more when its branch is live.
 
-    inputs: one a layer.
+    Args:
+        layers: verification.model.live_layer.LiveLayers, which computes every layer with its
+            branch and without.
+        inputs: one a layer.
+
+    Returns:
+        the difference in nodes, one a layer.
 
     Raises:
         InputError, UsageError: see trace.capture.
@@ -32,7 +38,7 @@ def count_extra_nodes(layers: nn.Module, inputs: Sequence[InputSpec]) -> list[in
 
 
 def _behind(graph: onnx.GraphProto, made: dict[str, int], output: str) -> set[int]:
-    """The places of the nodes that an output depends on."""
+    """Find the places in the graph of the nodes that an output depends on."""
     found: set[int] = set()
     waiting = [output]
     while waiting:

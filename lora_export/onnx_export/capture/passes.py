@@ -1,8 +1,8 @@
-"""Shrinks a traced graph the way torch's optimiser does, without looking at a single weight.
+"""Passes that shrink a traced graph as torch's optimiser does, without a look at any weight.
 
-torch's own optimiser merges equal weights, drops biases of zero and folds tables, so that two
-adapters of one base would get two graphs. Here the weights are taken out of the graph's sight while
-the optimiser's passes run: what they cannot see, the graph cannot depend on.
+torch's own optimiser merges equal weights, drops biases of zero and folds tables: two adapters of
+one base would get two graphs. Here the weights are hidden while the passes run. The graph cannot
+depend on what the passes cannot see.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from typing import TYPE_CHECKING, Any
 from lora_export.models.network.quiet import quiet
 from lora_export.onnx_export.capture.rewrites import shorten
 from lora_export.onnx_export.capture.weights_in_graph import transposed
+from lora_export.onnx_export.file.topology import ONNX_DOMAINS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import onnx_ir
 
+# These three are those of onnxscript.optimizer.optimize_ir, as torch calls it.
 ITERATIONS = 2
 INPUT_LIMIT = 8192
 OUTPUT_LIMIT = 512 * 512
 
-# Metadata worth keeping: a node's module path, by which faults are bisected to a module.
+# A node's module path is kept: by it faults are bisected to a module.
 KEPT_METADATA = frozenset({"pkg.torch.onnx.name_scopes"})
-
-ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 
 
 def simplify(traced: onnx_ir.Model, weights: Mapping[str, onnx_ir.Value]) -> None:
     """Run all passes on the graph, in place.
 
+    Without onnxscript's (private) passes the graph stays as torch wrote it: larger, equally right.
+
     Args:
         traced: a graph from torch.onnx.export(optimize=False), weights in memory.
-        weights: the initializers that hold weights (from `weights_in_graph.find`); their values are
-            neither read nor changed, except that a weight all of whose uses are one transposition
-            becomes the initializer `<name>.T`.
-
-    Without onnxscript's (private) passes the graph stays as torch wrote it: larger, equally right.
+        weights: the initializers that hold weights (from `weights_in_graph.find`). Their values are
+            neither read nor changed. A weight that is only ever transposed, in one way, becomes the
+            initializer `<name>.T`.
     """
     with quiet(), _hidden(weights):
         sequence = _passes()
@@ -52,6 +52,7 @@ def simplify(traced: onnx_ir.Model, weights: Mapping[str, onnx_ir.Value]) -> Non
 
 @contextmanager
 def _hidden(weights: Mapping[str, onnx_ir.Value]) -> Iterator[None]:
+    """Take the values of weights out of the graph in the block."""
     values = {name: value.const_value for name, value in weights.items()}
     for value in weights.values():
         value.const_value = None
@@ -63,7 +64,10 @@ def _hidden(weights: Mapping[str, onnx_ir.Value]) -> Iterator[None]:
 
 
 def _passes() -> Any:
-    """Torch 2.13's optimiser (onnxscript.optimizer.optimize_ir), or None where it is not found."""
+    """Make the passes of torch 2.13's optimiser; None where onnxscript has them no longer.
+
+    Reproduces onnxscript.optimizer.optimize_ir and its order.
+    """
     try:
         import onnx_ir.passes as ir_passes
         from onnx_ir.passes import common
@@ -102,7 +106,7 @@ def _passes() -> Any:
 
 
 def _should_fold(node: onnx_ir.Node) -> bool | None:
-    # onnx's reference Resize takes minutes; transformers' exporter leaves it out as well.
+    # onnx's reference implementation of Resize takes minutes; transformers' exporter skips it too.
     return False if node.op_type == "Resize" else None
 
 
@@ -129,12 +133,13 @@ def _fold_transposition(graph: onnx_ir.Graph, value: onnx_ir.Value) -> None:
 
 
 def _transposition(node: onnx_ir.Node) -> tuple[int, ...] | None:
-    """The permutation a Transpose node applies; None for any other node."""
+    """Return the permutation of a Transpose node; None for any other node."""
     value = node.inputs[0]
     if node.op_type != "Transpose" or node.domain not in ONNX_DOMAINS or value is None:
         return None
     if "perm" in node.attributes:
         return tuple(int(axis) for axis in node.attributes["perm"].as_ints())
+    # Without perm a Transpose reverses the axes.
     return tuple(reversed(range(len(value.shape)))) if value.shape is not None else None
 
 
@@ -160,7 +165,7 @@ def make_names_unique(traced: onnx_ir.Model) -> None:
 def strip_traces_of_the_run(traced: onnx_ir.Model) -> None:
     """Remove source paths, stack traces and torch's notes from the graph, in place.
 
-    They betray the tracing machine's folders and differ from machine to machine.
+    They hold folders of the tracing machine and differ from machine to machine.
     """
     import onnx_ir
 

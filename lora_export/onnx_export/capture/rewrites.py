@@ -1,7 +1,7 @@
 """Fewer nodes for attention masks, where that changes no output for any input or weight.
 
-transformers' exporter sets rows to zero that are masked throughout, and writes that out at length.
-What is taken to be true here: a boolean's float is 0 or 1, and the sizes that torch's tracer named.
+transformers' exporter sets rows to zero that are masked throughout, in many nodes. The rewrites
+rely on two facts only: a boolean's float is 0 or 1, and torch's tracer named equal sizes alike.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
+from lora_export.onnx_export.file.topology import ONNX_DOMAINS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import onnx_ir
 
 REDUCE_MAX_OPSET = 18
-"""Since when ReduceMax takes its axes as an input, as ReduceSum does."""
+"""From this opset on ReduceMax takes its axes as an input, as ReduceSum does."""
 
 
 def shorten(traced: onnx_ir.Model) -> None:
     """Apply every rewrite wherever it fits, in place; nodes left without a use stay."""
     graph = traced.graph
-    opset = max(traced.opset_imports.get(one, 0) for one in ("", "ai.onnx"))
+    opset = max(traced.opset_imports.get(one, 0) for one in ONNX_DOMAINS)
     masks: dict[onnx_ir.Value, onnx_ir.Value] = {}
     for node in list(graph):
         if node.op_type == "Mul":
@@ -30,6 +32,7 @@ def shorten(traced: onnx_ir.Model) -> None:
             _spare_expansion(node)
         elif node.op_type == "Reshape":
             _skip_reshape(node)
+    # After the masks are known; before this opset the axes of both nodes are of two forms.
     if opset >= REDUCE_MAX_OPSET:
         for node in list(graph):
             if node.op_type == "Less":
@@ -37,12 +40,16 @@ def shorten(traced: onnx_ir.Model) -> None:
 
 
 def _choose_mask(graph: onnx_ir.Graph, node: onnx_ir.Node) -> dict[onnx_ir.Value, onnx_ir.Value]:
-    """`Cast(Not(mask)) * c`, c negative, is `Where(mask, -0.0, c)`; {mask: its result}."""
+    """Replace `Cast(Not(mask)) * c`, c negative, by `Where(mask, -0.0, c)`; return {mask: result}.
+
+    The product of 0 and a negative number is -0.0, and the output keeps that bit.
+    """
     for factor, scalar in (node.inputs, reversed(node.inputs)):
         cast = _source(factor, "Cast")
         inverted = _source(cast.inputs[0], "Not") if cast else None
         mask = inverted.inputs[0] if inverted else None
         number = _scalar(scalar)
+        # 0 * -inf is NaN, which a Where would not give.
         if mask is None or scalar is None or number is None or not -inf < number < 0:
             continue
         first = next(one for one in graph if one in mask.consumers())
@@ -54,7 +61,10 @@ def _choose_mask(graph: onnx_ir.Graph, node: onnx_ir.Node) -> dict[onnx_ir.Value
 def _take_largest(
     graph: onnx_ir.Graph, node: onnx_ir.Node, masks: Mapping[onnx_ir.Value, onnx_ir.Value]
 ) -> None:
-    """`ReduceSum(Cast(mask)) < 1`: no one is attended, so the largest of the mask is below 0."""
+    """Replace `ReduceSum(Cast(mask)) < 1` by `ReduceMax(Where(mask, -0.0, c)) < -0.0`.
+
+    Both are true for rows in which no position is attended to: all their masks are then negative.
+    """
     import onnx_ir
 
     count = _source(node.inputs[0], "ReduceSum")
@@ -71,7 +81,10 @@ def _take_largest(
 
 
 def _spare_expansion(node: onnx_ir.Node) -> None:
-    """In `Where(c, x, Expand(scalar, Shape(x)))` the scalar takes x's shape by itself."""
+    """Replace the Expand in `Where(c, x, Expand(scalar, Shape(x)))` by the scalar.
+
+    Where broadcasts it to x's shape.
+    """
     for at, other in ((1, 2), (2, 1)):
         expansion = _source(node.inputs[at], "Expand", shared=True)
         shape = _source(expansion.inputs[1], "Shape", shared=True) if expansion else None
@@ -82,13 +95,13 @@ def _spare_expansion(node: onnx_ir.Node) -> None:
 
 
 def _is_whole(shape: onnx_ir.Node) -> bool:
-    """Whether a Shape node gives all sizes of its input."""
+    """Return whether a Shape node gives all sizes of its input."""
     start = shape.attributes.get("start")
     return "end" not in shape.attributes and (start is None or start.as_int() == 0)
 
 
 def _skip_reshape(node: onnx_ir.Node) -> None:
-    """A Reshape to the shape that its input has, by the sizes' names."""
+    """Skip a Reshape to the shape that its input has already, by the names of the sizes."""
     import onnx_ir
 
     given, result = node.inputs[0], node.outputs[0]
@@ -106,7 +119,7 @@ def _put(
     op_type: str,
     inputs: Sequence[onnx_ir.Value | None],
 ) -> onnx_ir.Value:
-    """A new node in the place of an old one, with its output's name."""
+    """Put a new node before `before` in place of `old`, with its name; return its output."""
     import onnx_ir
 
     new = onnx_ir.Node("", op_type, inputs)
@@ -119,14 +132,14 @@ def _put(
 
 
 def _describe(new: onnx_ir.Node, old: onnx_ir.Node) -> None:
-    """Name, type and notes: by these a fault is traced to its module."""
+    """Copy name, output type and metadata: by these a fault is traced to its module."""
     new.name, new.outputs[0].name = old.name, old.outputs[0].name
     new.outputs[0].type = old.outputs[0].type
     new.metadata_props.update(old.metadata_props)
 
 
 def _minus_zero(graph: onnx_ir.Graph, like: onnx_ir.Value) -> onnx_ir.Value:
-    """0 * c for a negative c: the constant -0.0 of its dtype, made once."""
+    """Return the constant -0.0 of the dtype of `like`, made once a graph."""
     import numpy as np
     import onnx_ir
 
@@ -140,7 +153,7 @@ def _minus_zero(graph: onnx_ir.Graph, like: onnx_ir.Value) -> onnx_ir.Value:
 
 
 def _scalar(value: onnx_ir.Value | None) -> float | None:
-    """The number that a constant of no dimensions holds; None for all else."""
+    """Return the number that a constant without dimensions holds; None for all else."""
     if value is None or value.const_value is None or not value.is_initializer() or _rank(value):
         return None
     return float(value.const_value.numpy())
@@ -153,7 +166,10 @@ def _rank(value: onnx_ir.Value | None) -> int | None:
 def _source(
     value: onnx_ir.Value | None, op_type: str, *, shared: bool = False
 ) -> onnx_ir.Node | None:
-    """The node of this kind that makes the value, when no other node has a use for it."""
+    """Return the node that makes the value, if it is an `op_type` and the value has one use.
+
+    shared: the value may have other uses.
+    """
     node = value.producer() if value is not None else None
     if value is None or node is None or node.op_type != op_type or node.domain:
         return None

@@ -1,30 +1,22 @@
-"""Captures a torch model as an ONNX graph once, so that no node depends on a weight's value."""
+"""The capture of a torch model as an ONNX graph in which no node depends on a weight's value."""
 
 from __future__ import annotations
 
-import inspect
-from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_export.errors import InputError, UsageError
 from lora_export.execution.garbage import no_collection
-from lora_export.models.network.calling import (
-    FAILURES,
-    bind_call,
-    call_model,
-    name_outputs,
-    without_cache,
-)
+from lora_export.models.network.calling import call_model
 from lora_export.models.network.quiet import quiet
 from lora_export.onnx_export.capture import dimensions, passes, weights_in_graph
+from lora_export.onnx_export.capture.exporters import trace_model
 from lora_export.onnx_export.file.bindings import write_bindings
 from lora_export.onnx_export.file.save import opset_of
 from lora_export.records import example_sizes, size_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import onnx
     import onnx_ir
@@ -32,9 +24,8 @@ if TYPE_CHECKING:
 
     from lora_export.records import InputSpec
 
-REASON_LENGTH = 300
 OLDEST_OPSET = 7
-"""The oldest that torch.onnx knows; most models need 18 at least."""
+"""The oldest operator set that torch.onnx knows; most models need 18 at least."""
 
 
 @no_collection()
@@ -47,13 +38,13 @@ def capture(
 ) -> onnx.ModelProto:
     """Trace the model into an ONNX graph without its weights, with the table of their bindings.
 
-    What is bound has dtype and shape in the graph, and no data: `save.save_model` puts it in.
-    transformers' own exporter is used for its models where it is installed and able, else
+    Bound initializers have dtype and shape in the graph, and no data: `save.save_model` writes it.
+    transformers' own exporter captures its models where it is installed and able to, else
     torch.onnx.export(dynamo=True). The graph is the same for any values of the weights.
 
     Args:
-        model: in eval mode, on CPU, in any floating dtype. It is not changed. Its weights are never
-            read, but by one call of the model.
+        model: in eval mode, on CPU, in any floating dtype. It is not changed. One call of the model
+            is all that reads its weights.
         inputs: names, dtypes and dimensions; named dimensions are dynamic in the graph, under
             their names, and equal names must mean equal sizes.
         output_names: names for the outputs in order; default: the names `calling.name_outputs`
@@ -63,16 +54,19 @@ def capture(
     Raises:
         UsageError: the model is in training mode, does not take these inputs, fixes a dimension
             declared dynamic, or cannot be written in this opset.
-        InputError: the model cannot be traced, or its weights are used behind the tracer's back.
+        InputError: the model cannot be traced, or its code uses a weight as a plain tensor, which
+            the tracer takes for a constant.
     """
     if model.training:
         raise UsageError("the model is in training mode", hint="call model.eval() first")
     check_opset(opset)
     parameters_named = [replace(spec, name=spec.name.replace(".", "_")) for spec in inputs]
     examples = _examples(parameters_named)
+    # Called before it is traced: a mistake in the inputs has a plain message here, and none there.
     names = _chosen(_try_model(model, examples), output_names)
-    traced = _trace(model, parameters_named, examples, opset)
+    traced = trace_model(model, parameters_named, examples, opset)
     _name_inputs(traced, parameters_named, inputs)
+    # The weights are found first: an output of the same name takes it from the initializer.
     hidden = weights_in_graph.find(model, traced)
     _name_outputs(traced, names)
     passes.simplify(traced, hidden)
@@ -81,7 +75,7 @@ def capture(
 
 
 def check_opset(opset: int | None) -> None:
-    """Refuse what no model can be written in, before anything is loaded.
+    """Refuse an operator set that no model can be written in, before anything is loaded.
 
     Raises:
         UsageError: the operator set is older than torch.onnx writes or newer than onnx knows.
@@ -93,13 +87,14 @@ def check_opset(opset: int | None) -> None:
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise UsageError(
-            f"there is no opset {opset} to be written: {OLDEST_OPSET} to {newest} are known",
+            f"no opset {opset} can be written: {OLDEST_OPSET} to {newest} are known",
             where="--opset",
             hint="leave it out for the exporter's own",
         )
 
 
 def _examples(inputs: Sequence[InputSpec]) -> dict[str, Tensor]:
+    """Make an example of every input: ones, or zeros where only zero is allowed."""
     import torch
 
     sizes = example_sizes(inputs)
@@ -118,7 +113,7 @@ def _examples(inputs: Sequence[InputSpec]) -> dict[str, Tensor]:
 
 
 def _try_model(model: nn.Module, examples: dict[str, Tensor]) -> list[str]:
-    """The names of the model's outputs; finds faults of the inputs before torch words them."""
+    """Call the model once and return the names of its outputs."""
     with quiet():
         return list(call_model(model, examples))
 
@@ -134,142 +129,21 @@ def _chosen(names: list[str], wanted: Sequence[str] | None) -> Sequence[str]:
     return wanted
 
 
-def _trace(
-    model: nn.Module,
-    inputs: Sequence[InputSpec],
-    examples: dict[str, Tensor],
-    opset: int | None,
-) -> onnx_ir.Model:
-    with quiet(), without_cache(model), _flat_forward(model, inputs), _grouped_experts(model):
-        if _is_transformers_model(model):
-            # Torch's exporter, below, may still know how; if not, its reason is the plainer one.
-            with suppress(*FAILURES):
-                return _by_transformers(model, inputs, dict(examples), opset)
-        try:
-            return _by_torch(model, inputs, examples, opset)
-        except FAILURES as error:
-            raise _failure(model, error) from error
-
-
-def _failure(model: nn.Module, error: BaseException) -> InputError:
-    """Tells apart the two stages of torch.onnx.export: tracing, and the translation to ONNX."""
-    traced = any(base.__name__ == "ConversionError" for base in type(error).__mro__)
-    if traced:
-        message = "torch traced the model but cannot translate it to ONNX"
-        hint = (
-            "write the operation named here in forward with others, or try a newer --opset or a "
-            "newer onnxscript"
-        )
-    else:
-        message = "torch cannot trace the model"
-        hint = (
-            "declare dimensions that the model fixes as numbers, or give a --model whose forward "
-            "torch.export accepts"
-        )
-    return InputError(f"{message}: {_reason(error)}", where=type(model).__name__, hint=hint)
-
-
-def _is_transformers_model(model: nn.Module) -> bool:
-    return any(
-        base.__name__ == "PreTrainedModel" and base.__module__.startswith("transformers.")
-        for base in type(model).__mro__
-    )
-
-
-def _by_transformers(
-    model: nn.Module, inputs: Sequence[InputSpec], examples: dict[str, Tensor], opset: int | None
-) -> onnx_ir.Model:
-    # By name, as not every version of transformers that we admit has this module.
-    exporter = import_module("transformers.exporters.exporter_onnx")
-    config = exporter.OnnxConfig(
-        dynamic_shapes=dimensions.dynamic_shapes(inputs), opset_version=opset, optimize=False
-    )
-    program: onnx_ir.Model = exporter.OnnxExporter().export_program(model, examples, config)[0]
-    return program
-
-
-def _by_torch(
-    model: nn.Module, inputs: Sequence[InputSpec], examples: dict[str, Tensor], opset: int | None
-) -> onnx_ir.Model:
-    import torch
-
-    with torch.no_grad():
-        program = torch.onnx.export(
-            model,
-            (),
-            kwargs=examples,
-            dynamic_shapes=dimensions.dynamic_shapes(inputs),
-            opset_version=opset,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
-    if program is None:
-        raise InputError("torch.onnx.export gave no program", where=type(model).__name__)
-    return program.model
-
-
-@contextmanager
-def _grouped_experts(model: nn.Module) -> Iterator[None]:
-    """Let a mixture of experts run as one grouped product: its loop asks which experts are hit."""
-    own = getattr(model, "get_experts_implementation", lambda: None)()
-    choose = getattr(model, "set_experts_implementation", None)
-    if choose is None or own is None:
-        yield
-        return
-    with suppress(ValueError):  # a model without experts
-        choose("grouped_mm")
-    try:
-        yield
-    finally:
-        choose(own)
-
-
-@contextmanager
-def _flat_forward(model: nn.Module, inputs: Sequence[InputSpec]) -> Iterator[None]:
-    """Give the model a forward whose parameters are the inputs and whose result is a flat dict.
-
-    torch.export reads the signature, and would otherwise spread `**kwargs` or refuse optional
-    parameters. The forward also states which sizes are equal, which saves run-time broadcasts.
-    """
-    import torch
-
-    names = [spec.name for spec in inputs]
-    call = bind_call(model, names)
-
-    def forward(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        for (name, axis), parts in dimensions.equal_sizes(inputs):
-            same = given[name].shape[axis] == sum(given[n].shape[place] for n, place in parts)
-            # Torch documents it, underscore and all.
-            torch._check(same)  # type: ignore[no-untyped-call] # noqa: SLF001
-        return name_outputs(call(given), taken=names)
-
-    signature = inspect.Signature(
-        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-    )
-    forward.__signature__ = signature  # type: ignore[attr-defined]
-    own = model.__dict__.get("forward")
-    model.forward = forward
-    try:
-        yield
-    finally:
-        del model.__dict__["forward"]
-        if own is not None:
-            model.forward = own
-
-
 def _name_inputs(
     traced: onnx_ir.Model, parameters_named: Sequence[InputSpec], inputs: Sequence[InputSpec]
 ) -> None:
-    """Give the graph's inputs the names that a parameter of a function cannot have: with dots."""
+    """Give the graph's inputs their declared names, with dots, which no parameter can have."""
     names = {one.name: spec.name for one, spec in zip(parameters_named, inputs, strict=True)}
     for value in traced.graph.inputs:
         value.name = names.get(str(value.name), value.name)
 
 
 def _name_outputs(traced: onnx_ir.Model, names: Sequence[str]) -> None:
-    """Name the graph's outputs; one that is an input, weight or earlier output gets a node."""
+    """Name the graph's outputs; one that is an input, weight or earlier output gets an Identity.
+
+    Raises:
+        InputError: the graph has another number of outputs than the model returned.
+    """
     import onnx_ir
 
     graph = traced.graph
@@ -296,9 +170,14 @@ def _name_outputs(traced: onnx_ir.Model, names: Sequence[str]) -> None:
 def _to_proto(
     model: nn.Module, traced: onnx_ir.Model, inputs: Sequence[InputSpec], opset: int | None
 ) -> onnx.ModelProto:
+    """Write the traced graph as a protobuf message, without data of weights, with its bindings.
+
+    Raises:
+        UsageError: it has other dimensions than declared, or another opset than asked for.
+    """
     import onnx_ir
 
-    bindings = weights_in_graph.bind(model, traced)
+    bindings = weights_in_graph.bind(model, traced)  # reads metadata that the next line removes
     passes.strip_traces_of_the_run(traced)
     weights_in_graph.empty(traced, bindings)
     proto = onnx_ir.serde.serialize_model(traced)
@@ -313,12 +192,3 @@ def _to_proto(
             hint=f"--opset {written}",
         )
     return proto
-
-
-def _reason(error: BaseException | None) -> str:
-    """The first telling line of the innermost cause: torch wraps it in pages of advice."""
-    while error is not None and error.__cause__ is not None:
-        error = error.__cause__
-    lines: list[Any] = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) if lines else repr(error)
-    return text[:REASON_LENGTH]

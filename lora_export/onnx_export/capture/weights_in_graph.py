@@ -1,4 +1,4 @@
-"""Which initializers of a traced graph are the module's weights, and how they are held."""
+"""The initializers of a traced graph that hold the module's weights, and how they hold them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
     from lora_export.onnx_export.file.bindings import Kind
 
-# Left by the passes on an initializer that holds a transposed parameter.
+# Metadata of an initializer under another name than its parameter's, or with other axes.
 SOURCE_KEY = "lora_export.source"
 PERM_KEY = "lora_export.perm"
 
 
 def find(model: nn.Module, traced: onnx_ir.Model) -> dict[str, onnx_ir.Value]:
-    """The initializers that hold weights, by initializer name.
+    """Find the initializers that hold weights, by the initializer's name.
 
-    Weights are all parameters, and the buffers that the state dict holds. Other buffers (position
-    indices, rotary frequencies) follow from the configuration: constants.
+    Weights are all parameters, and the buffers of the state dict. Other buffers (position indices,
+    rotary frequencies) follow from the configuration: they are constants of the graph.
 
     Raises:
         InputError: the graph holds a weight as an anonymous constant, or two weights that are
@@ -36,9 +36,9 @@ def find(model: nn.Module, traced: onnx_ir.Model) -> dict[str, onnx_ir.Value]:
 
 
 def bind(model: nn.Module, traced: onnx_ir.Model) -> Bindings:
-    """The binding of every weight, after the passes.
+    """Bind every weight to its initializer, after the passes.
 
-    Names of one tied tensor share a binding. Weights without an initializer are unused.
+    Names of one tied tensor share an initializer. Weights without an initializer are unused.
     """
     holders = _holders(traced)
     shared: dict[int, Binding] = {
@@ -60,7 +60,7 @@ def bind(model: nn.Module, traced: onnx_ir.Model) -> Bindings:
 
 
 def _holders(traced: onnx_ir.Model) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Parameter name -> (initializer name, permutation)."""
+    """Map parameter names to (initializer name, permutation)."""
     holders = {}
     for name, value in traced.graph.initializers.items():
         perm = value.metadata_props.get(PERM_KEY, "")
@@ -70,7 +70,7 @@ def _holders(traced: onnx_ir.Model) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, Kind]]:
-    """All weights with every name they go by."""
+    """List all weights as (name, tensor, kind), a tied one once for each of its names."""
     state = model.state_dict(keep_vars=True)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         yield name, parameter, "parameter"
@@ -80,14 +80,18 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, Kind]]:
 
 
 def _refuse_baked(weights: dict[str, Tensor], traced: onnx_ir.Model) -> None:
-    """A constant that is a weight under no name would keep the base's value for ever."""
+    """Refuse constants that are weights under no name: they would keep the base's values.
+
+    Raises:
+        InputError: the first such constant, by the name of its weight where it is found.
+    """
     owners = {_memory(tensor): name for name, tensor in weights.items() if tensor.numel()}
     for name, value in traced.graph.initializers.items():
         tensor = _torch_tensor(value.const_value)
         if name in weights or tensor is None or not tensor.numel():
             continue
         memory = _memory(tensor)
-        # Torch traces on tensors without memory; a constant that has none was made from a weight.
+        # Torch traces on tensors without memory. A constant without memory was made from a weight.
         if memory is None or memory in owners:
             raise InputError(
                 "is used by the model's code as a plain tensor, which new weights cannot reach",
@@ -97,6 +101,7 @@ def _refuse_baked(weights: dict[str, Tensor], traced: onnx_ir.Model) -> None:
 
 
 def _memory(tensor: Tensor) -> int | None:
+    """Return the address of a tensor's memory; None where it has no memory."""
     try:
         return tensor.untyped_storage().data_ptr()
     except RuntimeError:
@@ -111,13 +116,19 @@ def _torch_tensor(held: object) -> Tensor | None:
 
 
 def rename(value: onnx_ir.Value, name: str) -> None:
-    """Rename an initializer, which keeps saying which parameter it holds."""
+    """Rename an initializer, and note the parameter it holds in its metadata, in place."""
     value.metadata_props.setdefault(SOURCE_KEY, str(value.name))
     value.name = name
 
 
 def transposed(value: onnx_ir.Value, perm: tuple[int, ...], name: str) -> onnx_ir.Value:
-    """A new initializer for `value`'s tensor with permuted axes, saying so, without data."""
+    """Make an initializer for `value`'s tensor with permuted axes, without data.
+
+    Its metadata notes the parameter and the permutation.
+
+    Raises:
+        InputError: the traced graph has no value for it.
+    """
     import onnx_ir
 
     held = value.const_value
@@ -132,7 +143,7 @@ def transposed(value: onnx_ir.Value, perm: tuple[int, ...], name: str) -> onnx_i
 
 
 def empty(traced: onnx_ir.Model, bindings: Bindings) -> None:
-    """Take the data out of every bound initializer; dtype and shape stay. In place."""
+    """Remove the data of every bound initializer, in place; dtype and shape stay."""
     bound = {binding.initializer for binding in bindings.parameters.values()}
     for name, value in traced.graph.initializers.items():
         held = value.const_value
@@ -143,6 +154,7 @@ def empty(traced: onnx_ir.Model, bindings: Bindings) -> None:
 def _hollow(
     name: str, dtype: onnx_ir.DataType, shape: tuple[int, ...]
 ) -> onnx_ir.TensorProtoTensor:
+    """Make a tensor that has dtype and shape, and no data."""
     import onnx
     import onnx_ir
 

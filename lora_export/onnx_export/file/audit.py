@@ -1,4 +1,4 @@
-"""Static audit of a saved ONNX file: proves what is in it without running it."""
+"""Static audit of a saved ONNX file: a proof of its contents without running it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from lora_export.onnx_export.file.topology import Topology
     from lora_export.records import InputSpec
 
-# Elements from which a float initializer may be a weight in disguise.
 PARAMETER_SIZE = 1024
+"""Elements from which an unexplained float tensor may be a weight."""
 
 
 def audit(
@@ -35,13 +35,13 @@ def audit(
     base: Topology,
     inputs: Sequence[InputSpec],
 ) -> tuple[Check, ...]:
-    """Hold a saved file against what must be in it; every check runs that can.
+    """Compare a saved file with what must be in it; every check runs that can.
 
     Args:
         path: the `.onnx` file, external data beside it.
-        expected: gives for EVERY bound parameter and buffer its value, bit for bit: merged where
-            the adapter changes it, the base's elsewhere. Dtypes as stored in the file. Called when
-            the values are needed; the file's own are read one tensor at a time.
+        expected: gives the value of EVERY bound parameter and buffer: merged where the adapter
+            changes it, the base's elsewhere. Dtypes are those of the file. It is called when the
+            values are needed. The file's own values are read one tensor at a time.
         base: `describe` of the captured base.
         inputs: as declared; named dimensions must be symbolic in the file, under these names.
 
@@ -49,10 +49,9 @@ def audit(
         the checks; in each, `worst` counts differences and `tolerance` is 0. When the file cannot
         be read, only the checks up to there.
     """
-    external_check = external.check(path)
-    checks = [external_check, well_formed(path)] if external_check.passed else [external_check]
+    checks = check_readable(path)
     if not all(check.passed for check in checks):
-        return tuple(checks)
+        return checks
     model = external.parse(path)
     try:
         bindings = read_bindings(model)
@@ -70,8 +69,17 @@ def audit(
     )
 
 
-def well_formed(path: Path) -> Check:
-    """Whether onnx.checker accepts the file."""
+def check_readable(path: Path) -> tuple[Check, ...]:
+    """Check the external data of a file, then the file itself where that passed.
+
+    The order matters: onnx.checker follows references to external data.
+    """
+    external_check = external.check(path)
+    return (external_check, _well_formed(path)) if external_check.passed else (external_check,)
+
+
+def _well_formed(path: Path) -> Check:
+    """Check that onnx.checker accepts the file."""
     import onnx
 
     try:
@@ -86,7 +94,7 @@ def well_formed(path: Path) -> Check:
 def _unbound(
     model: onnx.ModelProto, bindings: Bindings, expected: Mapping[str, object]
 ) -> list[str]:
-    """Bindings to nothing, and names that only one of bindings and expectation has."""
+    """List bindings to no initializer, and names that are only bound or only expected."""
     present = {tensor.name for tensor in model.graph.initializer}
     bound = bindings.parameters
     return [
@@ -106,10 +114,10 @@ def _values(
     bindings: Bindings,
     expected: Mapping[str, Tensor | NDArray[Any]],
 ) -> tuple[Check, Check]:
-    """Read every bound initializer: are its bits the expected ones, and is it finite.
+    """Check that every bound initializer has the expected bits, and that parameters are finite.
 
-    `worst` of the first is the number of elements whose bits differ. Buffers may hold infinities,
-    as masks do.
+    `worst` of the first check is the number of elements whose bits differ. Buffers may hold
+    infinities, as masks do.
     """
     slots = {tensor.name: tensor for tensor in model.graph.initializer}
     total, first, faults = 0.0, "", []
@@ -143,7 +151,10 @@ def different_bits(
     wanted: NDArray[Any],
     stored: NDArray[Any],
 ) -> float:
-    """Elements whose bits differ; infinite where dtype or shape do."""
+    """Count the elements whose bits differ; infinity where dtype or shape differ.
+
+    transform: makes the initializer's value of the parameter's value `wanted`.
+    """
     import numpy as np
 
     try:
@@ -162,21 +173,25 @@ def different_bits(
 
 
 def _unexplained(model: onnx.ModelProto, bindings: Bindings) -> list[str]:
-    """Large float tensors that are neither bound nor known as constants of the model's code."""
+    """List large float tensors that are neither bound nor constants of the model's code."""
     explained = {binding.initializer for binding in bindings.parameters.values()}
     explained.update(bindings.constants)
     loose = [tensor for tensor in model.graph.initializer if tensor.name not in explained]
-    # Names inside nodes are free text: one that is a parameter's explains nothing.
+    # A name inside a node is free text: it explains nothing, even where it is a parameter's.
     suspects = [*loose, *external.inner_tensors(model.graph)]
     return [
         f"{tensor.name or 'a Constant node'}: {element_dtype(tensor)}{list(tensor.dims)} is bound "
         "to no parameter"
         for tensor in suspects
-        if _is_large_float(tensor)
+        if is_large_float(tensor)
     ]
 
 
-def _is_large_float(tensor: onnx.TensorProto) -> bool:
+def is_large_float(tensor: onnx.TensorProto) -> bool:
+    """Return whether a tensor is a float one of at least PARAMETER_SIZE elements.
+
+    ml_dtypes' bfloat16 is of numpy's kind "V".
+    """
     return element_dtype(tensor).kind in "fV" and prod(tensor.dims) >= PARAMETER_SIZE
 
 
@@ -195,7 +210,7 @@ def _graph_differences(model: onnx.ModelProto, base: Topology) -> list[str]:
 
 
 def dimension_differences(model: onnx.ModelProto, inputs: Sequence[InputSpec]) -> list[str]:
-    """Inputs with other dimensions than declared, and those that were not declared, in words."""
+    """List, in words, inputs with other dimensions than declared and undeclared inputs."""
     faults = [
         f"{spec.name}: has {list(found)}, declared is {list(spec.dims)}"
         for spec, found in dimensions.differences(model, inputs)

@@ -1,7 +1,7 @@
 """The table from a module's parameters to a graph's initializers, carried inside the ONNX file.
 
-By it new weights are put into a captured graph without tracing again, and a saved file can say
-which of its numbers is which parameter.
+By it new weights are put into a captured graph without tracing again. An audit finds by it which
+initializer of a saved file is which parameter.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEY = "lora_export.bindings"
+"""The table's key in the model's metadata."""
 VERSION = 1
+"""The version of the table's form."""
 
 Kind = Literal["parameter", "buffer"]
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Where a parameter lies in the graph.
-
-    initializer: its name. perm: the permutation of the axes by which the parameter was transposed,
-    empty for the identity. kind: what the module calls it.
-    """
+    """Where a parameter lies in the graph."""
 
     initializer: str
+    """The initializer's name."""
     perm: tuple[int, ...] = ()
+    """The permutation of axes from the parameter to the initializer; empty for the identity."""
     kind: Kind = "parameter"
+    """What the tensor is in the module."""
 
     def apply(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The initializer's value for a parameter's value: same dtype, dense."""
+        """Return the initializer's value for a parameter's value: same dtype, dense."""
         import numpy as np
 
         # ascontiguousarray would give a scalar one dimension.
@@ -50,16 +51,14 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Bindings:
-    """All bindings of a graph.
-
-    parameters: parameter or buffer name -> binding; tied names share an initializer.
-    unused: parameters and buffers of the module that no output depends on.
-    constants: other initializers, which the model's code holds and no weight changes.
-    """
+    """All bindings of a graph."""
 
     parameters: Mapping[str, Binding]
+    """By the name of the parameter or buffer; tied names share an initializer."""
     unused: tuple[str, ...] = ()
+    """Parameters and buffers of the module that no output depends on."""
     constants: tuple[str, ...] = ()
+    """Other initializers: constants of the model's code, which depend on no weight."""
 
 
 def write_bindings(model: onnx.ModelProto, bindings: Bindings) -> None:
@@ -86,7 +85,7 @@ def write_bindings(model: onnx.ModelProto, bindings: Bindings) -> None:
 
 
 def read_bindings(model: onnx.ModelProto) -> Bindings:
-    """The table stored in the model's metadata.
+    """Read the table from the model's metadata.
 
     Raises:
         InputError: there is none, or it is damaged or of another version.
@@ -95,7 +94,7 @@ def read_bindings(model: onnx.ModelProto) -> Bindings:
     if text is None:
         raise InputError(
             f"the ONNX model has no {KEY} in its metadata",
-            hint="only files written by lora-export say which initializer is which parameter",
+            hint="only files written by lora-export hold the table from parameters to initializers",
         )
     try:
         return _parse(json.loads(text))
@@ -126,18 +125,22 @@ def _binding(entry: Mapping[str, Any]) -> Binding:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An initializer and the tensor that goes into it, or None where it has its data already.
+    """An initializer and the tensor that goes into it.
 
-    size: bytes of the data. The data is made when it is asked for, for one tensor at a time.
+    The data is made when it is asked for: memory holds that of one tensor at a time.
     """
 
     slot: onnx.TensorProto
+    """The initializer, in most graphs without data."""
     binding: Binding
+    """From the tensor to the initializer."""
     tensor: Tensor | NDArray[Any] | None
+    """The parameter's value; None where the initializer holds its data already."""
     size: int
+    """Bytes of the data."""
 
     def data(self) -> NDArray[np.uint8]:
-        """The initializer's bytes."""
+        """Return the initializer's bytes, as uint8."""
         import numpy as np
 
         if self.tensor is None:
@@ -151,14 +154,14 @@ def place_weights(
     """Find the tensor of every initializer, by initializer, in the graph's order.
 
     Args:
-        graph: a captured graph, in which what is bound may hold no data.
+        graph: a captured graph, whose bound initializers may be without data.
         tensors: parameter or buffer name -> value, of the parameter's own shape and of the
             initializer's dtype. Names in `read_bindings(graph).unused` have no place in the graph.
 
     Raises:
         FitError: a name has no binding, a shape or dtype differs, two names that share one
             initializer (tied) are given different values, or an initializer is left without data.
-            All faults are told at once.
+            One error carries all faults.
         InputError: the graph has tensors, and no usable bindings for them.
     """
     bindings = read_bindings(graph) if tensors or _hollow(graph) else Bindings({})
@@ -174,7 +177,9 @@ def place_weights(
             problems.append(Problem("differs from the tensor it is tied to", name, hint))
     owners = {binding.initializer: name for name, binding in bindings.parameters.items()}
     problems += [
-        Problem("is held by the graph, and no value is given for it", owners.get(name, name))
+        Problem(
+            "is an initializer of the graph, and no value is given for it", owners.get(name, name)
+        )
         for name in _hollow(graph)
         if name not in placed and owners.get(name) not in tensors
     ]
@@ -187,7 +192,7 @@ def place_weights(
 
 
 def _hollow(graph: onnx.ModelProto) -> list[str]:
-    """The initializers of which the graph holds dtype and shape, and no data."""
+    """List the initializers of which the graph holds dtype and shape, and no data."""
     described = {"name", "dims", "data_type", "doc_string", "metadata_props"}
     return [
         slot.name
@@ -197,7 +202,7 @@ def _hollow(graph: onnx.ModelProto) -> list[str]:
 
 
 def _own_data(slot: onnx.TensorProto) -> bytes:
-    """The bytes of a tensor that lies in the graph itself."""
+    """Return the bytes of a tensor that lies in the graph itself."""
     from onnx import numpy_helper
 
     return slot.raw_data or numpy_helper.to_array(slot).tobytes()
@@ -219,7 +224,7 @@ def _prepare(
     name: str,
     tensor: Tensor | NDArray[Any],
 ) -> Placed | Problem:
-    """The initializer of a parameter with what goes into it, or why there is none."""
+    """Pair a parameter's tensor with its initializer; return a problem where they do not fit."""
     binding = bindings.parameters.get(name)
     if name in bindings.unused:
         return Problem(
@@ -243,21 +248,21 @@ def _prepare(
 
 
 def _dtype(tensor: Tensor | NDArray[Any]) -> np.dtype[Any]:
-    """The dtype that `as_array` gives, without a look at the values."""
+    """Return the dtype that `as_array` gives, without reading the values."""
     import numpy as np
 
     return tensor.dtype if isinstance(tensor, np.ndarray) else as_array(tensor.new_empty(0)).dtype
 
 
 def element_dtype(tensor: onnx.TensorProto) -> np.dtype[Any]:
-    """The numpy dtype of an initializer's elements (ml_dtypes' for bfloat16)."""
+    """Return the numpy dtype of an initializer's elements (ml_dtypes' for bfloat16)."""
     from onnx import helper
 
     return helper.tensor_dtype_to_np_dtype(tensor.data_type)
 
 
 def as_array(tensor: Tensor | NDArray[Any]) -> NDArray[Any]:
-    """A dense array of the same bits; bfloat16 becomes ml_dtypes' bfloat16."""
+    """Return a dense array of the same bits; bfloat16 becomes ml_dtypes' bfloat16."""
     import numpy as np
 
     if isinstance(tensor, np.ndarray):

@@ -1,4 +1,4 @@
-"""External data of an ONNX file: byte ranges of other files, to be checked before they are read."""
+"""External data of an ONNX file: byte ranges of other files, checked before they are read."""
 
 from __future__ import annotations
 
@@ -19,20 +19,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NAME = "external data"
+"""The name of the check."""
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """`length` bytes at `offset` of the file `location`, which holds the tensor `name`."""
+    """The byte range of another file that holds a tensor."""
 
     name: str
+    """The tensor's name."""
     location: str
+    """The file, relative to the model's folder."""
     offset: int
+    """In bytes."""
     length: int
+    """In bytes."""
 
 
 def bring_in(model: onnx.ModelProto, path: Path, *, but: Container[str]) -> None:
-    """Read the external tensors of the checked file `path` into its model, but those in `but`."""
+    """Read the external tensors of the checked file `path` into `model`, in place.
+
+    but: names of tensors that stay outside.
+
+    Raises:
+        InputError: a file has become shorter since it was checked.
+    """
     for tensor in _external(model):
         if tensor.name not in but:
             data = read_array(path, tensor).tobytes()
@@ -42,14 +53,18 @@ def bring_in(model: onnx.ModelProto, path: Path, *, but: Container[str]) -> None
 
 
 def load(path: Path) -> onnx.ModelProto:
-    """The model of the checked file `path` with all its tensors in memory."""
+    """Load the model of the checked file `path` with all its tensors in memory."""
     model = parse(path)
     bring_in(model, path, but=())
     return model
 
 
 def read_array(path: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
-    """The values of one tensor of the checked file `path`, wherever they lie."""
+    """Read the values of one tensor of the checked file `path`, inside it or beside it.
+
+    Raises:
+        InputError: the file beside it has become shorter since it was checked.
+    """
     from onnx import TensorProto, numpy_helper
 
     if tensor.data_location != TensorProto.EXTERNAL:
@@ -59,19 +74,23 @@ def read_array(path: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
     one = _range(tensor)
     file = path.parent / one.location
     data = np.fromfile(file, np.uint8, one.length, offset=one.offset)
-    if data.size != one.length:  # it was checked a moment ago
-        raise InputError(f"is {one.length - data.size} bytes too short by now", where=str(file))
+    if data.size != one.length:
+        raise InputError(
+            f"has become {one.length - data.size} bytes too short since it was checked",
+            where=str(file),
+            hint="let nothing else write into the folder meanwhile",
+        )
     return data.view(element_dtype(tensor)).reshape(tuple(tensor.dims))
 
 
 def total_size(path: Path) -> int:
-    """Bytes of the file and of those in its folder that hold its external data."""
+    """Sum the bytes of the file and of the files that hold its external data."""
     names = {_range(tensor).location for tensor in _external(parse(path))}
     return sum(file.stat().st_size for file in (path, *(path.parent / name for name in names)))
 
 
 def count_check(name: str, faults: Sequence[str]) -> Check:
-    """A check that counts faults, each `place: what is wrong`, and shows the first three."""
+    """Make a check that counts faults, each `place: what is wrong`, and shows the first three."""
     return Check(
         name,
         passed=not faults,
@@ -83,7 +102,7 @@ def count_check(name: str, faults: Sequence[str]) -> Check:
 
 
 def check(path: Path) -> Check:
-    """Whether the file parses and its external data lies in its folder, in range, not overlapping.
+    """Check that the file parses, and that its external data lies beside it without overlaps.
 
     `worst` counts faults, of which the detail shows the first three.
     """
@@ -99,7 +118,7 @@ def check(path: Path) -> Check:
 
 
 def parse(path: Path) -> onnx.ModelProto:
-    """The model as its file has it, external data left where it is.
+    """Parse the file; external data is left where it is.
 
     Raises:
         InputError: the file is no ONNX model.
@@ -124,18 +143,31 @@ def _external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def inner_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Tensors that lie in nodes: attributes, and whatever the nodes' subgraphs hold."""
+    """List the tensors that lie in nodes: in their attributes and in their subgraphs."""
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from inner.initializer
-                yield from inner_tensors(inner)
+        for inner in subgraphs(node):
+            yield from inner.initializer
+            yield from inner_tensors(inner)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """List the subgraphs of a node, like the branches of an If."""
+    for attribute in node.attribute:
+        yield from attribute.graphs
+        if attribute.HasField("g"):
+            yield attribute.g
 
 
 def _range(tensor: onnx.TensorProto) -> Range:
+    """Read the byte range of an external tensor.
+
+    Raises:
+        InputError: an entry is missing or no number; the length is required here.
+    """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = entries.get("offset", "0"), entries.get("length", "")
     if not (offset.isdecimal() and length.isdecimal() and entries.get("location")):
@@ -144,7 +176,7 @@ def _range(tensor: onnx.TensorProto) -> Range:
 
 
 def _outside(path: Path, ranges: Sequence[Range]) -> Iterator[str]:
-    """Ranges beyond their file's end, and files that are not plain files of the folder."""
+    """List ranges beyond their file's end, and files that are not plain files of the folder."""
     for one in ranges:
         file = path.parent / one.location
         if one.location in {".", ".."} or "/" in one.location or "\\" in one.location:

@@ -1,9 +1,11 @@
-"""What a caller of an ONNX file must know: its inputs and outputs, and where it runs well."""
+"""The interface of an ONNX file for its callers: inputs, outputs, and where it runs well."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+
+from lora_export.onnx_export.file.save import opset_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,11 +25,11 @@ _NOTES["int4"] = _NOTES["int8-weights"]
 
 
 def interface(path: Path, precision: str) -> dict[str, Any]:
-    """Precision, opset, inputs and outputs of a file, and what to run it with.
+    """Read precision, opset, inputs and outputs of a file, and the operators it needs.
 
     Returns:
         precision, note (where there is one), opset, inputs and outputs (name, dtype, dims: numbers
-        and names of dynamic dimensions), operators (how many of each kind).
+        and names of dynamic dimensions), operators (the count of each kind).
     """
     import onnx
 
@@ -36,7 +38,7 @@ def interface(path: Path, precision: str) -> dict[str, Any]:
     return {
         "precision": precision,
         **note,
-        "opset": next(e.version for e in model.opset_import if e.domain in {"", "ai.onnx"}),
+        "opset": opset_of(model),
         "inputs": list(map(_value, model.graph.input)),
         "outputs": list(map(_value, model.graph.output)),
         "operators": dict(sorted(Counter(_kinds(model.graph.node)).items())),

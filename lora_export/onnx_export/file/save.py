@@ -1,7 +1,6 @@
-"""Writes a graph and its weights so that the same model gives the same bytes, whatever its size.
+"""A graph and its weights as a file: the same model gives the same bytes, whatever its size.
 
-The weights go from where they are into the file one at a time; there is never a second copy of them
-all.
+The weights go from where they are into the file one at a time. There is never a second copy of all.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from lora_export.errors import OutputError, StorageError
 from lora_export.onnx_export.file import wire
 from lora_export.onnx_export.file.bindings import place_weights
+from lora_export.onnx_export.file.topology import ONNX_DOMAINS
 from lora_export.records import WrittenFile
 
 if TYPE_CHECKING:
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from lora_export.onnx_export.file.bindings import Placed
 
 GIBIBYTE = 1 << 30
-# protobuf refuses messages from 2 GiB on; the graph itself needs room too.
+"""In bytes."""
 MESSAGE_LIMIT = (2 << 30) - (64 << 20)
-# Pages, so that runtimes can map a tensor; below the minimum a reference costs more than it saves.
+"""Bytes of weights in one message. protobuf refuses 2 GiB, and the graph itself needs room too."""
 ALIGNMENT = 4096
+"""Bytes of a page: runtimes map a tensor into memory where it begins on one."""
 MINIMUM = 1024
+"""Bytes below which a tensor stays in the graph: a reference costs more than it saves."""
 
 
 def save_model(
@@ -43,12 +45,12 @@ def save_model(
     """Write the graph with its weights to `path`, which must not exist yet.
 
     Args:
-        graph: as captured: what is bound holds no data. It is not changed.
+        graph: as captured: bound initializers hold no data. It is not changed.
         path: the `.onnx` file, in a staging folder.
         weights: parameter or buffer name -> value, of the parameter's own shape and of the
             initializer's dtype; every bound name. Tied names may all be given.
-        external_threshold: bytes of tensors from which they go into a file of their own beside
-            it, called `<stem>-<8 hex digits of its SHA-256>.onnx.data`.
+        external_threshold: bytes of all tensors from which they go into a file of their own beside
+            it, named `<stem>-<8 hex digits of its SHA-256>.onnx.data`.
 
     Returns:
         the files written, paths relative to `path`'s folder, the model first.
@@ -73,7 +75,7 @@ def save_model(
 
 
 class _Sink:
-    """A new file, whose digest and size are taken while it is written."""
+    """A new file; its digest and size are computed while it is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
@@ -95,7 +97,7 @@ def _write(
 ) -> WrittenFile:
     """Write the model: the tensors in `places` as these references, the others with their data.
 
-    The bytes are those of protobuf's own deterministic serialiser.
+    The bytes are those of protobuf's own deterministic serialiser: fields in order of their number.
     """
     graph_head, graph_tail = wire.around(model.graph, "initializer")
     head, tail = wire.around(model, "graph")
@@ -111,7 +113,7 @@ def _write(
 
 
 class _Tensor:
-    """An initializer as a field of the graph, the data of a weight not yet read."""
+    """An initializer as a field of the graph; the data of a weight is read when it is written."""
 
     def __init__(self, reference: onnx.TensorProto | None, placed: Placed) -> None:
         import onnx
@@ -123,6 +125,7 @@ class _Tensor:
             raw = wire.number(onnx.TensorProto, "raw_data")
             head = _bare(placed.slot).SerializeToString(deterministic=True)
             head += wire.field_head(raw, placed.size)
+        # The length stands before the tensor, and so its size is needed before its data.
         inner = len(head) + (placed.size if self.weight else 0)
         self.head = wire.field_head(wire.number(onnx.GraphProto, "initializer"), inner) + head
         self.size = len(self.head) - len(head) + inner
@@ -136,7 +139,10 @@ class _Tensor:
 def _write_data(
     path: Path, placed: Mapping[str, Placed]
 ) -> tuple[dict[str, onnx.TensorProto], WrittenFile]:
-    """Write the weights' file; (references by initializer, the file)."""
+    """Write the weights' file; return (references by initializer, the file).
+
+    The file is named after its digest, which is known at its end.
+    """
     temporary = path.with_name(f"{path.stem}.onnx.data.part")
     offsets: dict[str, int] = {}
     with temporary.open("xb") as file:
@@ -161,14 +167,14 @@ def _reference(placed: Placed, location: str, offset: int) -> onnx.TensorProto:
 
 
 def _bare(slot: onnx.TensorProto) -> onnx.TensorProto:
-    """Name, dtype and shape."""
+    """Copy name, dtype and shape of an initializer."""
     import onnx
 
     return onnx.TensorProto(name=slot.name, data_type=slot.data_type, dims=slot.dims)
 
 
 def written_opset(path: Path) -> int:
-    """The operator set that a written file declares, read back from its disk.
+    """Read back the operator set that a written file declares; its weights are passed over.
 
     Raises:
         ValueError, google.protobuf.message.DecodeError: the file is no ONNX model.
@@ -180,7 +186,5 @@ def written_opset(path: Path) -> int:
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operator set that a model declares; 0 where it has none."""
-    from lora_export.onnx_export.file.topology import ONNX_DOMAINS
-
+    """Return the version of ONNX's own operator set that a model declares; 0 where it has none."""
     return next((one.version for one in model.opset_import if one.domain in ONNX_DOMAINS), 0)

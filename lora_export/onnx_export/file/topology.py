@@ -1,7 +1,7 @@
-"""What a graph computes apart from the values of its weights, as one hash.
+"""The computation of a graph, apart from the values of its weights, as one hash.
 
-Two files of one topology run the same operators, so a merged model costs exactly what its base
-costs; a measured latency could never show that.
+Two files of one topology run the same operators: a merged model costs exactly what its base costs.
+A measured latency cannot show that.
 """
 
 from __future__ import annotations
@@ -20,25 +20,33 @@ if TYPE_CHECKING:
     import onnx
 
 ONNX_DOMAINS = frozenset({"", "ai.onnx"})
+"""Both names of the domain of ONNX's own operators."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Counts of the main graph, and the canonical hash (64 hex digits)."""
+    """The size of a graph and its canonical hash."""
 
     nodes: int
+    """Of the main graph."""
     initializers: int
+    """Of the main graph."""
     hash: str
+    """SHA-256, 64 hex digits; see `describe`."""
 
 
 def describe(model: onnx.ModelProto) -> Topology:
     """Count and hash a graph.
 
-    The hash covers inputs (dtype, dimensions; names of dimensions by order of first mention),
-    outputs, every node (operator, attributes, subgraphs, what its inputs are made of), opsets and
-    initializers: those bound to a parameter by the parameter's name, dtype and shape; other
-    floating-point ones by dtype and shape, in a graph that has bindings by value as well; the rest
-    by value. It does not depend on names of nodes and values, nor on the order of nodes.
+    The hash covers inputs, outputs, every node, opsets and initializers:
+
+    - inputs by dtype and dimensions; names of dimensions count by order of first mention.
+    - nodes by operator, attributes, subgraphs, and what their inputs are made of.
+    - initializers bound to a parameter by the parameter's name, dtype and shape.
+    - other float initializers by dtype and shape; in a graph with bindings by value as well.
+    - all other initializers by value.
+
+    It does not depend on names of nodes and values, nor on the order of nodes.
 
     Raises:
         InputError: a node uses a value that nothing produces; the bindings are damaged.
@@ -59,6 +67,7 @@ def describe(model: onnx.ModelProto) -> Topology:
 
 
 def _owners(model: onnx.ModelProto) -> dict[str, str]:
+    """Map initializers to the sorted names and permutations of the parameters they hold."""
     owners: dict[str, list[str]] = {}
     for name, binding in read_bindings(model).parameters.items():
         owners.setdefault(binding.initializer, []).append(f"{name}{list(binding.perm)}")
@@ -76,7 +85,11 @@ def _initializer(tensor: onnx.TensorProto, owner: str | None, *, by_value: bool)
 
 
 def _content(tensor: onnx.TensorProto) -> str:
-    """The digest of a tensor's elements, however they are stored."""
+    """Return the digest of a tensor's elements, which does not depend on how they are stored.
+
+    Raises:
+        InputError: the elements lie in another file.
+    """
     from onnx import TensorProto, numpy_helper
 
     if tensor.data_location == TensorProto.EXTERNAL:
@@ -143,7 +156,11 @@ def _function(function: onnx.FunctionProto) -> str:
 
 
 def _lookup(values: Mapping[str, str], name: str) -> str:
-    """The hash of a value; an omitted optional input has the empty name."""
+    """Return the hash of a value; an omitted optional input has the empty name.
+
+    Raises:
+        InputError: nothing has produced the value yet.
+    """
     if not name:
         return ""
     if name not in values:
@@ -152,7 +169,7 @@ def _lookup(values: Mapping[str, str], name: str) -> str:
 
 
 def _signature(graph: onnx.GraphProto) -> list[object]:
-    """Dtype and dimensions of the inputs, dtype and rank of the outputs."""
+    """Return dtype and dimensions of the inputs, dtype and rank of the outputs."""
     places: dict[str, str] = {}
     inputs = [
         [

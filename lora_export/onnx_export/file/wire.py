@@ -1,9 +1,8 @@
-"""The little of protobuf's wire format by which a model is written around its weights.
+"""The part of protobuf's wire format by which a model is written around its weights.
 
-protobuf's own serialiser wants the whole message in memory, and makes a second copy of it. A
-message is but a row of fields, each with a tag and, for what has a length, the length: so the
-weights can be sent into the file one after another, between the bytes that protobuf makes of
-everything else.
+protobuf's own serialiser needs the whole message in memory, and makes a second copy of it. A
+message is a row of fields, each with a tag and, where it has one, its length. The weights are
+written one after another, between the bytes that protobuf makes of all other fields.
 """
 
 from __future__ import annotations
@@ -18,23 +17,23 @@ if TYPE_CHECKING:
 
     Known = TypeVar("Known", onnx.ModelProto, onnx.GraphProto, onnx.TensorProto)
 
-_LENGTH_DELIMITED = 2
-_FIXED = {1: 8, 5: 4}
-_MORE = 0x80  # the bit of a number's byte that says that another one follows
+_LENGTH_DELIMITED = 2  # the wire type of messages, strings and bytes
+_FIXED = {1: 8, 5: 4}  # wire types of numbers of fixed size, and that size in bytes
+_MORE = 0x80  # the bit of a number's byte that is set where another byte follows
 
 
 def number(kind: type[Message], field: str) -> int:
-    """The number of a field by its name."""
+    """Return the number of a field by its name."""
     return int(kind.DESCRIPTOR.fields_by_name[field].number)
 
 
 def field_head(field: int, length: int) -> bytes:
-    """Tag and length of a field that holds `length` bytes."""
+    """Return tag and length of a field that holds `length` bytes."""
     return _varint(field << 3 | _LENGTH_DELIMITED) + _varint(length)
 
 
 def around(message: Known, field: str) -> tuple[bytes, bytes]:
-    """The bytes of the message's fields before `field` and after it, as protobuf orders them."""
+    """Return the bytes of the message's fields before `field` and after it, in protobuf's order."""
     at = number(type(message), field)
     before, after = type(message)(), type(message)()
     for descriptor, value in message.ListFields():
@@ -52,7 +51,7 @@ def _copy_field(target: Message, name: str, value: object) -> None:
 
 
 def without(file: BinaryIO, kind: type[Known], field: str) -> Known:
-    """The message in `file`, less what it has in `field`, which is passed over without being read.
+    """Read the message in `file` without `field`, which is passed over and not read.
 
     Raises:
         ValueError: the file ends inside a field, or holds what protobuf does not write.
@@ -77,7 +76,7 @@ def without(file: BinaryIO, kind: type[Known], field: str) -> Known:
 
 
 def _size(file: BinaryIO, wire_type: int) -> int:
-    """The bytes from here to the end of a field whose tag was just read."""
+    """Return the bytes from here to the end of a field whose tag was read last."""
     if wire_type == _LENGTH_DELIMITED:
         return _read_varint(file)
     if wire_type in _FIXED:
@@ -102,7 +101,7 @@ def _varint(value: int) -> bytes:
 
 def _read_varint(file: BinaryIO) -> int:
     value = 0
-    for shift in range(0, 70, 7):
+    for shift in range(0, 70, 7):  # ten bytes of seven bits hold any number of 64 bits
         byte = file.read(1)
         if not byte:
             break

@@ -1,1 +1,1 @@
-"""Files in fewer bits: which weights are rounded, and how they are read back."""
+"""ONNX files in fewer bits: weights rounded, and read back for the audit."""

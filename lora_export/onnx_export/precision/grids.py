@@ -7,45 +7,45 @@ from dataclasses import dataclass
 from lora_export.errors import UsageError
 
 KEY = "lora_export.precision"
-"""Of a lowered file's metadata."""
+"""The key of the precision's name in the metadata of a file with rounded weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """How a row of a weight is rounded.
-
-    bits: of a code. block: elements of a row that share a scale, 0 for the whole row.
-    symmetric: codes are signed and zero is zero; else every block has a zero point of its own.
-    """
+    """How a row of a weight is rounded."""
 
     bits: int
+    """Bits of a code."""
     block: int = 0
+    """Elements of a row that share a scale; 0 for the whole row."""
     symmetric: bool = False
+    """Whether codes are signed and code 0 is zero; else every block has a zero point."""
 
     @property
     def levels(self) -> int:
-        """Steps from the lowest code to the highest; of a symmetric grid, from zero."""
+        """Return the steps from the lowest code to the highest; of a symmetric grid, from zero."""
         return (1 << (self.bits - 1)) - 1 if self.symmetric else (1 << self.bits) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """A precision. product: the grid of weights in matrix products, None where none is quantised.
-
-    dynamic: their other factor is rounded to 8 bits at run time as well. words: for reports.
-    """
+    """A precision that an ONNX file can have."""
 
     name: str
+    """As given to --precision."""
     words: str
+    """What it is, for reports."""
     product: Grid | None = None
+    """The grid of weights in matrix products; None where none is rounded to codes."""
     dynamic: bool = False
+    """Whether the activations of these products are rounded to 8 bits at run time too."""
 
 
 TABLE = Grid(bits=8, symmetric=True)
-"""Of embedding tables, in every quantised precision: a row is one token's vector."""
+"""The grid of embedding tables in every quantised precision: a row is one token's vector."""
 
 NEGLIGIBLE = 1e-36
-"""A step below which a block is stored as zeros: its inverse is no float32."""
+"""A step below which a block is stored as zeros: the inverse of such a step overflows float32."""
 
 PRECISIONS = {
     one.name: one
@@ -65,10 +65,10 @@ PRECISIONS = {
 
 
 def find_precision(name: str) -> Precision:
-    """The precision of that name.
+    """Find the precision of that name.
 
     Raises:
-        UsageError: there is none, or it is bf16, which nothing here could prove.
+        UsageError: there is none, or it is bf16, which cannot be proven here.
     """
     if name == "bf16":
         raise UsageError(

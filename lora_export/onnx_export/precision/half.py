@@ -1,4 +1,4 @@
-"""What float16 does to weights: rounded once, from float32, and refused where they do not fit."""
+"""Weights in float16: rounded once, from float32, and refused where they do not fit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def refuse_too_large(weights: Mapping[str, Tensor]) -> None:
-    """Stop where a finite float32 weight becomes infinite.
+    """Refuse finite float32 weights that float16 rounds to infinity.
 
     Raises:
-        FitError: all such weights are named.
+        FitError: there are such weights; all are named.
     """
     problems = [
         Problem(
@@ -41,16 +41,20 @@ def _largest(value: Tensor) -> float:
 def rounded_once(
     weights: Mapping[str, Tensor], half: Mapping[str, Tensor]
 ) -> dict[str, NDArray[Any]]:
-    """What a float16 file must hold for these float32 weights; numpy rounds them, not torch.
+    """Round float32 weights to what a float16 file must hold.
 
-    half: the float16 model's own: some of its weights may be kept in float32.
+    numpy rounds here, and not torch, which rounds the weights of the file.
+
+    Args:
+        weights: the merged float32 weights.
+        half: those of the float16 model, for their dtypes: some may be kept in float32.
     """
     import numpy as np
 
     rounded = {}
     for name, value in weights.items():
         array, other = as_array(value), as_array(half[name])
-        # Conversion warns of masks' infinities; of a weight's, refuse_too_large has told.
+        # numpy warns of the infinities of masks. refuse_too_large has refused those of weights.
         with np.errstate(over="ignore"):
             rounded[name] = array.astype(np.float16) if other.dtype == np.float16 else array
     return rounded

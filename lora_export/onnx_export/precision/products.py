@@ -1,7 +1,7 @@
-"""Finds what a graph does with its weights, where that can be done with rounded ones as well.
+"""The uses of weights in a graph that also work with rounded weights: products and lookups.
 
-A product of activations and a weight comes in three forms, a table is looked up in one. To be
-compared whatever their form, `canonical` gives all products one.
+A product of activations and a weight has three forms, a lookup in a table has one. `canonical`
+gives all products one form, by which graphs are compared.
 """
 
 from __future__ import annotations
@@ -9,51 +9,61 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from lora_export.onnx_export.file.external import subgraphs
+from lora_export.onnx_export.file.topology import ONNX_DOMAINS
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     import onnx
 
 DOMAIN = "lora_export"
+"""The domain of the operator Product, which is compared and never run."""
 UNPACKED = {"DynamicQuantizeLinear", "MatMulInteger", "Cast", "Mul", "Gather", "Transpose"}
+"""Operators that a rounded weight takes around its product or lookup."""
 MATRIX = 2
 
-
 SUFFIXES = {"product": ".rounded", "turned": ".rounded_turned", "lookup": ".rounded_rows"}
+"""What is added to a weight's name, by the form in which it is rounded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A node that uses a weight.
-
-    kind: "product" of `data` and the weight, or "lookup" of rows at the indices `data`. weight: the
-    initializer's name. shape: of the weight as it is stored. output: of the node. transposed: the
-    weight is (out, in). bias: what is added to a product, or "".
-    """
+    """A node that uses a weight."""
 
     kind: Literal["product", "lookup"]
+    """A product of `data` and the weight, or a lookup of its rows at the indices `data`."""
     weight: str
+    """The initializer's name."""
     shape: tuple[int, int]
+    """Of the weight as it is stored."""
     data: str
+    """The node's other input."""
     output: str
+    """The node's output."""
     transposed: bool = False
+    """Whether the weight is stored (out, in)."""
     bias: str = ""
+    """What is added to a product, or ""."""
 
     @property
     def form(self) -> str:
-        """In which direction the weight is rounded; one that is used in both is rounded twice."""
+        """Return the form in which the weight is rounded: by rows, by columns, or as a table.
+
+        A weight that is used in two forms is rounded twice.
+        """
         return "turned" if self.transposed else self.kind
 
     @property
     def stem(self) -> str:
-        """How the parts of the weight, rounded for this use, are called."""
+        """Return what the names of the rounded weight's parts begin with."""
         return f"{self.weight}{SUFFIXES[self.form]}"
 
 
 def find_uses(graph: onnx.GraphProto, weights: Collection[str]) -> dict[str, Use]:
-    """The uses of the float32 matrices among `weights` in the main graph, by the node's output.
+    """Find the uses of the float32 matrices among `weights`, by the node's output.
 
-    Uses in subgraphs, and by nodes of other kinds, are not found.
+    Uses in subgraphs, and by nodes of other kinds, are not found: those weights stay as they are.
     """
     from onnx import TensorProto
 
@@ -78,8 +88,12 @@ def find_uses(graph: onnx.GraphProto, weights: Collection[str]) -> dict[str, Use
 def _use(
     node: onnx.NodeProto, shapes: Mapping[str, tuple[int, int]], turned: Mapping[str, str]
 ) -> Use | None:
+    """Return the use that a node makes of a weight; None where it makes none.
+
+    turned: the weight of every transposed weight, by the Transpose's output.
+    """
     attributes = _attributes(node)
-    if node.domain not in {"", "ai.onnx"}:
+    if node.domain not in ONNX_DOMAINS:
         return None
     if node.op_type == "Gather" and node.input[0] in shapes and not attributes.get("axis"):
         table = node.input[0]
@@ -97,7 +111,7 @@ def _use(
 
 
 def _is_plain(attributes: Mapping[str, object]) -> bool:
-    """Whether a Gemm is a product and a sum, and nothing else."""
+    """Return whether a Gemm is a product and a sum, and nothing else."""
     return (
         attributes.get("alpha", 1.0) == 1.0
         and attributes.get("beta", 1.0) == 1.0
@@ -115,7 +129,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, object]:
 def canonical(graph: onnx.GraphProto, uses: Mapping[str, Use]) -> None:
     """Give every one of `uses` one form, in place: Gather, or Product and an Add of the bias.
 
-    Nodes go that only unpacked weights, or whose output nothing needs any longer.
+    Nodes that only unpacked a weight are removed: nothing needs their outputs any longer.
     """
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -126,7 +140,7 @@ def canonical(graph: onnx.GraphProto, uses: Mapping[str, Use]) -> None:
 
 
 def canonical_nodes(use: Use) -> list[onnx.NodeProto]:
-    """The one form of a use: for a product no operator of ONNX, and never run."""
+    """Make the one form of a use: a Gather, or a Product, which is no operator of ONNX."""
     from onnx import helper
 
     if use.kind == "lookup":
@@ -139,24 +153,24 @@ def canonical_nodes(use: Use) -> list[onnx.NodeProto]:
 
 
 def bias_nodes(use: Use, product: str) -> list[onnx.NodeProto]:
-    """The sum of a product and its bias, if it has one."""
+    """Make the Add of a product and its bias; none without a bias."""
     from onnx import helper
 
     return [helper.make_node("Add", [product, use.bias], [use.output])] if use.bias else []
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Put `nodes`, some of which may be the graph's own, in place of the graph's."""
+    """Replace the graph's nodes by `nodes`, some of which may be the graph's own, in place."""
     from onnx import GraphProto
 
-    kept = GraphProto()
+    kept = GraphProto()  # a copy first: `del` frees the graph's own nodes
     kept.node.extend(nodes)
     del graph.node[:]
     graph.node.extend(kept.node)
 
 
 def drop_unused(graph: onnx.GraphProto, kinds: Collection[str]) -> None:
-    """Remove nodes of these kinds whose outputs nothing uses, again and again."""
+    """Remove nodes of these kinds whose outputs nothing uses, until there is none, in place."""
     while True:
         used = needed(graph)
         kept = [n for n in graph.node if n.op_type not in kinds or used.intersection(n.output)]
@@ -166,12 +180,10 @@ def drop_unused(graph: onnx.GraphProto, kinds: Collection[str]) -> None:
 
 
 def needed(graph: onnx.GraphProto) -> set[str]:
-    """The names of values that a node, a subgraph or the caller uses."""
+    """List the names of values that a node, a subgraph or the caller uses."""
     names = {value.name for value in graph.output}
     for node in graph.node:
         names.update(node.input)
-        for attribute in node.attribute:
-            inner = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-            for subgraph in inner:
-                names |= needed(subgraph)
+        for subgraph in subgraphs(node):
+            names |= needed(subgraph)
     return names

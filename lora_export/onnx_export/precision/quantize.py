@@ -1,7 +1,7 @@
-"""Rounds rows of a weight to a few bits, in the arithmetic and layout of ONNX Runtime's kernels.
+"""Rows of a weight in a few bits, in the arithmetic and layout of ONNX Runtime's kernels.
 
-Its own tools for this are not used; docs/decisions/0015-precision.md says why. They are the
-tests' oracle.
+ONNX Runtime's own tools for this are not used; docs/decisions/0015-precision.md gives the reason.
+They are the oracle of the tests.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 ROWS_AT_ONCE = 2048
+"""Rows that are copied and padded at a time: the copy of a whole weight would double its memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """A weight of R rows and C columns, rounded.
-
-    codes: uint8 or int8 [R, blocks, block], zero-padded behind the row's end. scales: float32
-    [R, blocks]. zeros: uint8 [R, blocks], None on a symmetric grid.
-    """
+    """A weight of R rows and C columns, rounded."""
 
     codes: Array
+    """uint8 or int8 [R, blocks, block], padded with zeros behind the row's end."""
     scales: Array
+    """float32 [R, blocks]."""
     zeros: Array | None
+    """The zero points, uint8 [R, blocks]; None on a symmetric grid."""
 
 
 def quantize_rows(rows: Array, grid: Grid) -> Rounded:
-    """Round float32 rows [R, C] to the grid; a value is off by at most half a step."""
+    """Round float32 rows [R, C] to the grid; a value is off by at most half a step.
+
+    A value is `(code - zero point) * scale`. Scales are float32, as the kernels take them.
+    """
     import numpy as np
 
     number, width = rows.shape
@@ -44,7 +47,7 @@ def quantize_rows(rows: Array, grid: Grid) -> Rounded:
     codes = np.zeros((number, blocks, block), np.int8 if grid.symmetric else np.uint8)
     scales = np.zeros((number, blocks), np.float32)
     zeros = None if grid.symmetric else np.zeros((number, blocks), np.uint8)
-    for start in range(0, number, ROWS_AT_ONCE):  # the padded copy is of these rows alone
+    for start in range(0, number, ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
         padded = np.zeros((len(rows[part]), blocks * block), np.float32)
         padded[:, :width] = rows[part]
@@ -53,45 +56,57 @@ def quantize_rows(rows: Array, grid: Grid) -> Rounded:
             codes[part], scales[part] = _symmetric(values, grid.levels)
         else:
             codes[part], scales[part], zeros[part] = _affine(values, grid.levels)
+    # On an affine grid the padding has the code of zero, and the kernels' tools write zeros.
     codes.reshape(number, -1)[:, width:] = 0
     return Rounded(codes, scales, zeros)
 
 
 def _symmetric(values: Array, levels: int) -> tuple[Array, Array]:
+    """Return codes, rounded half to even, and scales of blocks [..., block]."""
     import numpy as np
 
-    scales = _held(np.abs(values).max(axis=-1) / np.float32(levels))
+    scales = _drop_negligible(np.abs(values).max(axis=-1) / np.float32(levels))
     codes = np.rint(values * _inverse(scales)[..., None])
     return np.clip(codes, -levels, levels).astype(np.int8), scales
 
 
 def _affine(values: Array, levels: int) -> tuple[Array, Array, Array]:
-    """Zero is always among the numbers a block can hold: it must stay zero."""
+    """Return codes, scales and zero points of blocks [..., block], rounded half to even.
+
+    The range of a block always includes zero, so that a zero stays zero.
+    """
     import numpy as np
 
     low, high = np.minimum(values.min(axis=-1), 0), np.maximum(values.max(axis=-1), 0)
-    scales = _held((high - low) / np.float32(levels))
+    scales = _drop_negligible((high - low) / np.float32(levels))
     inverse = _inverse(scales)
     zeros = np.clip(np.rint(-low * inverse), 0, levels)
     codes = np.clip(np.rint(values * inverse[..., None] + zeros[..., None]), 0, levels)
     return codes.astype(np.uint8), scales, zeros.astype(np.uint8)
 
 
-def _held(scales: Array) -> Array:
+def _drop_negligible(scales: Array) -> Array:
+    """Replace scales below NEGLIGIBLE by zero."""
     import numpy as np
 
     return np.where(scales < np.float32(NEGLIGIBLE), np.float32(0), scales)
 
 
 def _inverse(scales: Array) -> Array:
-    """1 / scale, and 0 for a block of zeros."""
+    """Return 1 / scale, and 0 for a block of zeros.
+
+    The values are multiplied by it, as ONNX Runtime's tools do: a division rounds otherwise.
+    """
     import numpy as np
 
     return np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
 
 
 def pack(values: Array, bits: int) -> Array:
-    """uint8 codes along the last axis, 8 / bits to a byte, the first in the lowest bits."""
+    """Pack codes of 8 or 4 bits along the last axis into bytes, the first in the lowest bits.
+
+    values: uint8 [..., n]. Returns uint8 [..., ceil(n * bits / 8)].
+    """
     import numpy as np
 
     if bits == 8:

@@ -1,8 +1,8 @@
-"""Turns a graph with rounded weights back into the float32 graph it was made from.
+"""Rounded weights read back from a graph, for the audit.
 
-What is left after that must be the float32 graph itself, node by node, and every rounded weight
-must be one of its weights: so nothing in a lowered file can be unexplained. Only names and the
-meaning of ONNX's operators are shared with the code that made the file.
+With the float32 nodes put back, the graph must be the float32 graph, node by node. Every rounded
+weight must be one of its weights. Nothing in the file is left unexplained then. This module shares
+only names, and the meaning of ONNX's operators, with the code that made the file.
 """
 
 from __future__ import annotations
@@ -22,46 +22,44 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-_MADE = {"K", "N", "bits", "block_size"}
-"""The attributes of MatMulNBits that a file of ours has; others change what is computed."""
+_KNOWN_ATTRIBUTES = {"K", "N", "bits", "block_size"}
+"""The attributes of MatMulNBits that we write; others change what it computes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A rounded weight as it is stored.
-
-    values: float32 rows [R, C], which the codes stand for; of a product, R are the outputs.
-    scales: float32 [R, blocks]. grid: what their layout says.
-    """
+    """A rounded weight as it is stored."""
 
     values: Array
+    """The float32 rows [R, C] that the codes stand for; of a product, R are the outputs."""
     scales: Array
+    """float32 [R, blocks]."""
     grid: Grid
+    """As the layout of codes and scales shows it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """A use of a rounded weight.
-
-    use: the float32 node it stands for. parts: the initializers that hold the weight: codes,
-    scales, zero points. read: reads them.
-    """
+    """A use of a rounded weight."""
 
     use: Use
+    """The float32 node that it replaces."""
     parts: tuple[str, ...]
+    """The initializers that hold the weight: codes, scales, zero points."""
     read: Callable[[], Stored]
+    """Reads them."""
 
     @property
     def key(self) -> tuple[str, str]:
-        """What is rounded, and in which direction."""
+        """Return the weight that is rounded, and the form in which it is."""
         return self.use.weight, self.use.form
 
 
 class Reader:
-    """Reads the uses of rounded weights out of a graph.
+    """A reader of the uses of rounded weights in a graph.
 
     Args:
-        graph: the lowered one, with its tensors in memory.
+        graph: with rounded weights, and its tensors in memory.
         uses: those of the float32 graph, by the output's name.
     """
 
@@ -72,11 +70,15 @@ class Reader:
         self._known = {use.stem: use for use in uses.values()}
 
     def find(self) -> dict[str, Raised]:
-        """The uses by the output of the node that ends each: a product, or a lookup."""
+        """Find the uses, by the output of the last node of each."""
         found = (self._raise(node) for node in self._graph.node if node.output)
         return {one.use.output: one for one in found if one is not None}
 
     def _raise(self, node: onnx.NodeProto) -> Raised | None:
+        """Return the use that ends with this node; None where none does.
+
+        A dynamic product and a lookup end with a Mul, a product in blocks is one MatMulNBits.
+        """
         if node.op_type == "MatMulNBits":
             return self._block_product(node)
         if node.op_type != "Mul":
@@ -92,7 +94,7 @@ class Reader:
         return None
 
     def _use(self, codes: str, kind: str, data: str, output: str) -> Use | None:
-        """The use of the weight whose codes these are, in the orientation of the float32 graph."""
+        """Return the use of the weight with these codes, transposed as in the float32 graph."""
         known = self._known.get(codes)
         if known is None or known.kind != kind:
             return None
@@ -100,8 +102,8 @@ class Reader:
 
     def _block_product(self, node: onnx.NodeProto) -> Raised | None:
         if len(node.input) != len(("data", "codes", "scales", "zeros")):
-            return None  # with an order of groups, or a bias: not of our making
-        if {item.name for item in node.attribute} != _MADE:
+            return None  # one with g_idx or a bias, which we do not write
+        if {item.name for item in node.attribute} != _KNOWN_ATTRIBUTES:
             return None
         data, *parts = node.input
         use = self._use(parts[0], "product", data, node.output[0])
@@ -132,7 +134,7 @@ class Reader:
         return None if use is None else Raised(use, parts, lambda: self._rows(*parts))
 
     def _blocks(self, node: onnx.NodeProto, parts: Sequence[str]) -> Stored:
-        """MatMulNBits: codes [N, blocks, bytes], scales [N, blocks], zero points packed as well."""
+        """Read MatMulNBits: codes [N, blocks, bytes], scales [N, blocks], packed zero points."""
         import numpy as np
 
         attributes = {item.name: item.i for item in node.attribute}
@@ -147,7 +149,7 @@ class Reader:
         return Stored(rows, scales, Grid(bits, block))
 
     def _columns(self, codes: str, scales: str, zeros: str) -> Stored:
-        """MatMulInteger: codes [K, N], one scale and one zero point a column."""
+        """Read MatMulInteger: codes [K, N], one scale and one zero point a column."""
         import numpy as np
 
         held, scale, zero = self._array(codes).T, self._array(scales), self._array(zeros)
@@ -155,6 +157,7 @@ class Reader:
         return Stored(values, scale[:, None], _grid(held))
 
     def _rows(self, codes: str, scales: str) -> Stored:
+        """Read a table: codes [rows, width], scales [rows, 1]."""
         import numpy as np
 
         held, scale = self._array(codes), self._array(scales)
@@ -167,7 +170,7 @@ class Reader:
 
 
 def _unpack(data: Array, bits: int) -> Array:
-    """Codes along the last axis, one a byte."""
+    """Unpack codes along the last axis, one a byte."""
     import numpy as np
 
     if bits == 8:
@@ -176,5 +179,5 @@ def _unpack(data: Array, bits: int) -> Array:
 
 
 def _grid(codes: Array) -> Grid:
-    """Of codes with one scale a row."""
+    """Return the grid of codes with one scale a row, by their dtype."""
     return Grid(bits=8 * codes.dtype.itemsize, symmetric=codes.dtype.kind == "i")

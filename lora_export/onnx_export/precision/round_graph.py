@@ -1,4 +1,4 @@
-"""Makes a graph with rounded weights from one in float32."""
+"""A graph with rounded weights, made from one in float32."""
 
 from __future__ import annotations
 
@@ -21,30 +21,34 @@ if TYPE_CHECKING:
     from lora_export.onnx_export.precision.products import Use
 
 MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 SMALLEST = 64
-"""Elements below which rounding a weight saves nothing worth its nodes."""
+"""Elements below which a weight stays: rounding saves less than its nodes take."""
 SHORTEST = 64
-"""Rows below which a table stays: one of token types is added at every place, so that its rounding
-does not average out (on MiniLM twelve times the error of the table of words)."""
+"""Rows below which a table stays. A row of token types is added at every position: its rounding
+does not average out. On MiniLM it makes twelve times the error of the table of words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Of the initializers that hold a rounded weight; `zeros` is "" on a symmetric grid."""
+    """The names of the initializers that hold a rounded weight."""
 
     codes: str
     scales: str
     zeros: str
+    """The zero points; "" on a symmetric grid."""
 
 
 def lowered_names(use: Use) -> Names:
-    """How the parts of the weight, rounded for this use, are called."""
+    """Name the parts of the weight that is rounded for this use."""
     zeros = f"{use.stem}.zero_point" if use.kind == "product" else ""
     return Names(use.stem, f"{use.stem}.scale", zeros)
 
 
 def lower(model: onnx.ModelProto, precision: Precision) -> None:
-    """Round every weight that can be, in place: its products and lookups use rounded numbers.
+    """Round every weight that only products and lookups use, in place.
+
+    They are replaced by nodes that take the rounded weight.
 
     Args:
         model: a float32 graph with bindings and its weights in memory. Products of activations
@@ -64,8 +68,9 @@ def lower(model: onnx.ModelProto, precision: Precision) -> None:
         if _is_worth_it(use)
     }
     if not uses:
-        raise _nothing(model, precision)
+        raise _nothing_to_round(model, precision)
     _Lowering(model, precision, uses).run()
+    # A weight with another use beside its products is needed still: it stays, in float32 as well.
     present = products.needed(graph)
     kept = [tensor for tensor in graph.initializer if tensor.name in present]
     _keep_initializers(graph, kept)
@@ -79,7 +84,8 @@ def _is_worth_it(use: Use) -> bool:
     return rows * columns >= SMALLEST and (use.kind == "product" or rows >= SHORTEST)
 
 
-def _nothing(model: onnx.ModelProto, precision: Precision) -> FitError:
+def _nothing_to_round(model: onnx.ModelProto, precision: Precision) -> FitError:
+    """Make the error of a graph without products and lookups of weights."""
     kinds = Counter(node.op_type for node in model.graph.node)
     weighty = [f"{kinds[kind]} {kind}" for kind in ("Conv", "MatMul", "Gemm") if kinds[kind]]
     return FitError(
@@ -100,7 +106,7 @@ def _keep_initializers(graph: onnx.GraphProto, kept: list[onnx.TensorProto]) -> 
 
 
 class _Lowering:
-    """One pass over the nodes; every weight is rounded once, every activation once."""
+    """One pass over the nodes; every weight and every activation is rounded once in a form."""
 
     def __init__(self, model: onnx.ModelProto, precision: Precision, uses: dict[str, Use]) -> None:
         self._model = model
@@ -131,7 +137,7 @@ class _Lowering:
             self._model.opset_import.add(domain=MICROSOFT, version=1)
 
     def _lookup(self, use: Use) -> list[onnx.NodeProto]:
-        """float(codes[ids]) * scales[ids]."""
+        """Make the nodes of float(codes[ids]) * scales[ids]."""
         from onnx import TensorProto, helper
 
         names, out = lowered_names(use), use.output
@@ -177,7 +183,7 @@ class _Lowering:
             self._add(names.zeros, pack(found.zeros, grid.bits))
 
     def _integer_product(self, use: Use, names: Names, place: str) -> list[onnx.NodeProto]:
-        """The product of both sides' codes in integers, times both scales."""
+        """Make the nodes of the product of both sides' codes in integers, times both scales."""
         from onnx import TensorProto, helper
 
         data = [f"{use.data}.{part}" for part in ("codes", "scale", "zero_point")]

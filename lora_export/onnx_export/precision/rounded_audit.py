@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, prod
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError
 from lora_export.onnx_export.file import external
 from lora_export.onnx_export.file.audit import (
-    PARAMETER_SIZE,
+    check_readable,
     different_bits,
     dimension_differences,
-    well_formed,
+    is_large_float,
 )
-from lora_export.onnx_export.file.bindings import element_dtype, read_bindings, write_bindings
+from lora_export.onnx_export.file.bindings import read_bindings, write_bindings
 from lora_export.onnx_export.file.topology import describe
 from lora_export.onnx_export.precision import products
 from lora_export.onnx_export.precision.grids import NEGLIGIBLE, TABLE
@@ -38,46 +38,43 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 HALF = 0.501
-"""Steps by which a rounded value may be off: rounding's own arithmetic costs up to 1e-4 of one."""
+"""Steps by which a rounded value may be off: half a step, and up to 1e-4 of one for arithmetic in
+float32."""
 SCALE = 1e-5
-"""Share by which a block's step may differ from the one its merged weights need."""
+"""The relative difference allowed between a block's step and the one its merged weights need."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What became of the parameters, by name: their bytes in float32 and in the file.
-
-    rounded: those that are stored as codes. kept: the others, bit for bit the merged ones.
-    """
+    """The parameters by name, with their bytes in float32 and in the file."""
 
     rounded: Mapping[str, tuple[int, int]]
+    """Those that are stored as codes."""
     kept: Mapping[str, tuple[int, int]]
+    """The others, bit for bit the merged ones."""
 
 
 def audit_lowered(
     path: Path, *, full: onnx.ModelProto, precision: Precision, inputs: Sequence[InputSpec]
 ) -> tuple[tuple[Check, ...], Weights]:
-    """Hold a file with rounded weights against the float32 model `full`, which is proven already.
+    """Compare a file with rounded weights with the float32 model `full`, which is proven already.
 
-    Every rounded weight is computed back from codes, scales and zero points, and must lie within
-    half a step of the merged one, where the step is the one that the merged block itself needs.
-    Every other initializer is bit-equal, and with the float32 nodes put back in place of those
-    that use rounded weights, the graph is the float32 one.
+    Every rounded weight is computed back from codes, scales and zero points. It must lie within
+    half a step of the merged one; the step is the one that the merged block needs. Every other
+    initializer is bit-equal. With the float32 nodes put back, the graph is the float32 one.
 
     Args:
         path: the `.onnx` file, external data beside it.
         full: with bindings, and its weights in memory. It is not changed.
-        precision: that the file is said to have.
+        precision: of the file, as it was asked for or as its manifest names it.
         inputs: as declared.
 
     Returns:
         the checks, fewer when the file cannot be read, and what became of the weights.
     """
-    checks = [external.check(path)]
-    if checks[0].passed:
-        checks.append(well_formed(path))
+    checks = check_readable(path)
     if not all(check.passed for check in checks):
-        return tuple(checks), Weights({}, {})
+        return checks, Weights({}, {})
     model = external.load(path)
     uses = products.find_uses(full.graph, {tensor.name for tensor in full.graph.initializer})
     raised = Reader(model.graph, uses).find()
@@ -95,7 +92,7 @@ def audit_lowered(
 def _rounded(
     full: onnx.ModelProto, raised: Mapping[str, Raised], precision: Precision
 ) -> tuple[Check, ...]:
-    """Every rounded weight against the merged one, each once: several nodes may use it."""
+    """Check every rounded weight against the merged one, once: several nodes may use it."""
     from onnx import numpy_helper
 
     tensors = {tensor.name: tensor for tensor in full.graph.initializer}
@@ -123,7 +120,7 @@ def _rounded(
 
 
 def _compare(stored: Stored, rows: Array, wanted: Grid | None) -> tuple[float, str]:
-    """(steps that the farthest value is off, what is wrong with layout or scales)."""
+    """Return (steps that the farthest value is off, what is wrong with layout or scales)."""
     import numpy as np
 
     if wanted is None or stored.grid != wanted:
@@ -133,18 +130,22 @@ def _compare(stored: Stored, rows: Array, wanted: Grid | None) -> tuple[float, s
     steps = _needed_steps(rows, wanted)
     if steps.shape != stored.scales.shape:
         return inf, f"has scales {stored.scales.shape}, needed are {steps.shape}"
-    close = np.abs(stored.scales - steps) <= SCALE * steps  # never of a NaN
+    close = np.abs(stored.scales - steps) <= SCALE * steps  # False for a NaN
     fault = f"{close.size - np.count_nonzero(close)} blocks have another scale than they need"
     each = np.repeat(steps, wanted.block or rows.shape[1], axis=1)[:, : rows.shape[1]]
     gap = np.abs(stored.values.astype(np.float64) - rows)
-    lost = np.where(gap <= NEGLIGIBLE * wanted.levels, 0.0, inf)  # where nothing is held at all
+    # A block without a step is stored as zeros: its values must be negligible, else they are lost.
+    lost = np.where(gap <= NEGLIGIBLE * wanted.levels, 0.0, inf)
     off = np.divide(gap, each, out=lost, where=each > 0)
     farthest = float(np.nan_to_num(off, nan=inf).max(initial=0.0))
     return farthest, "" if close.all() else fault
 
 
 def _needed_steps(rows: Array, grid: Grid) -> Array:
-    """The step that the range of each block needs, float64 [R, blocks]; zero is in every range."""
+    """Compute the step that each block needs, float64 [R, blocks]; every range includes zero.
+
+    In float64 and from the merged weights: not the arithmetic that made the scales.
+    """
     import numpy as np
 
     wide = rows.astype(np.float64)
@@ -156,7 +157,7 @@ def _needed_steps(rows: Array, grid: Grid) -> Array:
 
 
 def _others(model: onnx.ModelProto, full: onnx.ModelProto, raised: Mapping[str, Raised]) -> Check:
-    """Initializers that are not rounded: bit-equal to the float32 model's, and none beside them."""
+    """Check that the other initializers are the float32 model's, bit for bit, and no more."""
     from onnx import numpy_helper
 
     explained = {name for one in raised.values() for name in one.parts}
@@ -172,7 +173,7 @@ def _others(model: onnx.ModelProto, full: onnx.ModelProto, raised: Mapping[str, 
     faults += [
         f"{tensor.name or 'a Constant node'}: a matrix inside a node"
         for tensor in external.inner_tensors(model.graph)
-        if element_dtype(tensor).kind in "fV" and prod(tensor.dims) >= PARAMETER_SIZE
+        if is_large_float(tensor)
     ]
     return external.count_check("every other weight bit-equal", faults)
 
@@ -180,7 +181,10 @@ def _others(model: onnx.ModelProto, full: onnx.ModelProto, raised: Mapping[str, 
 def _bindings(
     model: onnx.ModelProto, full: onnx.ModelProto, raised: Mapping[str, Raised]
 ) -> list[str]:
-    """The file's table is that of the float32 model without the weights it holds only rounded."""
+    """List the parameters whose bindings are not those of the float32 model.
+
+    A weight that the file holds only rounded must have no binding.
+    """
     try:
         found = read_bindings(model).parameters
     except InputError as error:
@@ -201,11 +205,13 @@ def _graph(
     uses: Mapping[str, Use],
     raised: Mapping[str, Raised],
 ) -> list[str]:
+    """Compare the graphs with the float32 nodes put back; list what differs."""
     bindings = read_bindings(full)
     before = _light(full, full, bindings)
     products.canonical(before.graph, uses)
     after = _light(model, full, bindings)
     products.canonical(after.graph, {name: one.use for name, one in raised.items()})
+    # Uses that were too small to be rounded are still in their own forms.
     weights = {tensor.name for tensor in after.graph.initializer}
     products.canonical(after.graph, products.find_uses(after.graph, weights))
     try:
@@ -219,7 +225,7 @@ def _graph(
 
 
 def _light(model: onnx.ModelProto, full: onnx.ModelProto, bindings: Bindings) -> onnx.ModelProto:
-    """`model`'s nodes on `full`'s initializers; of those that are bound, without what they hold."""
+    """Copy `model`'s nodes and `full`'s initializers, bound ones without their data."""
     import onnx
 
     light = onnx.ModelProto()
@@ -243,6 +249,7 @@ def _light(model: onnx.ModelProto, full: onnx.ModelProto, bindings: Bindings) ->
 def _weights(
     model: onnx.ModelProto, full: onnx.ModelProto, raised: Mapping[str, Raised]
 ) -> Weights:
+    """Sum the bytes of every parameter in float32 and in the file."""
     sizes = {tensor.name: len(tensor.raw_data) for tensor in model.graph.initializer}
     before = {tensor.name: len(tensor.raw_data) for tensor in full.graph.initializer}
     holders: dict[str, set[str]] = {}
@@ -259,7 +266,7 @@ def _weights(
 
 
 def _owners(full: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """The first name of every bound initializer, with it: tied names share one."""
+    """List (first name, initializer) of every bound initializer; tied names share one."""
     seen = set()
     for name, binding in read_bindings(full).parameters.items():
         if binding.initializer not in seen:

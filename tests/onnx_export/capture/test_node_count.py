@@ -19,7 +19,8 @@ from lora_export.models.hf.huggingface import HuggingFaceModel
 from lora_export.models.network.calling import without_cache
 from lora_export.models.network.quiet import quiet
 from lora_export.onnx_export.capture import dimensions
-from lora_export.onnx_export.capture.trace import _examples, _flat_forward, capture
+from lora_export.onnx_export.capture.exporters import _flat_forward
+from lora_export.onnx_export.capture.trace import _examples, capture
 
 CLAIMED = ("bert", "llama", "gpt2", "vit", "t5", "gemma3")
 """Of every way to write attention, a mask, tied weights and norms in the matrix."""
