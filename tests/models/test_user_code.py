@@ -63,10 +63,14 @@ REFUSED = {
     "exit in the factory": (net(build="sys.exit(0)"), "the factory raised SystemExit: 0"),
     "exit in forward": (net("sys.exit()"), "called with x.1, 5.: SystemExit"),
     "an exception of one's own": (net("raise Custom('q')"), "called with .*: Custom: q"),
-    "the same object": (net(build="pass") + "ONE = Net()\ndef build(): return ONE", "that an earlier call returned already"),
+    "the same object": (
+        net(build="pass") + "ONE = Net()\ndef build(): return ONE",
+        "a module that an earlier call returned already",
+    ),
     "the same inside": (
         net() + "ONE = Net()\nclass Other(nn.Module): pass\n"
-        "def build():\n    other = Other(); other.fc = ONE.fc; return other", "that an earlier call returned already"
+        "def build():\n    other = Other(); other.fc = ONE.fc; return other",
+        "a module that an earlier call returned already",
     ),
     "dropout": (net("y = F.dropout(y, 0.001)"), "draws random numbers"),
     "state": (net("self.k = getattr(self, 'k', 0) + 1; y = y + self.k"), "another output.* again"),

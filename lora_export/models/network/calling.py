@@ -67,7 +67,7 @@ def call_model(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tens
     """Call the model, without gradients and without a key-value cache, and name its outputs.
 
     Inputs are passed by name when the names are parameters of `forward`, else by position in the
-    order given. Outputs are named as `name_outputs` says.
+    order given. Outputs are named by `name_outputs`.
 
     Raises:
         UsageError: some, but not all names are parameters of `forward`, or the model raises.

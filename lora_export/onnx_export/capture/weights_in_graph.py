@@ -108,10 +108,11 @@ def _memory(tensor: Tensor) -> int | None:
         return None
 
 
-def _torch_tensor(held: object) -> Tensor | None:
+def _torch_tensor(constant: object) -> Tensor | None:
+    """Return the torch tensor behind a constant of the traced graph; None where it has none."""
     import torch
 
-    raw = getattr(held, "raw", None)
+    raw = getattr(constant, "raw", None)
     return raw if isinstance(raw, torch.Tensor) else None
 
 
@@ -131,12 +132,12 @@ def transposed(value: onnx_ir.Value, perm: tuple[int, ...], name: str) -> onnx_i
     """
     import onnx_ir
 
-    held = value.const_value
-    if held is None:
+    constant = value.const_value
+    if constant is None:
         raise InputError("has no value in the traced graph", where=str(value.name))
-    shape = tuple(held.shape.numpy()[axis] for axis in perm)
+    shape = tuple(constant.shape.numpy()[axis] for axis in perm)
     new = onnx_ir.Value(name=name, type=value.type, shape=onnx_ir.Shape(shape),
-                        const_value=_hollow(name, held.dtype, shape))  # fmt: skip
+                        const_value=_hollow(name, constant.dtype, shape))  # fmt: skip
     new.metadata_props[SOURCE_KEY] = str(value.name)
     new.metadata_props[PERM_KEY] = ",".join(map(str, perm))
     return new
@@ -146,9 +147,9 @@ def empty(traced: onnx_ir.Model, bindings: Bindings) -> None:
     """Remove the data of every bound initializer, in place; dtype and shape stay."""
     bound = {binding.initializer for binding in bindings.parameters.values()}
     for name, value in traced.graph.initializers.items():
-        held = value.const_value
-        if name in bound and held is not None:
-            value.const_value = _hollow(name, held.dtype, tuple(held.shape.numpy()))
+        constant = value.const_value
+        if name in bound and constant is not None:
+            value.const_value = _hollow(name, constant.dtype, tuple(constant.shape.numpy()))
 
 
 def _hollow(

@@ -1,4 +1,4 @@
-"""A graph and its weights as a file: the same model gives the same bytes, whatever its size.
+"""A graph and its weights as a file: the same model of any size gives the same bytes.
 
 The weights go from where they are into the file one at a time. There is never a second copy of all.
 """

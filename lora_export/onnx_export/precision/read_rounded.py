@@ -152,16 +152,16 @@ class Reader:
         """Read MatMulInteger: codes [K, N], one scale and one zero point a column."""
         import numpy as np
 
-        held, scale, zero = self._array(codes).T, self._array(scales), self._array(zeros)
-        values = (held.astype(np.float32) - zero.astype(np.float32)[:, None]) * scale[:, None]
-        return Stored(values, scale[:, None], _grid(held))
+        columns, scale, zero = self._array(codes).T, self._array(scales), self._array(zeros)
+        values = (columns.astype(np.float32) - zero.astype(np.float32)[:, None]) * scale[:, None]
+        return Stored(values, scale[:, None], _grid(columns))
 
     def _rows(self, codes: str, scales: str) -> Stored:
         """Read a table: codes [rows, width], scales [rows, 1]."""
         import numpy as np
 
-        held, scale = self._array(codes), self._array(scales)
-        return Stored(held.astype(np.float32) * scale, scale, _grid(held))
+        rows, scale = self._array(codes), self._array(scales)
+        return Stored(rows.astype(np.float32) * scale, scale, _grid(rows))
 
     def _array(self, name: str) -> Array:
         from onnx import numpy_helper
