@@ -35,13 +35,13 @@ SUFFIX = ".capture"
 COUNT_SUFFIX = ".count"
 ENTRIES = 64
 ABANDONED = 3600.0
-"""Seconds after which an unfinished entry is nobody's any more."""
+"""Seconds after which an unfinished entry counts as left by a run that was killed."""
 
 PACKAGE = Path(lora_export.__file__).parent
 ROOMS = ("models", "onnx_export", "verification")
 """The folders whose code decides a graph, or what is counted beside it."""
 
-# Whatever takes part in making a graph.
+# The libraries whose versions may change a graph.
 LIBRARIES = (
     "lora-export",
     "torch",
@@ -89,7 +89,10 @@ def _version(name: str) -> str:
 
 
 def _own_code() -> str:
-    """The digest of this package's code that makes graphs: a version may be worked on."""
+    """Return the digest of our own code that makes graphs.
+
+    The version is not enough: while it is worked on, the code changes under one version.
+    """
     digest = hashlib.sha256()
     for file in _own_files():
         digest.update(f"{file.relative_to(PACKAGE)}\n".encode() + file.read_bytes())
