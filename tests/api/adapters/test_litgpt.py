@@ -140,7 +140,9 @@ REFUSED = {
     "a part that is off": (
         {"lora_query": False, "lora_value": False}, {}, InputError, ["is off, but it holds"]
     ),
-    "a layer too few": ({"n_layer": 3}, {}, InputError, ["2 layers", "n_layer = 3"]),
+    "a layer too few": (
+        {"n_layer": 3}, {}, InputError, ["2 layers", "n_layer in model_config.yaml is 3"]
+    ),
     "no number": ({"lora_alpha": "ten"}, {}, InputError, ["lora_alpha is not a number"]),
     "no flag": ({"lora_key": "no!"}, {}, InputError, ["lora_key is not true or false"]),
     "no whole number": ({"n_head": 4.5}, {}, InputError, ["n_head is not a whole number"]),
