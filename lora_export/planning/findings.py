@@ -60,4 +60,4 @@ def _places(where: list[str]) -> str:
     files = {place.rpartition(": ")[0] for place in where}
     shared = f"{files.pop()}: " if len(files) == 1 and "" not in files else ""
     shown = ", ".join(place.removeprefix(shared) for place in where[:3])
-    return f"{shared}{len(where)} places ({shown}{', ...' if len(where) > 3 else ''})"  # noqa: PLR2004
+    return f"{shared}{len(where)} places ({shown}{', ...' if len(where) > 3 else ''})"

@@ -66,7 +66,7 @@ def _new_names(name: str, match: re.Match[str], order: Sequence[int]) -> tuple[s
 
 def _listed(order: Sequence[int]) -> str:
     shown = ", ".join(map(str, order[:12]))
-    return f"{shown}, ..." if len(order) > 12 else shown  # noqa: PLR2004
+    return f"{shown}, ..." if len(order) > 12 else shown
 
 
 def _edit(

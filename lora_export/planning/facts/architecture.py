@@ -74,7 +74,7 @@ def built_facts(
     transformers is asked only of square weights, where the shapes do not decide.
     """
     found = layer_facts(base, module)
-    is_square = len(weight.shape) == 2 and weight.shape[0] == weight.shape[1]  # noqa: PLR2004
+    is_square = len(weight.shape) == 2 and weight.shape[0] == weight.shape[1]
     if found is None and is_square:
         layers = layers_of()
         return layers(module) if layers else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.folder.quantization import find_quantization
 from lora_export.report.columns import counted
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ def stale_claims(base: Checkpoint, findings: Findings) -> tuple[str, ...]:
 
     transformers would build quantised layers for plain weights, and fail or load nonsense.
     """
-    found = find_quantization(base)
+    found = base.quantization
     if found is None or not found.claims:
         return ()
     if found.remains and not found.weights:

@@ -202,7 +202,7 @@ def _home(
     if obstacles:
         return Home(shape=shape, obstacle=f"the model makes it by {obstacles[0]}")
     found = {(place.expert, place.part[0]): name for name, place in places.items()}
-    experts, rows, *rest = shape if len(shape) == 3 else (0, 0)  # noqa: PLR2004
+    experts, rows, *rest = shape if len(shape) == 3 else (0, 0)
     count = next(iter(places.values())).part[1]
     height = rows // count
     wanted = {(expert, part) for expert in range(experts) for part in range(count)}

@@ -104,7 +104,7 @@ def square_weights(deltas: Iterable[Delta], turned_by: Mapping[tuple[str, str], 
     """
     square: dict[str, list[Delta]] = defaultdict(list)
     for delta in deltas:
-        if len(delta.shape) == 2 and not delta.enable_lora and _turns(delta):  # noqa: PLR2004
+        if len(delta.shape) == 2 and not delta.enable_lora and _turns(delta):
             square[turned_by.get((delta.adapter, delta.module), "as given")].append(delta)
     found = []
     for source, listed in square.items():

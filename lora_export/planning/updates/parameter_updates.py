@@ -123,7 +123,7 @@ def _unsure(group: Sequence[Update], options: Sequence[Sequence[Found]]) -> Prob
 
 def _with_orientation(found: Sequence[Found]) -> Iterable[Settled]:
     """Take the orientation of a stack that is not square: PEFT reads all of a module alike."""
-    readings = [set(_readings(one)) for one in found if len(one[1].shape) == 3]  # noqa: PLR2004
+    readings = [set(_readings(one)) for one in found if len(one[1].shape) == 3]
     sure = {turned for one in readings if len(one) == 1 for turned in one}
     turned = sure.pop() if len(sure) == 1 else None
     return [Settled(update, located, turned) for update, located in found]
@@ -132,7 +132,7 @@ def _with_orientation(found: Sequence[Found]) -> Iterable[Settled]:
 def _with_neighbours(settled: Sequence[Settled]) -> list[Settled]:
     """Take the orientation of matrices of the same name, or of Conv1D, that are not square."""
     told: dict[str, set[bool]] = {}
-    matrices = {id(one): _sort(one) for one in settled if len(one.located.shape) == 2}  # noqa: PLR2004
+    matrices = {id(one): _sort(one) for one in settled if len(one.located.shape) == 2}
     for one in settled:
         readings = set(_readings((one.update, one.located))) if id(one) in matrices else set()
         if len(readings) == 1:

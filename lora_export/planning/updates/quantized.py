@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.folder.quantization import find_quantization
 from lora_export.planning.names.base_names import (
     BaseNames,
     choose_prefix,
@@ -24,18 +23,17 @@ from lora_export.report.columns import counted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lora_export.checkpoint.folder.quantization import Quantization
     from lora_export.planning.findings import Findings
     from lora_export.planning.given import Given
     from lora_export.planning.merge_options import Options
-    from lora_export.records import Adapter
+    from lora_export.records import Adapter, Quantization
 
 _SHOWN = 3
 
 
 def without_quantized(given: Given, findings: Findings) -> list[Adapter]:
     """Return the adapters that touch no quantised weight; refuse each of the others."""
-    found = find_quantization(given.base)
+    found = given.base.quantization
     if found is None or not found.weights:
         return list(given.adapters)
     # What is packed under another name is looked for under the name that an adapter knows.
