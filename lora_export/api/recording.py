@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, manifest_beside
 from lora_export.checkpoint.output.writer import write_bytes
-from lora_export.planning.request import merged_before
 from lora_export.records import WrittenFile
 from lora_export.report.manifest import manifest
 
@@ -47,7 +46,7 @@ def build_manifest(
         ],
         outputs=files,
         checks=checks,
-        merged_before=merged_before(plan.base.root),
+        merged_before=job.merged_before,
         graph=graph,
     )
 

@@ -12,7 +12,7 @@ from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
 from lora_export.checkpoint.reading import read_json_object
 from lora_export.errors import FitError, UsageError
 from lora_export.planning.base.prepare_base import refuse_adapter_as_base
-from lora_export.planning.checks.beside_base import DAMAGED, warnings_of_base
+from lora_export.planning.checks.beside_base import warnings_of_base
 from lora_export.planning.facts.user_facts import FactTable, parse_enable_lora, read_hparams
 from lora_export.planning.full_tensors.beside import read_joined, refuse_unused_ignore
 from lora_export.planning.make_plan import make_plan
@@ -24,6 +24,7 @@ from lora_export.report.columns import counted
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lora_export.checkpoint.folder.recorded import Recorded
     from lora_export.planning.base.find_ties import Lookup
     from lora_export.planning.facts.architecture import Layers
     from lora_export.planning.full_tensors.heads import Classes
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
         ModelFacts,
         NameTable,
     )
+
+_DAMAGED = "it may say that an adapter is in this base already; if none is, move the manifest away"
+"""The hint beside a manifest of the base that cannot be read."""
 
 
 class AdapterOptions(TypedDict, total=False):
@@ -154,20 +158,32 @@ class Inputs:
 
     base: Checkpoint
     adapters: tuple[Adapter, ...]
+    #: The base's own manifest; None where it has none.
+    recorded: Recorded | None = None
+
+    @property
+    def merged_before(self) -> tuple[str, ...]:
+        """Return the digest of every adapter that the base's manifest names as merged."""
+        if self.recorded is None:
+            return ()
+        digests = [adapter.digest for adapter in self.recorded.adapters]
+        return (*self.recorded.merged_before, *digests)
 
 
 def read_inputs(request: Request) -> Inputs:
     """Read the base and the adapters of `request`.
 
     Raises:
-        InputError, FitError, UsageError: see read_checkpoint and read_adapter; an adapter is
+        InputError, FitError, UsageError: see read_checkpoint and read_adapter; the base's manifest
+            is damaged, so that what is in the base is not known; an adapter is
             named twice, or is in the base already.
     """
     base = read_checkpoint(request.base)
     refuse_adapter_as_base(base)
     adapters = _read_adapters(request, base)
-    _refuse_twice(base, adapters)
-    return Inputs(base, tuple(adapters))
+    inputs = Inputs(base, tuple(adapters), read_manifest(base.root, hint=_DAMAGED))
+    _refuse_twice(inputs)
+    return inputs
 
 
 def plan_request(
@@ -205,7 +221,8 @@ def plan_request(
         classes=classes,
         architecture=architecture,
     )
-    warnings = (*warnings_of_base(inputs.base.root, inputs.adapters), *plan.warnings)
+    found = warnings_of_base(inputs.base.root, inputs.adapters, inputs.recorded)
+    warnings = (*found, *plan.warnings)
     return replace(plan, warnings=warnings)
 
 
@@ -254,14 +271,14 @@ def _read_file(path: Path, base: Path) -> AdapterFile:
     return file
 
 
-def _refuse_twice(base: Checkpoint, adapters: list[Adapter]) -> None:
+def _refuse_twice(inputs: Inputs) -> None:
     """Refuse an adapter that is named twice, or is in the base by the base's manifest.
 
     By what the tensors hold: the same adapter saved in another format is the same adapter.
     """
-    digests = [adapter.digest for adapter in adapters]
-    known = merged_before(base.root)
-    for position, (adapter, digest) in enumerate(zip(adapters, digests, strict=True)):
+    digests = [adapter.digest for adapter in inputs.adapters]
+    known = inputs.merged_before
+    for position, (adapter, digest) in enumerate(zip(inputs.adapters, digests, strict=True)):
         if digest in digests[:position]:
             hint = "name it once, with --weight for its strength"
             raise FitError("the same adapter is named twice", where=str(adapter.path), hint=hint)
@@ -271,15 +288,3 @@ def _refuse_twice(base: Checkpoint, adapters: list[Adapter]) -> None:
                 where=str(adapter.path),
                 hint="start from the original base",
             )
-
-
-def merged_before(root: Path) -> list[str]:
-    """Return the digest of every adapter that the base's manifest, if any, names as merged.
-
-    Raises:
-        InputError: the manifest is damaged: what is in the base is not known.
-    """
-    recorded = read_manifest(root, hint=DAMAGED)
-    if recorded is None:
-        return []
-    return [*recorded.merged_before, *(adapter.digest for adapter in recorded.adapters)]

@@ -49,6 +49,8 @@ class Job:
     network: Network
     #: Tensors of the factory's network that neither base nor adapter holds.
     unset: tuple[str, ...] = ()
+    #: Digests of the adapters that the base holds already, by its own manifest.
+    merged_before: tuple[str, ...] = ()
     #: Of the stages of the command.
     clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
@@ -120,4 +122,4 @@ def plan_job(
     if source and facts:
         source.place(names, without_place(facts, plan.base.tensors()))
         unset = [*whole_parts_without_values(facts, plan), *names.nameless]
-    return Job(plan, source, proof, settings, network, tuple(unset))
+    return Job(plan, source, proof, settings, network, tuple(unset), inputs.merged_before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from filecmp import cmp
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.folder.recorded import read_manifest
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.report.columns import first_names
 
@@ -13,24 +12,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from lora_export.checkpoint.folder.recorded import Recorded
     from lora_export.records import Adapter
 
-DAMAGED = "it may say that an adapter is in this base already; if none is, move the manifest away"
-"""The hint beside a manifest of the base that cannot be read."""
 
-
-def warnings_of_base(root: Path, adapters: Sequence[Adapter]) -> tuple[str, ...]:
+def warnings_of_base(
+    root: Path, adapters: Sequence[Adapter], recorded: Recorded | None
+) -> tuple[str, ...]:
     """Warn where the base is a result of this tool, or holds an adapter that takes no part.
 
-    Raises:
-        InputError: the base's manifest is damaged.
+    recorded: the base's own manifest.
     """
-    return (*_merged_base(root), *_left_beside(root, adapters))
+    return (*_merged_base(recorded), *_left_beside(root, adapters))
 
 
-def _merged_base(root: Path) -> list[str]:
+def _merged_base(recorded: Recorded | None) -> list[str]:
     """Warn where the base is a result of this tool."""
-    recorded = read_manifest(root, hint=DAMAGED)
     if recorded is None or not recorded.adapters:
         return []
     names = first_names([adapter.name for adapter in recorded.adapters])
