@@ -21,7 +21,9 @@ COUNTS = [
     ("slow", "planted faults", r"detection: ([\d,]+) planted faults", 570),
     ("slow", "clean exports", r"detection: .* ([\d,]+) clean exports", 234),
     ("faults", "tests", r"([\d,]+) passed", 56),
-    ("faults", "fault points", r"([\d,]+) fault points", 3800),
+    # 3,677 calls and ways to break them, and more than half of 200 kills: how many of these come in
+    # time is chance.
+    ("faults", "fault points", r"([\d,]+) fault points", 3777),
 ]
 
 
