@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BY_LORALIB = "tests/execution/test_exactness.py"
 BY_PEFT = "tests/execution/test_peft_tuners.py"
-BY_LITGPT = "tests/api/test_litgpt.py"
+BY_LITGPT = "tests/api/adapters/test_litgpt.py"
 IN_OUT = {"fan_in_fan_out": True}
 
 
@@ -147,7 +147,7 @@ ROWS = {
         lambda _: {"L": (1, 10, 1, 1)}, (24, 5, 2, 2), BY_PEFT, {"rule": "1"}
     ),
     "token_rows": Row(
-        lambda _: {"rows": (3, 40)}, (24, 40), "tests/api/test_peft_whole.py",
+        lambda _: {"rows": (3, 40)}, (24, 40), "tests/api/adapters/test_peft_whole.py",
         {"rule": "1", "indices": (5, 2, 20)},
     ),
 }  # fmt: skip
