@@ -49,7 +49,10 @@ class Watch:
 def too_large(model: Any) -> str:
     """Say what is large about a transformers model; nothing where it is small."""
     name = type(model).__name__
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    # A network on meta holds nothing and is never run: its size costs no time.
+    parameters = sum(p.numel() for p in model.parameters() if not p.is_meta)
+    if not parameters:
+        return ""
     if parameters > PARAMETERS:
         return f"{name} has {parameters:,} parameters, more than {PARAMETERS:,}"
     layers = max((getattr(model.config, key, None) or 0 for key in NAMES), default=0)
