@@ -1,1 +1,1 @@
-"""Prove that a result is what it must be: by its weights, as a model, and in its runtime."""
+"""Proves a result: its files, its weights, its outputs as a model, and those in a runtime."""

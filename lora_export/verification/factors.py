@@ -1,4 +1,4 @@
-"""The factors of an update as its proof needs them: read, rounded and completed once."""
+"""Reads the factors of an update for its proof: rounded as the library has them, and completed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ if TYPE_CHECKING:
 
 
 def factors_of(delta: Delta, *, exact: bool, narrow: bool = False) -> Factors:
-    """Read all factors of an update in float64, rounded as the library holds them.
+    """Read all factors of an update in float64, by role.
+
+    They are first rounded to the dtype in which the library loads them.
 
     Args:
         delta: the update.
-        exact: the factors keep the values of the file.
-        narrow: factors that may be as long as a table stay in float32, where that holds their
-            values as well.
+        exact: keep the values of the file, without that rounding.
+        narrow: keep factors that may be as long as a table in float32, unless the file has them in
+            float64: float32 has all their values then.
+
+    Raises:
+        InputError: a file is damaged.
+        StorageError: a file cannot be read.
     """
     import torch
 
@@ -37,9 +43,12 @@ def factors_of(delta: Delta, *, exact: bool, narrow: bool = False) -> Factors:
 
 
 def needed_for(delta: Delta, factors: Factors, rows: torch.Tensor) -> tuple[Factors, torch.Tensor]:
-    """Return what a formula needs of the factors for these rows, and the rows' numbers in it.
+    """Return the part of the factors that a formula needs for these rows, in float64.
 
-    The factors are in float64.
+    rows: int64 numbers of rows of the update.
+
+    Returns:
+        the part, and the numbers of the rows in the update of that part alone.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What must follow from a failed check: nothing is published."""
+"""Turns failed checks into the error that keeps a result from being published."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 def refuse_failed(
     checks: Sequence[Check], where: str, attribution: Attribution | None = None
 ) -> None:
-    """Stop when a check failed. attribution: where a closer look has found the fault.
+    """Refuse the result if a check failed.
+
+    Args:
+        checks: all checks of the proof.
+        where: the artefact, for checks that name no place of their own.
+        attribution: the result of a closer look at the fault; without it, that of the checks alone.
 
     Raises:
-        VerificationError: with every failed check, all checks for the report, and the attribution
-            given, or else what the checks alone tell.
+        VerificationError: a check failed. It has a problem for each failed check, all checks for
+            the report, and the attribution.
     """
     failed = [check for check in checks if not check.passed]
     if not failed:

@@ -1,1 +1,1 @@
-"""What the proofs of several layer kinds have in common; it shares no code with the merge."""
+"""Formulas that the proofs of several layer kinds share, without any code of the merge."""

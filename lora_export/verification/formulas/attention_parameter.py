@@ -1,7 +1,7 @@
-"""Live branches on parameters: a module reads them without calling the layer they belong to.
+"""Live branches on parameters that a module reads without calling the layer they belong to.
 
-torch's MultiheadAttention hands its projections' parameters to a function, so PEFT 0.21.2 itself
-merges before every forward and takes the update out again: tuners.lora.layer.MultiheadAttention.
+torch's MultiheadAttention passes its projections' parameters to a function. PEFT 0.21.2 therefore
+merges before every forward and unmerges after it: tuners.lora.layer.MultiheadAttention.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 
 class AttentionBranch(nn.Module):
-    """A parametrization that adds one update whenever its parameter is read; counts that."""
+    """A parametrization that adds one update to its parameter at every reading, and counts them."""
 
     def __init__(self, module: nn.Module, delta: Delta, *, times: int = 1) -> None:
-        """Attach to the parameter of `module` that `delta` names; PEFT adds the update `times`."""
+        """Attach to the parameter of `module` that `delta` names.
+
+        times: how often PEFT adds the update in one forward.
+        """
         super().__init__()
         self.delta = delta
         self._times = times
@@ -34,14 +37,14 @@ class AttentionBranch(nn.Module):
         self.calls = 0  # torch has read it once to look at its shape
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """The parameter as the unmerged layer has it."""
+        """Return the parameter plus its update, in the parameter's dtype."""
         self.calls += 1
         down, up = (self._factors[role].to(weight.dtype) for role in ("A", "B"))
         return weight + (up @ down) * (scaling_of(self.delta) * self._times)
 
 
 def stored_parameter(module: nn.Module, name: str) -> torch.Tensor:
-    """The parameter without the live branches on it."""
+    """Return the parameter `name` of a module without the live branches on it."""
     listed = getattr(module, "parametrizations", None)
     if listed is not None and name in listed:
         stored: torch.Tensor = listed[name].original

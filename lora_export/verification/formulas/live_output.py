@@ -1,4 +1,4 @@
-"""Ways in which a live branch takes part in the output of its module."""
+"""Combines the result of a live branch with the output of its module, in either of two ways."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def adds(part: LivePart) -> LiveOutput:
 
 
 def changes(part: LivePart) -> LiveOutput:
-    """Return a branch that changes the module's output; the user's weight scales the whole change.
+    """Return a branch that adds the result of `part` times the user's weight to the output.
 
-    `part` is given an update of weight 1.
+    `part` applies the scaling itself. It takes the update with weight 1, because the user's weight
+    scales the whole change.
     """
 
     def output_of(
@@ -49,5 +50,5 @@ def changes(part: LivePart) -> LiveOutput:
 
 
 def embed_scale(module: Any) -> Any:
-    """Return what an embedding multiplies its rows with, as Gemma 3's do; else 1."""
+    """Return the factor by which an embedding multiplies its rows, as Gemma 3's do; else 1."""
     return getattr(module, "embed_scale", 1.0)

@@ -1,4 +1,4 @@
-"""Updates that are one product of two matrices: in float64, and at work in a model."""
+"""Formulas and live branches of updates that are one product of two matrices."""
 
 from __future__ import annotations
 
@@ -50,8 +50,16 @@ def columns_of_a(_: Delta, factors: Factors, rows: torch.Tensor) -> Factors:
 def live_product(module: Any, x: Any, factors: Factors, _: Delta) -> torch.Tensor:
     """Run the low-rank layer: a Linear on floats, an Embedding on ids.
 
-    The input decides, not the kind. An adapted Embedding and a Linear stored (in, out) have factors
-    of the same shapes. A file does not always show which of both a module is.
+    The input's dtype decides, not the kind. An adapted Embedding and a Linear stored (in, out) have
+    factors of the same shapes. A file does not always show which of both a module is.
+
+    Args:
+        module: the adapted module.
+        x: its input: floats (..., in), or int64 ids.
+        factors: A (rank, in) and B (out, rank), in the output's dtype.
+
+    Returns:
+        the unscaled part of the output: (..., out).
     """
     import torch.nn.functional as F
 

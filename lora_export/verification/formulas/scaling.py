@@ -1,4 +1,4 @@
-"""The scaling of an update, recomputed from alpha and rank."""
+"""Recomputes the scaling of an update from alpha and rank, without the plan's own number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 def scaling_of(delta: Delta) -> float:
-    """Compute the scaling anew by the library's rule, times the user's weight."""
+    """Compute the scaling by the library's rule from alpha and rank, times the user's weight.
+
+    It is computed in float64. Rule "alpha / rank in float32" rounds the quotient to float32.
+    """
     match delta.rule:
         case "alpha / rank":
             return delta.alpha / delta.rank * delta.weight

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def beside(module: Any, x: Any, weight: torch.Tensor) -> torch.Tensor:
-    """Run the module with `weight` and no bias."""
+    """Run the module on `x` with another weight of the same shape, and without bias.
+
+    loralib keeps the convolution in an attribute `conv`.
+    """
     import torch.nn.functional as F
 
     if weight.dim() == 2:
@@ -22,7 +25,7 @@ def beside(module: Any, x: Any, weight: torch.Tensor) -> torch.Tensor:
 
 
 def convolution_of(module: Any) -> Callable[..., torch.Tensor]:
-    """Return torch's function for a convolution of as many dimensions."""
+    """Return torch's convolution function for the module's number of dimensions."""
     import torch.nn.functional as F
 
     convolve: Callable[..., torch.Tensor] = (F.conv1d, F.conv2d, F.conv3d)[module.weight.dim() - 3]

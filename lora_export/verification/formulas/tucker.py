@@ -1,4 +1,4 @@
-"""The Tucker product of LoHa and LoKr, whose factors have a core with the kernel's sizes."""
+"""The Tucker product of LoHa and LoKr, whose core has the sizes of a convolution's kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ if TYPE_CHECKING:
 
 
 def tucker(core: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Sum core[i, j, k, l] a[i, p] b[j, q] over i and j; the result has sizes (p, q, k * l)."""
+    """Sum core[i, j, k, l] a[i, p] b[j, q] over i and j.
+
+    Args:
+        core: (r, r, k, l).
+        a: (r, p).
+        b: (r, q).
+
+    Returns:
+        (p, q, k * l), in the operands' dtype.
+    """
     import torch
 
     rank = core.shape[0]

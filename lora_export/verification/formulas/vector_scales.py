@@ -1,4 +1,4 @@
-"""What both kinds of (IA)^3 have in common: a learned vector that multiplies the weight."""
+"""Formulas of both kinds of (IA)^3, whose learned vector multiplies the weight."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ if TYPE_CHECKING:
 def multiplied(
     scales: torch.Tensor, scaling: float, base: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (l - 1) W and the magnitude of its errors; `scales` broadcasts over the base.
+    """Return (l - 1) W and the magnitude of its errors, both in the base's shape.
 
-    Neither the product nor the difference is off by more than a unit of |l W|, or of |W|.
+    The library computes l W, rounded to one unit of |l W|, and not the difference itself. The
+    magnitude is therefore |l W| + |W|.
+
+    scales: l, in a shape that broadcasts over the base.
     """
     size = (base * scales).abs() + base.abs()
     return base * (scales - 1.0) * scaling, size * abs(scaling)
 
 
 def strength(factors: Factors, delta: Delta) -> torch.Tensor:
-    """Return the vector l, or with a user's weight w, what W + w * (l W - W) multiplies by."""
+    """Return the vector by which the unmerged layer multiplies.
+
+    It is l, or 1 + w (l - 1) with a user's weight w other than 1.
+    """
     weight = scaling_of(delta)
     scales = factors["L"].reshape(-1)
     return scales if weight == 1.0 else 1.0 + (scales - 1.0) * weight

@@ -1,4 +1,4 @@
-"""How the update of a layer kind is proven: one file a kind, found by walking this folder.
+"""The proofs of the layer kinds: one file a kind, found by walking this folder.
 
 No module of it imports `lora_export.layers`, so that merge and proof share no arithmetic.
 """

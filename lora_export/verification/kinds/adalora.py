@@ -25,12 +25,15 @@ def _formula(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor
 
 
 def _roundings(delta: Delta) -> int:
-    """Count A * E, the sum, and the scaling, whose `ranknum + 1e-5` is rounded too."""
+    """Count A * E, the sum, and the scaling, whose `ranknum + 1e-5` is rounded as well."""
     return delta.rank + 4 + SPARE
 
 
 def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
-    """Run PEFT 0.21.2, tuners.adalora.layer, SVDLinear.forward; a convolution by its kernel."""
+    """Run the forward of PEFT 0.21.2, tuners.adalora.layer, SVDLinear.
+
+    A convolution takes the update as a second kernel.
+    """
     down = (factors["A"] * factors["E"]).T
     if len(delta.shape) > 2:
         return beside(module, x, (down @ factors["B"].T).T.reshape(delta.shape))

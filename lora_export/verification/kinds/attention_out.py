@@ -1,10 +1,10 @@
-"""The output projection of torch's MultiheadAttention: PEFT adds its update twice, one by one."""
+"""The output projection of torch's MultiheadAttention, to which PEFT adds its update twice."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_export.verification.formulas.unit_roundoff import UNIT
+from lora_export.verification.formulas.unit_roundoff import UNIT, units_of_share
 from lora_export.verification.kinds.proof_of_kind import ProofOfKind
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def _change(
     delta: Delta, factors: Factors, scaling: float, base: torch.Tensor, rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the update twice, with the roundings to delta.dtype that the library has between.
+    """Add the update twice, with the library's roundings to delta.dtype between both additions.
 
-    The first addition rounds update and sum, the second starts from that. Computed as if without
-    errors before these roundings; an error there may carry an element over the middle between two
-    numbers, so both count as whole roundings.
+    The first addition rounds the update and the sum. The second one starts from that. An error
+    before these roundings may move an element over the middle between two numbers. Both therefore
+    count as whole roundings, of two half units each, in the magnitude.
     """
     from lora_export.checkpoint.tensors import torch_dtype
 
@@ -31,7 +31,7 @@ def _change(
     half = base + update.to(dtype).double()
     between = half.to(dtype).double()
     units = UNIT[delta.dtype] / UNIT["F64" if delta.dtype == "F64" else "F32"]
-    rounded = (half.abs() + update.abs()) * (2 * units / (2 * delta.rank + 7))
+    rounded = (half.abs() + update.abs()) * (2 * units / units_of_share(delta))
     return between + update - base, 2 * size + rounded
 
 
@@ -40,10 +40,11 @@ def _tangent(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return twice the update, and the magnitude of the products' errors.
 
-    Roundings to delta.dtype go either way, so they do not count here.
+    The roundings to delta.dtype go up or down by chance, so they have no direction and are left
+    out. Four units of the sum's own dtype remain.
     """
     update, size = _update(factors, scaling, rows)
-    few = (base.abs() + update.abs()) * (4 / (2 * delta.rank + 7))
+    few = (base.abs() + update.abs()) * (4 / units_of_share(delta))
     return 2 * update, 2 * size + few
 
 

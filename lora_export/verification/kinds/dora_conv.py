@@ -21,9 +21,9 @@ _DORA = Dora(kernel_update)
 
 
 def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
-    """Run PEFT 0.21.2, tuners.lora.dora._DoraConvNdLayer.forward.
+    """Run the forward of PEFT 0.21.2, tuners.lora.dora._DoraConvNdLayer.
 
-    It takes its lengths of a product B A.
+    PEFT takes the lengths from the product of the flattened factors.
     """
     import torch
 

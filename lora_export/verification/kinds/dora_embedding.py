@@ -20,7 +20,7 @@ _DORA = Dora(product_of(turned_sides), by_column=True)
 
 
 def _live(module: Any, ids: Any, factors: Factors, delta: Delta) -> torch.Tensor:
-    """Run PEFT 0.21.2, tuners.lora.variants.DoraEmbeddingVariant.forward."""
+    """Run the forward of PEFT 0.21.2, tuners.lora.variants.DoraEmbeddingVariant."""
     import torch
     import torch.nn.functional as F
 

@@ -20,9 +20,9 @@ _DORA = Dora(product_of(oriented_sides))
 
 
 def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
-    """Run PEFT 0.21.2, tuners.lora.dora.DoraLinearLayer.forward.
+    """Run the forward of PEFT 0.21.2, tuners.lora.dora.DoraLinearLayer.
 
-    It takes the base's own output without its bias.
+    PEFT recomputes the base's output without its bias.
     """
     import torch
     import torch.nn.functional as F

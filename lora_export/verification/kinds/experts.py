@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def _formula(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
-    """Expert e has rows e*r to (e+1)*r of A, and every column of B whose number is e modulo E."""
+    """Return rows of the unscaled update, each from its own expert's factors.
+
+    Expert e has rows e*r to (e+1)*r of A, and the columns of B whose number is e modulo E.
+    """
     import torch
 
     a, b = factors["A"], factors["B"]
@@ -40,7 +43,7 @@ def _formula(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor
 
 
 class ParameterBranch:
-    """Hooks around a module's forward that lend it the updated parameter; counts its calls."""
+    """Hooks that replace a parameter while its module's forward runs, and count the calls."""
 
     def __init__(self, module: nn.Module, delta: Delta) -> None:
         """Attach to the module that owns the parameter."""
@@ -65,7 +68,7 @@ class ParameterBranch:
             self._own = None
 
     def _updated(self, own: torch.Tensor) -> torch.Tensor:
-        """`baddbmm` of the parameter and both factors, as PEFT's _LoraFactorsProxy has it."""
+        """Compute `baddbmm` of the parameter and both factors, as PEFT's _LoraFactorsProxy does."""
         import torch
 
         a, b = (self._factors[role].to(own.dtype) for role in "AB")

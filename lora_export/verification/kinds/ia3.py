@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def _change(
     delta: Delta, factors: Factors, scaling: float, base: torch.Tensor, rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (l - 1) times every element of an output, weight or bias."""
+    """Return (l - 1) times every row of the weight or element of the bias, and its magnitude."""
     scales = factors["L"].reshape(-1)
     by_row = scales[None, :] if delta.fan_in_fan_out else scales[rows][:, None]
     return multiplied(by_row, scaling, base)
@@ -30,9 +30,9 @@ def _live(
     factors: Factors,
     delta: Delta,
 ) -> torch.Tensor:
-    """Run PEFT 0.21.2, tuners.ia3.layer, Linear.forward: the output times l.
+    """Run the forward of PEFT 0.21.2, tuners.ia3.layer, Linear: the output times l.
 
-    That is the bias's share as well.
+    The output contains the bias, so the update of the bias itself changes nothing more.
     """
     if delta.parameter == "bias":
         return output

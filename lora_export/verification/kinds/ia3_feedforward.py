@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def _change(
     delta: Delta, factors: Factors, scaling: float, base: torch.Tensor, rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (l - 1) times every element of an input.
+    """Return (l - 1) times every column of the weight, and its magnitude.
 
-    Groups of a convolution have their own inputs.
+    Each group of a convolution has inputs of its own.
     """
     scales = factors["L"].reshape(-1)
     if delta.fan_in_fan_out:
@@ -39,7 +39,10 @@ def _live(
     factors: Factors,
     delta: Delta,
 ) -> torch.Tensor:
-    """Run PEFT 0.21.2, tuners.ia3.layer, Linear.forward of a feed-forward module: l times input."""
+    """Run the forward of PEFT 0.21.2, tuners.ia3.layer, Linear with is_feedforward: input times l.
+
+    `module.forward` is called without hooks, since the hook of this branch calls it.
+    """
     scales = strength(factors, delta).reshape(-1, *(1 for _ in delta.shape[2:]))
     result: torch.Tensor = module.forward(x * scales)
     return result

@@ -1,6 +1,6 @@
-"""litgpt's fused query, key and value: where each row of the weight comes from.
+"""litgpt's fused query, key and value, proven row by row.
 
-Shares no code with the merge: that lists the rows of a block, this asks each row for its block.
+The merge lists the rows of a block. The proof finds the block of each row, without shared code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _formula(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor
 
 
 def _live(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
-    """Run every block by itself; those that are not adapted are zeros."""
+    """Run every block by itself; blocks without an update are zeros."""
     import torch
 
     parts = [x.new_zeros((*x.shape[:-1], size)) for size in _sizes(delta)]
@@ -48,7 +48,10 @@ def _sizes(delta: Delta) -> tuple[int, int, int]:
 
 
 def _is_interleaved(delta: Delta) -> bool:
-    """Up to 0.5.4 litgpt spreads the blocks over the groups only where it has to fill up zeros."""
+    """Return whether the rows of the blocks are spread over the groups of heads.
+
+    Up to 0.5.4 litgpt does that only if it fills a block without an update with zeros.
+    """
     return delta.by_group and not all(delta.enable_lora)
 
 
@@ -66,7 +69,7 @@ def _stacked(delta: Delta, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _enabled(delta: Delta, factors: Factors) -> list[tuple[int, torch.Tensor, torch.Tensor, int]]:
-    """List (block, its rows of A, its rows of B, its first row among the stacked ones)."""
+    """List (block, its rows of A, its rows of B, its first stacked row) of adapted blocks."""
     found, done, used = [], 0, 0
     sizes = _sizes(delta)
     for block in (place for place, on in enumerate(delta.enable_lora) if on):

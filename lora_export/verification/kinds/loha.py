@@ -36,7 +36,7 @@ def _roundings(delta: Delta) -> int:
 
 
 def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
-    """Run a second layer, as PEFT 0.21.2, LoHaLayer._get_delta_activations does."""
+    """Run a second layer as PEFT 0.21.2 does in tuners.loha.layer, _get_delta_activations."""
     import torch
 
     sides = []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lora_export.verification.formulas.signatures import Factors
 
 _OWN_ALIGNMENT = 3
-"""Dimensions of an undecomposed w2 of a Conv1d, which torch.kron aligns with w1 otherwise."""
+"""Dimensions of an undecomposed w2 of a Conv1d, whose kernel torch.kron pairs with w1's inputs."""
 
 
 def _formula(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
@@ -44,14 +44,14 @@ def _right(factors: Factors) -> torch.Tensor:
 
 
 def _roundings(delta: Delta) -> int:
-    """Count a sum of r terms on the left, and on the right one, or one of sums."""
+    """Count the sums of r terms: one for a decomposed w1, one or two for a decomposed w2."""
     left = delta.rank if "w1_a" in delta.factors else 0
     right = delta.rank * (2 if "t2" in delta.factors else 1) if "w2_a" in delta.factors else 0
     return left + right + SPARE
 
 
 def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
-    """Run a second layer, as PEFT 0.21.2, LoKrLayer._get_delta_activations does."""
+    """Run a second layer as PEFT 0.21.2 does in tuners.lokr.layer, _get_delta_activations."""
     import torch
 
     w1 = factors["w1"] if "w1" in factors else factors["w1_a"] @ factors["w1_b"]

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def _formula(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
-    """Block by block: the i-th enabled block is B[i*o:(i+1)*o] @ A[i*r:(i+1)*r]."""
+    """Return rows of the unscaled update, block by block.
+
+    The i-th enabled block is B[i*o:(i+1)*o] @ A[i*r:(i+1)*r]; a disabled one is zeros.
+    """
     import torch
 
     a, b = factors["A"], factors["B"]
@@ -49,7 +52,7 @@ def _blocks(
 
 
 def _live(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
-    """Each enabled block has factors of its own; a disabled one adds zeros."""
+    """Run every enabled block with its own factors; a disabled one adds zeros."""
     import torch
 
     b = factors["B"]

@@ -1,4 +1,4 @@
-"""Convolutions as PEFT adapts them: one convolution after the other, the second of 1 x 1."""
+"""Convolutions as PEFT adapts them: a convolution with A, then one with B of size 1 x 1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def kernel_update(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
-    """B is 1 x 1, so one convolution after the other is a product over the rank."""
+    """Return rows of the unscaled update, (rows, in * kernel): B is 1 x 1, so it is a product.
+
+    The arguments are those of signatures.Formula.
+    """
     a, b = factors["A"], factors["B"]
     return b.reshape(b.shape[:2])[rows] @ a.reshape(len(a), -1)
 
@@ -25,7 +28,8 @@ def kernel_update(_: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tenso
 def live_kernel(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
     """Run lora_B(lora_A(x)) of PEFT 0.21.2, tuners.lora.layer._ConvNd.
 
-    PEFT gives lora_A the layer's stride and padding, and neither its dilation nor its padding mode.
+    PEFT gives lora_A the layer's stride and padding, but neither its dilation nor its padding mode.
+    The arguments are those of signatures.LivePart.
 
     Raises:
         FitError: the layer has a dilation or a padding mode.

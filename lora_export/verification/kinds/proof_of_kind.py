@@ -1,4 +1,4 @@
-"""What the proof of every layer kind is made of."""
+"""The parts of a proof of a layer kind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def as_in_file(_: Delta, factors: Factors) -> Factors:
 
 
 def one_product(delta: Delta) -> int:
-    """Count the roundings of a product of A and B: the sum's r, twice, and the scaling's."""
+    """Count the roundings of a product of A and B: two for each of r terms, four more after it."""
     return 2 * delta.rank + 4
 
 
@@ -55,31 +55,41 @@ class ProofOfKind:
     computed update.
     """
     tangent: ChangeFormula | None = None
-    """What a change moves by with its scaling, and the magnitude of errors in that direction.
+    """Computes the derivative of a change by its scaling, and the magnitude of errors along it.
 
-    A kind has it where the change is not proportional to the scaling, or where most of its errors
-    go either way.
+    A kind needs it if the change is not proportional to the scaling, or if most of its errors go up
+    or down by chance.
     """
     roundings: Callable[[Delta], int] = one_product
     """Counts the relative errors of one unit that an element of the computed update can have."""
     complete: Callable[[Delta, Factors], Factors] = as_in_file
-    """Adds the factors that the file leaves out, which the library draws anew."""
+    """Adds the factors that the file leaves out because the library draws them from a seed."""
     part_of_factors: PartOfFactors | None = None
     """Cuts the factors to what some rows need.
 
-    A kind has it where a factor may be as long as a table, half a million rows and more. Such a
+    A kind needs it if a factor may be as long as a table, half a million rows and more. Such a
     factor is not copied whole for each block of rows.
     """
     is_screened: bool = False
-    """Whether the update is linear in A and in B: half-precision weights are screened in float32
-    then."""
+    """Whether half-precision weights are screened in float32.
+
+    The update must be linear in A and in B.
+    """
     live_output: LiveOutput | None = None
-    """Computes the unmerged module's output, where the update works on what the module takes."""
+    """Computes the unmerged module's output from its input and its own output."""
     live_parameter: LiveParameter | None = None
-    """Attaches the update to a parameter, where the module's own forward reads it there."""
+    """Attaches the update to a parameter that the module's forward reads directly."""
 
     def update(self, delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor:
-        """Evaluate `formula`, of a kind that has one.
+        """Evaluate `formula`.
+
+        Args:
+            delta: the update.
+            factors: its factors, all of one dtype.
+            rows: int64 numbers of rows of the weight's matrix.
+
+        Returns:
+            these rows of the unscaled update, in the factors' dtype.
 
         Raises:
             TypeError: the kind has a change instead.

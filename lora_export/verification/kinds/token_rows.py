@@ -1,4 +1,4 @@
-"""Trained rows of a table: as they must be, and in the live layer that reads them.
+"""Trained rows of a table: the expected rows, and the live layer that reads them.
 
 Reproduces PEFT 0.21.2, tuners.trainable_tokens.layer.TrainableTokensLayer.forward_adapters.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def _change(
     delta: Delta, factors: Factors, scaling: float, base: torch.Tensor, rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put the trained rows in the place of the base's."""
+    """Return the difference of the trained rows to the base's, and its magnitude."""
     import torch
 
     update = torch.zeros_like(base)
@@ -39,7 +39,7 @@ def _live(
     factors: Factors,
     delta: Delta,
 ) -> torch.Tensor:
-    """Run the layer with the trained tokens' rows: a table by ids, a head by column."""
+    """Run the layer with the trained rows: a table looks ids up, a head has a column a token."""
     import torch
 
     weight, rows = module.weight.to(output.dtype), factors["rows"]

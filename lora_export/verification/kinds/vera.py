@@ -1,4 +1,4 @@
-"""VeRA: one random A and B for all modules, cut to each, between two learned vectors."""
+"""VeRA: one random A and B for all modules, cut to each module, between two learned vectors."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ def _formula(delta: Delta, factors: Factors, rows: torch.Tensor) -> torch.Tensor
 
 
 def _roundings(delta: Delta) -> int:
-    """Count the sum; both sides are scaled before it."""
+    """Count the sum of r terms; SPARE contains the products with d and b."""
     return delta.rank + SPARE
 
 
 def _with_projection(delta: Delta, factors: Factors) -> Factors:
     """Add the projection that the file leaves out, drawn by numpy's generator.
 
-    Both libraries have the Mersenne Twister of Matsumoto and Nishimura, seeded alike.
+    PEFT draws it with torch's. Both are the Mersenne Twister of Matsumoto and Nishimura, with the
+    same seeding.
     """
     if not delta.projection:
         return factors
@@ -54,6 +55,11 @@ def _with_projection(delta: Delta, factors: Factors) -> Factors:
 
 @lru_cache(maxsize=2)
 def _drawn(projection: tuple[int, ...], rank: int) -> tuple[object, object]:
+    """Draw A and B of the projection (seed, rows, columns), in float32.
+
+    PEFT 0.21.2, tuners.vera.model._kaiming_init, on torch's CPU generator: 24 bits a number, and
+    the same order of roundings.
+    """
     import numpy as np
 
     seed, rows, columns = projection
@@ -70,7 +76,7 @@ def _drawn(projection: tuple[int, ...], rank: int) -> tuple[object, object]:
 
 
 def _live(_: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
-    """Run PEFT 0.21.2, tuners.vera.layer, Linear.forward."""
+    """Run the forward of PEFT 0.21.2, tuners.vera.layer, Linear."""
     import torch.nn.functional as F
 
     out, in_ = delta.shape[::-1] if delta.fan_in_fan_out else delta.shape
