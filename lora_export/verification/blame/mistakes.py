@@ -1,4 +1,4 @@
-"""Says in words what a wrong merge looks like: the mistakes that people make most.
+"""Describes a wrong merge in words, by the mistakes that are made most often.
 
 Nothing here decides whether a check passes.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING
+
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,16 +20,16 @@ _ALIKE = 0.01
 """How far the parts of the update may lie from each other and still be one mistake."""
 
 _OFTEN = 3.5
-"""A factor above it is no adapter merged again, but another scaling or another adapter."""
+"""The largest factor that counts as a repeated merge.
 
-_SHOWN = 3
+A larger one is rather another scaling or another adapter."""
 
 
-def gain_told(merged: Sequence[Tally]) -> str:
-    """What the parts of the update that arrived say together; "" when that is nothing.
+def describe_gain(merged: Sequence[Tally]) -> str:
+    """Describe the mistake that explains how much of the update each tensor has; "" if none does.
 
-    Every part is near 1 in a right merge, 2 in one that was merged twice, 0 where a module was
-    left out.
+    The part of the update in a tensor is near 1 in a right merge, 2 in one that was merged twice,
+    and 0 in a module that was left out.
     """
     parts = {one.name: 1 + one.gain for one in merged}
     missing = [name for name, part in parts.items() if abs(part) < _ALIKE]
@@ -36,7 +38,7 @@ def gain_told(merged: Sequence[Tally]) -> str:
     if len(missing) == len(parts):
         return "no tensor holds the update: nothing was merged"
     if missing:
-        return f"{len(missing)} of {len(parts)} targets were not merged: {_named(missing)}"
+        return f"{len(missing)} of {len(parts)} targets were not merged: {first_names(missing)}"
     if not alike or abs(mean - 1) <= _ALIKE:
         return ""
     if abs(mean - round(mean)) <= _ALIKE and 1 < mean < _OFTEN:
@@ -44,13 +46,16 @@ def gain_told(merged: Sequence[Tally]) -> str:
     return f"every target holds {mean:.4g} of the update: another alpha, rank, weight or adapter"
 
 
-def names_told(wanted: Mapping[str, TensorSpec], written: Mapping[str, TensorSpec]) -> str:
-    """How many tensors there are, which are missing or unplanned, and which dtypes are others."""
+def describe_names(wanted: Mapping[str, TensorSpec], written: Mapping[str, TensorSpec]) -> str:
+    """Describe which planned tensors are missing, and which have another dtype or shape.
+
+    Tensors that are not planned are named as well.
+    """
     both = [(wanted[name], written[name]) for name in wanted if name in written]
     dtypes = Counter((one.dtype, other.dtype) for one, other in both if one.dtype != other.dtype)
     shapes = [one.name for one, other in both if one.shape != other.shape]
-    told = [f"{len(wanted)} tensors"]
-    told += [
+    parts = [f"{len(wanted)} tensors"]
+    parts += [
         f"{count} stored as {other}, where {one} is planned"
         for (one, other), count in dtypes.items()
     ]
@@ -59,10 +64,5 @@ def names_told(wanted: Mapping[str, TensorSpec], written: Mapping[str, TensorSpe
         ("not planned", [name for name in written if name not in wanted]),
         ("of another shape", shapes),
     ):
-        told += [f"{len(names)} {what}: {_named(names)}"] if names else []
-    return "; ".join(told)
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        parts += [f"{len(names)} {what}: {first_names(names)}"] if names else []
+    return "; ".join(parts)

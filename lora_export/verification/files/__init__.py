@@ -1,1 +1,1 @@
-"""Checks of what lies around the weights."""
+"""Checks the files around the weights."""

@@ -1,4 +1,4 @@
-"""Hold a finished artefact, and what is said to be its inputs, against its manifest."""
+"""Checks a finished artefact, and the inputs that the user names for it, against its manifest."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.folder.side_files import weight_files
 from lora_export.execution.digests import hash_files
-from lora_export.records import Check
+from lora_export.verification.listed_check import listed_check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from lora_export.checkpoint.folder.recorded import Recorded
-    from lora_export.records import Adapter, Checkpoint
+    from lora_export.records import Adapter, Check, Checkpoint
 
 _CHANGED = "damaged or edited after it was written: write it again, and do not ship this one"
 _OTHER = (
@@ -25,16 +25,26 @@ _OTHER = (
 
 
 def check_outputs(path: Path, recorded: Recorded) -> tuple[Check, ...]:
-    """The manifest lists every weight file of the artefact, and what it lists is as it was.
+    """Check that the manifest lists every weight file, and that every listed file is unchanged.
 
-    A file that no digest covers would be loaded all the same.
+    A weight file without a digest could be anything, and a loader would read it.
+
+    Args:
+        path: the artefact: a folder, or one file.
+        recorded: its manifest.
+
+    Returns:
+        two checks: of the list, and of the digests.
+
+    Raises:
+        StorageError: a file cannot be read.
     """
     folder = path if path.is_dir() else path.parent
     present = weight_files(path) if path.is_dir() else [path.name]
     unlisted = [name for name in present if name not in recorded.outputs]
-    wrong = unlisted if present else [path.name]
+    wrong = unlisted if present else [path.name]  # a folder without weights is no artefact
     detail = f"{len(present)} weight files, of which the manifest lists {len(present) - len(wrong)}"
-    listed = Check("files listed", not wrong, len(wrong), 0, ", ".join(wrong[:3]), detail)
+    listed = listed_check("files listed", wrong, detail)
     files = {folder / name: digest for name, digest in recorded.outputs.items()}
     there = hash_files([file for file in files if file.is_file()], os.cpu_count() or 1)
     changed = [
@@ -43,16 +53,19 @@ def check_outputs(path: Path, recorded: Recorded) -> tuple[Check, ...]:
         if there.get(file) != digest
     ]
     detail = f"{len(files) - len(changed)} of {len(files)} files have the SHA-256 of the manifest"
-    digests = Check(
-        "digests", not changed, len(changed), 0, ", ".join(changed[:3]), detail, hint=_CHANGED
-    )
-    return listed, digests
+    return listed, listed_check("digests", changed, detail, _CHANGED)
 
 
 def check_inputs(
     base: Checkpoint, adapters: Sequence[Adapter], recorded: Recorded
 ) -> tuple[Check, ...]:
-    """The base's files and the adapters are those of the manifest; no claim without a digest."""
+    """Check that the base's files and the adapters have the SHA-256 of the manifest.
+
+    A base without a recorded digest is not compared; the detail reports it.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
     wrong = _other(
         {str(adapter.path): f"{adapter.digest} {adapter.joined_digest}" for adapter in adapters},
         [f"{adapter.digest} {adapter.joined_digest}" for adapter in recorded.adapters],
@@ -64,26 +77,28 @@ def check_inputs(
         detail += f", {len(files)} files of the base"
     else:
         detail += "; no digest of the base was recorded"
-    where = ", ".join(wrong[:3])
     if wrong:
         names = ", ".join(adapter.name for adapter in recorded.adapters)
         detail = f"other SHA-256 than the manifest's; its adapters are {names}; {detail}"
-    name = "inputs are those of the manifest"
-    return (Check(name, not wrong, len(wrong), 0, where, detail, hint=_hint(adapters, recorded)),)
+    hint = _hint(adapters, recorded)
+    return (listed_check("inputs are those of the manifest", wrong, detail, hint),)
 
 
 def _hint(adapters: Sequence[Adapter], recorded: Recorded) -> str:
-    """What to do about other inputs. What was ignored must be ignored again by who verifies."""
+    """Return what to do about other inputs.
+
+    A tensor that the merge ignored is not part of the recorded digest, so it must be ignored again.
+    """
     here = {name for adapter in adapters for name in adapter.ignored}
     left = [name for one in recorded.adapters for name in one.ignored if name not in here]
     if not left:
         return _OTHER
     options = " ".join(f"--ignore '{name}'" for name in dict.fromkeys(left))
-    return f"the manifest says that it was made with {options}; {_OTHER}"
+    return f"the merge was run with {options}: give that again; {_OTHER}"
 
 
 def _other(given: dict[str, str], recorded: Sequence[str]) -> list[str]:
-    """The given that are not recorded, and a word on the recorded that are not given."""
+    """Return the given files that are not recorded; else how many recorded ones are not given."""
     left = Counter(recorded)
     left.subtract(given.values())
     missing = sum(count for count in left.values() if count > 0)

@@ -1,4 +1,4 @@
-"""Hold what lies around the weights against the plan: configuration, tokenizer, index, strays."""
+"""Checks the files around our own merge's weights: config, tokenizer, index, stray weight files."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.folder.side_files import weight_files
 from lora_export.execution.stage import index_bytes
-from lora_export.records import Check
+from lora_export.verification.listed_check import listed_check
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lora_export.records import MergePlan
+    from lora_export.records import Check, MergePlan
 
 
 def check_side_files(plan: MergePlan, folder: Path) -> tuple[Check, ...]:
-    """Every planned file around the weights has the planned bytes, and no weight file is a stray.
+    """Check that every planned side file has the planned bytes, and that no weight file is a stray.
 
-    A loader may prefer the stray to what was planned.
+    A stray is a weight file that is not planned; a loader may prefer it to the planned ones.
     """
     wrong = [
         file.name
@@ -31,7 +31,7 @@ def check_side_files(plan: MergePlan, folder: Path) -> tuple[Check, ...]:
     planned = {shard.file for shard in plan.shards} | {file.name for file in plan.side_files}
     wrong += [name for name in weight_files(folder) if name not in {*planned, index}]
     detail = f"{len(plan.side_files) + bool(index)} files around the weights are as planned"
-    return (Check("side files", not wrong, len(wrong), 0, ", ".join(wrong[:3]), detail),)
+    return (listed_check("side files", wrong, detail),)
 
 
 def _holds(file: Path, source: Path | None, content: bytes) -> bool:

@@ -1,1 +1,1 @@
-"""The weight level: every merged tensor held against its formula."""
+"""The level "weights": every tensor of a result, compared with the plan and its formula."""

@@ -1,12 +1,13 @@
-"""Hold rows of one merged tensor against the update recomputed in float64.
+"""Compares rows of one merged tensor with the update recomputed in float64.
 
-Half-precision weights are screened in float32 first: an element that equals the float32
-recomputation rounded to its dtype is within the bound; the others are looked at in float64.
+Half-precision weights are screened in float32 first. An element that equals the float32
+recomputation, rounded to its dtype, is within the bound. Rows with any other element are recomputed
+in float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from lora_export.verification.factors import factors_of, needed_for
 from lora_export.verification.formulas.scaling import scaling_of
 from lora_export.verification.formulas.unit_roundoff import UNIT
 from lora_export.verification.kinds import proof_of
+from lora_export.verification.weights.joined_product import join_products
 from lora_export.verification.weights.rounding import element_bound, update_error
 from lora_export.verification.weights.tally import Seen, worse
 
@@ -26,22 +28,30 @@ if TYPE_CHECKING:
     from lora_export.records import Step
 
 SCREENED_ELEMENTS = 1 << 20
-"""Elements that are looked at in one go in float32, which takes two arrays of as many."""
+"""Elements of a block that is screened in float32; it takes two arrays of that size."""
 
 WIDE_ELEMENTS = 1 << 17
-"""Elements that are looked at in one go in float64, which takes a dozen arrays of as many."""
+"""Elements of a block that is compared in float64; it takes a dozen arrays of that size."""
 
 
 class Expectation:
-    """What a step's merged rows must be; the factors are read once."""
+    """The expected rows of one merged tensor; its factors are read once for all blocks."""
 
     def __init__(self, step: Step, recipe: str) -> None:
-        """Read the factors of all updates of `step`."""
+        """Read the factors of all updates of `step`.
+
+        recipe: the plan's recipe; "exact" asks for the exact sum.
+
+        Raises:
+            InputError: a file of an adapter is damaged.
+            StorageError: a file cannot be read.
+        """
         self.step = step
         self.rows = matrix_of(step)[0]
         self._is_whole = not is_cuttable(step)
         self._dtype = step.out.dtype
         exact = is_exact_sum(step, recipe)
+        # A kind that adds twice rounds to delta.dtype between; an exact sum is float32 there.
         between = "F64" if self._dtype == "F64" else "F32"
         self._deltas = [replace(d, dtype=between) if exact else d for d in step.deltas]
         self._wide = [factors_of(delta, exact=exact, narrow=True) for delta in step.deltas]
@@ -51,14 +61,24 @@ class Expectation:
         self._screens = halves and all(proof_of(delta).is_screened for delta in step.deltas)
         if self._screens:
             self._largest = self._largest_magnitude()
-        self._product = self._one_product() if self._screens else None
+        self._product = None
+        if self._screens:
+            self._product = join_products(self._deltas, self._wide, self._scales)
         self._is_changed = False
 
     def look(self, first: int, base: torch.Tensor, written: torch.Tensor) -> list[Seen]:
-        """Rows from `first` on, of the base and as they were written, in blocks.
+        """Compare written rows from `first` on with the expected ones.
 
-        A merged block has as many rows as its bits need, however long they are; here they may be
-        fewer, which keeps memory flat.
+        The rows are cut into blocks of at most SCREENED_ELEMENTS or WIDE_ELEMENTS, which bounds the
+        memory. The merge's own blocks may be larger, because their bits depend on their size.
+
+        Args:
+            first: the number of the first row.
+            base: these rows of the base, in its dtype.
+            written: the same rows as read back, in the same dtype.
+
+        Returns:
+            what each block shows.
         """
         elements = SCREENED_ELEMENTS if self._screens else WIDE_ELEMENTS
         rows = max(1, elements // base.shape[1])
@@ -124,14 +144,17 @@ class Expectation:
         )
 
     def _differs(self, base: torch.Tensor, written: torch.Tensor) -> bool:
-        """Whether any rows seen so far do: a tensor that is known to has not to be compared."""
+        """Return whether any row so far differs from the base; the first difference is enough."""
         self._is_changed = self._is_changed or differ(base, written)
         return self._is_changed
 
     def _look_closer(
         self, rows: torch.Tensor, base: torch.Tensor, written: torch.Tensor
     ) -> tuple[float, float, float]:
-        """(error, distance, along) of some rows in which the screen found a difference."""
+        """Compute (error, distance, along) of rows that differ from the float32 recomputation.
+
+        See Seen for the three numbers.
+        """
         wide = base.double()
         update, magnitude = self._update(wide, rows)
         exact = wide + update
@@ -142,7 +165,10 @@ class Expectation:
         return error, float(distance.max()), float((residual * update).sum())
 
     def _update(self, base: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(update, magnitude), both new and in float64, for rows of the base in float64."""
+        """Compute the update of rows of the base and its magnitude, all in float64.
+
+        Both are new tensors, which a caller may overwrite.
+        """
         update: torch.Tensor | float = 0.0
         magnitude: torch.Tensor | float = 0.0
         for delta, factors, scale in zip(self._deltas, self._wide, self._scales, strict=True):
@@ -160,9 +186,9 @@ class Expectation:
     def _along(
         self, base: torch.Tensor, rows: torch.Tensor, update: torch.Tensor, error: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The direction in which a wrong scaling moves the result, and what errors may do there.
+        """Return the direction in which a wrong scaling moves the result, and the error along it.
 
-        For the most part the update itself and its whole error; see ProofOfKind.tangent.
+        For most kinds they are the update and its whole error; see ProofOfKind.tangent.
         """
         [delta, *more] = self._deltas
         tangent = proof_of(delta).tangent
@@ -171,32 +197,8 @@ class Expectation:
         along, size = tangent(delta, self._wide[0], self._scales[0], base, rows)
         return along, size * self._share + self._rest
 
-    def _one_product(self) -> _Product | None:
-        """All updates together: their lefts beside each other, their rights below each other.
-
-        None where an update is no single product.
-        """
-        import torch
-
-        makers = [proof_of(delta).sides for delta in self._deltas]
-        sides = [
-            make(delta, factors)
-            for make, delta, factors in zip(makers, self._deltas, self._wide, strict=True)
-            if make is not None
-        ]
-        if len(sides) < len(makers):
-            return None
-        lefts, rights = ([pair[place] for pair in sides] for place in (0, 1))
-        scales = [
-            torch.full((len(right),), scale, dtype=torch.float64)
-            for right, scale in zip(rights, self._scales, strict=True)
-        ]
-        right = torch.cat(rights).double()
-        left = lefts[0] if len(lefts) == 1 else torch.cat(lefts, dim=1)
-        return _Product(left, torch.cat(scales), right.float(), right @ right.T)
-
     def _add_update(self, exact: torch.Tensor, rows: torch.Tensor) -> float:
-        """Add the update to `exact` in float32; the sum of its squares is returned."""
+        """Add the update to `exact` in float32; return the sum of the update's squares."""
         if self._product:
             return self._product.add_to(exact, int(rows[0]))
         update = self._update32(rows)
@@ -215,33 +217,17 @@ class Expectation:
         return total
 
     def _largest_magnitude(self) -> float:
-        """No element's magnitude is larger (Cauchy and Schwarz on a column of A, a row of B)."""
+        """Bound the magnitude of every element of the update.
+
+        By Cauchy and Schwarz it is at most the product of the norms of a row of B and a column of
+        A.
+        """
         return sum(
             abs(scale)
             * float(factors["A"].norm(dim=0).max())
             * float(factors["B"].norm(dim=1).max())
             for factors, scale in zip(self._wide, self._scales, strict=True)
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Product:
-    """An update (left * scales) @ right, which is never made by itself.
-
-    left: as stored. scales: of its columns. right: in float32. gram: right @ right.T in float64,
-    for ||left @ right||^2 is the sum of (left.T @ left) * gram.
-    """
-
-    left: torch.Tensor
-    scales: torch.Tensor
-    right: torch.Tensor
-    gram: torch.Tensor
-
-    def add_to(self, exact: torch.Tensor, first: int) -> float:
-        """Add rows from `first` on in float32; the sum of their squares is returned."""
-        left = self.left[first : first + len(exact)].double() * self.scales
-        exact.addmm_(left.float(), self.right)
-        return max(0.0, float(((left.T @ left) * self.gram).sum()))
 
 
 def _sum_of_squares(matrix: torch.Tensor) -> float:
@@ -252,7 +238,10 @@ def _sum_of_squares(matrix: torch.Tensor) -> float:
 
 
 def _typical(matrix: torch.Tensor) -> float:
-    """The root of the mean square of its elements, whose squares float32 may not hold."""
+    """Return the root of the mean square of all elements.
+
+    The squares are summed in float64 if they overflow float32.
+    """
     squares = _sum_of_squares(matrix)
     if not isfinite(squares):
         squares = _sum_of_squares(matrix.double())
@@ -260,15 +249,19 @@ def _typical(matrix: torch.Tensor) -> float:
 
 
 def _rows_that_differ(expected: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
-    """Numbers of the rows whose bits are not equal; several elements are compared at once."""
+    """Return the numbers of the rows whose bits are not equal, of half-precision matrices."""
     import torch
 
+    # Four elements at once, if a row is a whole number of them.
     whole = torch.int64 if expected.shape[1] % 4 == 0 else torch.int16
     one, other = (each.view(whole).numpy() for each in (expected, written))
-    unlike = one != other  # numpy compares whole numbers three times as fast
+    unlike = one != other  # numpy compares integers three times as fast as torch
     return torch.from_numpy(unlike.any(axis=1).nonzero()[0])
 
 
 def _distance(written: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Absolute differences; a NaN or infinity that should not be there is infinitely far."""
+    """Return the absolute differences in float64, infinite for a written NaN or infinity.
+
+    `exact` is finite: the merge refuses a base and factors that are not.
+    """
     return (written.double() - exact).abs_().nan_to_num_(nan=float("inf"), posinf=float("inf"))

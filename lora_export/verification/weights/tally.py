@@ -1,4 +1,4 @@
-"""What the rows of a merged tensor have shown, and what that says of the whole tensor."""
+"""Sums up what blocks of rows show, and derives from it how a whole tensor differs."""
 
 from __future__ import annotations
 
@@ -6,31 +6,44 @@ from dataclasses import dataclass
 from math import inf, isfinite, isnan, sqrt
 
 _GAIN_TOLERANCE = 1e-3
+"""The share of the update that may be wrong beyond rounding: 0.1 %."""
+
+_DEVIATIONS = 8.0
+"""Standard deviations of the slope that chance may take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What some rows show. error: in units of the derived bound, distance: as it is.
+    """What a block of rows shows.
 
-    along: sum of residual times update. norm: sum of squared updates. variance, systematic: of
-    `along`, when each element may round either way.
+    The residual is what was written minus the exact element, rounded to the stored dtype. A row of
+    the update is the direction in which a wrong scaling moves the result.
     """
 
     rows: int
+    """The number of rows."""
     error: float
+    """The largest distance of an element, in units of its derived bound."""
     distance: float
+    """The largest distance of an element from the exact one, in the weight's own unit."""
     along: float
+    """The sum of residual times update, over all elements."""
     norm: float
+    """The sum of the squared updates."""
     variance: float
+    """The variance of `along`, if each element may be rounded up or down by chance."""
     systematic: float
+    """The largest part of `along` that the update's own error can cause."""
     changed: bool
+    """Whether a row of the tensor differs from the base."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What all rows of one tensor have shown so far."""
+    """What all rows of one tensor have shown so far; the fields are sums or maxima of Seen's."""
 
     name: str
+    """The tensor's name."""
     rows: int = 0
     error: float = 0.0
     distance: float = 0.0
@@ -41,7 +54,7 @@ class Tally:
     changed: bool = False
 
     def add(self, seen: Seen) -> None:
-        """Take more rows in."""
+        """Add what a further block of rows shows."""
         self.rows += seen.rows
         self.error = worse(self.error, seen.error)
         self.distance = worse(self.distance, seen.distance)
@@ -53,22 +66,22 @@ class Tally:
 
     @property
     def gain(self) -> float:
-        """The part of the update that is too much: the slope of the residual along the update.
+        """Return the share of the update that is too much: the slope of the residual along it.
 
-        0 for a right merge, 0.01 for a scaling 1 % too large, -1 for a skipped module.
+        It is 0 for a right merge, 0.01 for a scaling 1 % too large, and -1 for a skipped module.
         """
         slope = self.along / self.norm if self.norm else 0.0
         return slope if isfinite(slope) else float("inf")
 
     @property
     def gain_tolerance(self) -> float:
-        """Eight standard deviations of the slope, the update's own error, and 0.1 %."""
+        """Return how far `gain` may be from 0: by chance, by the update's error, and by 0.1 %."""
         if not self.norm:
             return _GAIN_TOLERANCE
-        spread = 8.0 * sqrt(self.variance) / self.norm
+        spread = _DEVIATIONS * sqrt(self.variance) / self.norm
         return spread + self.systematic / self.norm + _GAIN_TOLERANCE
 
 
 def worse(one: float, other: float) -> float:
-    """The larger; what is no number is worse than any, and `max` would drop it."""
+    """Return the larger number, and infinity instead of a NaN, which `max` might drop."""
     return max(one, inf if isnan(other) else other)

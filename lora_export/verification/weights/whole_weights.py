@@ -1,4 +1,4 @@
-"""Level "weights": hold every tensor, as it was read back from disk, against the plan."""
+"""The level "weights": compares every tensor, as it was read back from disk, with the plan."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.layout import segments_of
 from lora_export.execution.rows import Rows, read_rows, refuse_non_finite
 from lora_export.records import Check
-from lora_export.verification.blame.mistakes import gain_told, names_told
+from lora_export.verification.blame.mistakes import describe_gain, describe_names
 from lora_export.verification.factors import changes_nothing
+from lora_export.verification.listed_check import listed_check
 from lora_export.verification.weights.merged_rows import Expectation
 from lora_export.verification.weights.tally import Tally
 
@@ -28,27 +29,32 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class WeightProof:
-    """Collects what is seen of a result, from any number of threads; see execution's Watcher.
+    """Collects what the written tensors show, from any number of threads: a segments.Watcher.
 
-    Untouched and replaced tensors must be equal to the byte; merged ones within the rounding of
-    the recipe around an independent recomputation, in every element and on average along the
-    update (which shows a wrong scaling that rounding to half precision hides from elements).
+    Untouched and replaced tensors must be equal to the byte. Merged ones must be within the
+    recipe's rounding of an independent recomputation: in every element, and on average along the
+    update. The average shows a wrong scaling that the rounding of single elements hides in half
+    precision.
     """
 
     plan: MergePlan
     different: list[str] = field(default_factory=list)
+    """The names of tensors that are not the planned bytes."""
     _tallies: dict[str, Tally] = field(default_factory=dict)
+    """What each merged tensor shows."""
     _expected: dict[str, Expectation] = field(default_factory=dict)
+    """The expectation of each merged tensor that is not complete."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Guards all three; the comparison itself runs outside it."""
 
     def copied(self, name: str, source: bytes, written: memoryview) -> None:
-        """See execution.segments.Watcher."""
+        """Compare copied bytes; see execution.segments.Watcher."""
         if not _are_same(source, written):
             with self._lock:
                 self.different.append(name)
 
     def merged(self, step: Step, first: int, base: torch.Tensor, written: torch.Tensor) -> None:
-        """See execution.segments.Watcher."""
+        """Compare merged rows with the expectation; see execution.segments.Watcher."""
         name = step.out.name
         with self._lock:
             expected = self._expected.get(name)
@@ -63,7 +69,12 @@ class WeightProof:
                 del self._expected[name]  # its factors are not needed any more
 
     def checks(self, written: Mapping[str, TensorRef], *, allow_noop: bool) -> tuple[Check, ...]:
-        """The outcome; `written` is the result's own list of tensors, read from its headers."""
+        """Return the checks of the level.
+
+        Args:
+            written: the result's own tensors, by name, read from its headers.
+            allow_noop: whether a merged tensor may be equal to the base's.
+        """
         planned = self.plan.steps()
         names = _check_names(planned, written)
         whole = sum(not step.deltas for step in planned)
@@ -75,7 +86,7 @@ class WeightProof:
         checks = [
             names,
             _check_library(written),
-            _check_list("untouched tensors", self.different, f"{whole} tensors equal to the byte"),
+            listed_check("untouched tensors", self.different, f"{whole} tensors equal to the byte"),
             _check_seen(planned, merged),
             _check_elements(merged),
             _check_gain(merged),
@@ -86,7 +97,10 @@ class WeightProof:
 
 
 def _are_same(source: bytes, written: memoryview) -> bool:
-    """Eight bytes at a time: Python compares the bytes of a memoryview one by one."""
+    """Return whether the bytes are equal.
+
+    numpy compares eight bytes at a time. Python compares those of a memoryview one by one.
+    """
     import numpy as np
 
     if len(source) != len(written):
@@ -99,10 +113,20 @@ def _are_same(source: bytes, written: memoryview) -> bool:
 def check_weights(
     plan: MergePlan, written: Mapping[str, TensorRef], *, allow_noop: bool
 ) -> tuple[Check, ...]:
-    """Hold tensors that lie on disk against `plan`, as a merge does while it writes them.
+    """Compare the tensors of a finished result with `plan`, as a merge does while it writes them.
+
+    Args:
+        plan: what the result must be.
+        written: the result's own tensors, by name.
+        allow_noop: whether a merged tensor may be equal to the base's.
+
+    Returns:
+        the checks of the level; only that of the names if it failed.
 
     Raises:
-        InputError, FitError: what takes part in the merge holds NaN or infinity, or overflows.
+        InputError: the base or an adapter holds NaN or infinity.
+        FitError: values of an adapter overflow the base's dtype.
+        StorageError: a file cannot be read.
     """
     refuse_unusable(plan)
     names = _check_names(plan.steps(), written)
@@ -128,7 +152,7 @@ def _look_at_rows(proof: WeightProof, rows: Rows, written: Mapping[str, TensorRe
 
 
 def _as_planned(step: Step, found: TensorRef) -> bool:
-    """The written tensor is the source's bytes, or its values in the base's dtype."""
+    """Return whether the written tensor has the source's bytes, or its values in another dtype."""
     import torch
 
     from lora_export.checkpoint.tensors import read_tensor, torch_dtype
@@ -139,21 +163,19 @@ def _as_planned(step: Step, found: TensorRef) -> bool:
     return torch.equal(wanted, read_tensor(found))
 
 
-def _check_list(name: str, wrong: Sequence[str], detail: str) -> Check:
-    """A check that counts what is wrong and names the first three."""
-    return Check(name, not wrong, len(wrong), 0, ", ".join(wrong[:3]), detail)
-
-
 def _check_names(planned: Sequence[Step], written: Mapping[str, TensorRef]) -> Check:
     wanted = {step.out.name: step.out for step in planned}
     wrong = [n for n, spec in wanted.items() if n not in written or written[n].spec != spec]
     wrong += [name for name in written if name not in wanted]
-    told = names_told(wanted, {name: ref.spec for name, ref in written.items()})
-    return _check_list("names, dtypes, shapes", wrong, told)
+    detail = describe_names(wanted, {name: ref.spec for name, ref in written.items()})
+    return listed_check("names, dtypes, shapes", wrong, detail)
 
 
 def _check_library(written: Mapping[str, TensorRef]) -> Check:
-    """The format's own library, which will load the files for everybody else, reads the same."""
+    """Check that the safetensors library reads the same names.
+
+    Our own reader wrote and read the headers so far. Other programs use that library.
+    """
     from safetensors import SafetensorError, safe_open
 
     listed: dict[Path, set[str]] = {}
@@ -168,16 +190,16 @@ def _check_library(written: Mapping[str, TensorRef]) -> Check:
             found = set()
         wrong += [file.name] if found != names else []
     detail = f"{len(listed)} files open in the safetensors library"
-    return _check_list("readable by others", wrong, detail)
+    return listed_check("readable by others", wrong, detail)
 
 
 def _check_seen(planned: Sequence[Step], merged: Sequence[Tally]) -> Check:
-    """Every row of every merged tensor was looked at: a proof that skipped some is none."""
+    """Check that every row of every merged tensor was compared; a partial proof is no proof."""
     from lora_export.execution.arithmetic import matrix_of
 
     rows = {step.out.name: matrix_of(step)[0] for step in planned if step.deltas}
     wrong = [tally.name for tally in merged if tally.rows != rows[tally.name]]
-    return _check_list("every row was looked at", wrong, f"{sum(rows.values())} rows")
+    return listed_check("every row was looked at", wrong, f"{sum(rows.values())} rows")
 
 
 def _check_elements(merged: Sequence[Tally]) -> Check:
@@ -189,15 +211,15 @@ def _check_elements(merged: Sequence[Tally]) -> Check:
 
 
 def _slant(one: Tally) -> float:
-    """How much of what is tolerated the gain takes; most where nothing can be said of it."""
+    """Return the gain in units of its tolerance; infinity if the tolerance is not finite."""
     tolerance = one.gain_tolerance
     return abs(one.gain) / tolerance if isfinite(tolerance) else inf
 
 
 def _check_gain(merged: Sequence[Tally]) -> Check:
     worst = max(merged, key=_slant)
-    detail = gain_told(merged) or f"{1 + worst.gain:.6f} of the update is in {worst.name}"
-    # With a tolerance that is no finite number anything would pass.
+    detail = describe_gain(merged) or f"{1 + worst.gain:.6f} of the update is in {worst.name}"
+    # With an infinite tolerance any gain would pass.
     passed = abs(worst.gain) <= worst.gain_tolerance < inf
     return Check("scaling", passed, abs(worst.gain), worst.gain_tolerance, worst.name, detail)
 
@@ -209,4 +231,4 @@ def _check_changed(planned: Sequence[Step], merged: Sequence[Tally]) -> Check:
     detail = f"{len(merged) - len(same)} planned tensors differ from the base"
     if idle := len(same) - len(lost):
         detail += f", the factors of {idle} are zero"
-    return _check_list("every target changed", lost, detail)
+    return listed_check("every target changed", lost, detail)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_export.verification.blame.mistakes import gain_told
+from lora_export.verification.blame.mistakes import describe_gain
 from lora_export.verification.weights.tally import Tally
 
 PARTS = {
@@ -26,5 +26,5 @@ PARTS = {
 @pytest.mark.parametrize(("parts", "expected"), PARTS.values(), ids=PARTS)
 def test_the_parts_of_the_update(parts, expected):
     tallies = [Tally(str(place), along=part - 1, norm=1.0) for place, part in enumerate(parts)]
-    told = gain_told(tallies)
-    assert told == expected == "" or (expected and expected in told)
+    detail = describe_gain(tallies)
+    assert detail == expected == "" or (expected and expected in detail)
