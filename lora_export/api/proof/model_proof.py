@@ -63,7 +63,7 @@ class ModelProof:
         """What is to be told of how the level ran."""
         unresolved = "" if self.allow_noop else self.tolerance.unresolved()
         words = f"the model level does not resolve this adapter, the weights prove it: {unresolved}"
-        return (*self.witnesses.told(), *([words] if unresolved else []))
+        return (*self.witnesses.warnings(), *([words] if unresolved else []))
 
 
 def prove_model(job: Job, subject: Subject) -> ModelProof:

@@ -1,1 +1,1 @@
-"""The model level: the merged model held against the unmerged one, by outputs."""
+"""The level "model": compares the outputs of the merged model with those of the unmerged one."""

@@ -1,7 +1,7 @@
-"""The unmerged model: live low-rank branches as forward hooks, sharing no code with the merge.
+"""Attaches live low-rank branches to the base, which together are the unmerged model.
 
-Each branch is the adapted layer's own forward, of loralib 0.1.2 or PEFT 0.21.2; the proofs of the
-layer kinds have them.
+A branch is a forward hook with the adapted layer's own forward, of loralib 0.1.2 or PEFT 0.21.2. It
+comes from the proof of the layer kind and shares no code with the merge.
 """
 
 from __future__ import annotations
@@ -25,22 +25,26 @@ if TYPE_CHECKING:
 
 
 def branch_of(module: nn.Module, delta: Delta) -> LiveBranch:
-    """Attach the live branch of `delta` to `module`."""
+    """Attach the live branch of `delta` to `module`.
+
+    Raises:
+        FitError: the layer kind has no live branch.
+        InputError, StorageError: the factors cannot be read.
+    """
     attach = proof_of(delta).live_parameter
     return attach(module, delta) if attach else Branch(module, delta)
 
 
 class Branch:
-    """A forward hook that does one update's work on its layer's output; counts its calls.
-
-    taken: dtype and shape of what the layer was given; None for an axis that differed.
-    """
+    """A forward hook that applies one update to its layer's output, and counts its calls."""
 
     def __init__(self, module: nn.Module, delta: Delta) -> None:
-        """Attach to `module`, whose output dtype the branch follows."""
+        """Attach to `module`; the branch computes in the dtype of the module's output."""
         self.delta = delta
-        self._module = ref(module)  # which holds the branch: a circle would outlive the model
+        # The module owns the branch. A reference back would keep both alive after the model.
+        self._module = ref(module)
         self.calls = 0
+        #: The dtype and shape of the layer's input; None for an axis whose size has changed.
         self.taken: tuple[str, tuple[int | None, ...]] = ("", ())
         self._factors = factors_of(delta, exact=False)
         self.form = _live_output(delta)
@@ -49,7 +53,7 @@ class Branch:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
     ) -> torch.Tensor:
-        """Return the output as the unmerged layer gives it."""
+        """Return the output of the unmerged layer."""
         x = args[0] if args else next(iter(kwargs.values()))
         self._note(x)
         self.calls += 1
@@ -57,7 +61,7 @@ class Branch:
         return self.form(module, x, output, factors, self.delta)
 
     def key(self) -> tuple[object, ...]:
-        """Equal where a graph of two layers with their branches would have the same nodes."""
+        """Return a key that is equal for two layers whose graphs would have the same nodes."""
         delta = self.delta
         shapes = tuple((role, held.spec.shape) for role, held in delta.factors.items())
         return (
@@ -66,7 +70,7 @@ class Branch:
         )  # fmt: skip
 
     def _note(self, x: torch.Tensor) -> None:
-        """Remember what is taken, of the first runs, which are in float32."""
+        """Record the input's dtype and shape; runs in another dtype than the first do not count."""
         dtype, shape = str(x.dtype).removeprefix("torch."), tuple(x.shape)
         seen = self.taken[1]
         if not self.calls:
@@ -78,17 +82,18 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A layer with its live branch, and how many of the same form there are."""
+    """A layer with its live branch, which stands for all layers of the same form."""
 
     module: nn.Module
     branch: Branch
     times: int
+    """How many layers of the same form there are."""
 
 
 def distinct_sites(branches: Sequence[LiveBranch]) -> list[Site]:
-    """One layer of every form; empty where a branch is not on a layer, but on a parameter.
+    """Return one layer of every form; none at all if a branch is on a parameter.
 
-    A layer that is never called is none: an export with the LoRA in the graph would lack it, too.
+    A layer that is never called does not count, because no graph contains it.
     """
     groups: dict[tuple[object, ...], list[Branch]] = {}
     for branch in branches:

@@ -1,7 +1,6 @@
-"""How far two sets of model outputs are apart, and where: pure arithmetic on arrays.
+"""Measures how far two sets of model outputs are apart, and where: pure arithmetic on arrays.
 
-A difference in structure is a distance too (an infinite one), so that no comparison can be skipped
-by an exception.
+A difference in structure is an infinite distance. An exception could skip a comparison.
 """
 
 from __future__ import annotations
@@ -15,49 +14,61 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    #: The outputs of one run, by name.
     Outputs = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """The largest absolute difference and its place.
-
-    worst: in the outputs' own unit; infinite for any NaN, for an infinity that only one side has,
-    and for a difference in structure. output and index: where; detail: why it is infinite.
-    """
+    """The largest absolute difference and its place."""
 
     worst: float
+    """In the output's own unit.
+
+    It is infinite for any NaN, for an infinity that only one side has, and for a difference in
+    structure.
+    """
     output: str = ""
+    """The name of the output."""
     index: tuple[int, ...] = ()
+    """The place of the element in the output."""
     detail: str = ""
+    """Why the distance is infinite; "" if it is finite."""
 
     def __str__(self) -> str:
         return self.output + (f"[{', '.join(map(str, self.index))}]" if self.index else "")
 
 
 def distances(expected: Outputs, actual: Outputs) -> dict[str, Distance]:
-    """Distance of every output, by name; an output that one side lacks is infinitely far."""
+    """Return the distance of every output, by name.
+
+    The distance is infinite for an output that one side lacks, or has in another shape or kind of
+    dtype.
+    """
     names = dict.fromkeys([*expected, *actual])
     return {name: _one(name, expected.get(name), actual.get(name)) for name in names}
 
 
 def distance(expected: Outputs, actual: Outputs) -> Distance:
-    """The worst of all outputs' distances; zero for two empty sets."""
+    """Return the largest of all outputs' distances; zero for two empty sets."""
     return worst_of(list(distances(expected, actual).values()))
 
 
 def worst_of(found: Sequence[Distance]) -> Distance:
-    """The largest of several distances, the first of equals; zero for none."""
+    """Return the largest of several distances, the first of equal ones; zero for none."""
     return max(found, key=lambda one: one.worst, default=Distance(0.0))
 
 
 def gaps(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
-    """Absolute differences of arrays of one shape; infinite for a NaN and a lone infinity."""
+    """Return the absolute differences of arrays of one shape, in float64.
+
+    A difference is infinite for a NaN, and for an infinity that only one side has.
+    """
     return _gap(_widened(left), _widened(right))
 
 
 def finite_distance(left: NDArray[Any], right: NDArray[Any]) -> float:
-    """The largest difference where both are finite; 0 where there is none."""
+    """Return the largest difference of elements that are finite on both sides; 0 for none."""
     import numpy as np
 
     gap = gaps(left, right)
@@ -65,17 +76,23 @@ def finite_distance(left: NDArray[Any], right: NDArray[Any]) -> float:
 
 
 def largest(outputs: Outputs, name: str) -> float:
-    """Largest finite absolute value of an output; 0 where there is none."""
+    """Return the largest finite absolute value of an output; 0 for none."""
     import numpy as np
 
     values = np.abs(_widened(outputs[name]))
     return float(np.max(values, where=np.isfinite(values), initial=0.0))
 
 
-def join_batches(parts: Sequence[Outputs], like: Outputs) -> dict[str, NDArray[Any]]:
-    """Outputs of single samples put together again along their first axis.
+def ratio(part: float, whole: float) -> float:
+    """Return `part / whole`; without a whole, 0 for no part and infinity for any other."""
+    return part / whole if whole else inf if part else 0.0
 
-    Only outputs whose shape then equals that of `like` are returned: others do not count samples.
+
+def join_batches(parts: Sequence[Outputs], like: Outputs) -> dict[str, NDArray[Any]]:
+    """Join the outputs of single samples along their first axis.
+
+    An output is left out if its shape then differs from that in `like`: its first axis does not
+    count samples.
     """
     import numpy as np
 
@@ -96,7 +113,7 @@ def _one(name: str, expected: NDArray[Any] | None, actual: NDArray[Any] | None) 
 
 def _mismatch(expected: NDArray[Any] | None, actual: NDArray[Any] | None) -> str:
     if expected is None:
-        return "output was not expected"
+        return "the reference has no such output"
     if actual is None:
         return "output is missing"
     if expected.dtype.kind != actual.dtype.kind:
@@ -127,7 +144,7 @@ def _widened(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _gap(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
-    """Absolute differences; equal infinities are no distance apart, a NaN is from everything."""
+    """Return absolute differences: 0 for equal infinities, infinity for a NaN on either side."""
     import numpy as np
 
     finite = np.isfinite(left) & np.isfinite(right)
@@ -137,7 +154,7 @@ def _gap(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
 
 
 def _infinity(expected: complex, actual: complex) -> str:
-    """Why a distance is infinite; NaN is the only number that is not itself."""
-    if expected != expected:  # noqa: PLR0124
-        return "the model that is right by definition gives NaN, so nothing can be proven"
+    """Return why a distance is infinite."""
+    if expected != expected:  # noqa: PLR0124 - only NaN is unequal to itself
+        return "the reference model gives NaN, so nothing can be proven"
     return f"{actual} where {expected} is expected"

@@ -1,4 +1,4 @@
-"""Probes of a decoder that takes a past: padded on the left, as texts of one batch are."""
+"""Makes probes of a decoder that takes a past; as in a batch of texts, padding is on the left."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
     Probe = dict[str, NDArray[Any]]
 
-# Prompts, steps, and a longer text behind a past; none of the sizes is one that is traced.
 SIZES = (
-    {"batch": 3, "sequence": 7, "past": 0},
-    {"batch": 3, "sequence": 1, "past": 9},
-    {"batch": 1, "sequence": 4, "past": 6},
+    {"batch": 3, "sequence": 7, "past": 0},  # prompts
+    {"batch": 3, "sequence": 1, "past": 9},  # a step of generation
+    {"batch": 1, "sequence": 4, "past": 6},  # a further text after a past
 )
+"""The sizes of the probes; none of them is one that is traced."""
 
 
 def decoding_probes(source: CachedDecoder, seed: int, tokens: Sequence[int] = ()) -> list[Probe]:
-    """Seeded probes for a graph with keys and values: with an empty past, and with one.
+    """Make seeded probes for a graph with keys and values, without a past and with one.
 
-    Keys and values are standard normal. Every second id is one of `tokens`, if any.
+    Keys and values are standard normal. Ids are below the declared bound. Every second id is one of
+    `tokens`, if any: the rows of those are trained, and random ids would hardly meet them.
 
     Returns:
         one dict a probe: input name -> array of the declared dtype.
@@ -48,8 +49,8 @@ def _probe(specs: Sequence[InputSpec], sizes: dict[str, int], random: np.random.
     import numpy as np
 
     batch, width = sizes["batch"], sizes["past"] + sizes["sequence"]
-    # Only the past is padded: a token that sees nothing, not even itself, has no right answer, and
-    # some models give NaN for it. Padded prompts are generated from; see generation.
+    # Only the past is padded. A padded token of a prompt attends to nothing, not even itself. No
+    # output of it is right, and some models give NaN. runtime.generation proves padded prompts.
     padding = random.permutation(batch)[:, None] if sizes["past"] else np.zeros((batch, 1))
     mask = (np.arange(width) >= padding).astype(np.int64)
     given = {"attention_mask": mask, "position_ids": positions_of(mask)[:, sizes["past"] :]}
@@ -66,7 +67,13 @@ def _probe(specs: Sequence[InputSpec], sizes: dict[str, int], random: np.random.
 
 
 def positions_of(mask: NDArray[Any]) -> NDArray[Any]:
-    """What transformers' generate gives as position_ids: real tokens counted from 0."""
+    """Return position_ids as transformers' `generate` makes them: real tokens counted from 0.
+
+    mask: the attention mask, int64 (batch, tokens).
+
+    Returns:
+        int64 of the same shape; padding has position 0.
+    """
     import numpy as np
 
     counted: NDArray[Any] = np.maximum(np.cumsum(mask, axis=1) - 1, 0)

@@ -1,6 +1,6 @@
-"""Adapted layers with their live branches, as a module of its own.
+"""A module of adapted layers with their live branches, on which the saved nodes are counted.
 
-It is what an export with the LoRA in the graph would hold in the layers' place.
+An export with the LoRA in the graph would have it in the layers' place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class LiveLayers(nn.Module):
-    """Layers side by side; each gives its output without the update and with it."""
+    """Layers side by side, each with two outputs: without the update, and with it."""
 
     def __init__(self, sites: Sequence[Site]) -> None:
         """Take the layers as they are, without hooks, and the factors as parameters."""
@@ -40,9 +40,12 @@ class LiveLayers(nn.Module):
         )
 
     def forward(self, *taken: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Both outputs of every layer; what they share is computed once.
+        """Run every layer without and with its update; both share the layer's own computation.
 
-        taken: one tensor a layer. The outputs are `plain_0`, `live_0`, `plain_1`, ...
+        taken: the input of each layer.
+
+        Returns:
+            the outputs `plain_0`, `live_0`, `plain_1`, ...
         """
         outputs = {}
         for at, (site, x) in enumerate(zip(self._sites, taken, strict=True)):

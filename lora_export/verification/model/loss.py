@@ -1,4 +1,4 @@
-"""What rounding a model's weights costs: how far its outputs move, and which decisions change."""
+"""Measures what rounding a model's weights costs: how far outputs move, which decisions change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import inf, isfinite, sqrt
 from typing import TYPE_CHECKING, Any
 
 from lora_export.records import Check
-from lora_export.verification.model.compare import gaps
+from lora_export.verification.model.compare import gaps, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -15,74 +15,86 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
-    # One entry a probe.
+    #: One dict of outputs for each probe.
     Runs = Sequence[Mapping[str, Array]]
 
 PLACES = 64
-"""Decisions below which their share says little."""
+"""The fewest decisions of which a share means something; fewer are measured on more rows."""
+
 TOUCHED = 1e-5
-"""Share of an output's size below which the adapter has no part in it."""
+"""The largest effect, as a share of an output's size, of an adapter that does not change it."""
+
 TOUCHED_ONCE = 1e-4
-"""The same of a single element: an adapter may move one score of thousands, which no mean shows."""
+"""The same for a single element: an adapter may move one score of thousands, and no mean."""
+
 _STATES = ("hidden_state", "pooler_output", "embeds", "attentions")
+"""Parts of the names of outputs that are no scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """One output of a lowered model against the float32 one, over all probes.
+    """How far one output of a lowered model is from the float32 one, over all probes.
 
-    size: root of the mean square of the float32 output. worst, rms: of the differences; infinite
-    where a number is missing, or finite on one side only. effect: as rms, of the base without
-    adapter; farthest: as worst, of the base. agree, places: how often the arg-max over the last
-    axis is the same, and of how many; 0 for outputs that hold no decisions.
+    A difference is infinite where a number is missing, or finite on one side only.
     """
 
     output: str
+    """The name of the output."""
     size: float
+    """The root of the mean square of the float32 output."""
     worst: float
+    """The largest difference of the lowered model."""
     rms: float
+    """The root of the mean square of the lowered model's differences."""
     effect: float
+    """The root of the mean square of the differences of the base without adapter."""
     farthest: float
+    """The largest difference of the base without adapter."""
     agree: int = 0
+    """At how many places the arg-max over the last axis is the same."""
     places: int = 0
+    """The number of such places; 0 for an output without decisions."""
 
     @property
     def relative(self) -> float:
-        """The rms as a share of the output's size."""
-        return self.rms / self.size if self.size else 0.0 if not self.rms else inf
+        """Return the rms as a share of the output's size."""
+        return ratio(self.rms, self.size)
 
     @property
     def is_touched(self) -> bool:
-        """Whether the adapter has a part in this output."""
+        """Return whether the adapter changes this output."""
         return self.effect > TOUCHED * self.size or self.farthest > TOUCHED_ONCE * self.size
 
     def facts(self) -> dict[str, Any]:
-        """For the report and the manifest."""
+        """Return the numbers for the report and the manifest."""
         return {**asdict(self), "relative": self.relative}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is accepted: atol + rtol * size, if given; allow_lossy: a loss above the effect."""
+    """The loss that the user accepts."""
 
     atol: float | None = None
+    """In an output's unit; with `rtol`, at most atol + rtol * size. Neither given: no bound."""
     rtol: float | None = None
+    """As a share of the output's size; see `atol`."""
     allow_lossy: bool = False
+    """Whether the loss may be larger than the adapter's effect."""
 
 
 def measure(full: Runs, lowered: Runs, base: Runs) -> tuple[Loss, ...]:
-    """The loss of every output.
+    """Measure the loss of every output.
 
     Args:
         full: outputs of the float32 model, one dict a probe.
-        lowered: of the lowered model, on the same probes.
-        base: of the base without adapter.
+        lowered: those of the lowered model, on the same probes.
+        base: those of the base without adapter.
     """
     return tuple(_loss(name, full, lowered, base) for name in full[0])
 
 
 def decisions(name: str, array: Array) -> int:
-    """Places of an output at which a class or token is chosen, 0 where it holds no such scores."""
+    """Count the places of an output at which a class or token is chosen; 0 if it has no scores."""
     if array.ndim == 0 or array.dtype.kind != "f" or any(state in name for state in _STATES):
         return 0
     return array[..., 0].size if array.shape[-1] > 1 else 0
@@ -118,7 +130,7 @@ def _apart(left: Array, right: Array | None) -> Array:
 
 
 def _rms(parts: Iterator[Array] | Sequence[Array]) -> float:
-    """The root of the mean square of all elements."""
+    """Return the root of the mean square of all elements; 0 for none."""
     import numpy as np
 
     total, count = 0.0, 0
@@ -129,12 +141,20 @@ def _rms(parts: Iterator[Array] | Sequence[Array]) -> float:
 
 
 def loss_checks(losses: Sequence[Loss], precision: str, limits: Limits) -> tuple[Check, ...]:
-    """Whether a lowered model is still the merged one.
+    """Check that a lowered model is still the merged one.
 
-    It must give finite numbers where the float32 model does; where `limits` has a bound, no output
-    may be farther than that from the float32 one; and unless it allows a loss, every output in
-    which the adapter has a part lies nearer to the merged model than to the base: else the
-    rounding outweighs what the adapter was trained for.
+    It must give finite numbers where the float32 model does. If `limits` has a bound, no output may
+    be farther than that from the float32 one. Unless a loss is allowed, every output that the
+    adapter changes must be nearer to the merged model than to the base. Otherwise the rounding
+    outweighs the adapter.
+
+    Args:
+        losses: those of all outputs.
+        precision: its name, for the checks.
+        limits: what the user accepts.
+
+    Returns:
+        the checks of finite numbers, of the bound if there is one, and of the effect.
     """
     broken = [one for one in losses if not isfinite(one.worst)]
     checks = [
@@ -157,7 +177,7 @@ def loss_checks(losses: Sequence[Loss], precision: str, limits: Limits) -> tuple
 
 def _bound(losses: Sequence[Loss], precision: str, atol: float, rtol: float) -> Check:
     allowed = {one.output: atol + rtol * one.size for one in losses}
-    far = max(losses, key=lambda one: _share(one.worst, allowed[one.output]))
+    far = max(losses, key=lambda one: ratio(one.worst, allowed[one.output]))
     limit = allowed[far.output]
     return Check(
         f"{precision} = float32, as far as allowed",
@@ -170,9 +190,9 @@ def _bound(losses: Sequence[Loss], precision: str, atol: float, rtol: float) -> 
 
 
 def _nearer(touched: Sequence[Loss], precision: str) -> Check:
-    drowned = max(touched, key=lambda one: _share(one.rms, one.effect))
+    drowned = max(touched, key=lambda one: ratio(one.rms, one.effect))
     passed = drowned.rms < drowned.effect
-    share = _share(drowned.rms, drowned.effect)
+    share = ratio(drowned.rms, drowned.effect)
     return Check(
         f"{precision}: nearer to merged than to base",
         passed,
@@ -184,7 +204,3 @@ def _nearer(touched: Sequence[Loss], precision: str) -> Check:
         else "the rounding outweighs what the adapter changes: take a higher precision, or accept "
         "it with --allow-lossy",
     )
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else inf if part else 0.0

@@ -1,6 +1,6 @@
-"""What every module of a running torch model takes and gives, one call after the other.
+"""Records the inputs and outputs of every module of a running torch model, call by call.
 
-A bisection compares these between two models; what it holds of the first is bounded.
+A bisection compares them between two models. The memory of the record is bounded.
 """
 
 from __future__ import annotations
@@ -18,43 +18,48 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     Arrays = tuple[NDArray[Any], ...]
+    #: (call, its input tensors, its output tensors) -> None.
     See = Callable[["Call", list[Tensor], list[Tensor]], None]
 
 BUDGET = 1 << 30
-"""Bytes of inputs and outputs that are held at once."""
+"""Bytes of inputs and outputs that a record holds at once."""
 
 
 class Call(NamedTuple):
-    """The `turn`-th call of a module, by its path in the model; the root's path is empty."""
+    """One call of a module."""
 
     module: str
+    """The module's path in the model; "" is the root."""
     turn: int
+    """How many calls of the same module ended before."""
 
 
 @dataclass(slots=True)
 class Record:
-    """Inputs and outputs of calls, in the order in which the calls end: inner modules first.
-
-    start: calls before it are passed over. budget: bytes, after which the record is full; the
-    first call is held whatever its size. ended: how many calls there were in all. floors: the
-    rounding noise of what is held.
-    """
+    """Inputs and outputs of calls, in the order in which the calls end: inner modules first."""
 
     start: int = 0
+    """How many calls to skip before the first recorded one."""
     budget: int = BUDGET
+    """The most bytes of the record; the first call is recorded whatever its size."""
     held: dict[Call, tuple[Arrays, Arrays]] = field(default_factory=dict)
+    """The inputs and the outputs of each recorded call."""
     floors: dict[Call, tuple[list[float], list[float]]] = field(default_factory=dict)
+    """The rounding noise of each recorded input and output, in its own unit."""
     ended: int = 0
+    """How many calls there were so far, skipped ones among them."""
     size: int = 0
+    """The bytes of the record so far."""
     full: bool = False
+    """Whether a call was not recorded because of the budget."""
 
     @property
     def stop(self) -> int:
-        """The first call after those that are held."""
+        """Return the number of the first call after the recorded ones."""
         return self.start + len(self.held)
 
     def __call__(self, call: Call, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        """Hold one call; see `watching`."""
+        """Record one call, if it is not skipped and fits the budget; see `watching`."""
         self.ended += 1
         if self.full or self.ended <= self.start:
             return
@@ -70,9 +75,15 @@ class Record:
 
 @contextmanager
 def watching(model: nn.Module, see: See) -> Iterator[None]:
-    """Tell every module's calls, as they end: `see(call, tensors taken, tensors given)`.
+    """Call `see(call, inputs, outputs)` at the end of every module's calls, while it is entered.
 
-    What live branches change is told as they have changed it, if they were attached before.
+    Hooks run in the order in which they were attached. An output has the change of a live branch
+    that was attached before.
+
+    Args:
+        model: whose modules are watched, the root among them.
+        see: takes the call and its floating-point tensors, which it must not keep: a later module
+            may overwrite them.
     """
     turns: Counter[str] = Counter()
     names = {id(module): name for name, module in model.named_modules()}
@@ -94,7 +105,7 @@ def watching(model: nn.Module, see: See) -> Iterator[None]:
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
-    """The floating-point tensors in nested containers; what else a module takes is passed over."""
+    """Yield the floating-point tensors in nested containers, and nothing else."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -109,12 +120,12 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def _copies(tensors: Sequence[Tensor]) -> Arrays:
-    """Copies, as a later module may write over what it was given."""
+    """Copy the tensors, because a later module may overwrite its input."""
     return tuple(array_of(tensor).copy() for tensor in tensors)
 
 
 def array_of(tensor: Tensor) -> NDArray[Any]:
-    """A floating-point tensor in a dtype that numpy knows."""
+    """Return a floating-point tensor as an array; bfloat16, which numpy lacks, as float32."""
     import torch
 
     wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor

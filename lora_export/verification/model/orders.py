@@ -1,7 +1,7 @@
-"""Other orders of summation for a network that runs in float32 only, to measure its noise there.
+"""Runs a network in float32 with other orders of summation, to measure its rounding noise.
 
-A network that fixes float32 inside (`x.float()`) does not run in float64, whose distance would be
-the noise. The same sums in other orders are as right as the network's own.
+The noise is else the distance to a run in float64. A network that fixes float32 inside
+(`x.float()`) does not run in float64. The same sums in other orders are as right as its own.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
 class EachInFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, every operator computes in float64, and rounds its result once to float32.
+    """A mode in which every operator computes in float64 and rounds its result once to float32.
 
-    Operators that write into a tensor or share its memory are left as they are, and so are those
-    without a kernel for float64.
+    It does not change operators that write into a tensor or share its memory, nor those without a
+    kernel for float64.
     """
 
     def __torch_dispatch__(
@@ -32,9 +32,9 @@ class EachInFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The operator's result, in the dtypes that it has without this mode."""
+        """Return the operator's result, in the dtypes that it has without this mode."""
         named = dict(kwargs or {})
-        plain = func(*args, **named)
+        plain = func(*args, **named)  # first: an operator that writes must run once only
         if _shares_memory(func):
             return plain
         try:
@@ -45,7 +45,7 @@ class EachInFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Backwards(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, products of matrices and convolutions add up from the last element to the first."""
+    """A mode in which matrix products and convolutions sum from the last element to the first."""
 
     def __torch_dispatch__(
         self,
@@ -54,7 +54,7 @@ class Backwards(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """The operator's result, of operands that are turned round along the axis of the sum."""
+        """Return the operator's result for operands that are reversed along the axis of the sum."""
         turn = _TURNS.get(func)
         return func(*(turn(*args) if turn else args), **(kwargs or {}))
 
@@ -66,7 +66,7 @@ def _product(*args: Any) -> tuple[Any, ...]:
 
 def _convolution(x: Any, weight: Any, *rest: Any) -> tuple[Any, ...]:
     *_, transposed, _, groups = rest
-    if groups != 1:
+    if groups != 1:  # the input's channels are summed in groups, so a flip would mix them
         return (x, weight, *rest)
     return (x.flip(1), weight.flip(0 if transposed else 1), *rest)
 
@@ -86,13 +86,13 @@ def _shares_memory(func: Any) -> bool:
 
 
 def _wider(values: Any) -> Any:
-    """Tensors and dtypes of float32 in float64, and complex ones alike."""
+    """Return nested values with float32 as float64 and complex64 as complex128."""
     tensors = tree_map_only(torch.Tensor, lambda t: t.to(_WIDER.get(t.dtype, t.dtype)), values)
     return tree_map_only(torch.dtype, lambda dtype: _WIDER.get(dtype, dtype), tensors)
 
 
 def _rounded(exact: Any, plain: Any) -> Any:
-    """`exact` in the dtypes of `plain`, which itself stands where it holds no float32."""
+    """Return `exact` in the dtypes of `plain`; parts that are not float32 come from `plain`."""
     if isinstance(plain, torch.Tensor):
         return exact.to(plain.dtype) if plain.dtype in _WIDER else plain
     if isinstance(plain, (list, tuple)):

@@ -1,6 +1,6 @@
-"""Probes: seeded inputs inside a model's declared domain, of sizes the tracer has never seen.
+"""Makes probes: seeded inputs inside a model's declared domain, of sizes that are never traced.
 
-A proof on the traced sizes says little: a dimension that was baked into the graph agrees there.
+A proof on the traced sizes says little: a graph with a fixed dimension agrees there.
 """
 
 from __future__ import annotations
@@ -21,27 +21,34 @@ if TYPE_CHECKING:
 
     from lora_export.records import InputSpec
 
+    #: Arrays of the declared dtypes, by input name.
     Probe = dict[str, NDArray[Any]]
 
 BATCHES = (1, 3)
-# None is 2 modulo 3, as every traced size is: an untraced size by construction.
+"""The batch sizes of the probes."""
+
 LENGTHS = (7, 19, 13, 9, 21, 15)
-# Where a model takes none of these.
+"""The other sizes of the probes. None is 2 modulo 3, as every traced size is."""
+
 SHORT = (3, 1)
+"""The sizes for a dimension that takes none of LENGTHS."""
 
 
 def make_probes(
     specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = (), rounds: int = 1
 ) -> list[Probe]:
-    """Seeded probes: batches of 1 and 3, odd lengths, none of which was used in tracing.
+    """Make seeded probes: batches of 1 and 3, and odd lengths, none of which was traced.
 
-    Integers lie in [0, high), or in [0, 2) where no high is declared; floats are standard normal;
+    Integers lie in [0, high), or in [0, 2) without a declared high. Floats are standard normal, and
     bools are random. An input with `mask` in its name is a mask of real right padding: the first
-    row is full, and no row is empty. Every second id is one of `tokens`, if any: those whose rows
-    an adapter has trained, which hardly ever come up by chance.
+    row is full, and no row is empty.
 
-    rounds: how many times the rows, or where no dimension counts samples, how many times the
-    probes.
+    Args:
+        specs: the model's inputs.
+        seed: of the random numbers.
+        tokens: tokens whose rows an adapter has trained. Every second id is one of them, because
+            random ids would hardly meet them.
+        rounds: multiplies the rows; without a dimension that counts samples, the probes.
 
     Returns:
         one dict a probe: input name -> array of the declared dtype.
@@ -59,20 +66,20 @@ def make_probes(
 
 
 def probe_of_sizes(specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int) -> Probe:
-    """One seeded probe as `make_probes` fills them, with these sizes of the named dimensions."""
+    """Make one seeded probe as `make_probes` does, with these sizes of the named dimensions."""
     import numpy as np
 
     return _probe(specs, sizes, np.random.default_rng(seed))
 
 
 def other_sizes(specs: Sequence[InputSpec]) -> list[dict[str, int]]:
-    """The traced sizes with one dimension at a time as it is in one of `make_probes`."""
+    """List the traced sizes with one dimension at a time changed to its size in `make_probes`."""
     traced = example_sizes(specs)
     return [{**traced, name: table[name]} for name in traced for table in _size_tables(specs)]
 
 
 def _ids(specs: Sequence[InputSpec], largest: int) -> str | None:
-    """The input of the widest domain, if it holds the largest token."""
+    """Return the input of the widest domain, if the largest token is in it."""
     domains = {spec.name: spec.high or 0 for spec in specs if not _is_mask(spec)}
     name = max(domains, key=lambda name: domains[name], default=None)
     return name if name is not None and domains[name] > largest else None
@@ -92,7 +99,7 @@ def _size_tables(specs: Sequence[InputSpec], rounds: int = 1) -> list[dict[str, 
 
 
 def _batch_name(specs: Sequence[InputSpec]) -> str | None:
-    """The dynamic dimension that counts samples: the one named so, else a leading one."""
+    """Return the dynamic dimension that counts samples: by its name, else the first leading one."""
     names = list(example_sizes(specs))
     named = [name for name in names if "batch" in name.lower()]
     leading = [spec.dims[0] for spec in specs if spec.dims and isinstance(spec.dims[0], str)]
@@ -118,7 +125,10 @@ def _probe(
 
 
 def _padding(shape: tuple[int, ...], random: np.random.Generator, least: int) -> NDArray[Any]:
-    """True up to a row's length, `least` or more, then False; the first row is full."""
+    """Return a mask of `shape`: True up to each row's random length, then False.
+
+    The first row is full; the others have `least` or more.
+    """
     import numpy as np
 
     width = shape[-1]
@@ -138,6 +148,7 @@ def _fill(spec: InputSpec, shape: tuple[int, ...], random: np.random.Generator) 
     high = 2 if spec.high is None else spec.high
     values = np.asarray(random.integers(0, high, size=shape)).astype(spec.dtype)
     if spec.leading:
+        # The declared value stands in the first places, and nowhere else.
         value, count = spec.leading
         values[values == value] = (value + 1) % high
         values[..., :count] = value
@@ -153,10 +164,10 @@ def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def split_batch(specs: Sequence[InputSpec], probe: Mapping[str, NDArray[Any]]) -> list[Probe]:
-    """The samples of a probe as probes of batch 1, to measure what batching does to rounding.
+    """Split a probe into probes of batch 1; the effect of batching on rounding is measured on them.
 
-    Inputs without the batch dimension go to every sample as they are. Empty where no dimension
-    counts samples.
+    Inputs without the batch dimension go to every sample as they are. The list is empty if no
+    dimension counts samples.
     """
     batch = _batch_name(specs)
     axes = {spec.name: spec.dims.index(batch) for spec in specs if batch in spec.dims}
@@ -173,10 +184,12 @@ def split_batch(specs: Sequence[InputSpec], probe: Mapping[str, NDArray[Any]]) -
 
 
 def load_probes(path: Path, specs: Sequence[InputSpec]) -> list[Probe]:
-    """The user's own inputs from an `.npz` file, one array an input, as a probe.
+    """Read the user's own inputs from an `.npz` file as a probe.
 
-    Where they are several samples, the first of them alone is a second probe: one size of batch
-    would agree with a graph that has it baked in.
+    If they are several samples, the first of them alone is a second probe. A graph with a fixed
+    batch size would agree on one size alone.
+
+    path: an archive of one array for each input, of the declared dtype and shape.
 
     Raises:
         InputError: the file is no `.npz` archive, or an array is missing, unknown, of another
@@ -199,7 +212,7 @@ def _check_names(path: Path, arrays: Mapping[str, object], specs: Sequence[Input
         raise InputError(
             f"inputs missing: {missing}, unknown: {unknown}",
             where=str(path),
-            hint="the archive must hold exactly the declared inputs",
+            hint="give an archive with exactly the declared inputs",
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs a torch model on probes, and runs it again in the ways whose differences are noise."""
+"""Runs a torch model on probes, and again in ways that differ from it by rounding noise only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 
 
 def run(model: nn.Module, probes: Sequence[Probe]) -> list[Outputs]:
-    """The model's outputs for every probe, whose floats are given in the model's own dtype."""
+    """Run the model on every probe.
+
+    Floats of the probes are cast to the dtype of the model's parameters.
+
+    Returns:
+        one dict a probe: output name -> array, in the dtype in which the model returns it.
+
+    Raises:
+        UsageError: the model cannot be run, or returns a dtype that numpy lacks.
+    """
     import torch
 
     wide = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -57,21 +66,21 @@ def run_exact(
     probes: Sequence[Probe],
     watch: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> tuple[list[Outputs], str]:
-    """Outputs of a float32 model in float64, into which it is changed.
+    """Run a float32 model in float64.
 
-    A network that fixes float32 inside does not run in float64. Then it runs in float32, each
+    A network that fixes float32 inside does not run in float64. It then runs in float32, with each
     operator in float64.
 
     Args:
-        model: it is left in the dtype in which it ran.
+        model: it is cast to float64, and stays in the dtype in which it ran.
         probes: its inputs.
-        watch: entered for each attempt; a first one in float64 may fail half-way.
+        watch: makes the context of an attempt; a first one in float64 may fail half-way.
 
     Returns:
-        outputs, and why the network does not run in float64: empty where it does.
+        outputs as of `run`, and why the network does not run in float64; "" if it does.
 
     Raises:
-        UsageError: the model runs in neither.
+        UsageError: the model runs in neither way.
     """
     from lora_export.verification.model.orders import EachInFloat64
 
@@ -86,9 +95,13 @@ def run_exact(
 
 
 def run_otherwise(model: nn.Module, probes: Sequence[Probe]) -> list[list[Outputs]]:
-    """Outputs of a float32 model that are as right as its own: what float64 would show else.
+    """Run a float32 model in two ways that are as right as its own, in place of float64.
 
-    Sums are added up backwards, and every parameter is moved by half a unit in its last place.
+    In one run, sums are added up backwards. In the other, every parameter is moved by half a unit
+    in its last place, in a direction drawn with a fixed seed; afterwards it is restored.
+
+    Returns:
+        the outputs of both runs, each as of `run`.
     """
     import torch
 
@@ -111,7 +124,10 @@ def run_otherwise(model: nn.Module, probes: Sequence[Probe]) -> list[list[Output
 def run_split(
     model: nn.Module, probe: Probe, whole: Outputs, specs: Sequence[InputSpec]
 ) -> Outputs:
-    """Outputs for one sample at a time, joined as in `whole`; empty where there is only one."""
+    """Run the samples of a probe one at a time, and join their outputs as in `whole`.
+
+    The result is empty if the probe has one sample only. It lacks outputs that cannot be joined.
+    """
     samples = split_batch(specs, probe)
     return join_batches(run(model, samples), whole) if len(samples) > 1 else {}
 
@@ -119,7 +135,8 @@ def run_split(
 def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
     """Move every adapted weight by one unit in the last place of its stored dtype, up or down.
 
-    The direction is drawn with a fixed seed, so that the measured noise can be repeated.
+    The direction is drawn with a fixed seed, so that the measured noise can be repeated. The model
+    is changed in place, in float32.
     """
     import torch
 
@@ -142,7 +159,7 @@ def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
 
 
 def _move(weight: torch.Tensor, eps: float, generator: torch.Generator) -> None:
-    """Up or down by half of `eps`, as a share of each element."""
+    """Move each element up or down by half of `eps`, as a share of itself."""
     import torch
 
     signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1

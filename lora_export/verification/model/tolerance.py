@@ -1,7 +1,7 @@
-"""How much two runs of one model may differ, derived from how much rounding makes them differ.
+"""Derives how much two runs of one model may differ, from how much rounding makes them differ.
 
-A customary atol of 1e-3 lets a wrong scaling or a lost module pass; the noise of the model at hand
-is four orders of magnitude smaller.
+A customary atol of 1e-3 lets a wrong scaling or a lost module pass. The noise of a usual model is
+four orders of magnitude smaller.
 """
 
 from __future__ import annotations
@@ -12,52 +12,58 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
 from lora_export.records import Check
-from lora_export.verification.model.compare import distances, finite_distance, largest
+from lora_export.verification.model.compare import distances, finite_distance, largest, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    # One entry a probe.
+    #: One dict of outputs for each probe.
     Runs = Sequence[Mapping[str, NDArray[Any]]]
 
 FACTOR = 10.0
-# Distance of 1 to the next float32.
+"""How many times its measured noise an output may move: another right run rounds elsewhere."""
+
 EPS = 2.0**-23
+"""The distance from 1 to the next float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTolerance:
-    """The numbers for one output, all in that output's unit.
-
-    rounding: the float32 unmerged model against the same in float64, or where it does not run in
-    float64, against itself in other orders of summation. weight_ulp: what moving the
-    adapted weights by one ulp does. batch_split: a batch against its samples run alone. scale: the
-    largest absolute value. effect: the adapter's, |merged - base|, where both are finite. override:
-    what the user allows instead of the derived number, if anything. eps: distance of 1 to the next
-    number of the output's dtype, which may be narrower than float32.
-    """
+    """The numbers for one output, all but `eps` in that output's unit."""
 
     output: str
+    """The name of the output."""
     rounding: float
+    """The distance of the unmerged model in float32 to the same in float64.
+
+    A model that does not run in float64 is compared with itself in other orders of summation.
+    """
     weight_ulp: float
+    """The distance that moving the adapted weights by one ulp makes."""
     batch_split: float
+    """The distance of a batch to its samples, each run alone."""
     scale: float
+    """The largest absolute value."""
     effect: float
+    """The adapter's largest effect, |merged - base|, where both are finite."""
     override: float | None = None
+    """The distance that the user allows instead of the derived one, if any."""
     eps: float = EPS
+    """The distance from 1 to the next number of the output's dtype, which may be float16."""
 
     @property
     def floor(self) -> float:
-        """The largest of the three kinds of rounding noise."""
+        """Return the largest of the three kinds of rounding noise."""
         return max(self.rounding, self.weight_ulp, self.batch_split)
 
     @property
     def allowed(self) -> float:
-        """The largest distance that passes: 10 * max(floor, 4 * EPS * scale), or the override.
+        """Return the largest distance that passes: 10 * max(floor, 4 * EPS * scale).
 
-        Two numbers that hardly differ may be rounded to neighbours in the output's own dtype.
+        It is at least 2 units of the output's own dtype: two numbers that hardly differ may be
+        rounded to neighbours there. The user's override takes its place.
         """
         if self.override is not None:
             return self.override
@@ -65,17 +71,20 @@ class OutputTolerance:
 
     @property
     def needed_effect(self) -> float:
-        """The effect below which a model without the adapter would pass the check as well."""
+        """Return the effect below which a model without the adapter would pass the check as well.
+
+        A small override does not lower it below the noise.
+        """
         return max(FACTOR * self.floor, self.allowed)
 
     @property
     def is_resolved(self) -> bool:
-        """The adapter's effect stands out of the noise, and out of what is allowed."""
+        """Return whether the adapter's effect is above the noise and above what is allowed."""
         return self.effect > self.needed_effect
 
     @property
     def is_drowned(self) -> bool:
-        """What the user allows is more than the adapter does."""
+        """Return whether the user allows a distance as large as the adapter's effect."""
         return self.override is not None and self.effect <= self.override
 
 
@@ -86,46 +95,46 @@ class Tolerance:
     outputs: tuple[OutputTolerance, ...]
 
     def check(self, name: str, expected: Runs, actual: Runs) -> Check:
-        """Hold two runs over the same probes against each other.
+        """Compare two runs over the same probes.
 
         Args:
-            name: what is checked, for the report.
+            name: of the check, for the report.
             expected: one dict of outputs a probe.
             actual: the same, in the same order.
 
         Returns:
-            the check of the output that comes nearest to, or goes farthest beyond, its tolerance;
-            the detail tells the headroom and where the number comes from.
+            the check of the output with the largest distance in units of its tolerance. The detail
+            has the headroom and the source of the tolerance.
         """
         table = {one.output: one for one in self.outputs}
         if len(expected) != len(actual) or not expected:
             return Check(name, passed=False, worst=float("inf"), tolerance=0.0,
                          detail=f"{len(actual)} runs against {len(expected)}")  # fmt: skip
         rows = [
-            (_ratio(found.worst, table.get(output)), probe, found)
+            (_in_tolerances(found.worst, table.get(output)), probe, found)
             for probe, pair in enumerate(zip(expected, actual, strict=True))
             for output, found in distances(*pair).items()
         ]
-        ratio, probe, found = max(rows, key=lambda row: row[0])
+        share, probe, found = max(rows, key=lambda row: row[0])
         limits = table.get(found.output)
         return Check(
             name,
-            passed=ratio <= 1.0,
+            passed=share <= 1.0,
             worst=found.worst,
             tolerance=limits.allowed if limits else 0.0,
             where=f"probe {probe}, {found}",
-            detail=found.detail or _headroom(ratio, limits),
+            detail=found.detail or _headroom(share, limits),
         )
 
     def effect_check(self) -> Check:
-        """Whether the adapter's effect is large enough for the other checks to mean anything.
+        """Check that the adapter's effect is large enough for the other checks to fail without it.
 
-        One output that shows it is enough. `worst` is the effect, `tolerance` the least that is
-        needed; here the check passes when `worst` is ABOVE.
+        One output that shows it is enough. `worst` is the effect and `tolerance` the needed one.
+        The check passes if `worst` is ABOVE.
         """
         best = self._clearest()
         passed = best.is_resolved
-        hint = f"--atol below {best.effect:.2g}, or without it" if best.is_drowned else ""
+        hint = f"give --atol below {best.effect:.2g}, or leave it out" if best.is_drowned else ""
         return Check(
             "the adapter has an effect",
             passed=passed,
@@ -138,10 +147,10 @@ class Tolerance:
         )
 
     def unresolved(self) -> str:
-        """What is to be told where the adapter is smaller than the noise, for no fault of anyone.
+        """Describe an adapter whose effect is smaller than the noise; return "" for any other.
 
-        Empty where its effect is resolved, where a tolerance that was given hides it, and where the
-        noise is no number.
+        It is also "" if the user's tolerance hides the effect, and if the noise is not finite.
+        These fail the effect's check.
         """
         best = self._clearest()
         if best.is_resolved or best.is_drowned or not isfinite(best.needed_effect):
@@ -150,8 +159,8 @@ class Tolerance:
         return f"it moves {best.output} by {best.effect:.2g}, and {needed}"
 
     def _clearest(self) -> OutputTolerance:
-        """The output that shows the adapter best."""
-        return max(self.outputs, key=lambda one: _surplus(one.effect, one.needed_effect))
+        """Return the output that shows the adapter best."""
+        return max(self.outputs, key=lambda one: ratio(one.effect, one.needed_effect))
 
 
 def derive(
@@ -172,13 +181,13 @@ def derive(
         float32: the unmerged model (base and live branches) in float32: the reference.
         float64: the same in float64.
         nudged: the same in float32 with every adapted weight moved by one ulp.
-        split: the same in float32, every sample alone, joined again; a probe's dict may lack
+        split: the same in float32, every sample alone, joined again. A probe's dict may lack
             outputs that cannot be joined.
         base: the base without the adapter.
         merged: the merged model.
-        others: runs of the unmerged model in float32 that are as right as `float32`, each of
-            which is held against it as `float64` is.
-        atol: when given, or rtol, then atol + rtol * max|output| is allowed instead.
+        others: runs of the unmerged model in float32 that are as right as `float32`. Their
+            distances to it are noise, as those of `float64` are.
+        atol: if it or rtol is given, atol + rtol * max|output| is allowed instead.
         rtol: see atol.
 
     Raises:
@@ -209,7 +218,7 @@ def _derive_one(
 
 
 def _apart(name: str, left: Runs, right: Runs) -> float:
-    """The largest distance of one output over all probes in which both sides have it."""
+    """Return the largest distance of one output over all probes in which both sides have it."""
     return max(
         (
             distances({name: one[name]}, {name: other[name]})[name].worst
@@ -248,27 +257,22 @@ def _override(atol: float | None, rtol: float | None, scale: float) -> float | N
     return (atol or 0.0) + (rtol or 0.0) * scale
 
 
-def _ratio(worst: float, limits: OutputTolerance | None) -> float:
+def _in_tolerances(worst: float, limits: OutputTolerance | None) -> float:
+    """Return a distance in units of its tolerance; infinity if one of both is not finite."""
     if limits is None or not isfinite(worst) or not isfinite(limits.allowed):
         return float("inf")
-    if worst <= limits.allowed:
-        return worst / limits.allowed if limits.allowed else 0.0
-    return worst / limits.allowed if limits.allowed else float("inf")
+    return ratio(worst, limits.allowed)
 
 
-def _surplus(effect: float, needed: float) -> float:
-    return effect / needed if needed else float("inf") if effect else 0.0
-
-
-def _headroom(ratio: float, limits: OutputTolerance | None) -> str:
+def _headroom(share: float, limits: OutputTolerance | None) -> str:
     if limits is None:
         return "no tolerance is known for this output"
     if not isfinite(limits.allowed):
         return "this output holds NaN, or infinities that come and go with rounding"
     source = "given" if limits.override is not None else f"noise: {_noise(limits)}"
-    if ratio > 1:
-        return f"{ratio:.3g} x what is allowed; {source}"
-    return f"{1 / ratio:.1f} x headroom; {source}" if ratio else f"equal; {source}"
+    if share > 1:
+        return f"{share:.3g} x what is allowed; {source}"
+    return f"{1 / share:.1f} x headroom; {source}" if share else f"equal; {source}"
 
 
 def _noise(limits: OutputTolerance) -> str:

@@ -1,24 +1,27 @@
-"""Level "model": run the unmerged model beside the merged one, and measure what noise there is.
+"""The level "model": runs the unmerged model and the merged one, and measures the noise of both.
 
-The unmerged model is the base with live low-rank branches; where the user's own loralib modules
-are at hand, they are a second witness.
+The unmerged model is the base with live low-rank branches. The user's own loralib modules are a
+second witness, if the user gives them.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.models.network.casting import to_float32
-from lora_export.records import Attribution, Check, Problem
+from lora_export.records import Attribution, Check
 from lora_export.report.columns import first_names
-from lora_export.verification.factors import changes_nothing
 from lora_export.verification.model.branches import branch_of, distinct_sites
 from lora_export.verification.model.compare import distance
 from lora_export.verification.model.runs import nudge, run, run_exact, run_otherwise, run_split
+from lora_export.verification.model.silent_modules import (
+    load_own_modules,
+    missing_media,
+    silent_modules,
+)
 from lora_export.verification.model.tolerance import Tolerance, derive
 
 if TYPE_CHECKING:
@@ -28,41 +31,45 @@ if TYPE_CHECKING:
 
     from lora_export.models.source import ModelSource
     from lora_export.models.subject import Subject
-    from lora_export.records import Delta, InputSpec, MergePlan, TensorRef
+    from lora_export.records import InputSpec, MergePlan, TensorRef
     from lora_export.verification.formulas.signatures import LiveBranch
     from lora_export.verification.model.branches import Site
     from lora_export.verification.model.runs import Outputs, Probe
 
-_MEDIA = ("pixel_values", "input_features", "input_values")
-
 
 @dataclass(frozen=True, slots=True)
 class Witnesses:
-    """Outputs of the torch models, one set a probe; float32 unless said otherwise.
-
-    unmerged: base with live branches. exact: the same in float64. nudged: the same with every
-    adapted weight moved by one unit in the last place of its stored dtype. split: the same, one
-    sample at a time. live: the user's own loralib modules, unmerged; empty without them. sites:
-    one adapted layer of every form, which the graph's overhead is counted on. narrow: why the
-    network does not run in float64, else empty; then `exact` has each operator alone in float64,
-    and `others` are runs as right as `unmerged`. silent: modules that are never called; then
-    the user's own modules take the place of live branches.
-    """
+    """Outputs of the torch models, one dict for each probe; in float32 but for `exact`."""
 
     unmerged: list[Outputs]
+    """The base with live branches; see `silent` for another unmerged model."""
     exact: list[Outputs]
+    """The unmerged model in float64; see `narrow`."""
     nudged: list[Outputs]
+    """The unmerged model with every adapted weight moved by one ulp of its stored dtype."""
     split: list[Outputs]
+    """The unmerged model, one sample at a time."""
     merged: list[Outputs]
+    """The merged model."""
     base: list[Outputs]
+    """The base without adapter."""
     live: list[Outputs] = field(default_factory=list)
+    """The user's own loralib modules, unmerged; empty without them."""
     sites: list[Site] = field(default_factory=list)
+    """One adapted layer of every form, on which the nodes of an unmerged graph are counted."""
     others: list[list[Outputs]] = field(default_factory=list)
+    """Further runs as right as `unmerged`, if the network does not run in float64."""
     narrow: str = ""
+    """Why the network does not run in float64, if so; `exact` has each operator in float64 then."""
     silent: list[str] = field(default_factory=list)
+    """Modules that are never called; the user's own modules replace the live branches then."""
 
     def tolerance(self, *, atol: float | None, rtol: float | None) -> Tolerance:
-        """The tolerance that the noise of this very model allows (or atol and rtol)."""
+        """Return the tolerance that the noise of this model allows, or the user's.
+
+        Raises:
+            UsageError: atol or rtol is negative or no number.
+        """
         return derive(
             float32=self.unmerged,
             float64=self.exact,
@@ -78,10 +85,15 @@ class Witnesses:
     def checks(
         self, tolerance: Tolerance, *, equal: bool, allow_noop: bool = False
     ) -> tuple[Check, ...]:
-        """The effect guard, and where they must be equal, merged against every unmerged model.
+        """Return the checks of the merged model against every unmerged one, and of the effect.
 
-        An adapter may be smaller than the noise, for no fault of anyone: there is no guard then,
-        and each check says that it does not resolve the adapter.
+        An adapter may be smaller than the noise, which is no fault. There is no check of the effect
+        then, and the detail of each other check says "not resolved".
+
+        Args:
+            tolerance: of all outputs.
+            equal: whether the merged model must be equal to the unmerged one.
+            allow_noop: whether an adapter without effect is accepted.
         """
         unresolved = "" if allow_noop else tolerance.unresolved()
         guard = () if allow_noop or unresolved else (tolerance.effect_check(),)
@@ -102,20 +114,20 @@ class Witnesses:
             return "merged = unmerged, each operator in float64"
         return "merged = unmerged in float64"
 
-    def told(self) -> tuple[str, ...]:
-        """Warnings where there were no live branches, or no noise in float64."""
-        own = (
-            f"the model's forward never calls {first_names(self.silent)}: your own modules, as "
-            "they run there, are the unmerged model, without live branches of ours"
-        )
-        told = (own,) if self.silent else ()
-        if not self.narrow:
-            return told
-        words = (
-            f"the network does not run in float64 ({self.narrow}): its noise was measured in "
-            "float32, by other orders of summation and by weights moved in their last place"
-        )
-        return (*told, words)
+    def warnings(self) -> tuple[str, ...]:
+        """Return a warning for modules without live branches, and one for noise in float32."""
+        found = []
+        if self.silent:
+            found.append(
+                f"the model's forward never calls {first_names(self.silent)}, so a live branch "
+                "there would not run: your own modules are the unmerged model instead"
+            )
+        if self.narrow:
+            found.append(
+                f"the network does not run in float64 ({self.narrow}): its noise was measured in "
+                "float32, by other orders of summation and by weights moved in their last place"
+            )
+        return tuple(found)
 
 
 def call_witnesses(
@@ -123,13 +135,19 @@ def call_witnesses(
 ) -> Witnesses:
     """Run every witness on every probe; one model is in memory at a time.
 
-    The base is the unmerged model before its branches are attached, where no full tensor of an
-    adapter takes the place of one of the base's.
+    The base is the unmerged model before its branches are attached, unless a full tensor of an
+    adapter replaces one of the base's.
+
+    Args:
+        subject: the merged network.
+        probes: its inputs.
+        specs: the declared inputs.
 
     Raises:
         FitError: model and checkpoints do not hold the same tensors, or an adapted module is
             never called, so that its live branch proves nothing.
         UsageError: the model cannot be run, or gives other outputs when it is run again.
+        VerificationError: the model does not take the merged tensors.
     """
     import torch
 
@@ -137,19 +155,19 @@ def call_witnesses(
     model = load_unmerged(subject)
     is_base = plan.reshaped or plan.full_tensors() == plan.new_tensors()
     base = run(model, probes) if is_base else []
-    if "torch._dynamo" in sys.modules:  # what torch.compile made of it would not call the branches
+    if "torch._dynamo" in sys.modules:  # compiled code of the bare base would not call the branches
         torch.compiler.reset()
     branches = attach(source, model, plan)
     unmerged = run(model, probes)
-    silent = _silent(branches)
+    silent = silent_modules(branches)
     if silent:
-        model = _own_modules(source, plan, silent, _unfed(model, probes[0]))
+        model = load_own_modules(source, plan, silent, missing_media(model, probes[0]))
         unmerged = run(model, probes)
     _refuse_random(model, probes[0], unmerged[0])
     split = [run_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
     exact, narrow = run_exact(model, probes)
     others = run_otherwise(model, probes) if narrow else []
-    nudge(to_float32(model), source, plan)
+    nudge(to_float32(model), source, plan)  # last: the weights stay moved
     nudged = run(model, probes)
     sites = distinct_sites(branches)
     del model, branches
@@ -177,10 +195,13 @@ def run_merged(subject: Subject, probes: Sequence[Probe], dtype: str = "float32"
 
 
 def load_unmerged(subject: Subject) -> nn.Module:
-    """Return the base with every full tensor of the adapters, and without their updates.
+    """Load the base with every full tensor of the adapters, and without their updates.
 
-    Where these change the model's shape, only the result's own configuration builds it; then every
-    tensor that the merge has changed is set to what it was made of.
+    Full tensors may change the model's shape, and only the result's own config builds that. The
+    merged model is then loaded, with the source of every tensor that the merge has changed.
+
+    Raises:
+        FitError, InputError, UsageError: the model cannot be built, or does not take the tensors.
     """
     plan = subject.plan
     if plan.reshaped:
@@ -191,7 +212,13 @@ def load_unmerged(subject: Subject) -> nn.Module:
 def load_merged(
     subject: Subject, full: Mapping[str, TensorRef] | None = None, dtype: str = "float32"
 ) -> nn.Module:
-    """Return the merged model; a result that the base's model does not take is a failed proof."""
+    """Load the merged model in `dtype`.
+
+    full: tensors that replace those of the result, by name.
+
+    Raises:
+        VerificationError: the model does not take the result. That is a fault of the merge.
+    """
     try:
         return subject.load(full, dtype=dtype)
     except (FitError, InputError) as error:
@@ -201,7 +228,11 @@ def load_merged(
 
 
 def attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[LiveBranch]:
-    """The live branches of all updates, put on the model's modules."""
+    """Attach the live branches of all updates to the model's modules, and return them.
+
+    Raises:
+        FitError, UsageError: the model lacks a module, or a layer kind has no live branch.
+    """
     seen = set()
     branches: list[LiveBranch] = []
     for delta in (*(d for step in plan.steps() for d in step.deltas), *plan.twins):
@@ -214,55 +245,8 @@ def attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[LiveB
     return branches
 
 
-def _unfed(model: nn.Module, probe: Probe) -> list[str]:
-    """The images, videos and sounds that the model takes and the probe does not have."""
-    parameters = inspect.signature(model.forward).parameters
-    return [name for name in parameters if name.startswith(_MEDIA) and name not in probe]
-
-
-def _silent(branches: Sequence[LiveBranch]) -> list[str]:
-    """Modules with an update that were never called."""
-    heard = [branch.delta for branch in branches if branch.calls]
-    return [
-        branch.delta.module
-        for branch in branches
-        if branch.calls == 0
-        and not any(_is_one(branch.delta, delta) for delta in heard)
-        and not changes_nothing(branch.delta)
-    ]
-
-
-def _own_modules(
-    source: ModelSource, plan: MergePlan, silent: Sequence[str], unfed: Sequence[str]
-) -> nn.Module:
-    """The user's own network, unmerged, where a live branch of ours would not be called.
-
-    Raises:
-        UsageError: an input is missing without which the modules are not called.
-        FitError: there are no modules of the user's own.
-    """
-    if unfed:
-        hint = "--inputs FILE.npz with them as well"
-        message = f"without {' and '.join(unfed)} the model's forward never calls this module"
-        raise UsageError.of([Problem(message, module, hint) for module in silent])
-    own = None if plan.reshaped else source.load_live(plan)
-    if own is not None:
-        return own
-    hint = (
-        "its parent may read the weight directly: build the network of --model with the low-rank "
-        "modules of its training, or leave the update out with --allow-unmatched"
-    )
-    message = "the model's forward never calls this module, so its live branch proves nothing"
-    raise FitError.of([Problem(message, module, hint) for module in silent])
-
-
-def _is_one(left: Delta, right: Delta) -> bool:
-    """The same update under several names of a tied tensor, of which a model may use only some."""
-    return left.adapter == right.adapter and left.factors is right.factors
-
-
 def _refuse_random(model: nn.Module, probe: Probe, before: Outputs) -> None:
-    """Chance would count as rounding noise and widen the tolerance."""
+    """Refuse a model with random outputs; they would count as noise and widen the tolerance."""
     import torch
 
     state = torch.get_rng_state()
