@@ -1,1 +1,1 @@
-"""Which module, tensor or node a failed check comes from."""
+"""Finds the module, tensor or node that a failed check comes from."""

@@ -1,21 +1,25 @@
-"""Finds the first module that goes astray: its inputs agree in two runs, and its output does not.
+"""Compares two runs module by module: the first with equal inputs and another output is at fault.
 
-Both runs are of one probe. One side is a torch model, the other a second torch model or the ONNX
-file, some of whose inner values are made outputs for it.
+Both runs are of one probe. One side is a torch model. The other is a second torch model, or the
+ONNX file with some of its inner values as outputs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from math import isfinite, sqrt
 from typing import TYPE_CHECKING, Any
 
+from lora_export.verification.blame.gap import (
+    Gap,
+    first_diverging,
+    gap_of,
+    in_noise,
+    unmasked_distance,
+)
 from lora_export.verification.blame.graph_modules import read_modules
-from lora_export.verification.model.compare import distances, largest
 from lora_export.verification.model.module_calls import BUDGET, Record, array_of, watching
 from lora_export.verification.model.runs import run, run_exact
-from lora_export.verification.model.tolerance import EPS, FACTOR
 from lora_export.verification.runtime.sessions import open_session, run_session
 
 if TYPE_CHECKING:
@@ -31,49 +35,6 @@ if TYPE_CHECKING:
     Probe = Mapping[str, NDArray[Any]]
     Load = Callable[[], nn.Module]
 
-HIGHEST = 1e30
-"""What a ratio is cut to, so that a NaN can be ranked beside a number."""
-
-SURE = 1e4
-"""A ratio that no noise has: to look for a larger one first would pass over where it began."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """How far two runs are apart in one call of a module.
-
-    inputs, outputs: the largest distances, in the tensors' own unit. input_ratio, output_ratio: the
-    same in units of the rounding noise there. node: what gives the output in the graph.
-    """
-
-    module: str
-    inputs: float
-    outputs: float
-    input_ratio: float
-    output_ratio: float
-    node: str = ""
-
-    def __str__(self) -> str:
-        return f"inputs agree to {self.inputs:.1g}, output differs by {self.outputs:.2g}"
-
-
-def first_diverging(gaps: Sequence[Gap]) -> Gap | None:
-    """The first call whose inputs agree and whose output does not; None where all outputs agree.
-
-    The calls are in the order in which they ended, so that the innermost module comes first. The
-    limit starts well above noise, where a fault stands out, and falls down to where noise may be.
-    """
-    worst = max((gap.output_ratio for gap in gaps), default=0.0)
-    limit = min(sqrt(FACTOR * worst), SURE)
-    while worst > FACTOR:
-        for gap in gaps:
-            if gap.output_ratio > limit and gap.input_ratio <= max(FACTOR, limit / FACTOR):
-                return gap
-        if limit <= FACTOR:
-            break
-        limit = max(FACTOR, limit / FACTOR)
-    return None
-
 
 def compare_models(
     expected: Load,
@@ -83,15 +44,19 @@ def compare_models(
     *,
     budget: int = BUDGET,
 ) -> list[Gap]:
-    """The gaps between two torch models, call by call.
+    """Return the gaps between two torch models, call by call.
 
     Args:
         expected: builds the model that is right.
-        noisy: gives it back in other forms beside float64 (nudged), of which every distance is
-            noise; it may change the model.
-        actual: builds the other one; the first is dropped before.
+        noisy: yields that model in further forms, whose distance from it is noise by definition. It
+            may change the model. The distance of float64 is always measured.
+        actual: builds the other model, after the first is dropped.
         probe: the inputs of both.
-        budget: bytes of inputs and outputs that are held at once; beyond, both are run again.
+        budget: bytes of inputs and outputs in memory at once. If a model has more, both are run
+            again for the rest.
+
+    Raises:
+        UsageError: a model cannot be run.
     """
     gaps: list[Gap] = []
     record = Record(budget=budget)
@@ -112,24 +77,24 @@ def compare_graph(
     probe: Probe,
     *,
     opener: Opener = open_session,
-    level: Optimisation = "none",
     budget: int = BUDGET,
 ) -> list[Gap]:
-    """The gaps between a torch model and an ONNX file, call by call.
+    """Return the gaps between a torch model and an ONNX file, call by call.
 
     Args:
         expected: builds the model that is right.
-        path: the file, whose nodes say which module they are of.
+        path: the file; its nodes have the paths of their modules in their metadata.
         probe: the inputs of both.
         opener: opens the session.
-        level: how far the graph is optimised.
         budget: see `compare_models`.
 
     Raises:
         VerificationError: the file does not load or run.
+        UsageError: the torch model cannot be run.
     """
     modules = read_modules(path)
-    session = opener(path, level=level, exposing=modules.boundaries())
+    # Without optimisation: an optimiser may fuse away the values between two modules.
+    session = opener(path, level="none", exposing=modules.boundaries())
     gaps: list[Gap] = []
     record = Record(budget=budget)
     while True:
@@ -142,7 +107,7 @@ def compare_graph(
             inputs, _ = _nearest(entering, values, held[0], reshaped=True)
             outputs, names = _nearest(leaving, values, held[1])
             if names:
-                gap = _gap(call.module, held, record.floors[call], (inputs, outputs))
+                gap = gap_of(call.module, held, record.floors[call], (inputs, outputs))
                 gaps.append(replace(gap, node=modules.producers.get(names[0], "")))
         if not record.full:
             return gaps
@@ -152,10 +117,13 @@ def compare_graph(
 def compare_sessions(
     path: Path, probe: Probe, level: Optimisation, *, opener: Opener = open_session
 ) -> Gap | None:
-    """The first boundary value that optimisation changes by more than rounding.
+    """Find the first value between two modules that optimisation changes by more than rounding.
 
-    None where all agree: a value that is an output cannot be optimised away, which may be all it
-    needed to come out right.
+    It is None if all values agree, although the file's outputs do not. The compared values are
+    outputs here. The runtime cannot fuse them away, and that alone may avoid the fault.
+
+    Raises:
+        VerificationError: the file does not load or run.
     """
     modules = read_modules(path)
     names = modules.boundaries()
@@ -166,8 +134,8 @@ def compare_sessions(
     gaps = []
     for name in names:
         if plain[name].dtype.kind == "f":
-            far = _apart(plain[name], optimised[name])
-            ratio = _ratio(far, 0.0, plain[name])
+            far = unmasked_distance(plain[name], optimised[name])
+            ratio = in_noise(far, 0.0, plain[name])
             owner = modules.owner(name)
             gaps.append(Gap(owner, 0.0, far, 0.0, ratio, modules.producers.get(name, "")))
     return first_diverging(gaps)
@@ -179,7 +147,7 @@ def _hold(
     probe: Probe,
     record: Record,
 ) -> None:
-    """Fill the record, and measure the noise of all that it holds."""
+    """Fill the record, and measure the rounding noise of every recorded tensor."""
     model = expected()
     with watching(model, record):
         run(model, [probe])
@@ -212,51 +180,11 @@ def _compare(
     if call in record.held:
         held = record.held[call]
         far = _distances(held[0], inputs), _distances(held[1], outputs)
-        gaps.append(_gap(call.module, held, record.floors[call], far))
+        gaps.append(gap_of(call.module, held, record.floors[call], far))
 
 
 def _distances(held: Arrays, seen: Sequence[Tensor]) -> list[float]:
-    return [_apart(one, array_of(other)) for one, other in zip(held, seen, strict=False)]
-
-
-def _apart(expected: NDArray[Any], actual: NDArray[Any]) -> float:
-    """The largest difference, but where a mask hides what is there.
-
-    What is masked out, torch and a graph may write as different numbers, or one of them not at all;
-    what it does to the attention shows in the values that come out of it.
-    """
-    import numpy as np
-
-    if expected.shape == actual.shape:
-        masked = np.isfinite(actual) & (np.abs(actual) >= HIGHEST)
-        masked |= np.abs(expected) >= HIGHEST
-        actual = np.where(masked, expected, actual)
-    return distances({"": expected}, {"": actual})[""].worst
-
-
-def _gap(
-    module: str,
-    held: tuple[Arrays, Arrays],
-    floors: tuple[list[float], list[float]],
-    far: tuple[list[float], list[float]],
-) -> Gap:
-    ratios = [
-        max(map(_ratio, distance, floor, arrays), default=0.0)
-        for distance, floor, arrays in zip(far, floors, held, strict=True)
-    ]
-    inputs, outputs = (max(found, default=0.0) for found in far)
-    return Gap(module, inputs, outputs, ratios[0], ratios[1])
-
-
-def _ratio(far: float, floor: float, held: NDArray[Any]) -> float:
-    """A distance in units of noise, as the tolerance of whole outputs counts it."""
-    import numpy as np
-
-    seen = np.where(np.abs(held) >= HIGHEST, 0, held)  # without what is masked out
-    unit = max(floor, 4 * EPS * largest({"": seen}, ""))
-    if far == 0 or not isfinite(unit):
-        return 0.0
-    return min(far / unit if unit else HIGHEST, HIGHEST)
+    return [unmasked_distance(one, array_of(other)) for one, other in zip(held, seen, strict=False)]
 
 
 def _nearest(
@@ -266,10 +194,12 @@ def _nearest(
     *,
     reshaped: bool = False,
 ) -> tuple[list[float], list[str]]:
-    """For each array the distance of the nearest value of its shape, and that value's name.
+    """Return for each array the distance of the nearest value of its shape, and the values' names.
 
-    An array of which the graph has none (it was folded away) is passed over: distance 0. reshaped:
-    where there is none of its shape, one of as many elements, as two reshapes in a row become one.
+    An array that the graph does not have, because it was folded away, has distance 0 and no name.
+
+    reshaped: if no value has an array's shape, take one with as many elements. An exporter makes
+        one reshape of two in a row.
     """
     floats = {n: values[n] for n in names if n in values and values[n].dtype.kind == "f"}
     far: list[float] = []
@@ -279,7 +209,7 @@ def _nearest(
         if reshaped and not like:
             same_size = {name: value for name, value in floats.items() if value.size == array.size}
             like = {name: value.reshape(array.shape) for name, value in same_size.items()}
-        same = [(_apart(array, value), name) for name, value in like.items()]
+        same = [(unmasked_distance(array, value), name) for name, value in like.items()]
         distance, name = min(same, default=(0.0, ""))
         far.append(distance)
         found += [name] if same else []

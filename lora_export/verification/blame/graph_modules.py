@@ -1,6 +1,6 @@
-"""Which values of an ONNX graph enter and leave which module of the torch model it was traced from.
+"""Finds the values of an ONNX graph that enter and leave each module of the traced torch model.
 
-torch's exporter writes a node's path of modules into its metadata, which the passes keep.
+torch's exporter writes a node's path of modules into its metadata. The passes keep it.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ if TYPE_CHECKING:
     import onnx
 
 SCOPES = "pkg.torch.onnx.name_scopes"
+"""The key of a node's metadata: a list of modules from the root, and the operator's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphModules:
-    """The modules of a graph, by their path; the root's is empty.
-
-    entering, leaving: values that a module takes from outside and gives to it, in the order of the
-    graph; those of all its calls, where it is called more than once. producers: a value's node, by
-    name. scopes: a node's innermost module. users: an initializer's nodes.
-    """
+    """The modules of a graph, by their path; the root's is empty."""
 
     entering: Mapping[str, Sequence[str]]
+    """The values that a module takes from outside, in all its calls, in the graph's order."""
     leaving: Mapping[str, Sequence[str]]
+    """The values that a module gives to the outside, in all its calls, in the graph's order."""
     producers: Mapping[str, str]
+    """The name of the node that computes a value, in the graph's order."""
     scopes: Mapping[str, str]
+    """The innermost module of a node, by the node's name."""
     users: Mapping[str, Sequence[str]]
+    """The names of the nodes that use an initializer."""
 
     def boundaries(self, modules: Collection[str] | None = None) -> list[str]:
-        """All values that enter or leave these modules (default: any), in the graph's order."""
+        """Return the values that enter or leave these modules (default: any), in graph order."""
         chosen = {*self.entering, *self.leaving} if modules is None else modules
         wanted = {
             name
@@ -45,10 +46,10 @@ class GraphModules:
         return [name for name in self.producers if name in wanted]
 
     def faces(self, module: str, *, repeated: bool) -> tuple[Sequence[str], Sequence[str]]:
-        """(values that may enter the module, values that may leave it).
+        """Return the values that may enter the module, and those that may leave it.
 
-        repeated: it is called several times. What one call gives to the next one never leaves it,
-        and is found among all that its modules exchange.
+        repeated: the module is called several times. A value that one call gives to the next does
+            not leave the module, so the values between its inner modules are candidates as well.
         """
         entering, leaving = self.entering.get(module, ()), self.leaving.get(module, ())
         if not repeated:
@@ -58,12 +59,15 @@ class GraphModules:
         return [*entering, *inner], [*leaving, *inner]
 
     def owner(self, value: str) -> str:
-        """The innermost module of the node that gives the value."""
+        """Return the innermost module of the node that computes the value."""
         return self.scopes.get(self.producers.get(value, ""), "")
 
 
 def read_modules(path: Path) -> GraphModules:
-    """Read the modules of an ONNX file; empty paths where its nodes do not say theirs."""
+    """Read the modules of an ONNX file, without its external data.
+
+    A node has the empty path if neither its metadata nor its neighbours give one.
+    """
     import onnx
 
     graph = onnx.load(str(path), load_external_data=False).graph
@@ -96,7 +100,7 @@ def read_modules(path: Path) -> GraphModules:
 
 
 def _taken(node: onnx.NodeProto) -> Iterator[str]:
-    """What a node uses, also in its subgraphs."""
+    """Yield the values that a node uses, also in its subgraphs."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
@@ -107,22 +111,25 @@ def _taken(node: onnx.NodeProto) -> Iterator[str]:
 def _scopes(
     graph: onnx.GraphProto, made: Mapping[str, int], used: Mapping[str, Sequence[int]]
 ) -> list[str]:
-    """Every node's module; where a rewrite has made it, the one that holds all its neighbours."""
-    said = [_said(node) for node in graph.node]
+    """Return every node's innermost module.
+
+    A node that a rewrite has made has no path. It belongs to the module around all its neighbours.
+    """
+    recorded = [_recorded_path(node) for node in graph.node]
     scopes = []
     for at, node in enumerate(graph.node):
-        scope = said[at]
+        scope = recorded[at]
         if scope is None:
             before = [made[name] for name in node.input if name in made]
             after = [user for name in node.output for user in used[name]]
-            near = [said[other] for other in (*before, *after)]
+            near = [recorded[other] for other in (*before, *after)]
             scope = _common([path for path in near if path is not None])
         scopes.append(scope)
     return scopes
 
 
-def _said(node: onnx.NodeProto) -> str | None:
-    """The path in the node's metadata: a list of modules from the root, and the operator."""
+def _recorded_path(node: onnx.NodeProto) -> str | None:
+    """Read the path of the innermost module from the node's metadata; None if it has none."""
     text = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
     if text is None:
         return None
@@ -135,13 +142,13 @@ def _said(node: onnx.NodeProto) -> str | None:
 
 
 def _common(paths: Sequence[str]) -> str:
-    """The innermost module that holds all of these."""
+    """Return the path of the innermost module around all of these."""
     shared = [set(_ancestors(path)) for path in paths]
     return max(set.intersection(*shared), key=len) if shared else ""
 
 
 def _ancestors(path: str) -> Iterator[str]:
-    """The module and all that it lies in, the root among them."""
+    """Yield the paths of the root, of every module around this one, and of this one."""
     yield ""
     parts = path.split(".") if path else []
     for depth in range(len(parts)):

@@ -1,4 +1,4 @@
-"""Finds the stage that broke a proof, and the module, by running parts of it again."""
+"""Finds the stage and the module that broke a proof, by running parts of it again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lora_export.errors import VerificationError
 from lora_export.records import Attribution, example_sizes
 from lora_export.verification.blame import bisect
 from lora_export.verification.blame.attribution import GRAPH, UNREADABLE, by_checks
+from lora_export.verification.blame.gap import first_diverging
 from lora_export.verification.blame.graph_modules import read_modules
 from lora_export.verification.model.probes import make_probes, other_sizes, probe_of_sizes
 from lora_export.verification.model.runs import nudge, run
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from lora_export.models.subject import Subject
     from lora_export.records import Check
+    from lora_export.verification.blame.gap import Gap
     from lora_export.verification.model.tolerance import Tolerance
     from lora_export.verification.runtime.sessions import Opener, Optimisation
 
@@ -32,50 +34,53 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
-    """What a proof was about, to run parts of it again."""
+    """The merged network of a failed proof and its inputs, to run parts of the proof again."""
 
-    #: The merged network that failed.
     subject: Subject
-    #: The inputs on which it was run.
+    """The merged network that failed."""
     probes: Sequence[Probe]
-    #: The seed that the probes were drawn with.
+    """The inputs on which it was run."""
     seed: int = 0
+    """The seed that the probes were drawn with."""
 
     def load_merged(self) -> nn.Module:
-        """The merged torch model."""
+        """Load the merged torch model."""
         return load_merged(self.subject)
 
     def load_unmerged(self) -> nn.Module:
-        """The base with live branches."""
+        """Load the base with live branches."""
         model = load_unmerged(self.subject)
         attach(self.subject.source, model, self.subject.plan)
         return model
 
     def noisy(self, model: nn.Module) -> Iterable[nn.Module]:
-        """The unmerged model with its weights moved by one ulp."""
+        """Yield the unmerged model with its adapted weights moved by one ulp."""
         nudge(model.float(), self.subject.source, self.subject.plan)
         yield model
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """The ONNX file that was proven, and what its outputs were held against.
-
-    tolerance: of the outputs. opener: opens a session on the file, as runtime.open_session does.
-    """
+    """An ONNX file that failed a proof."""
 
     path: Path
     tolerance: Tolerance
+    """How far its outputs may be from the torch model's."""
     opener: Opener = open_session
+    """Opens a session on the file, as runtime.sessions.open_session does."""
 
 
 def attribute_model(suspects: Suspects, failed: Sequence[Check]) -> Attribution | None:
-    """The merged torch model is not the unmerged one: in which module, by comparing all of them."""
+    """Find the module in which the merged torch model leaves the unmerged one; None if none does.
+
+    Raises:
+        UsageError: a model cannot be run.
+    """
     for probe in _chosen(suspects.probes, failed):
         gaps = bisect.compare_models(
             suspects.load_unmerged, suspects.noisy, suspects.load_merged, probe
         )
-        if gap := bisect.first_diverging(gaps):
+        if gap := first_diverging(gaps):
             return Attribution("merge", gap.module, detail=str(gap))
     return None
 
@@ -83,7 +88,10 @@ def attribute_model(suspects: Suspects, failed: Sequence[Check]) -> Attribution 
 def attribute_file(
     suspects: Suspects, artifact: Artifact, failed: Sequence[Check]
 ) -> Attribution | None:
-    """What is wrong with an ONNX file, whose merged torch model is right.
+    """Find the stage, module and node of the fault in an ONNX file whose torch model is right.
+
+    The stages are tried from the cheapest to rule out: the audit's checks, the runtime's optimiser,
+    fixed sizes. The export is to blame if all others are ruled out.
 
     Args:
         suspects: what to run again.
@@ -92,6 +100,7 @@ def attribute_file(
     """
     found = by_checks(failed)
     if found is not None:
+        # A fixed size inside the graph fails no check of the audit but the one of the whole graph.
         names = {check.name for check in failed if check.level == "file"}
         runs_wrong = any(check.level == "runtime" for check in failed)
         fixed = _by_sizes(suspects, artifact) if names == {GRAPH} and runs_wrong else None
@@ -102,19 +111,21 @@ def attribute_file(
     found = _by_sizes(suspects, artifact)
     if found is not None:
         return found
-    bare = Attribution("export", detail=_told(failed))
+    bare = Attribution("export", detail=_detail_of(failed[0]))
     return _placed(suspects, artifact, bare, failed)
 
 
-def _told(failed: Sequence[Check]) -> str:
-    check = failed[0]
+def _detail_of(check: Check) -> str:
     return f"{check.name}: {check.worst:.2g}, allowed {check.tolerance:.2g}, at {check.where}"
 
 
 def _placed(
     suspects: Suspects, artifact: Artifact, found: Attribution, failed: Sequence[Check]
 ) -> Attribution:
-    """The attribution with module and node, by comparing all modules, where it has none yet."""
+    """Return the attribution with its module and node, if these can be found.
+
+    An attribution to the export without a module gets one by comparing all modules.
+    """
     if found.module:
         return Attribution(found.stage, found.module, _user(artifact.path, failed), found.detail)
     if found.stage != "export" or any(check.name in UNREADABLE for check in failed):
@@ -129,26 +140,27 @@ def _placed(
 
 
 def _user(path: Path, failed: Sequence[Check]) -> str:
-    """The node that uses the first initializer that is not what it must be."""
+    """Return the node that uses the first wrong initializer; "" if none is known.
+
+    The checks have the initializer's name in their detail, between other words.
+    """
     users = read_modules(path).users
     words = " ".join(check.detail for check in failed).replace("'", " ").split()
     return next((users[word][0] for word in words if users.get(word)), "")
 
 
-def _diverging(
-    suspects: Suspects, artifact: Artifact, failed: Sequence[Check]
-) -> bisect.Gap | None:
+def _diverging(suspects: Suspects, artifact: Artifact, failed: Sequence[Check]) -> Gap | None:
     for probe in _chosen(suspects.probes, failed):
         gaps = bisect.compare_graph(
             suspects.load_merged, artifact.path, probe, opener=artifact.opener
         )
-        if gap := bisect.first_diverging(gaps):
+        if gap := first_diverging(gaps):
             return gap
     return None
 
 
 def _at_node(artifact: Artifact, found: Attribution, error: VerificationError) -> Attribution:
-    """The module of the node that the runtime names in its refusal."""
+    """Return the attribution to the node that the runtime's refusal names, and to its module."""
     problem = error.problems[0]
     node = problem.where.partition(": ")[2]
     module = read_modules(artifact.path).scopes.get(node, "") if node else ""
@@ -156,7 +168,7 @@ def _at_node(artifact: Artifact, found: Attribution, error: VerificationError) -
 
 
 def _chosen(probes: Sequence[Probe], failed: Sequence[Check]) -> list[Probe]:
-    """The probe that a failed check names, first; then the others."""
+    """Return the probes, those that a failed check names before the others."""
     named = [
         at
         for at in range(len(probes))
@@ -166,7 +178,13 @@ def _chosen(probes: Sequence[Probe], failed: Sequence[Check]) -> list[Probe]:
 
 
 def optimiser_level(suspects: Suspects, artifact: Artifact) -> Optimisation | None:
-    """The first level of graph optimisation that breaks what is right without any, if one does."""
+    """Find the lowest level of graph optimisation with wrong outputs.
+
+    It is None if all levels are right, or if the outputs are wrong without any optimisation.
+
+    Raises:
+        UsageError: the merged torch model cannot be run.
+    """
     expected = run(suspects.load_merged(), suspects.probes)
     if not _agrees(artifact, suspects.probes, expected, "none"):
         return None
@@ -177,20 +195,20 @@ def optimiser_level(suspects: Suspects, artifact: Artifact) -> Optimisation | No
 def _in_optimiser(
     suspects: Suspects, artifact: Artifact, level: Optimisation, failed: Sequence[Check]
 ) -> Attribution:
-    told = f"right without graph optimisation, wrong at level {level!r}"
+    symptom = f"right without graph optimisation, wrong at level {level!r}"
     for probe in _chosen(suspects.probes, failed):
         try:
             gap = bisect.compare_sessions(artifact.path, probe, level, opener=artifact.opener)
         except VerificationError as error:
-            return _at_node(artifact, Attribution("runtime optimiser", detail=told), error)
+            return _at_node(artifact, Attribution("runtime optimiser", detail=symptom), error)
         if gap is not None:
-            detail = f"{told}; its output changes by {gap.outputs:.2g}"
+            detail = f"{symptom}; its output changes by {gap.outputs:.2g}"
             return Attribution("runtime optimiser", gap.module, gap.node, detail)
-    return Attribution("runtime optimiser", detail=told)
+    return Attribution("runtime optimiser", detail=symptom)
 
 
 def _by_sizes(suspects: Suspects, artifact: Artifact) -> Attribution | None:
-    """Whether the file is right at the traced sizes alone, and which dimension it has fixed."""
+    """Return the attribution of a file that is right at the traced sizes alone; else None."""
     specs = suspects.subject.source.inputs
     traced = example_sizes(specs)
     if not traced:
@@ -208,17 +226,17 @@ def _by_sizes(suspects: Suspects, artifact: Artifact) -> Attribution | None:
         if not agrees([probe_of_sizes(specs, sizes, suspects.seed)])
     ]
     if not wrong and agrees(make_probes(specs, suspects.seed)):
-        return None  # then it is what the inputs hold, not their sizes
+        return None  # the fault depends on the values of the inputs, not on their sizes
     if wrong and not _fixed(traced, other_sizes(specs), wrong):
-        return None  # a size that is fixed is right at no larger one
-    told = [
+        return None  # a fixed size would be wrong at every larger one
+    changed = [
         f"{name} = {size}"
         for sizes in wrong
         for name, size in sizes.items()
         if size != traced[name]
     ]
     sizes = ", ".join(f"{name} = {size}" for name, size in traced.items())
-    where = "at " + ", ".join(told) if told else "at several other sizes together"
+    where = "at " + ", ".join(changed) if changed else "at several other sizes together"
     found = Attribution(
         "shape specialisation", detail=f"right at {sizes}, as traced; wrong {where}"
     )
@@ -232,7 +250,7 @@ def _fixed(
     tried: Sequence[Mapping[str, int]],
     wrong: Sequence[Mapping[str, int]],
 ) -> list[str]:
-    """The dimensions of which every size tried that is larger than the traced one is wrong."""
+    """Return the dimensions that are wrong at every tried size above the traced one."""
     larger = {name: [one for one in tried if one[name] > size] for name, size in traced.items()}
     return [name for name, found in larger.items() if found and all(s in wrong for s in found)]
 
@@ -240,14 +258,17 @@ def _fixed(
 def _where_fixed(
     suspects: Suspects, artifact: Artifact, found: Attribution, probe: Probe
 ) -> Attribution:
-    """Module and node where the run at other sizes stops, or goes astray."""
+    """Return the attribution with the module and node where a run at other sizes first differs.
+
+    If that run stops instead, they are those of the node that the runtime names.
+    """
     try:
         gaps = bisect.compare_graph(
             suspects.load_merged, artifact.path, probe, opener=artifact.opener
         )
     except VerificationError as error:
         return _at_node(artifact, found, error)
-    gap = bisect.first_diverging(gaps)
+    gap = first_diverging(gaps)
     if gap is None:
         return found
     return Attribution(found.stage, gap.module, gap.node, f"{gap}; {found.detail}")
@@ -259,7 +280,7 @@ def _agrees(
     expected: Sequence[Mapping[str, NDArray[Any]]],
     level: Optimisation,
 ) -> bool:
-    """Whether the file gives what is expected; one that does not run does not."""
+    """Return whether the file runs and its outputs are within the tolerance of `expected`."""
     try:
         outputs = run_model(artifact.path, probes, level=level, opener=artifact.opener)
     except VerificationError:

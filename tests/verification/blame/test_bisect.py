@@ -10,13 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from lora_export.verification.blame.bisect import (
-    Gap,
-    _apart,
-    _nearest,
-    compare_models,
-    first_diverging,
-)
+from lora_export.verification.blame.bisect import _nearest, compare_models
+from lora_export.verification.blame.gap import Gap, first_diverging, unmasked_distance
 
 
 class Twice(nn.Module):
@@ -105,7 +100,7 @@ LOW = np.finfo(np.float32).min
     ],
 )
 def test_what_a_mask_hides_is_no_difference(expected, actual, far):
-    assert _apart(np.float32(expected), np.float32(actual)) == far
+    assert unmasked_distance(np.float32(expected), np.float32(actual)) == far
 
 
 def test_what_enters_may_have_another_shape():
