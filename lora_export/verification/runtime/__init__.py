@@ -1,1 +1,1 @@
-"""The runtime level: an ONNX file held against torch, by ONNX Runtime's outputs."""
+"""The level "runtime": compares the outputs of an ONNX file in ONNX Runtime with torch's."""

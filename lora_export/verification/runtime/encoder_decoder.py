@@ -1,4 +1,4 @@
-"""Proves the two graphs of an encoder-decoder: what they say together, at once and step by step."""
+"""Proves the two graphs of an encoder-decoder by their joint outputs, at once and step by step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_export.verification.runtime.generation import (
     LOGITS,
     NEW_TOKENS,
     allowed_logits,
-    generated,
+    generate,
     near,
     same_tokens,
 )
@@ -32,22 +32,30 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Probe = Mapping[str, Array]
 
-HEARD = "encoder_last_hidden_state"
+ENCODED = "encoder_last_hidden_state"
+"""transformers' name of the encoder's result among the outputs of the whole model."""
 
 
-class Answerer:
-    """Both graphs as a user runs them: the encoder once, then the decoder step by step."""
+class PairRunner:
+    """Runs both graphs as a user does: the encoder once, then the decoder step by step."""
 
     def __init__(self, folder: Path, pair: CachedPair, opener: Opener) -> None:
-        """Load both files of the folder."""
+        """Load both files of the folder.
+
+        Raises:
+            VerificationError: the runtime does not load a file.
+        """
         self._paths = {name: folder / f"{name}.onnx" for name in pair.parts()}
         self._sessions = {name: opener(path) for name, path in self._paths.items()}
         self._decoder = pair.decoder
+        #: Inputs of the decoder that are the same at every step: the mask, and the keys and values
+        #: of the encoder's result.
         self._fixed: dict[str, Array] = {}
+        #: The keys and values of the decoder's tokens so far.
         self._past: dict[str, Array] = {}
 
-    def hear(self, feed: Probe) -> Array:
-        """Take the encoder's inputs, forget what was said; the encoder's result."""
+    def encode(self, feed: Probe) -> Array:
+        """Run the encoder, start with an empty past, and return the encoder's result."""
         import numpy as np
 
         outputs = self._run(f"{ENCODER}_model", feed)
@@ -65,7 +73,7 @@ class Answerer:
         return hidden
 
     def step(self, ids: Array) -> Array:
-        """The logits for new tokens of the answer."""
+        """Run the decoder on new tokens, (batch, n), and return their logits, (batch, n, high)."""
         outputs = self._run(f"{DECODER}_model", {IDS: ids, **self._fixed, **self._past})
         self._past = {name: outputs[_present(name)] for name in self._past}
         return outputs[LOGITS]
@@ -83,18 +91,29 @@ def _present(name: str) -> str:
 def run_pair(
     folder: Path, pair: CachedPair, probes: Sequence[Probe], opener: Opener
 ) -> list[dict[str, Array]]:
-    """What both graphs say to each probe, an answer at once: logits and the encoder's result.
+    """Run both graphs on every probe, all tokens of the decoder in one step.
+
+    Args:
+        folder: has both files.
+        pair: the networks that the files were exported of.
+        probes: inputs of the encoder, and the decoder's ids.
+        opener: opens the sessions on both files.
+
+    Returns:
+        the logits and the encoder's result of each probe.
 
     Raises:
         VerificationError: the runtime does not load or run a file.
     """
-    answerer = Answerer(folder, pair, opener)
+    runner = PairRunner(folder, pair, opener)
+    # A dict display is evaluated in order: the encoder runs before the decoder.
     return [
-        {HEARD: answerer.hear(_heard(probe)), LOGITS: answerer.step(probe[IDS])} for probe in probes
+        {ENCODED: runner.encode(_encoder_inputs(probe)), LOGITS: runner.step(probe[IDS])}
+        for probe in probes
     ]
 
 
-def _heard(probe: Probe) -> dict[str, Array]:
+def _encoder_inputs(probe: Probe) -> dict[str, Array]:
     return {name: array for name, array in probe.items() if name != IDS}
 
 
@@ -107,14 +126,14 @@ def check_answers(
     *,
     opener: Opener,
 ) -> tuple[Check, ...]:
-    """Let both graphs answer each probe step by step, as the plain merged model does.
+    """Generate with both graphs step by step, and compare with the plain merged model.
 
     Args:
-        folder: of both files.
-        pair: whose inputs they have.
+        folder: has both files.
+        pair: the networks that the files were exported of.
         model: the merged one, as transformers builds it.
         tolerance: how far the logits may be apart.
-        probes: of which the encoder's inputs are taken.
+        probes: the encoder's inputs; the decoder's ids are not used.
         opener: opens the sessions on both files.
 
     Returns:
@@ -124,33 +143,35 @@ def check_answers(
         VerificationError: the runtime does not run a file.
         UsageError: the merged model does not generate.
     """
-    answerer = Answerer(folder, pair, opener)
+    runner = PairRunner(folder, pair, opener)
     start = getattr(pair.plain.config, "decoder_start_token_id", None) or 0
     count = min(NEW_TOKENS, pair.longest - 1) if pair.longest else NEW_TOKENS
     steps, texts = [], []
     for probe in probes:
-        heard = _heard(probe)
-        said = generated(model, heard, count, start)
-        answerer.hear(heard)
-        actual = _follow(answerer, said[:, :-1])
-        steps.append((_plain(model, heard, said[:, :-1]), actual))
-        texts.append((actual, said[:, 1:]))
+        feed = _encoder_inputs(probe)
+        tokens = generate(model, feed, count, start)
+        runner.encode(feed)
+        actual = _follow(runner, tokens[:, :-1])  # the logits of the last token choose none
+        steps.append((_plain(model, feed, tokens[:, :-1]), actual))
+        texts.append((actual, tokens[:, 1:]))
     return (
         near("each step with a past = plain model", tolerance, steps),
         same_tokens(texts, allowed_logits(tolerance)),
     )
 
 
-def _follow(answerer: Answerer, said: Array) -> Array:
+def _follow(runner: PairRunner, tokens: Array) -> Array:
+    """Return the graphs' logits for the reference's tokens, fed one by one."""
     import numpy as np
 
-    steps = [answerer.step(said[:, place : place + 1]) for place in range(said.shape[1])]
+    steps = [runner.step(tokens[:, place : place + 1]) for place in range(tokens.shape[1])]
     return np.concatenate(steps, axis=1)
 
 
-def _plain(model: nn.Module, heard: Probe, said: Array) -> Array:
+def _plain(model: nn.Module, feed: Probe, tokens: Array) -> Array:
+    """Return the plain model's logits for the same tokens, all at once."""
     import torch
 
-    feed = {name: torch.from_numpy(array) for name, array in {**heard, IDS: said}.items()}
-    array: Array = call_model(model, feed)[LOGITS].numpy()
+    tensors = {name: torch.from_numpy(array) for name, array in {**feed, IDS: tokens}.items()}
+    array: Array = call_model(model, tensors)[LOGITS].numpy()
     return array

@@ -1,7 +1,7 @@
-"""Proves a graph with keys and values by what it is for: generating text, token by token.
+"""Proves a graph with keys and values by its use: it generates text, token by token.
 
-The reference is the merged model as transformers builds it, without any of our code in its
-forward: its logits on the whole text, and its own `generate`.
+The references are the logits on the whole text and the tokens of `generate`, both of the merged
+model as transformers builds it. None of our code is in its forward.
 """
 
 from __future__ import annotations
@@ -30,26 +30,37 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 NEW_TOKENS = 32
-# Of texts that are told apart by length: one alone, and a batch with padding on the left.
+"""The number of tokens that are generated for a text."""
+
 PROMPTS = ((5,), (7, 3, 6))
+"""The lengths of the texts: one text alone, and a batch with padding on the left."""
+
 LOGITS = "logits"
+"""The name of the output that is compared."""
+
 _NAMED = 3
+"""Wrong tokens in a check's detail."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Texts of a batch, padded on the left. ids, mask: int64 (batch, sequence)."""
+    """The texts of a batch, padded on the left."""
 
     ids: Array
+    """int64 (batch, width); padding is 0."""
     mask: Array
+    """int64 (batch, width): 1 for a token, 0 for padding."""
 
     @property
     def width(self) -> int:
-        """Tokens in the longest text."""
+        """Return the number of tokens in the longest text."""
         return int(self.ids.shape[1])
 
     def longer(self, count: int, tokens: Array | None = None) -> Prompt:
-        """With so many real tokens more; without `tokens` only the mask is."""
+        """Return the texts with `count` tokens more in the mask, and with `tokens`, if any, as ids.
+
+        tokens: int64 (batch, count).
+        """
         import numpy as np
 
         mask = np.pad(self.mask, ((0, 0), (0, count)), constant_values=1)
@@ -59,15 +70,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One prompt and what became of it.
-
-    prompt_logits, step_logits: (the plain model's, the graph's), of real tokens; the latter for
-    each new token, (batch, tokens, vocabulary). tokens: the reference's.
-    """
+    """The logits and tokens that were generated for one prompt."""
 
     prompt_logits: tuple[Array, Array]
+    """The plain model's and the graph's, of the prompt's real tokens: (real tokens, vocabulary)."""
     step_logits: tuple[Array, Array]
+    """The plain model's and the graph's, for each new token: (batch, tokens, vocabulary)."""
     tokens: Array
+    """The new tokens of the reference, int64 (batch, tokens)."""
 
 
 def check_generation(
@@ -79,11 +89,11 @@ def check_generation(
     seed: int,
     opener: Opener,
 ) -> tuple[Check, ...]:
-    """Hold the graph's logits and its tokens against those of the plain merged model.
+    """Compare the graph's logits and tokens with those of the plain merged model.
 
     Args:
         path: the ONNX file.
-        source: whose inputs the graph has.
+        source: the network that the file was exported of.
         model: the merged one, as transformers builds it.
         tolerance: how far the logits may be apart.
         seed: of the prompts.
@@ -107,31 +117,37 @@ def check_generation(
 
 def _text(decoder: Decoder, model: nn.Module, prompt: Prompt, count: int) -> Text:
     feed = {"input_ids": prompt.ids, "attention_mask": prompt.mask}
-    tokens = generated(model, feed, count)[:, prompt.width :]
+    tokens = generate(model, feed, count)[:, prompt.width :]
     first, steps = _follow(decoder, prompt, tokens)
     whole = prompt.longer(tokens.shape[1], tokens)
     plain = _logits(model, whole.ids, whole.mask, positioned=decoder.positioned)
     real = prompt.mask.astype(bool)
-    before = prompt.width - 1  # the prompt's last token tells the first new one
+    before = prompt.width - 1  # the logits of the prompt's last token choose the first new one
     return Text((plain[:, : prompt.width][real], first[real]), (plain[:, before:-1], steps), tokens)
 
 
 def allowed_logits(tolerance: Tolerance) -> float:
-    """How far two logits may be apart."""
+    """Return how far two logits may be apart."""
     return next(one.allowed for one in tolerance.outputs if one.output == LOGITS)
 
 
 def near(name: str, tolerance: Tolerance, pairs: Sequence[tuple[Array, Array]]) -> Check:
-    """Hold logits against each other, given in pairs of (expected, actual)."""
+    """Compare logits, given in pairs of (expected, actual), each pair of one shape."""
     expected, actual = zip(*pairs, strict=True)
     runs = [[{LOGITS: array} for array in side] for side in (expected, actual)]
     return tolerance.check(name, *runs)
 
 
 def same_tokens(texts: Sequence[tuple[Array, Array]], allowed: float) -> Check:
-    """Whether the graph chooses what `generate` did: texts of (its logits, generate's tokens).
+    """Check that the graph's logits choose the tokens of `generate`.
 
-    A choice between two that lie closer than the tolerance is chance in either; it is told.
+    Two tokens whose logits are closer than the tolerance are equals. The choice between them is
+    chance in both programs. It does not fail the check; the detail counts it.
+
+    Args:
+        texts: pairs of the graph's logits, (batch, n, vocabulary), and generate's tokens,
+            (batch, n).
+        allowed: how far two logits may be apart.
     """
     import numpy as np
 
@@ -157,13 +173,13 @@ def same_tokens(texts: Sequence[tuple[Array, Array]], allowed: float) -> Check:
 
 
 def new_tokens(source: CachedDecoder) -> int:
-    """How many tokens are generated: fewer than usual where the model's positions end."""
+    """Return how many tokens are generated: NEW_TOKENS, or fewer if the model's positions end."""
     widest = max(max(lengths) for lengths in PROMPTS)
     return NEW_TOKENS if source.longest is None else min(NEW_TOKENS, source.longest - widest)
 
 
 def make_prompts(source: CachedDecoder, seed: int) -> list[Prompt]:
-    """Seeded texts of the lengths of PROMPTS."""
+    """Make seeded texts of the lengths in PROMPTS, with ids below the source's bound."""
     import numpy as np
 
     random = np.random.default_rng(seed)
@@ -178,12 +194,17 @@ def make_prompts(source: CachedDecoder, seed: int) -> list[Prompt]:
 
 
 class Decoder:
-    """The graph as a user runs it: holds the past between two steps."""
+    """Runs the graph as a user does, and keeps the past between two steps."""
 
     def __init__(self, path: Path, source: CachedDecoder, opener: Opener) -> None:
-        """Load the file, which has the source's inputs."""
+        """Load the file, which has the source's inputs.
+
+        Raises:
+            VerificationError: the runtime does not load the file.
+        """
         self._path, self._session = path, opener(path)
         self._outputs = [output.name for output in self._session.get_outputs()]
+        #: Whether the graph takes position_ids.
         self.positioned = any(spec.name == "position_ids" for spec in source.inputs)
         self._empty = {
             spec.name: spec.dims for spec in source.inputs if spec.name.startswith(f"{PAST}.")
@@ -191,7 +212,7 @@ class Decoder:
         self._past: dict[str, Array] = {}
 
     def start(self, batch: int) -> None:
-        """Forget the past."""
+        """Start new texts, with an empty past."""
         import numpy as np
 
         self._past = {
@@ -200,19 +221,31 @@ class Decoder:
         }
 
     def step(self, ids: Array, mask: Array) -> Array:
-        """The logits for new tokens `ids`; mask: of all tokens so far, these included."""
+        """Run the graph on new tokens and return their logits, (batch, n, vocabulary).
+
+        Args:
+            ids: the new tokens, int64 (batch, n).
+            mask: of all tokens so far, the new ones included.
+        """
         feed = {"input_ids": ids, "attention_mask": mask, **self._past}
         if self.positioned:
             feed["position_ids"] = positions_of(mask)[:, -ids.shape[1] :]
         outputs = run_session(self._session, self._path, feed, self._outputs)
         self._past = {name: outputs[name.replace(PAST, PRESENT, 1)] for name in self._empty}
-        return outputs["logits"]
+        return outputs[LOGITS]
 
 
-def generated(model: Any, feed: Mapping[str, Array], count: int, start: int = 0) -> Array:
-    """What transformers' `generate` makes of inputs: the likeliest token each time, and no end.
+def generate(model: Any, feed: Mapping[str, Array], count: int, start: int = 0) -> Array:
+    """Run transformers' `generate` with greedy search and without an end token.
 
-    start: the first token of a decoder beside an encoder. Returns all tokens, as `generate` does.
+    Args:
+        model: of transformers.
+        feed: its inputs.
+        count: how many new tokens are generated.
+        start: the first token of a decoder beside an encoder.
+
+    Returns:
+        int64 (batch, tokens): all tokens, those of the prompt or `start` first.
 
     Raises:
         UsageError: the model does not generate.
@@ -221,8 +254,8 @@ def generated(model: Any, feed: Mapping[str, Array], count: int, start: int = 0)
     import transformers
 
     settings: Any = transformers.GenerationConfig
-    # Of the mixin: Whisper's own splits a sound into pieces, and forces tokens.
-    generate: Any = transformers.GenerationMixin.generate
+    # The mixin's, not the class's own: Whisper's splits a sound into pieces and forces tokens.
+    own_generate: Any = transformers.GenerationMixin.generate
     own = model.generation_config
     model.generation_config = settings(
         do_sample=False, num_beams=1, max_new_tokens=count, pad_token_id=0, use_cache=True,
@@ -231,7 +264,7 @@ def generated(model: Any, feed: Mapping[str, Array], count: int, start: int = 0)
     tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
     try:
         with quiet(), user_code("the merged model does not generate:"):
-            tokens = generate(model, **tensors)
+            tokens = own_generate(model, **tensors)
     finally:
         model.generation_config = own
     found: Array = tokens.numpy()
@@ -239,22 +272,22 @@ def generated(model: Any, feed: Mapping[str, Array], count: int, start: int = 0)
 
 
 def _logits(model: nn.Module, ids: Array, mask: Array, *, positioned: bool) -> Array:
-    """Of the plain model, on the whole text at once."""
+    """Return the plain model's logits on the whole text at once, (batch, tokens, vocabulary)."""
     import torch
 
     feed = {"input_ids": ids, "attention_mask": mask}
     if positioned:
         feed["position_ids"] = positions_of(mask)
     inputs = {name: torch.from_numpy(array) for name, array in feed.items()}
-    array: Array = call_model(model, inputs)["logits"].numpy()
+    array: Array = call_model(model, inputs)[LOGITS].numpy()
     return array
 
 
 def _follow(decoder: Decoder, prompt: Prompt, tokens: Array) -> tuple[Array, Array]:
-    """The graph's logits for a text, the prompt at once and then token by token: (batch, n, high).
+    """Return the graph's logits for the prompt in one step, and for each new token.
 
-    The tokens are those of the reference, so that one choice between equals does not hide what
-    comes after it.
+    The graph is fed the tokens of the reference. One other choice between equals would make every
+    later step incomparable.
     """
     import numpy as np
 

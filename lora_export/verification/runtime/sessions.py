@@ -1,4 +1,4 @@
-"""Runs a saved ONNX file in ONNX Runtime, quietly: the third witness beside two torch models."""
+"""Runs a saved ONNX file in ONNX Runtime, the third witness beside two torch models."""
 
 from __future__ import annotations
 
@@ -20,18 +20,25 @@ if TYPE_CHECKING:
     Opener: TypeAlias = Callable[..., onnxruntime.InferenceSession]
 
 CPU = ("CPUExecutionProvider",)
+
 MAX_THREADS = 4
+"""The most threads inside an operator, unless the caller asks for more."""
+
 FATAL_ONLY = 4
+"""ONNX Runtime's highest severity: it writes nothing to stderr but fatal errors."""
+
 _SUFFIX = "executionprovider"
+"""The end of a provider's name in lower case, which the short name lacks."""
 
 Optimisation = Literal["none", "basic", "extended", "all"]
 LEVELS: tuple[Optimisation, ...] = ("basic", "extended", "all")
-"""Those that change the graph, each all that the one before does and more."""
+"""The levels that change the graph; each does all that the one before does, and more."""
 
-# The folder of external data, of a model that is given as bytes.
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+"""ONNX Runtime's option for the folder of external data, for a model in memory."""
 
 _NODE = re.compile(r"\bnode\.? ?(?:with name|Name:|\()\s*'?([^'\s,)]+)", re.IGNORECASE)
+"""The node's name in ONNX Runtime's errors."""
 
 
 def run_model(
@@ -42,28 +49,27 @@ def run_model(
     level: Optimisation = "all",
     threads: int = 0,
     opener: Opener | None = None,
-    exposing: Sequence[str] = (),
 ) -> list[dict[str, NDArray[Any]]]:
-    """Outputs of the ONNX file for every probe, by output name.
+    """Run the ONNX file on every probe.
 
     Args:
-        path: the file; its external data lies beside it.
-        probes: input name -> array of the dtype the graph declares.
+        path: the file; its external data is in the same folder.
+        probes: input name -> array of the dtype that the graph declares.
         providers: ONNX Runtime's execution providers, in order of preference.
-        level: how far the graph is optimised; "none" tells the exporter's faults from the
+        level: how far the graph is optimised; "none" separates the exporter's faults from the
             runtime's.
         threads: threads inside an operator; 0 takes the machine's, at most MAX_THREADS.
-        opener: what opens the session, `open_session` if None.
-        exposing: inner values of the graph to return as well.
+        opener: opens the session; `open_session` if None.
+
+    Returns:
+        one dict a probe: output name -> array.
 
     Raises:
-        VerificationError: the runtime refuses the file or a probe; names the node when it says. A
-            session that fell back to another provider is refused as well.
+        VerificationError: the runtime refuses the file or a probe, or has fallen back to another
+            provider. It names the node if the runtime does.
         UsageError: a provider is not available here.
     """
-    session = (opener or open_session)(
-        path, providers=providers, level=level, threads=threads, exposing=exposing
-    )
+    session = (opener or open_session)(path, providers=providers, level=level, threads=threads)
     names = [output.name for output in session.get_outputs()]
     return [run_session(session, path, probe, names) for probe in probes]
 
@@ -71,7 +77,11 @@ def run_model(
 def try_model(
     path: Path, probes: Sequence[Mapping[str, NDArray[Any]]], opener: Opener
 ) -> tuple[list[dict[str, NDArray[Any]]], Check | None]:
-    """As `run_model`, or the failed check that says why there are no outputs."""
+    """Run the file as `run_model` does; if it is refused, return a failed check with the reason.
+
+    Raises:
+        UsageError: a provider is not available here.
+    """
     try:
         return run_model(path, probes, opener=opener), None
     except VerificationError as error:
@@ -86,7 +96,16 @@ def run_session(
     probe: Mapping[str, NDArray[Any]],
     names: Sequence[str],
 ) -> dict[str, NDArray[Any]]:
-    """The values `names` of an open session for one probe.
+    """Run an open session on one probe.
+
+    Args:
+        session: on the file `path`, which is named in errors.
+        path: the file.
+        probe: input name -> array of the dtype that the graph declares.
+        names: the values to return.
+
+    Returns:
+        the arrays by name.
 
     Raises:
         VerificationError: the runtime refuses the probe.
@@ -99,13 +118,15 @@ def run_session(
 
 
 def find_providers(names: Sequence[str]) -> tuple[str, ...]:
-    """ONNX Runtime's names of the providers called so (`cuda` or `CUDAExecutionProvider`).
+    """Return ONNX Runtime's names of providers (`CUDAExecutionProvider`) from short ones (`cuda`).
+
+    names: in any case, with or without the ending.
 
     Returns:
-        in the order given, each once; CPU where none is named.
+        in the order given, each once; CPU if none is named.
 
     Raises:
-        UsageError: one is not available here; all such names are told.
+        UsageError: some are not available here; all of them are named.
     """
     if not names:
         return CPU
@@ -116,17 +137,21 @@ def find_providers(names: Sequence[str]) -> tuple[str, ...]:
     short = {key.removesuffix(_SUFFIX): name for key, name in known.items()}
     found = [known.get(name.lower(), short.get(name.lower())) for name in names]
     missing = [name for name, one in zip(names, found, strict=True) if one is None]
+    _refuse_unavailable(missing, available)
+    return tuple(dict.fromkeys(one for one in found if one is not None))
+
+
+def _refuse_unavailable(missing: Sequence[str], available: Sequence[str]) -> None:
     if missing:
         raise UsageError(
             f"execution providers not available here: {', '.join(missing)}",
             where="--provider",
             hint=f"available: {', '.join(available)}",
         )
-    return tuple(dict.fromkeys(one for one in found if one is not None))
 
 
 def opener_on(providers: Sequence[str]) -> Opener:
-    """Opens sessions as `open_session` does, on these providers whatever else is asked."""
+    """Return a function that opens sessions as `open_session` does, always on these providers."""
 
     def opener(path: Path, **settings: Any) -> onnxruntime.InferenceSession:
         return open_session(path, **{**settings, "providers": providers})
@@ -142,16 +167,24 @@ def open_session(
     threads: int = 0,
     exposing: Sequence[str] = (),
 ) -> onnxruntime.InferenceSession:
-    """A session on the file; arguments and errors as for `run_model`."""
+    """Open a session on the file.
+
+    Args:
+        path: as for `run_model`, and so are `providers`, `level` and `threads`.
+        providers: in order of preference.
+        level: how far the graph is optimised.
+        threads: threads inside an operator.
+        exposing: inner values of the graph that become outputs.
+
+    Raises:
+        VerificationError: the runtime refuses the file, or has fallen back to another provider.
+        UsageError: a provider is not available here.
+    """
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
-    unknown = [name for name in providers if name not in onnxruntime.get_available_providers()]
-    if unknown:
-        raise UsageError(
-            f"execution providers not available: {', '.join(unknown)}",
-            hint=f"available: {', '.join(onnxruntime.get_available_providers())}",
-        )
+    available = onnxruntime.get_available_providers()
+    _refuse_unavailable([name for name in providers if name not in available], available)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = FATAL_ONLY
     options.intra_op_num_threads = threads or min(os.cpu_count() or 1, MAX_THREADS)
@@ -172,30 +205,30 @@ def open_session(
     except _failures() as error:
         raise _refusal(path, error, "does not load in ONNX Runtime") from error
     lost = [name for name in providers if name not in session.get_providers()]
-    if lost:  # as without a driver or a device: it would run on the CPU, and prove nothing of them
+    if lost:  # without its driver or device; a run on the CPU proves nothing about the provider
         raise VerificationError(
             f"ONNX Runtime could not start {', '.join(lost)} and fell back to "
             f"{', '.join(session.get_providers())}",
             where=path.name,
-            hint="see that its driver and libraries are installed, or leave --provider out",
+            hint="install its driver and libraries, or leave --provider out",
         )
     return session
 
 
 def _exposed(path: Path, names: Sequence[str]) -> bytes:
-    """The file with inner values among its outputs; external data stays where it is."""
+    """Return the file's bytes with inner values as outputs; external data stays in its files."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
     outputs = {value.name for value in model.graph.output}
-    # Without a type: the runtime infers it.
+    # They have no type here, because the runtime infers it.
     model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in outputs)
     data: bytes = model.SerializeToString()
     return data
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """All classes the runtime raises: its own have no common base below Exception."""
+    """Return all classes that the runtime raises; its own have no common base below Exception."""
     from onnxruntime.capi import onnxruntime_pybind11_state as native
 
     own = [kind for kind in vars(native).values() if isinstance(kind, type)]
