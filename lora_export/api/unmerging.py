@@ -13,6 +13,7 @@ from lora_export.execution.undo import is_restored, read_undo, restore
 from lora_export.records import Check
 from lora_export.report.result import Report
 from lora_export.verification.failure import refuse_failed
+from lora_export.verification.listed_check import listed_check
 
 if TYPE_CHECKING:
     from lora_export.api.job.keywords import Progress
@@ -73,7 +74,7 @@ def unmerge(
         )
         wrong = [file.path for file in files if wanted.get(file.path, file.sha256) != file.sha256]
         detail = f"{len(wanted)} weight files have the base's SHA-256"
-        check = Check("restored", not wrong, len(wrong), 0, ", ".join(wrong[:3]), detail)
+        check = listed_check("restored", wrong, detail)
         refuse_failed([check], str(target))
         stage.publish()
     return Report("unmerge", str(target), None, (check,), files)

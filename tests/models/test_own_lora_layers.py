@@ -120,7 +120,11 @@ def test_the_users_own_forward_is_a_witness(name, tmp_path):
     assert torch.equal(load_file(out)["fc.weight"], expected)
     checks = [check.name for check in report.checks]
     assert {"merged = your own modules", "merged = unmerged in float64"} <= set(checks)
-    told = [words for words in report.warnings if "without live branches of ours" in words]
+    told = [
+        words
+        for words in report.warnings
+        if "your own modules are the unmerged model instead" in words
+    ]
     assert len(told) == (name == "read by the parent")
 
 

@@ -28,7 +28,7 @@ A larger one is rather another scaling or another adapter."""
 def describe_gain(merged: Sequence[Tally]) -> str:
     """Describe the mistake that explains how much of the update each tensor has; "" if none does.
 
-    The part of the update in a tensor is near 1 in a right merge, 2 in one that was merged twice,
+    The part of the update in a tensor is near 1 in a right merge. It is near 2 after two merges,
     and 0 in a module that was left out.
     """
     parts = {one.name: 1 + one.gain for one in merged}

@@ -94,7 +94,7 @@ def _hint(adapters: Sequence[Adapter], recorded: Recorded) -> str:
     if not left:
         return _OTHER
     options = " ".join(f"--ignore '{name}'" for name in dict.fromkeys(left))
-    return f"the merge was run with {options}: give that again; {_OTHER}"
+    return f"the merge was made with {options}: give that again; {_OTHER}"
 
 
 def _other(given: dict[str, str], recorded: Sequence[str]) -> list[str]:

@@ -68,8 +68,8 @@ def test_a_right_merge_passes_and_what_it_lacks_is_a_note(place):
     report = place.verify()
     assert report.passed
     assert report.plan.recipe == "auto"
-    (note,) = [told for told in report.warnings if "not in it" in told]
-    assert note.startswith("tokenizer.json: not in it")
+    (note,) = [told for told in report.warnings if "missing here" in told]
+    assert note.startswith("tokenizer.json: missing here")
 
 
 def test_another_tokenizer_is_a_note(place):

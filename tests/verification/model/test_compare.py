@@ -73,7 +73,7 @@ def test_the_largest_difference_of_what_is_finite():
     ("left", "right", "detail"),
     [
         ({"y": f(1)}, {}, "missing"),
-        ({}, {"y": f(1)}, "not expected"),
+        ({}, {"y": f(1)}, "no such output"),
         ({"y": f(1)}, {"y": f(1, 2)}, "shape (2,) where (1,)"),
         ({"y": f(1)}, {"y": np.array([1])}, "dtype int64 where float32"),
     ],

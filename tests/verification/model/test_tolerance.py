@@ -101,7 +101,7 @@ def test_the_output_nearest_its_own_tolerance_is_told():
         (runs(0, 0), "2 runs against 1"),
         ([{}], "output is missing"),
         ([{"y": REFERENCE[:1]}], "shape"),
-        ([{"y": REFERENCE, "z": REFERENCE}], "not expected"),
+        ([{"y": REFERENCE, "z": REFERENCE}], "no such output"),
     ],
 )
 def test_a_difference_in_structure_fails(actual, detail):
