@@ -1,4 +1,4 @@
-"""inspect: say what an adapter, a checkpoint or an artefact holds, from headers and JSON alone."""
+"""The verb inspect: it reports what a file or folder holds, from headers and JSON alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_export.checkpoint.torch_save.containers import NoTensorsError
 from lora_export.dialects import Evidence, all_dialects, foreign_trainer, read_adapter
 from lora_export.errors import InputError
 from lora_export.planning.names.base_names import weight_names
-from lora_export.planning.updates.fused import unsaid
+from lora_export.planning.updates.fused import missing_keys
 from lora_export.records import Facts
 from lora_export.report.columns import counted, first_names
 from lora_export.report.result import Report
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 @checked("inspect")
 def inspect(path: str | Path) -> Report:
-    """Return what lies at `path`: an adapter, a checkpoint, or an artefact with its manifest.
+    """Report what lies at `path`: an adapter, a checkpoint, or an artefact with its manifest.
 
-    Only headers, pickles' structure and JSON are read, without torch.
+    Only headers, the structure of pickles, and JSON are read, without torch.
 
     Example:
         See which modules an adapter adapts, and what its file does not hold::
@@ -74,7 +74,11 @@ def inspect(path: str | Path) -> Report:
 
 
 def _adapter_file(place: Path) -> AdapterFile | None:
-    """The path read as an adapter, if some dialect knows it; else None."""
+    """Read `place` as an adapter's file, if a dialect recognises it; else return None.
+
+    Raises:
+        InputError: a folder that holds adapters cannot be read.
+    """
     try:
         file = read_adapter_file(place)
     except InputError:
@@ -87,14 +91,14 @@ def _adapter_file(place: Path) -> AdapterFile | None:
 
 
 def _is_adapters_place(place: Path) -> bool:
-    """A folder that says itself that it holds adapters, so that its fault is to be told."""
+    """Return whether the folder holds an adapter_config.json, and so is meant as an adapter's."""
     if not place.is_dir() or (place / "config.json").exists():
         return False
     return any((folder / ADAPTER_CONFIG).exists() for folder in (place, *place.iterdir()))
 
 
 def _foreign(file: AdapterFile, trainer: Trainer) -> dict[str, Any]:
-    """An adapter that is known and not read yet."""
+    """Return the facts of an adapter whose trainer is known, but whose merge is not supported."""
     specs = [ref.spec for ref in file.tensors.values()]
     return {
         "kind": "adapter",
@@ -125,7 +129,7 @@ def _adapter(file: AdapterFile) -> dict[str, Any]:
 
 
 def _beside(found: WeightSet) -> dict[str, Any]:
-    """What another weight file of the adapter's folder holds, or why it cannot be read."""
+    """Return what another weight file of the adapter's folder holds, or why it is unreadable."""
     try:
         names = [ref.spec.name for shard in read_weights(found) for ref in shard.tensors]
     except NoTensorsError:
@@ -136,11 +140,11 @@ def _beside(found: WeightSet) -> dict[str, Any]:
 
 
 def _missing_facts(adapter: Adapter) -> list[str]:
-    """What the user must say, of an adapter without a configuration of its own."""
+    """Return the facts that the user must give for an adapter without a configuration."""
     if all(update.terms for update in adapter.updates):
         return []
     if any(update.family == "litgpt" for update in adapter.updates):
-        return unsaid([update.own or Facts() for update in adapter.updates])
+        return missing_keys([update.own or Facts() for update in adapter.updates])
     return ["alpha", "fan_in_fan_out of square weights", "enable_lora"]
 
 
@@ -149,33 +153,39 @@ def _update(update: Update) -> dict[str, Any]:
     dtypes = sorted({ref.spec.dtype for ref in update.factors.values()})
     name = update.module or "(root module)"
     facts: dict[str, Any] = {} if update.terms else {"rank": shapes["B"][1]}
-    if said := update.terms:
-        rule = said.rule.replace("alpha", f"{said.alpha:g}").replace("rank", str(said.rank or "r"))
-        facts = {"tuner": said.tuner, "scaling": rule}
+    if terms := update.terms:
+        rule = terms.rule.replace("alpha", f"{terms.alpha:g}")
+        rule = rule.replace("rank", str(terms.rank or "r"))
+        facts = {"tuner": terms.tuner, "scaling": rule}
     return {"module": name, **shapes, **facts, "dtype": "/".join(dtypes)}
 
 
 def _notes(adapter: Adapter) -> list[str]:
-    """What must be known to read the entries right."""
+    """Return the notes without which the entries would be misread."""
     notes = [*adapter.notes, *adapter.doubts]
     if any(update.terms is None and _may_be_convolution(update) for update in adapter.updates):
         notes.append(
             "if a module is a convolution, its rank is the one shown divided by the kernel size, "
-            "which only the base's weight tells"
+            "which only the base's weight shows"
         )
     full = {replacement.name for replacement in adapter.replacements}
     both = [u.module for u in adapter.updates if full & set(weight_names(u.module))]
     if both:
         notes.append(
             f"{counted(len(both), 'module')} ({first_names(both)}) "
-            "with both factors and the full weight: the file does not tell whether the weights "
+            "with both factors and the full weight: the file does not show whether the weights "
             "contain the update already (saved in eval mode) or not (saved in train mode)"
         )
     return notes
 
 
 def _may_be_convolution(update: Update) -> bool:
-    """Factors of a kernel above 1 have its size in three of their sides; a MergedLinear's not."""
+    """Return whether the factors may be those of a convolution with a kernel above 1.
+
+    loralib 0.1.2 stores A as (rank * kernel, in * kernel) and B as (out * kernel, rank * kernel).
+    The kernel size divides these sides. A MergedLinear of several blocks has more rows in A than
+    columns in B.
+    """
     (rows, width), (height, rank) = (update.factors[role].spec.shape for role in "AB")
     return rows == rank and math.gcd(rows, width, height) > 1
 
@@ -201,7 +211,7 @@ def _checkpoint(place: Path) -> dict[str, Any]:
 
 
 def _quantized(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What is quantised, where anything is, or is said to be."""
+    """Return the number of quantised weights with their method; empty where there are none."""
     found = checkpoint.quantization
     if found is None:
         return {}
@@ -223,7 +233,11 @@ def _manifest(place: Path) -> dict[str, Any]:
 
 
 def _onnx(place: Path) -> dict[str, Any]:
-    """The graph's size and interface; the weights are not read."""
+    """Return the size and the interface of the graph at `place`, without reading its weights.
+
+    Raises:
+        InputError: the file is no readable ONNX file.
+    """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -244,7 +258,7 @@ def _onnx(place: Path) -> dict[str, Any]:
 
 
 def _value(value: onnx.ValueInfoProto) -> str:
-    """An input or output in the grammar of --input, as far as the file tells its type."""
+    """Return an input or output in the grammar of --input, as far as the file names its type."""
     import onnx
 
     kind = value.type.tensor_type

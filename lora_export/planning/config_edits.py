@@ -1,4 +1,4 @@
-"""Edits of the base's config.json that the merge forces."""
+"""The edits of the base's config.json without which the result would not load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class ConfigEdits:
-    """The base's config.json, what is written into it, and how that changes the model's shape."""
+    """The base's config.json, its edits, and how they change the model's shape."""
 
     #: The base's config.json as it is; empty where there is none.
     config: Mapping[str, object] = field(default_factory=dict)
@@ -38,7 +38,11 @@ class ConfigEdits:
         return value if isinstance(value, dict) and key in value else None
 
     def edit_everywhere(self, key: str, value: object) -> bool:
-        """Set what config.json or its text_config holds; return whether one of them does."""
+        """Set `key` in config.json and in its text_config, where they have it.
+
+        Returns:
+            Whether one of them has it.
+        """
         is_inside = self.nested(key) is not None
         if is_inside:
             self.edit(key, value, inside="text_config")

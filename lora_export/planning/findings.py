@@ -1,4 +1,4 @@
-"""What planning found: choices and warnings for the report, and every problem, raised at once."""
+"""The findings of planning: choices and warnings for the report, and problems, raised together."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Findings:
     choices: list[str] = field(default_factory=list)
     #: What may be wrong, in words; the merge goes on.
     warnings: list[str] = field(default_factory=list)
-    #: What does not fit: exit status of a FitError.
+    #: What does not fit; raised as a FitError.
     unfit: list[Problem] = field(default_factory=list)
-    #: Facts that the user has to give: exit status of a UsageError, where nothing is unfit.
+    #: Facts that the user has to give; raised as a UsageError where nothing is unfit.
     missing: list[Problem] = field(default_factory=list)
 
     @property
@@ -45,7 +45,7 @@ def _raise(kind: type[FitError | UsageError], problems: list[Problem]) -> NoRetu
 
 
 def grouped(problems: list[Problem]) -> list[Problem]:
-    """Join the same problem at many places into one, with their number and the first three."""
+    """Join the same problem at many places into one, which names the first three places."""
     places: dict[tuple[str, str, str], list[str]] = {}
     for problem in problems:
         key = (problem.message, problem.hint, problem.asks)

@@ -1,4 +1,4 @@
-"""What fitting the adapters gave beside the changes of tensors."""
+"""The results of fitting the adapters, other than the changes of tensors."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What a full tensor of an adapter stands for: the value of `name`."""
+    """A full tensor of an adapter that must be the value of `name` in the result."""
 
     #: The tensor's place, for messages.
     where: str
+    #: The adapter's tensor.
     ref: TensorRef
+    #: The result's name for it.
     name: str
-    #: Names that stand for it where nothing is written under its own, or anywhere else where it is
-    #: the value of what several names share.
+    #: Names of the same parameter. One of them may hold the value instead, unless the tensor
+    #: belongs to a module of the adapter's own that is written under `name`.
     others: tuple[str, ...]
-    #: It belongs to a module of the adapter's own.
+    #: Whether it belongs to a module of the adapter's own.
     is_own: bool
 
 
 @dataclass(slots=True)
 class Fitted:
-    """The account of the adapters' tensors: what is not among the changes, and what must be."""
+    """The account of the adapters' tensors: those that take no part, and those that must."""
 
-    #: Keys that --allow-unmatched let go.
+    #: Keys that --allow-unmatched leaves out.
     unmatched: list[str] = field(default_factory=list)
     #: Keys that the adapter's configuration leaves out, merged all the same (--trust-file).
     believed: list[str] = field(default_factory=list)
     #: Keys that the adapter's configuration leaves out, and the merge too (--trust-config).
     disbelieved: list[str] = field(default_factory=list)
-    #: Full tensors that are equal to the base's, which stays.
+    #: Full tensors that are equal to the base's, which is kept.
     kept: list[str] = field(default_factory=list)
     #: Full tensors that the base lacks, by the file beside the adapter that holds them.
     foreign: dict[Path, list[str]] = field(default_factory=dict)
     #: The full tensors that the result must hold.
     promised: list[Promise] = field(default_factory=list)
-    #: Who says how a square weight is stored, by adapter and module.
+    #: The source that decides how a square weight is stored, by adapter and module.
     turned_by: dict[tuple[str, str], str] = field(default_factory=dict)

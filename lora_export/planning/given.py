@@ -1,4 +1,4 @@
-"""What a plan is made from: fixed before the first tensor gets its place."""
+"""The inputs of a plan, which are fixed before the first tensor gets its place."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """Names of one parameter, as the base calls them."""
+    """The names of one parameter, in the base's spelling."""
 
-    #: All of them; the base may store some only.
+    #: All names; the base may store only some of them.
     names: tuple[str, ...]
-    #: One that the base stores.
+    #: A name that the base stores.
     stored: str
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The base, the adapters, and what is known about them beside their files."""
+    """The base, the adapters, the options, and the facts that their files do not hold."""
 
     #: The base, without low-rank factors of its own.
     base: Checkpoint
@@ -40,21 +40,21 @@ class Given:
     ties: tuple[Tie, ...]
     #: The adapters, in the order of the command line.
     adapters: tuple[Adapter, ...]
-    #: What no adapter file says of its modules.
+    #: The facts of modules that no adapter file has.
     facts: FactTable
-    #: What the user's own model tells; None where none is named.
+    #: The facts of the user's own model; None where --model names none.
     model: ModelFacts | None
     options: Options
-    #: Some adapters give alpha themselves; the options then speak of the others.
+    #: Whether only some adapters give alpha themselves; the options then apply to the others.
     is_mixed: bool = False
-    #: Asks for the names of the running model; None where nothing knows them.
+    #: Returns the names of the running model; None where they are not known.
     name_table: Callable[[], NameTable | None] = lambda: None
-    #: Asks for the kinds of the model's layers; None where nothing knows them.
+    #: Returns the kinds of the model's layers; None where they are not known.
     layers_of: Callable[[], Layers | None] = lambda: None
 
     @property
     def joined(self) -> Mapping[Path, str]:
-        """Files beside adapters whose tensors take part, each with the name that --ignore takes."""
+        """Return files beside adapters that are merged too, each with its name for --ignore."""
         return {file: name for adapter in self.adapters for file, name in adapter.joined.items()}
 
     def stored_name(self, name: str) -> str:
@@ -68,10 +68,10 @@ class Given:
         return self.stored[self.stored_name(name)]
 
     def tied_to(self, name: str) -> tuple[str, ...]:
-        """Return all names of the parameter that `name` is one of; empty where it has no other."""
+        """Return all names of the parameter called `name`; empty where it has no other name."""
         return next((tie.names for tie in self.ties if name in tie.names), ())
 
     def way_out(self, ref: TensorRef, hint: str) -> str:
-        """Extend `hint` by how to leave out a file beside the adapter's, if `ref` lies in one."""
+        """Extend `hint` by --ignore, if `ref` lies in a file beside the adapter's."""
         name = self.joined.get(ref.file)
         return f"{hint}; --ignore '{name}' leaves the file out" if name else hint

@@ -68,11 +68,21 @@ def make_plan(
 ) -> MergePlan:
     """Decide every output tensor and every edit of a side file; no byte is written.
 
-    model: what the user's own model tells. lookup: the groups of tied parameters of a folder's
-    architecture, None where it is not known; asked only when a table or a head may be concerned.
-    runtime: the names of the running model, asked only when the base's own do not suffice.
-    classes: the class of transformers for a base and a task; asked only for a new head.
-    architecture: the kinds of the model's layers, asked only where shapes and names do not decide.
+    The last four arguments are functions, because each may build a model's skeleton, which takes
+    seconds. Each is called only where it can decide something. Each may return None.
+
+    Args:
+        base: the checkpoint to merge into.
+        adapters: in the order of the command line.
+        facts: the facts that no adapter file has.
+        options: the options of the merge.
+        model: the facts of the user's own model; None where --model names none.
+        lookup: returns the groups of tied parameters of a folder's architecture; called when an
+            adapter touches a table or a head.
+        runtime: returns the names of the running model; called when the base's own do not suffice.
+        classes: returns the class of transformers for a base and a task; called for a new head.
+        architecture: returns the kinds of the model's layers; called where neither shapes nor
+            names decide the kind.
 
     Raises:
         InputError: the base holds low-rank factors and the options do not say that it is unmerged.
@@ -138,7 +148,10 @@ def make_plan(
 
 
 def _checked(given: Given, changes: TensorChanges, fitted: Fitted, findings: Findings) -> Given:
-    """Check options and the user's model; return what is given without ties of shared modules."""
+    """Check options and the user's model; return `given` without the ties of shared modules.
+
+    The options are checked first: an option that fits nothing explains the problems after it.
+    """
     refuse_unused(given, changes, findings)
     note_fitted(given, changes, fitted, findings)
     check_network(given, changes, findings)

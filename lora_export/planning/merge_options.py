@@ -1,4 +1,4 @@
-"""What the user asked of a merge, beside the facts about modules."""
+"""The options of a merge, without the facts about modules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Tokenizer = Literal["base", "adapter"]
 class Options:
     """The options of a merge, named as on the command line."""
 
-    #: Whose arithmetic and rounding; "auto" takes each library's own.
+    #: The library whose arithmetic and rounding is used; "auto" takes each adapter's own.
     recipe: Recipe = "auto"
     #: What happens to tied tensors that are not adapted alike.
     tied: Tied = "untie"
@@ -28,26 +28,27 @@ class Options:
     allow_unmatched: tuple[str, ...] = ()
     #: Globs on names of the adapter file that the base may lack.
     allow_new: tuple[str, ...] = ()
-    #: An update that changes nothing is accepted.
+    #: Whether an update that changes nothing is accepted.
     allow_noop: bool = False
-    #: The one change of prefix from adapter to base; None: it is looked for.
+    #: The one change of prefix from adapter to base; None searches for it.
     rename: PrefixChange | None = None
-    #: BASE is a training checkpoint whose own factors are left out.
+    #: Whether the base is a training checkpoint, whose own factors are left out.
     unmerged_base: bool = False
-    #: Whose tokenizer files the result gets. None: the base's, unless the vocabulary was resized.
+    #: The owner of the tokenizer files that the result gets. None takes the base's, unless the
+    #: vocabulary was resized.
     tokenizer: Tokenizer | None = None
     #: Names of weight files in an adapter's folder that take no part.
     ignore: tuple[str, ...] = ()
     #: Where an adapter's file and its configuration disagree: True takes the file, False the
     #: configuration, None refuses.
     trust_file: bool | None = None
-    #: Another base than the adapter names is refused.
+    #: Whether another base than the adapter names is refused.
     strict: bool = False
 
     def allows_new(self, name: str) -> bool:
         """Return whether a full tensor of this name may be new in the result."""
         return any(fnmatchcase(name, glob) for glob in self.allow_new)
 
-    def lets_go(self, names: Iterable[str]) -> bool:
+    def allows_unmatched(self, names: Iterable[str]) -> bool:
         """Return whether --allow-unmatched names one of these keys."""
         return any(fnmatchcase(name, glob) for name in names for glob in self.allow_unmatched)

@@ -1,4 +1,4 @@
-"""Make the steps of the changes: one for every tensor of the result, in its file."""
+"""From the changes to the steps: one for every tensor of the result, in its file."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ def plan_shards(
     layers: Mapping[str, tuple[str, ...]],
     in_turn: Collection[str],
 ) -> tuple[ShardPlan, ...]:
-    """Plan the base's files with a step for each of their tensors; what is added comes last.
+    """Plan the output files: a step for each of the base's tensors, then the added tensors.
 
-    layers: the names under which a tensor of a repeated layer is written. in_turn: names whose
-    updates are added one after the other, each rounded.
+    Args:
+        given: the inputs of the plan.
+        changes: the changes of tensors, which are complete.
+        layers: the names under which a tensor of a repeated layer is written.
+        in_turn: names whose updates are added one after the other, each sum rounded.
     """
     own = {ref.spec.name for shard in given.base.shards for ref in shard.tensors}
     plans = []
@@ -49,7 +52,10 @@ def _shard(shard: Shard, steps: list[Step]) -> ShardPlan:
 def _step(
     changes: TensorChanges, name: str, ref: TensorRef, *, is_new: bool, in_turn: bool
 ) -> Step:
-    """Decide what becomes of the base's tensor under the name that it has in the result."""
+    """Return the step of a tensor of the base that is called `name` in the result.
+
+    is_new: the base has no tensor of this name.
+    """
     source = changes.replaced.get(name) or changes.copies.get(name) or ref
     deltas = tuple(changes.merged.get(name, ()))
     spec = TensorSpec(name, ref.spec.dtype, source.spec.shape)

@@ -33,7 +33,7 @@ class PrefixChange:
 
     @property
     def exchanges(self) -> bool:
-        """Return whether a named prefix is put in the place of another: perhaps another model's."""
+        """Return whether one prefix replaces another; the base may then be another model."""
         return bool(self.old and self.new)
 
 

@@ -1,4 +1,4 @@
-"""Read what the user named and make the plan: from paths and options to a MergePlan."""
+"""From paths and options to a MergePlan: the files are read, then the plan is made."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         NameTable,
     )
 
-_DAMAGED = "it may say that an adapter is in this base already; if none is, move the manifest away"
+_DAMAGED = "it may name an adapter that is merged already; if none is, move the manifest away"
 """The hint beside a manifest of the base that cannot be read."""
 
 
@@ -50,7 +50,7 @@ class AdapterOptions(TypedDict, total=False):
     alpha: float | None
     #: The blocks that loralib's MergedLinear adapts, as "1,0,1" or as booleans.
     enable_lora: str | Sequence[bool] | None
-    #: Whether linear weights are stored (in, out), where neither file nor architecture tells.
+    #: Whether linear weights are stored (in, out), where neither file nor architecture shows it.
     fan_in_fan_out: bool | None
     #: A file of such facts, by module.
     hparams: str | Path | None
@@ -65,21 +65,23 @@ class AdapterOptions(TypedDict, total=False):
     allow_noop: bool
     #: "OLD=NEW", the one change of prefix from adapter to base.
     rename: str | None
+    #: Whether the base is a training checkpoint, whose own factors are left out.
     unmerged_base: bool
-    #: Whose tokenizer files a folder gets. None: the base's, unless the vocabulary was resized.
+    #: The owner of the tokenizer files that a folder gets. None takes the base's, unless the
+    #: vocabulary was resized.
     tokenizer: Tokenizer | None
     #: Names of weight files in an adapter's folder that take no part.
     ignore: Sequence[str]
     #: Where an adapter's file and its configuration disagree: True takes the file, False the
     #: configuration, None refuses.
     trust_file: bool | None
-    #: Another base than the adapter names is refused.
+    #: Whether another base than the adapter names is refused.
     strict: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A base, its adapters, and what their files do not say."""
+    """A base, its adapters, and the facts and options for their merge."""
 
     base: Path
     adapters: tuple[Path, ...]
@@ -154,7 +156,7 @@ def _rename(text: str) -> PrefixChange:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the paths of a request hold, by their headers."""
+    """The checkpoint and the adapters of a request, read from their headers."""
 
     base: Checkpoint
     adapters: tuple[Adapter, ...]
@@ -174,9 +176,9 @@ def read_inputs(request: Request) -> Inputs:
     """Read the base and the adapters of `request`.
 
     Raises:
-        InputError, FitError, UsageError: see read_checkpoint and read_adapter; the base's manifest
-            is damaged, so that what is in the base is not known; an adapter is
-            named twice, or is in the base already.
+        InputError, FitError, UsageError: see read_checkpoint and read_adapter. The base's manifest
+            is damaged, so it is not known what is in the base; or an adapter is named twice, or is
+            merged into the base already.
     """
     base = read_checkpoint(request.base)
     refuse_adapter_as_base(base)
@@ -199,9 +201,16 @@ def plan_request(
 ) -> MergePlan:
     """Make the plan for `request`.
 
-    model: what the user's model tells. inputs: what read_inputs gave, if it was called before.
-    recorded: facts by adapter's path and module from an earlier manifest, used where there is no
-    model. lookup, runtime, classes, architecture: see planning.make_plan.make_plan.
+    Args:
+        request: the base, the adapters and the options.
+        model: the facts of the user's own model; None where --model names none.
+        inputs: the result of read_inputs; None reads the files here.
+        recorded: facts of an earlier manifest, by the adapter's path and the module. They are used
+            where there is no model.
+        lookup: see planning.make_plan.make_plan.
+        runtime: see planning.make_plan.make_plan.
+        classes: see planning.make_plan.make_plan.
+        architecture: see planning.make_plan.make_plan.
 
     Raises:
         InputError, FitError, UsageError: see read_inputs and make_plan.
@@ -234,7 +243,7 @@ def _read_adapters(request: Request, base: Checkpoint) -> list[Adapter]:
             f"{counted(len(request.weights), 'weight')} for "
             f"{counted(len(request.adapters), 'adapter')}",
             where="--weight",
-            hint="give --weight once for each adapter, in their order",
+            hint="give --weight once for each adapter, in the order of the adapters",
         )
     weights = request.weights or (1.0,) * len(request.adapters)
     files = [_read_file(path, request.base) for path in request.adapters]
@@ -272,9 +281,9 @@ def _read_file(path: Path, base: Path) -> AdapterFile:
 
 
 def _refuse_twice(inputs: Inputs) -> None:
-    """Refuse an adapter that is named twice, or is in the base by the base's manifest.
+    """Refuse an adapter that is named twice, or that the base's manifest names as merged.
 
-    By what the tensors hold: the same adapter saved in another format is the same adapter.
+    Adapters are compared by their tensors, since the same adapter may be saved in two formats.
     """
     digests = [adapter.digest for adapter in inputs.adapters]
     known = inputs.merged_before

@@ -1,4 +1,4 @@
-"""What becomes of the base's tensors: entered as adapters are fitted, read when steps are made."""
+"""The changes of the base's tensors: fitting enters them, and the steps are made from them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class TensorChanges:
     replaced: dict[str, TensorRef] = field(default_factory=dict)
     #: Full tensors under names that the base does not store.
     added: dict[str, TensorRef] = field(default_factory=dict)
-    #: What stands in the base's place from the start, under any update: a resized table.
+    #: Tensors that replace the base's before any update is added, such as a resized table.
     copies: dict[str, TensorRef] = field(default_factory=dict)
-    #: Names whose full tensor belongs to a module of the adapter's own, not to the parameter that
-    #: others share.
+    #: Names whose full tensor belongs to the adapter's own copy of a module, and not to the
+    #: parameter that several modules share.
     own: set[str] = field(default_factory=set)
-    #: Names of heads that the base lacks and the adapter brings.
+    #: Names of heads that the base lacks and the adapter has.
     heads: set[str] = field(default_factory=set)
-    #: Full tensors of another shape than the base's, until a reason is found: their place for
-    #: messages, and whether they belong to a module that the adapter brings whole.
+    #: Full tensors of another shape than the base's, until a reason is found. Each has its place
+    #: for messages, and whether it belongs to a module that the adapter holds whole.
     resized: dict[str, tuple[str, bool]] = field(default_factory=dict)
 
     def deltas(self) -> list[Delta]:
@@ -48,6 +48,6 @@ class TensorChanges:
         return self.replaced.get(name) or self.added[name]
 
     def value_of(self, given: Given, name: str) -> TensorRef:
-        """Return the value of `name` before any update, where no module of the adapter's is."""
+        """Return the value of `name` before any update, unless the adapter has its own module."""
         stored = given.stored_name(name)
         return self.copies.get(stored, given.stored[stored])

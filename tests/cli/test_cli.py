@@ -292,7 +292,7 @@ INSPECTED = {
     "words, not JSON": (PAIR, ["full tensors", ": none", "not in the file: alpha, "], ['"', "[]"]),
     "factors and weights": (
         PAIR | {"m.weight": torch.ones(12, 8)},
-        ["1 module (m) with both factors and the full weight: the file does not tell"],
+        ["1 module (m) with both factors and the full weight: the file does not show"],
         [],
     ),
     "no adapter": ({"m.weight": torch.ones(2, 2)}, ["dtypes: F32 1", "none"], ['"', "[]"]),

@@ -1,1 +1,1 @@
-"""The base as it takes part: without factors, with layers repeated, and names of one parameter."""
+"""The base before the merge: without own factors, with repeated layers, with its tied names."""

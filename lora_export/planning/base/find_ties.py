@@ -1,4 +1,4 @@
-"""Which names of a base are one parameter: by its model, its architecture, or its storage."""
+"""The search for names of a base that are one parameter: by model, architecture, or storage."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     Groups = Sequence[Sequence[str]]
     Lookup = Callable[[Checkpoint], Groups | None]
 
-# Heads of transformers 5 that are tied by weight alone. The user is asked for others: a head that
-# was written under a wrong name would be drawn at random when the model is loaded.
+# Heads of transformers 5 that are tied by weight alone. Other heads are refused: transformers would
+# draw a head at random if it were written under a wrong name.
 HEADS = {
     "lm_head.weight": {
         "FalconForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GemmaForCausalLM",
@@ -48,10 +48,15 @@ def find_ties(
     lookup: Lookup,
     name_table: Callable[[], NameTable | None] = lambda: None,
 ) -> tuple[Tie, ...]:
-    """Every tie of the base that can be known.
+    """Return every tie of the base that a model, its architecture or its storage shows.
 
-    touched: the adapter's names, to ask `lookup` (which builds the model's skeleton) only where a
-    table or a head may be concerned. name_table: the running model's names, for a base with others.
+    Args:
+        base: the checkpoint.
+        touched: the names of the adapters' modules and full tensors.
+        model: the facts of the user's own model; its ties are then the only ones by name.
+        lookup: returns the groups of tied parameters of the architecture. It builds the model's
+            skeleton, and is called only where an adapter may touch a table or a head.
+        name_table: returns the running model's names, for a base with other names.
     """
     stored = base.tensors()
     names = BaseNames(stored)
@@ -92,7 +97,7 @@ def _in_base(group: Sequence[str], names: BaseNames) -> Tie | None:
 
 
 def _by_table(group: Sequence[str], homes: Mapping[str, Home]) -> Tie | None:
-    """Return a tie of names that the base does not use, by the names it has instead."""
+    """Return a tie of the running model's names, with the base's names in their places."""
     stored = {name: homes[name].whole[0] for name in group if name in homes and homes[name].whole}
     if not stored:
         return None
@@ -121,7 +126,7 @@ def _alike(tie: Tie, stored: Mapping[str, TensorRef]) -> list[Tie]:
 
 
 def _by_storage(base: Checkpoint) -> list[Tie]:
-    """Tensors that a torch pickle keeps in one storage are one parameter."""
+    """Return a tie for all tensors that a torch pickle keeps in the same place of one storage."""
     places: dict[object, list[str]] = {}
     for name, ref in base.tensors().items():
         if ref.length:
@@ -147,13 +152,13 @@ def architecture_of(base: Checkpoint) -> str:
 
 
 def _tied_by_config(base: Checkpoint, head: str) -> bool:
-    """Read the flag; where it is missing, a head that the checkpoint lacks is tied."""
+    """Return tie_word_embeddings; where it is missing, whether the checkpoint lacks the head."""
     flag = base.config.get("tie_word_embeddings")
     return bool(flag) if flag is not None else head not in base.tensors()
 
 
 def _joined(ties: Sequence[Tie]) -> list[Tie]:
-    """Ties that share a name are one."""
+    """Join the ties that share a name into one."""
     joined: list[Tie] = []
     for tie in ties:
         others = [other for other in joined if set(other.names) & set(tie.names)]

@@ -1,4 +1,4 @@
-"""The base as it takes part in the merge: without factors of its own, with its layers repeated."""
+"""The base before the merge: without factors of its own, and with its layers repeated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PreparedBase:
     base: Checkpoint
     #: Its tensors by the names of the result, in shard order.
     stored: Mapping[str, TensorRef]
-    #: The names under which a tensor of a repeated layer is written; none for one left out.
+    #: The names under which a tensor of a repeated layer is written; () for one that is left out.
     layers: Mapping[str, tuple[str, ...]]
     #: The base's tensors that are not written, and why.
     dropped: Mapping[str, str]
@@ -62,13 +62,19 @@ def prepare_base(
 def _without_factors(
     base: Checkpoint, factors: Sequence[str], options: Options, findings: Findings
 ) -> Checkpoint:
-    """Return the base without lora_A and lora_B; only its owner knows if its weights are merged."""
+    """Return the base without lora_A and lora_B.
+
+    No file shows whether its weights contain the update already, so the user must state it.
+
+    Raises:
+        InputError: the options do not state that the base is unmerged.
+    """
     if not options.unmerged_base:
         raise InputError(
             f"the base itself holds {len(factors)} low-rank factors ({factors[0]}, ...): whether "
             "its weights already contain the update is not in the file",
             where=str(base.root),
-            hint="saved in train() mode or with merge_weights=False: say --unmerged-base; saved "
+            hint="saved in train() mode or with merge_weights=False: give --unmerged-base; saved "
             "in eval() mode: its weights are merged already, merging again would double them, and "
             "without its lora_* keys it is the finished model (docs/formats-loralib.md shows how)",
         )
@@ -86,7 +92,7 @@ def _without_factors(
 
 
 def refuse_adapter_as_base(base: Checkpoint) -> None:
-    """Refuse a base that holds factors and no weight for any of them: it is an adapter.
+    """Refuse a base that holds factors without any of their weights: it is an adapter.
 
     Raises:
         UsageError: the base is an adapter.

@@ -1,7 +1,7 @@
-"""Layers written out several times, as PEFT's layer_replication put the model together.
+"""Layers that are written several times, for PEFT's layer_replication.
 
-PEFT 0.21.2, tuners.tuners_utils.replicate_layers: the layers of the new model share the base's
-weights, each with an adapter of its own; merged, they are layers of their own.
+Reproduces PEFT 0.21.2, tuners.tuners_utils.replicate_layers. The layers of the trained model share
+the base's weights, and each has an adapter of its own. After a merge each has weights of its own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from lora_export.planning.findings import Findings
     from lora_export.records import Adapter, Checkpoint
 
-# Where PEFT looks: through .model and .bert, then .layers, .encoder.layer or .h
+# The names under which PEFT finds layers: .model and .bert, then .layers, .encoder.layer or .h
 _LAYER = re.compile(
     r"(?P<list>(?:model\.)*(?:bert\.)?(?:layers|encoder\.layer|h))\.(?P<number>\d{1,6})\."
 )
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
-# Layers differ by their number there, unless layer_types says of each what it is.
+# Keys and models whose layers differ by their number, unless layer_types lists the kind of each.
 _BY_NUMBER = ("sliding_window_pattern", "full_attention_interval", "attn_layer_period")
 _MODELS_BY_NUMBER = ("gemma2", "gemma3", "cohere2", "gpt_oss", "exaone4", "olmo3")
 
@@ -31,9 +31,9 @@ _MODELS_BY_NUMBER = ("gemma2", "gemma3", "cohere2", "gpt_oss", "exaone4", "olmo3
 def repeat_layers(
     base: Checkpoint, adapters: Sequence[Adapter], edits: ConfigEdits, findings: Findings
 ) -> Mapping[str, tuple[str, ...]]:
-    """Return the new names of every tensor of a layer, none for one left out; edit config.json.
+    """Return the new names of every tensor of a layer, and edit config.json.
 
-    Empty where the layers stay as they are.
+    A layer that is left out has no new names. The result is empty where no layer changes.
     """
     maps = {adapter.replication for adapter in adapters}
     if maps == {()}:
@@ -72,9 +72,10 @@ def _listed(order: Sequence[int]) -> str:
 def _edit(
     edits: ConfigEdits, count: int, order: Sequence[int], where: str, root: str
 ) -> Problem | None:
-    """Write the new number of layers, and what is listed layer by layer; return why it cannot be.
+    """Edit the number of layers, and lists with an entry for each layer, in config.json.
 
-    A base without config.json has nothing to edit.
+    Returns:
+        The problem of a config.json that cannot be edited; None where it was, or there is none.
     """
     config = edits.config
     if not config:

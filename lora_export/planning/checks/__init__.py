@@ -1,1 +1,1 @@
-"""What is checked and noted beside the fitting: the inputs, unused options, the user's model."""
+"""Checks outside of the fitting: of the inputs, of unused options, and of the user's model."""

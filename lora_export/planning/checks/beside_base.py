@@ -1,4 +1,4 @@
-"""What lies beside the base's weights and bears on a merge: an earlier merge, or an adapter."""
+"""Warnings about files beside the base's weights: a manifest of an earlier merge, an adapter."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _merged_base(recorded: Recorded | None) -> list[str]:
 def _left_beside(folder: Path, adapters: Sequence[Adapter]) -> list[str]:
     """Warn where the base's folder holds an adapter that takes no part.
 
-    transformers loads it along with the base, so it may have belonged to what was trained.
+    transformers loads such an adapter with the base, so the training may have used it.
     """
     if not (folder / ADAPTER_CONFIG).is_file():
         return []

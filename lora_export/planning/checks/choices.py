@@ -1,4 +1,4 @@
-"""What the report says of the inputs, and of what was left out, overridden or believed."""
+"""Choices and warnings about the inputs, and about tensors and facts that options decide on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def note_inputs(
     base: Checkpoint, adapters: Sequence[Adapter], findings: Findings, *, strict: bool
 ) -> None:
-    """Note how the files were read, whose names they have, and which base the adapters name.
+    """Note how the files were read, which wrappers their names have, and which base is named.
 
     strict: another base than the adapters name is a problem.
     """
@@ -32,7 +32,7 @@ def note_inputs(
 
 
 def _note_wrappers(base: Checkpoint, adapters: Sequence[Adapter], findings: Findings) -> None:
-    """Note under which keys torch pickles hold their tensors, and what reading found."""
+    """Note under which keys torch pickles hold their tensors, with the notes of the readers."""
     wrapped = [(shard.file, shard.wrapper) for shard in base.shards]
     wrapped += [(adapter.path, adapter.wrapper) for adapter in adapters]
     findings.choices += [f"{path.name}: read from its {key!r}" for path, key in wrapped if key]
@@ -42,7 +42,7 @@ def _note_wrappers(base: Checkpoint, adapters: Sequence[Adapter], findings: Find
 
 
 def _note_prefixes(base: Checkpoint, adapters: Sequence[Adapter], findings: Findings) -> None:
-    """Note where the names of DataParallel or torch.compile were bridged, or stay in the result."""
+    """Note prefixes of DataParallel or torch.compile that are ignored, or stay in the result."""
     in_base = _wrappers(base.tensors())
     for adapter in adapters:
         bridged = _wrappers(adapter.names()) ^ in_base
@@ -69,7 +69,7 @@ def _wrappers(names: Iterable[str]) -> set[str]:
 def _note_other_bases(
     base: Checkpoint, adapters: Sequence[Adapter], findings: Findings, *, strict: bool
 ) -> None:
-    """Warn of a base that an adapter does not name, which may have the right shape all the same."""
+    """Warn of a base that an adapter does not name: its shapes may fit, and its weights not."""
     found = other_bases(base, adapters)
     if strict:
         findings.unfit += found
@@ -80,7 +80,7 @@ def _note_other_bases(
 
 
 def note_fitted(given: Given, changes: TensorChanges, fitted: Fitted, findings: Findings) -> None:
-    """Note which tensors take no part, whose facts were used, and how square weights are read."""
+    """Note tensors that take no part, the sources of facts, and how square weights are read."""
     _warn_of_keys(fitted, findings)
     if taken := given.facts.taken:
         keys = ", ".join(dict.fromkeys(key for keys in taken.values() for key in keys))
@@ -89,7 +89,7 @@ def note_fitted(given: Given, changes: TensorChanges, fitted: Fitted, findings: 
         )
     deltas = changes.deltas()
     findings.choices += given.facts.overridden(dict.fromkeys(delta.module for delta in deltas))
-    if given.model is None:  # else the model tells how weights are stored
+    if given.model is None:  # else the model shows how weights are stored
         findings.choices += square_weights(deltas, fitted.turned_by)
     for adapter in given.adapters:
         for why in dict.fromkeys(adapter.left_out.values()):

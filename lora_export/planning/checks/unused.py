@@ -1,4 +1,4 @@
-"""Options that changed nothing: a slip of the keyboard, or a wrong idea of the adapter."""
+"""Options that changed nothing: a typing error, or a wrong assumption about the adapter."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def refuse_unused(given: Given, changes: TensorChanges, findings: Findings) -> None:
-    """Refuse every option that fits nothing, when all adapters were fitted."""
+    """Refuse every option that fits nothing, after all adapters were fitted."""
     findings.missing += _unused_globs(given)
     if findings.unfit:
-        return  # not every module was asked for
+        return  # a module that does not fit was not looked up, so its pattern may seem unused
     unmatched = [p for p, _ in given.facts.patterns if p not in given.facts.matched]
     findings.missing += [
         Problem("fits no module of the adapters", f"[[module]] match = {pattern!r}", _MODULES)
@@ -58,7 +58,7 @@ def _without_match(option: str, globs: Sequence[str], names: Iterable[str]) -> I
 
 
 def _unused_blocks(top: Facts, deltas: Sequence[Delta]) -> Iterator[Problem]:
-    """Yield a problem for blocks that no layer takes; one block is what every Linear has."""
+    """Yield a problem for blocks that no layer has; a single block fits every Linear."""
     listed = ", ".join(sorted({delta.kind for delta in deltas}))
     blocks = any(delta.enable_lora for delta in deltas)
     heads = any(delta.heads for delta in deltas)
@@ -71,12 +71,12 @@ def _unused_blocks(top: Facts, deltas: Sequence[Delta]) -> Iterator[Problem]:
 
 
 def _unused_orientation(top: Facts, deltas: Sequence[Delta]) -> Iterator[Problem]:
-    """Yield a problem for fan_in_fan_out beside PEFT's embeddings and convolutions alone."""
-    said = top.fan_in_fan_out
-    if said is None or any(delta.recipe == "loralib" for delta in deltas):
-        return  # of loralib's, it tells a Linear from an embedding
+    """Yield a problem for fan_in_fan_out where PEFT adapts only embeddings and convolutions."""
+    turned = top.fan_in_fan_out
+    if turned is None or any(delta.recipe == "loralib" for delta in deltas):
+        return  # in loralib's files it distinguishes a Linear from an embedding
     if deltas and not any(all_kinds()[delta.kind].is_oriented(delta.shape) for delta in deltas):
         kinds = ", ".join(sorted({delta.kind for delta in deltas}))
         message = f"no weight of the plan is stored (in, out) or (out, in), only {kinds}"
-        option = f"--{'' if said else 'no-'}fan-in-fan-out"
+        option = f"--{'' if turned else 'no-'}fan-in-fan-out"
         yield Problem(message, option, "leave it out, also of --hparams")

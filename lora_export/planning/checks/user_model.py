@@ -1,4 +1,4 @@
-"""What the user's model says of the changes: modules of two names, and those without factors."""
+"""The checks of the changes by the user's model: shared modules, and modules without factors."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 
 def join_shared(given: Given, changes: TensorChanges, findings: Findings) -> Given:
-    """Do to every stored name of a shared module's tensor what is done to one of them.
+    """Give all stored names of a shared module's tensor the changes of any of them.
 
-    Such names are no tied tensors that could be separated: the forward calls one module. Return
-    what is given without those ties.
+    Such names are no tied tensors that could be separated, since the forward calls one module.
+
+    Returns:
+        `given` without the ties of shared modules.
     """
     if given.model is None or not given.model.shared:
         return given
@@ -48,7 +50,7 @@ def _first_names(model: ModelFacts) -> Mapping[str, str]:
 
 
 def _first_name(name: str, first: Mapping[str, str]) -> str:
-    """Return the tensor's name by the first name of its module."""
+    """Return the tensor's name with the first of its module's names."""
     module, _, leaf = without_wrappers(name).rpartition(".")
     return join(first.get(module, module), leaf)
 
@@ -87,7 +89,7 @@ def _refuse(findings: Findings, names: str, where: str) -> None:
 def refuse_forgotten(given: Given, changes: TensorChanges, findings: Findings) -> None:
     """Refuse a module that has factors in the model and none in any adapter."""
     if given.model is None or findings.has_problems:
-        return  # an update that has a problem of its own is not forgotten
+        return  # an update with a problem of its own would be reported twice
     first = _first_names(given.model)
     adapted = {
         first.get(plain, plain)
@@ -95,17 +97,17 @@ def refuse_forgotten(given: Given, changes: TensorChanges, findings: Findings) -
     }
     for name, facts in given.model.modules.items():
         keys = [join(name, f"lora_{role}") for role in "AB"]
-        let_go = given.options.lets_go(keys)
-        if facts.rank is not None and first.get(name, name) not in adapted and not let_go:
+        is_allowed = given.options.allows_unmatched(keys)
+        if facts.rank is not None and first.get(name, name) not in adapted and not is_allowed:
             message = f"has factors in {given.model.source} and none in the adapter"
             hint = f"another model or an incomplete file? --allow-unmatched '{name}.lora_*'"
             findings.unfit.append(Problem(message, name, hint))
 
 
 def check_network(given: Given, changes: TensorChanges, findings: Findings) -> None:
-    """Note which prefix was changed, and the base's tensors that the network has no place for.
+    """Note the change of prefix, and warn of the base's tensors that the network lacks.
 
-    One that an adapter changes is a problem.
+    Such a tensor is a problem where an adapter changes it.
     """
     if given.model is None:
         return

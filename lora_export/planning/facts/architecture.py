@@ -1,7 +1,7 @@
-"""What the base's architecture says of a module: its kind of layer, and how its weight is stored.
+"""The facts that the base's architecture gives: a module's kind, and how its weight is stored.
 
-A loralib file says neither. config.json names the model type, and the model type decides both. The
-well-known types stand in a table, so that no framework is imported; transformers knows the others.
+A loralib file has neither. config.json names the model type, and the model type decides both. The
+well-known types are in a table, so that no framework is imported. transformers knows the others.
 """
 
 from __future__ import annotations
@@ -69,9 +69,10 @@ def layer_facts(base: Checkpoint, module: str) -> Facts | None:
 def built_facts(
     base: Checkpoint, module: str, weight: TensorSpec, layers_of: Callable[[], Layers | None]
 ) -> Facts | None:
-    """Return what the architecture says of a module of the base; None where it is not known.
+    """Return the architecture's facts about a module; None where they are not known.
 
-    transformers is asked only of square weights, where the shapes do not decide.
+    `layers_of` loads transformers. It is called only for square weights, whose orientation the
+    shapes do not decide.
     """
     found = layer_facts(base, module)
     is_square = len(weight.shape) == 2 and weight.shape[0] == weight.shape[1]

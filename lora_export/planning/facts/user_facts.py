@@ -1,6 +1,6 @@
-"""The facts that an adapter file does not hold, from options, an --hparams file or a user's model.
+"""The facts that an adapter file lacks, from options, an --hparams file or a user's model.
 
-Facts are asked for, never guessed; two sources that disagree are an error.
+Facts are never guessed: a missing fact is an error, and so are two sources that disagree.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _KEYS = ("alpha", "enable_lora", "fan_in_fan_out", "kind", *_COUNTS)
 
 @dataclass(frozen=True, slots=True)
 class FactTable:
-    """Facts by module, from every source; a lookup leaves its trace in `matched` and `taken`."""
+    """Facts by module, from every source; a lookup notes its sources in `matched` and `taken`."""
 
-    #: What holds for every module, from the command line and --hparams.
+    #: Facts for every module, from the command line and --hparams.
     top: Facts = field(default_factory=Facts)
-    #: (glob on the base's module name, facts) over `top`; the first match wins.
+    #: (glob on the base's module name, facts that override `top`); the first match wins.
     patterns: Patterns = ()
-    #: Read from a model, by name without wrappers or by the base's own name.
+    #: Facts from the user's model, by name without wrappers or by the base's own name.
     modules: Mapping[str, Facts] = field(default_factory=dict)
-    #: Read from a manifest, by adapter and module.
+    #: Facts from a manifest, by adapter and module.
     recorded: Mapping[tuple[str, str], Facts] = field(default_factory=dict)
-    #: What `top` has from the command line.
+    #: The part of `top` that comes from the command line.
     options: Facts = field(default_factory=Facts)
-    #: The patterns that fitted a module.
+    #: The patterns that matched a module.
     matched: set[str] = field(default_factory=set, compare=False)
     #: The names of the facts that only a manifest gives, by module.
     taken: dict[str, list[str]] = field(default_factory=dict, compare=False)
@@ -57,14 +57,14 @@ class FactTable:
         *,
         recorded: Mapping[tuple[str, str], Facts] | None = None,
     ) -> FactTable:
-        """Join `options` and what `read_hparams` gave, which must agree at the top.
+        """Join the options with the result of `read_hparams`, whose top level must not differ.
 
         Raises:
             UsageError: they contradict each other.
         """
         problems = [
             Problem(
-                f"{key} is {_plain(there)} here, but the command says {_option(key, here)}",
+                f"{key} is {_plain(there)} here, but the command has {_option(key, here)}",
                 top.source,
                 "drop one of them; a [[module]] table may differ from the option",
             )
@@ -90,14 +90,14 @@ class FactTable:
         return matching[0][1] if matching else None
 
     def by_user(self, module: str) -> Facts:
-        """Return what options and --hparams say of the module, without any model or manifest."""
+        """Return the facts of the module from options and --hparams, without model or manifest."""
         table = self._table(module)
         return overlay(table, self.top) if table else self.top
 
     def of(self, module: str, adapter: str = "", built: Facts | None = None) -> Facts:
-        """Return what is known about the update that `adapter` has for `module`.
+        """Return the known facts about the update that `adapter` has for `module`.
 
-        built: what the base's architecture says of the module, None where it is not known.
+        built: the architecture's facts about the module; None where they are not known.
 
         Raises:
             UsageError: two of architecture, model (or manifest) and options contradict each other.
@@ -113,19 +113,19 @@ class FactTable:
         agreed(module, built, read, _BUILT)
         agreed(module, built, by_user, _BUILT)
         known = overlay(agreed(module, read, by_user), built)
-        speakers = [facts.source for facts in (read, by_user, built) if _says(facts)]
-        return replace(known, source=" and ".join(speakers)) if speakers else known
+        sources = [facts.source for facts in (read, by_user, built) if _has_any(facts)]
+        return replace(known, source=" and ".join(sources)) if sources else known
 
 
-_BUILT = "drop the option, or say it of single modules in --hparams FILE"
+_BUILT = "drop the option, or give it for single modules in --hparams FILE"
 
 
-def _says(facts: Facts) -> bool:
+def _has_any(facts: Facts) -> bool:
     return any(getattr(facts, key) is not None for key in (*_KEYS, "rank"))
 
 
 def overlay(upper: Facts, lower: Facts) -> Facts:
-    """Complete `upper` with what `lower` says beyond it."""
+    """Return `upper` with the facts that only `lower` has."""
     unknown = {
         item.name: getattr(lower, item.name)
         for item in fields(Facts)
@@ -135,7 +135,7 @@ def overlay(upper: Facts, lower: Facts) -> Facts:
 
 
 def _differences(one: Facts, other: Facts) -> list[tuple[str, Any, Any]]:
-    """List (key, value, other value) of what both say, differently."""
+    """List (key, value, other value) of every fact that both have with different values."""
     pairs = [(key, getattr(one, key), getattr(other, key)) for key in _KEYS]
     return [(k, a, b) for k, a, b in pairs if a is not None and b is not None and a != b]
 
@@ -147,7 +147,7 @@ def _plain(value: object) -> str:
 
 
 def _option(key: str, value: object) -> str:
-    """Return the option that gives the value."""
+    """Return the option of the command line that gives the value."""
     name = key.replace("_", "-")
     if isinstance(value, bool):
         return f"--{'' if value else 'no-'}{name}"
@@ -157,10 +157,12 @@ def _option(key: str, value: object) -> str:
 def agreed(
     module: str, read: Facts, other: Facts, hint: str = "drop the option, or correct the model"
 ) -> Facts:
-    """Complete `read` with what `other` says beyond it.
+    """Return `read` with the facts that only `other` has.
+
+    module: its name, for messages. hint: what to do about a contradiction.
 
     Raises:
-        UsageError: they contradict each other; both are named.
+        UsageError: they contradict each other; the message names both sources.
     """
     problems = [
         Problem(f"{key} is {here} in {read.source} but {there} in {other.source}", module, hint)
@@ -172,7 +174,7 @@ def agreed(
 
 
 def _other_kinds(one: Facts, other: Facts) -> list[tuple[str, str, str]]:
-    """Compare the kinds: an embedding by the one, and by the other a layer that is none."""
+    """Return the contradiction of one that has an embedding and another that excludes it."""
     no_embedding = "a layer that is no embedding"
     if one.embeds is False and _looks_up(other):
         return [("kind", no_embedding, str(other.kind))]
@@ -248,7 +250,7 @@ def _facts(table: Mapping[str, Any], where: str, problems: list[Problem]) -> Fac
 
 
 def _checked(key: str, value: object) -> tuple[Any, str]:
-    """Return the value in the form that Facts wants, None for another; and what was wanted."""
+    """Return (the value in the form of Facts, or None where it does not fit; the form in words)."""
     if key == "alpha":
         return (value if _is_float(value) else None), "a number"
     if key == "fan_in_fan_out":
@@ -265,7 +267,7 @@ def _checked(key: str, value: object) -> tuple[Any, str]:
 
 
 def _is_float(value: object) -> bool:
-    """Accept a number, but no integer that no float can hold."""
+    """Return whether the value is a number that fits a float."""
     if isinstance(value, int) and not isinstance(value, bool):
         return abs(value) <= sys.float_info.max
     return isinstance(value, float)

@@ -1,1 +1,1 @@
-"""Edits of the files around the weights."""
+"""The edits of the files around the weights."""

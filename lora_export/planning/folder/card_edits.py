@@ -1,7 +1,7 @@
-"""What the result's model card says beside plan and proof: licence, task, how it is loaded.
+"""The facts of the result's model card that no plan or proof has: licence, task, loading class.
 
-The base's own README.md describes the base, so its text is not carried over. What its metadata
-says and a merge does not change (licence, language, task) is.
+The base's own README.md describes the base, so its text is not kept. The members of its metadata
+that a merge does not change (licence, language, task) are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CARD_NAME = "README.md"
 _CARRIED = ("license", "license_name", "license_link", "language", "pipeline_tag", "library_name")
-# The end of an architecture's name: who loads it, and the Hub's name for what it does.
+# By the end of an architecture's name: the class that loads it, and the Hub's name of its task.
 _TASKS = {
     "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
     "LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
@@ -40,15 +40,18 @@ def plan_card(
     side_files: Sequence[SideFile],
     config: Mapping[str, object],
 ) -> Card | None:
-    """Return the result's card by its `config`; None where the result is a single file."""
+    """Return the result's card; None where the result is a single file.
+
+    side_files: those of the result. config: the result's config.json.
+    """
     if base.layout == "file":
         return None
     own = next((f.source for f in base.side_files if f.name == CARD_NAME), None)
-    said = read_front_matter(own) if own else {}
+    metadata = read_front_matter(own) if own else {}
     names = {file.name for file in side_files}
     loader, task = _task(config)
     carried = [key for key in _CARRIED if key != "pipeline_tag" or _task(base.config)[1] == task]
-    known = {key: value for key in carried if (value := said.get(key)) is not None}
+    known = {key: value for key in carried if (value := metadata.get(key)) is not None}
     name = base_name(base, adapters)
     usual = {
         "base_model": (name,) if name else None,
@@ -58,14 +61,14 @@ def plan_card(
         "pipeline_tag": task or None,
         "tags": _TAGS,
     }
-    metadata = {**usual, **known}
+    members = {**usual, **known}
     return Card(
-        metadata={key: value for key, value in sorted(metadata.items()) if value is not None},
+        metadata={key: value for key, value in sorted(members.items()) if value is not None},
         base=name,
         is_trained_on=bool(name) and not repository_of(base.root),
         loader=loader,
         has_tokenizer=not names.isdisjoint({"tokenizer_config.json", "tokenizer.json"}),
-        edits=_edits(said, known) if own else ("new: the base has none",),
+        edits=_edits(metadata, known) if own else ("new: the base has none",),
     )
 
 
@@ -78,11 +81,15 @@ def _task(config: Mapping[str, object]) -> tuple[str, str]:
     return next((task for end, task in _TASKS.items() if name.endswith(end)), (name, ""))
 
 
-def _edits(said: Mapping[str, object], known: Mapping[str, object]) -> tuple[str, ...]:
+def _edits(metadata: Mapping[str, object], known: Mapping[str, object]) -> tuple[str, ...]:
+    """Describe how the card differs from the base's.
+
+    metadata: the base's front matter. known: the members of it that are kept.
+    """
     edits = ["written anew: the base's own describes the base"]
     if known:
         edits.append(f"kept from the base's metadata: {', '.join(known)}")
-    lost = [key for key in _CARRIED if key in said and key not in known]
+    lost = [key for key in _CARRIED if key in metadata and key not in known]
     if lost:
         edits.append(f"not understood in the base's metadata: {', '.join(lost)}")
     return tuple(edits)

@@ -1,6 +1,6 @@
-"""What lies around the weights of a result: configuration, tokenizer, model card.
+"""The files around the weights of a result: configuration, tokenizer, model card.
 
-Byte for byte the base's, but for what the merge forces; every edit is listed.
+They are the base's, byte for byte, except where the merge requires an edit. Every edit is listed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def plan_folder(
 ) -> tuple[tuple[SideFile, ...], Card | None]:
     """Return the side files of the result, and its model card, which is written after the proof.
 
-    vocabulary: the number of tokens before and after, where it is resized.
+    vocabulary: the numbers of tokens before and after the merge; None where both are the same.
     """
     files = plan_tokenizer(given, vocabulary, findings)
     check_tokenizer(files, vocabulary, findings)
@@ -42,7 +42,10 @@ def plan_folder(
 
 
 def _edited(file: SideFile, edits: ConfigEdits, without: Sequence[str]) -> SideFile:
-    """Edit config.json: the values that the merge changes, without what it makes untrue."""
+    """Return config.json with the values that the merge changes.
+
+    without: keys that are no longer true and are removed.
+    """
     if file.source is None or not (edits.values or without):
         return file
     content = edit_json(file.source.read_bytes(), edits.values, without)

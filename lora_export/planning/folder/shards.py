@@ -1,4 +1,4 @@
-"""Lay a result out anew in shards of at most a given size (--max-shard-size)."""
+"""New shards of at most a given size for a result (--max-shard-size)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parse_size(text: str) -> int:
     """Parse `5GB`, `500MB`, `2GiB` or a plain number of bytes, as huggingface_hub does.
 
     Raises:
-        UsageError: it is none of these, or zero.
+        UsageError: the text is no such size, or it is zero.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B?)", text.strip().upper())
     unit = _UNITS.get(found[2]) if found else None
@@ -31,9 +31,9 @@ def parse_size(text: str) -> int:
 
 
 def resharded(shards: Sequence[ShardPlan], limit: int) -> tuple[ShardPlan, ...]:
-    """Lay out the same steps, in the same order, in files of at most `limit` bytes of tensors.
+    """Return the same steps, in the same order, in files of at most `limit` bytes of tensors.
 
-    A tensor that is larger has a file of its own. Names are transformers'.
+    A tensor that is larger has a file of its own. The files' names are those of transformers.
     """
     groups: list[list[Step]] = [[]]
     size = 0

@@ -1,4 +1,4 @@
-"""Token ids that the files around the weights name, held against a vocabulary that was cut."""
+"""The check of token ids in the files around the weights, for a vocabulary that was cut."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ _PAD = "pad_token_id"
 
 
 def check_special_tokens(base: Checkpoint, old: int, new: int, findings: Findings) -> None:
-    """Refuse a padding token that the cut vocabulary has not, and warn of every other such token.
+    """Refuse a padding token that the cut vocabulary lacks, and warn of every other such token.
 
-    torch builds no table without its padding row, so transformers could not load the result.
-    Other ids are read in use only, and fail there in the unmerged model as well.
+    torch builds no table without its padding row, so transformers could not load the result. Other
+    ids are used only while the model runs. There the unmerged model fails as well.
+
+    old, new: the numbers of tokens before and after the merge.
     """
     root = base.root
     lost = _lost(base.config, old, new)
@@ -41,9 +43,9 @@ def check_special_tokens(base: Checkpoint, old: int, new: int, findings: Finding
 def check_tokenizer(
     files: Sequence[SideFile], vocabulary: tuple[int, int] | None, findings: Findings
 ) -> None:
-    """Warn where the result's tokenizer may give tokens that a cut vocabulary has not.
+    """Warn where the result's tokenizer may give tokens that a cut vocabulary lacks.
 
-    vocabulary: the number of tokens before and after, where it is resized.
+    vocabulary: the numbers of tokens before and after the merge; None where both are the same.
     """
     names = [file.name for file in files if is_tokenizer_file(file.name)]
     if vocabulary is None or vocabulary[1] > vocabulary[0] or not names:
@@ -66,12 +68,12 @@ def _warn(file: str, lost: Mapping[str, list[int]], new: int, findings: Findings
     if lost:
         named = ", ".join(f"{key} {', '.join(map(str, ids))}" for key, ids in lost.items())
         findings.warnings.append(
-            f"{file} names tokens that the {new} of the result have not: {named}"
+            f"{file} names tokens that the result with its {new} tokens lacks: {named}"
         )
 
 
 def _lost(config: Mapping[str, object], old: int, new: int) -> dict[str, list[int]]:
-    """Collect the ids that the base's vocabulary has and the result's lacks, by keys."""
+    """Collect by key the ids that the base's vocabulary has and the result's lacks."""
     found = {}
     for key, value in _members(config):
         if key.endswith(("_token_id", "_token_ids", "_token_index")):
@@ -81,7 +83,7 @@ def _lost(config: Mapping[str, object], old: int, new: int) -> dict[str, list[in
 
 
 def _members(config: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Yield the members of the object and of those in it, the latter with both keys."""
+    """Yield the members of the object and of objects inside it; an inner key is `outer.inner`."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from ((f"{key}.{inner}", item) for inner, item in value.items())

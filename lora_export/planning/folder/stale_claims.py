@@ -1,4 +1,4 @@
-"""What config.json says of quantised weights, where there are none any more."""
+"""The entries of config.json about quantised weights, where the base has none any more."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def stale_claims(base: Checkpoint, findings: Findings) -> tuple[str, ...]:
-    """Return the keys of config.json that speak of quantised weights where there are none.
+    """Return the keys of config.json that describe quantised weights where there are none.
 
-    transformers would build quantised layers for plain weights, and fail or load nonsense.
+    With them, transformers would build quantised layers for plain weights, and fail or load wrong
+    values.
     """
     found = base.quantization
     if found is None or not found.claims:
@@ -26,7 +27,7 @@ def stale_claims(base: Checkpoint, findings: Findings) -> tuple[str, ...]:
         findings.choices.append(f"{stays}, byte for byte, and so does {' and '.join(found.claims)}")
         return ()
     findings.choices.append(
-        f"config.json speaks of {found.method}, but no tensor is quantised: "
+        f"config.json names {found.method}, but no tensor is quantised: "
         f"{' and '.join(found.claims)} is left out, as the result could not be loaded with it"
     )
     return found.claims

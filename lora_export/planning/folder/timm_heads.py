@@ -1,7 +1,7 @@
-"""Heads in timm's folders: what their config.json says of the classes.
+"""Heads in timm's folders: the number and the names of their classes in config.json.
 
-timm 1.0.31 reads the number in three places (models._hub._parse_model_cfg, models._factory), and
-drops the head of a file when the number is another one (models._builder.load_pretrained).
+timm 1.0.31 reads the number in three places (models._hub._parse_model_cfg, models._factory). It
+drops the head of a file with another number of rows (models._builder.load_pretrained).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _COUNT = "num_classes"
 _OFFSET = "label_offset"
 _NAMES = ("label_names", "label_descriptions", "labels")
 _PLACES = ("", "pretrained_cfg", "model_args")
-# What timm's networks call the head, where config.json does not name it.
+# The names of the head in timm's networks, where config.json does not name it.
 _USUAL = ("head", "head.fc", "fc", "classifier")
 
 
 def is_timm(config: Mapping[str, object]) -> bool:
-    """Return whether a config.json is timm's: one architecture, and no classes of transformers."""
+    """Return whether a config.json is timm's: it has "architecture" and no "architectures"."""
     return isinstance(config.get("architecture"), str) and "architectures" not in config
 
 
@@ -36,8 +36,8 @@ def plan_timm_heads(
 ) -> None:
     """Edit config.json where the head has another number of classes than the base's.
 
-    The names of the base's classes are taken out, as timm's own save_for_hf does. A new tensor
-    that is none of the head's is a problem, unless --allow-new names it.
+    The names of the base's classes are removed, as timm's own save_for_hf does. A new tensor that
+    is not the head's is a problem, unless --allow-new names it.
     """
     heads = _heads(edits.config)
     found = {name: ref for name, ref in changes.whole().items() if name.rpartition(".")[0] in heads}
@@ -54,27 +54,27 @@ def plan_timm_heads(
 
 
 def _heads(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the modules that give the classes; some networks have two."""
-    named = _held(config, "pretrained_cfg").get("classifier", config.get("classifier"))
+    """Return the modules that compute the classes; some networks have two."""
+    named = _object_at(config, "pretrained_cfg").get("classifier", config.get("classifier"))
     if isinstance(named, str):
         return (named,)
     return tuple(map(str, named)) if isinstance(named, list) and named else _USUAL
 
 
-def _held(config: Mapping[str, object], place: str) -> Mapping[str, object]:
-    held = config.get(place, {}) if place else config
-    return held if isinstance(held, dict) else {}
+def _object_at(config: Mapping[str, object], place: str) -> Mapping[str, object]:
+    found = config.get(place, {}) if place else config
+    return found if isinstance(found, dict) else {}
 
 
 def _edit(edits: ConfigEdits, count: int) -> None:
-    holders = {place: _held(edits.config, place) for place in _PLACES}
+    holders = {place: _object_at(edits.config, place) for place in _PLACES}
     for place, holder in holders.items():
         if holder.get(_OFFSET):  # rows of the base's head that timm skips
             edits.edit(_OFFSET, 0, inside=place)
-    said = {place: holder[_COUNT] for place, holder in holders.items() if _COUNT in holder}
-    if said and set(said.values()) == {count}:
+    counts = {place: holder[_COUNT] for place, holder in holders.items() if _COUNT in holder}
+    if counts and set(counts.values()) == {count}:
         return
-    for place in said or ("",):
+    for place in counts or ("",):
         edits.edit(_COUNT, count, inside=place)
     for place, holder in holders.items():
         for key in (key for key in _NAMES if holder.get(key)):

@@ -1,4 +1,4 @@
-"""Whose tokenizer the result gets: the base's, unless training resized the vocabulary."""
+"""The choice of the result's tokenizer: the base's, unless training resized the vocabulary."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _OPTION = "--tokenizer"
 def plan_tokenizer(
     given: Given, vocabulary: tuple[int, int] | None, findings: Findings
 ) -> list[SideFile]:
-    """Return the base's side files, with the adapter's tokenizer where that is meant.
+    """Return the base's side files, with the adapter's tokenizer where it fits the result.
 
-    vocabulary: the number of tokens before and after, where it is resized.
+    vocabulary: the numbers of tokens before and after the merge; None where both are the same.
     """
     wanted = given.options.tokenizer
     files = list(given.base.side_files)
@@ -55,7 +55,7 @@ def _judge_lack(
 ) -> None:
     """Refuse or warn where no adapter, or more than one, has a tokenizer for the result.
 
-    theirs: the paths of the adapters that have one.
+    theirs: the paths of the adapters with a tokenizer.
     """
     if theirs:
         message = f"{len(theirs)} adapters have different tokenizers: {', '.join(theirs)}"
@@ -72,7 +72,7 @@ def _judge_lack(
 
 
 def _tokenizers(adapters: Sequence[Adapter]) -> dict[str, list[SideFile]]:
-    """Collect the tokenizer files beside each adapter, by its path; the same ones once."""
+    """Collect the tokenizer files beside each adapter, by its path; equal ones are listed once."""
     found: dict[str, list[SideFile]] = {}
     seen: set[tuple[tuple[str, str], ...]] = set()
     for adapter in adapters:
@@ -90,7 +90,7 @@ def _exchanged(
     vocabulary: tuple[int, int] | None,
     findings: Findings,
 ) -> list[SideFile]:
-    """Put the adapter's tokenizer in the place of the base's."""
+    """Return the side files with the adapter's tokenizer instead of the base's."""
     kept = [file for file in files if not is_tokenizer_file(file.name)]
     names = {file.name for file in theirs}
     gone = [f.name for f in files if is_tokenizer_file(f.name) and f.name not in names]
@@ -107,7 +107,7 @@ def _exchanged(
 def _note_difference(
     files: Sequence[SideFile], theirs: Mapping[str, Sequence[SideFile]], findings: Findings
 ) -> None:
-    """Note that the adapter was trained with another tokenizer or chat template."""
+    """Note a tokenizer or chat template of the adapter that differs from the base's."""
     own = {file.name: file for file in files}
     other = [
         file.name

@@ -1,1 +1,1 @@
-"""Tensors that adapters hold in full: where they go, and that none is lost."""
+"""Tensors that adapters hold in full: their places in the result, and the account of them all."""

@@ -1,7 +1,8 @@
 """The account of the adapters' full tensors: each is in the result, or the merge is refused.
 
-It is kept apart from the decisions on what is written, and looks at nothing but their outcome: the
-proof builds the unmerged model of the same plan, and would not see a tensor that the plan has lost.
+The account reads only the finished steps, and not the decisions behind them. It is needed because
+the proof builds the unmerged model from the same plan: a tensor that the plan has lost is missing
+there as well.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Trained tensors in weight files beside an adapter's own: they join it, or the merge is refused.
 
-Trainers write what they train in full beside the low-rank factors (LLaVA's non_lora_trainables.bin,
-LongLoRA's trainable_params.bin, ms-swift's vit.safetensors, a value head), and PEFT does not look
-at it. A merge without it would be another model than the trained one.
+Trainers write fully trained tensors beside the low-rank factors: LLaVA's non_lora_trainables.bin,
+LongLoRA's trainable_params.bin, ms-swift's vit.safetensors, a value head. PEFT does not read these
+files. A merge without them would be another model than the trained one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Joined:
     digest: str = ""
     #: The sets of weights that --ignore leaves out.
     ignored: list[str] = field(default_factory=list)
-    #: What became of the others, in words.
+    #: What was done with the other files, in words.
     notes: list[str] = field(default_factory=list)
 
 
@@ -79,11 +79,12 @@ def read_joined(
 def join_beside(file: AdapterFile, base: Checkpoint, ignore: Sequence[str]) -> Joined:
     """Read the weights beside `file`, and join their tensors to it.
 
-    Left out: what --ignore names, the base's own files, and tensors that are equal to the base's or
-    to the adapter's of the same name.
+    Three things are left out: files that --ignore names, the base's own files, and tensors that are
+    equal to a tensor of the same name in the base or in the adapter.
 
     Raises:
-        InputError: a file cannot be read, or holds another tensor of one name than the adapter.
+        InputError: a file cannot be read, or has other values than the adapter under the same name.
+        LimitError: a file asks for more than the limits allow.
     """
     joined = Joined(file)
     own = {shard.file.resolve() for shard in base.shards}
@@ -132,14 +133,14 @@ def _join(joined: Joined, tensors: dict[str, TensorRef], one: WeightSet, base: C
     new = [ref for ref in left if ref.spec.name not in tensors]
     tensors.update({ref.spec.name: ref for ref in new})
     joined.names.update({shard.file: one.name for shard in shards if new})
-    joined.notes.append(f"{one.name} beside the adapter: {_told(refs, left, new)}")
+    joined.notes.append(f"{one.name} beside the adapter: {_counts(refs, left, new)}")
 
 
 def _same_module(joined: Joined, one: WeightSet, base: Checkpoint) -> str:
-    """Note that a further module of sentence-transformers is the base's, byte for byte.
+    """Return the note that a further module of sentence-transformers equals the base's.
 
     Raises:
-        InputError: the base has another or none: the result gets the base's files beside it.
+        InputError: the base has another such module or none. The result would get the base's files.
     """
     root = joined.file.path.parent
     for path in one.files:
@@ -152,20 +153,23 @@ def _same_module(joined: Joined, one: WeightSet, base: Checkpoint) -> str:
 
 
 def _is_in_base(ref: TensorRef, stored: Mapping[str, TensorRef]) -> bool:
-    """Return whether the base holds the same tensor under the same name: it was not trained."""
+    """Return whether the base has the same tensor under the same name, which was not trained."""
     same = stored.get(plain_key(ref.spec.name))
     return same is not None and same_content(ref, same)
 
 
-def _told(refs: Sequence[TensorRef], left: Sequence[TensorRef], new: Sequence[TensorRef]) -> str:
-    """Describe what became of the tensors of one set."""
+def _counts(refs: Sequence[TensorRef], left: Sequence[TensorRef], new: Sequence[TensorRef]) -> str:
+    """Return how many tensors of one set were read, and how many were equal to known ones.
+
+    refs: all of them. left: those that the base lacks. new: those that the adapter lacks as well.
+    """
     counts = (
         (len(new), "read with it"),
         (len(left) - len(new), "equal to the adapter's"),
         (len(refs) - len(left), "equal to the base's"),
     )
-    told = ", ".join(f"{number} {what}" for number, what in counts if number)
-    return f"{counted(len(refs), 'tensor')}{f', {told}' if told else ''}"
+    listed = ", ".join(f"{number} {what}" for number, what in counts if number)
+    return f"{counted(len(refs), 'tensor')}{f', {listed}' if listed else ''}"
 
 
 def _with_way_out(problem: Problem, name: str) -> Problem:
@@ -174,7 +178,7 @@ def _with_way_out(problem: Problem, name: str) -> Problem:
 
 
 def _is_named(found: WeightSet, name: str) -> bool:
-    """Return whether --ignore means these weights: by their name, a glob on it, or their path."""
+    """Return whether --ignore names these weights: by name, by a glob on it, or by path."""
     if fnmatchcase(found.name, name) or found.name == name:
         return True
     file = found.index or found.files[0]
@@ -182,7 +186,7 @@ def _is_named(found: WeightSet, name: str) -> bool:
 
 
 def refuse_unused_ignore(files: Iterable[AdapterFile], ignore: Sequence[str]) -> None:
-    """Refuse an --ignore that means nothing beside any adapter.
+    """Refuse an --ignore that names no weights beside any adapter.
 
     Raises:
         UsageError: an --ignore fits none of their weights.

@@ -1,4 +1,4 @@
-"""Copies of layers under an update: the base's own values, or what stands in their place."""
+"""The copies of layers under an update: the base's own values, or values that replace them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ def _where(one: FullTensor) -> str:
 
 
 def _fit_copy(one: FullTensor, given: Given, changes: TensorChanges, findings: Findings) -> bool:
-    """Return whether the copy is equal to the base's; else place it, or note a problem."""
+    """Return whether the copy is equal to the base's tensor; otherwise place or refuse it.
+
+    A copy with more or fewer rows is placed as a resized table. A copy that equals the base's
+    tensor rounded to the copy's dtype is placed, since the trained model computed with it.
+    """
     ref, target = one.ref, one.target
     if target is None:
         hint = given.way_out(ref, _BASE)
@@ -52,9 +56,9 @@ def _fit_copy(one: FullTensor, given: Given, changes: TensorChanges, findings: F
     floats = {ref.spec.dtype, base.spec.dtype} <= FLOAT_DTYPES
     likeness = same_first_rows(ref, base) if alike and floats else ""
     if not likeness:
-        message = f"is a copy {list(sizes)} of another base: here {target} is {list(old)}"
+        message = f"is a copy {list(sizes)} of another base: in this one {target} is {list(old)}"
         if sizes == old:
-            message = f"is a copy of another base: {target} has other values here"
+            message = f"is a copy of another base: {target} of this one has other values"
         findings.unfit.append(Problem(message, _where(one), given.way_out(ref, _BASE)))
         return False
     if sizes == old and likeness == "same":
@@ -74,7 +78,10 @@ def _fit_under(
     if one.replacement.outside and given.options.trust_file is None:
         findings.unfit.append(disputed(one.replacement, _where(one)))
     elif ref.spec.shape != base.spec.shape or ref.spec.dtype not in FLOAT_DTYPES:
-        message = f"is {ref.spec.dtype} {list(ref.spec.shape)}, the base's {target} otherwise"
+        message = (
+            f"is {ref.spec.dtype} {list(ref.spec.shape)}, and the base's {target} is "
+            f"{base.spec.dtype} {list(base.spec.shape)}"
+        )
         findings.unfit.append(Problem(message, _where(one), _BASE))
     else:
         findings.unfit += put_copy(target, ref, _where(one), given, changes)
@@ -83,7 +90,7 @@ def _fit_under(
 def put_copy(
     target: str, ref: TensorRef, where: str, given: Given, changes: TensorChanges
 ) -> Sequence[Problem]:
-    """Enter a copy under every stored name of a tied tensor; a second copy must be the same."""
+    """Enter a copy under every stored name of a tied tensor; return a problem if copies differ."""
     stored = given.stored_name(target)
     problems: list[Problem] = []
     for name in given.tied_to(stored) or (stored,):
@@ -93,7 +100,7 @@ def put_copy(
 
 
 def put(table: dict[str, TensorRef], name: str, ref: TensorRef, where: str) -> Sequence[Problem]:
-    """Enter `ref` under `name`; a problem where another adapter wants other values there."""
+    """Enter `ref` under `name`; return a problem if another adapter has other values for it."""
     other = table.setdefault(name, ref)
     if other is not ref and not same_content(other, ref):
         message = f"{name} is replaced by {other.file} as well, with other values"

@@ -1,4 +1,4 @@
-"""Full tensors that the adapter's configuration speaks against, or of which some are missing."""
+"""Full tensors that the adapter's configuration leaves out, and modules with missing tensors."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ def disputed(item: Replacement, where: str) -> Problem:
     """Return the problem of a full tensor that PEFT ignores and that would change the base."""
     if item.outside == "base_layer":
         message = (
-            "is a tensor of an adapted module, which PEFT calls otherwise: its key has no "
-            "base_layer, so PEFT does not load it"
+            "is a tensor of an adapted module, for which PEFT has another name: the key has no "
+            "base_layer, and PEFT does not load it"
         )
     else:
-        message = f"is of a module that {item.outside} in adapter_config.json does not list"
+        message = f"belongs to a module that {item.outside} in adapter_config.json does not list"
     return Problem(message, where, BOTH)
 
 
 def refuse_partial_modules(
     adapter: Adapter, tensors: Sequence[FullTensor], given: Given, findings: Findings
 ) -> None:
-    """Refuse a file without some of the tensors of a module that modules_to_save trains whole.
+    """Refuse a file with only some tensors of a module of modules_to_save.
 
-    PEFT 0.21.2 cannot load it. A module of which the file holds nothing may be one that the trained
-    network does not have.
+    PEFT 0.21.2 cannot load such a file. A module without any tensor in the file is accepted: the
+    trained network may not have it.
     """
-    held = {one.target for one in tensors if one.target}
-    modules = {_saved_module(name, adapter.heads) for name in held} - {""}
-    held |= {given.stored_name(name) for name in held}
+    present = {one.target for one in tensors if one.target}
+    modules = {_saved_module(name, adapter.heads) for name in present} - {""}
+    present |= {given.stored_name(name) for name in present}
     lacking = [
         name
         for name, ref in given.stored.items()
         if _saved_module(name, adapter.heads) in modules
-        and name not in held
+        and name not in present
         and ref.spec.dtype in FLOAT_DTYPES
     ]
     if lacking and given.options.trust_file is not True:
@@ -62,7 +62,7 @@ def refuse_partial_modules(
 
 
 def _saved_module(name: str, heads: Sequence[str]) -> str:
-    """Return the outermost module around a tensor that ends in a name of `heads`; else ""."""
+    """Return the outermost module around a tensor whose path ends in a name of `heads`; else ""."""
     parts = name.split(".")[:-1]
     paths = (".".join(parts[: place + 1]) for place in range(len(parts)))
     return next((path for path in paths if path.endswith(tuple(heads))), "") if heads else ""

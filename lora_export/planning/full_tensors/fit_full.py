@@ -1,4 +1,4 @@
-"""Full tensors of an adapter: what they take the place of, and what stands in their way."""
+"""The places of an adapter's full tensors in the result, and the refusals where there is none."""
 
 from __future__ import annotations
 
@@ -43,9 +43,12 @@ def fit_whole(
     changes: TensorChanges,
     fitted: Fitted,
 ) -> list[Problem]:
-    """Place everything that takes the place of a tensor of the base, or is new; return problems.
+    """Place every full tensor that replaces a tensor of the base, or is new; return problems.
 
-    change: of prefix, which holds for every tensor of the file.
+    Tensors of the adapter's own modules come first: under such a name, a tensor of the shared
+    parameter is then the value of the parameter's other names.
+
+    change: the change of prefix, which applies to every tensor of the file.
     """
     problems: list[Problem] = []
     for one in sorted(tensors, key=lambda one: not one.is_own):
@@ -65,7 +68,7 @@ def fit_whole(
 
 
 def _is_head(adapter: Adapter, one: FullTensor, tensors: Sequence[FullTensor]) -> bool:
-    """Return whether the head is new: the file has none of that name for a module of the base."""
+    """Return whether the tensor belongs to a head that the base lacks under this name."""
     heads = [head for head in adapter.heads if is_in(one.name, [head])]
     known = any(other.target and is_in(other.target, heads) for other in tensors if heads)
     return bool(heads) and not known
@@ -78,7 +81,7 @@ def _promise(one: FullTensor, name: str, given: Given) -> Promise:
 def _fit_replacement(
     one: FullTensor, target: str, given: Given, changes: TensorChanges, fitted: Fitted
 ) -> Sequence[Problem]:
-    """Put a full tensor in the place of the base's, unless the two are equal."""
+    """Replace the base's tensor with a full tensor, unless the two are equal."""
     ref, base = one.ref, given.tensor(target)
     target = target if one.is_own else given.stored_name(target)
     if not _same_sort(ref.spec.dtype, base.spec.dtype):
@@ -89,7 +92,7 @@ def _fit_replacement(
         return []
     if one.replacement.outside and given.options.trust_file is None:
         return [disputed(one.replacement, one.where)]
-    if not one.is_own and target in changes.own:  # what the other names of a tied tensor hold
+    if not one.is_own and target in changes.own:  # the value of the other names of a tied tensor
         return put_copy(target, ref, one.where, given, changes)
     if target in changes.merged:
         return [_double(one, given)]
@@ -102,13 +105,13 @@ def _fit_replacement(
 
 
 def _same_sort(one: str, other: str) -> bool:
-    """Return whether the dtypes are equal, or both of floats, or both of integers."""
+    """Return whether the dtypes are equal, both floats, or both integers."""
     pair = {one, other}
     return len(pair) == 1 or pair <= FLOAT_DTYPES or pair <= _INTEGERS
 
 
 def _double(one: FullTensor, given: Given) -> Problem:
-    """Return the problem of factors and another full weight of one module."""
+    """Return the problem of a module with factors and with a full weight unlike the base's."""
     if one.ref.file in given.joined:
         message = (
             "differs from the base's, and the adapter updates it: whether this weight contains the "
@@ -126,7 +129,7 @@ def _double(one: FullTensor, given: Given) -> Problem:
 def _fit_new(
     one: FullTensor, given: Given, changes: TensorChanges, fitted: Fitted, *, is_head: bool
 ) -> Sequence[Problem]:
-    """Add a full tensor the base does not hold: right only if the model is known to have it."""
+    """Add a full tensor that the base lacks, if the model is known to have it, or refuse it."""
     name, ref = one.name, one.ref
     if 0 in ref.spec.shape:
         message = f"has shape {list(ref.spec.shape)}: it is empty"
@@ -150,7 +153,7 @@ def _is_in_model(one: FullTensor, given: Given) -> bool:
 
 
 def _unknown(one: FullTensor, given: Given) -> Problem:
-    """Return the problem of a full tensor for which no place is known."""
+    """Return the problem of a full tensor without a known place."""
     near = ", ".join(given.names.nearest(one.name))
     dtype = one.ref.spec.dtype
     kind = "" if dtype in FLOAT_DTYPES else f" ({dtype}: a mask buffer?)"
@@ -178,7 +181,7 @@ def refuse_foreign(foreign: Mapping[Path, list[str]], given: Given, findings: Fi
 
 
 def _of_other_space(one: FullTensor, same: str, change: PrefixChange) -> Problem:
-    """Return the problem of a name that means another tensor by the names of the factors."""
+    """Return the problem of a name that fits the base only without the change of prefix."""
     message = f"fits the base's {same} only without the change of names that the factors need"
     hint = (
         "a tensor of the network around the base's? give the base all of that network, by its "
@@ -188,7 +191,10 @@ def _of_other_space(one: FullTensor, same: str, change: PrefixChange) -> Problem
 
 
 def refuse_other_shapes(given: Given, changes: TensorChanges, findings: Findings) -> None:
-    """Refuse whatever has another shape still, after vocabulary and heads were planned."""
+    """Refuse every full tensor of another shape that vocabulary and heads do not explain.
+
+    Vocabulary and heads must be planned before: they remove the shapes that they explain.
+    """
     for name, (where, _) in changes.resized.items():
         ref = changes.full_tensor(name)
         base = given.tensor(name).spec
@@ -203,7 +209,7 @@ def refuse_replaced_updates(changes: TensorChanges, findings: Findings) -> None:
     replaced = {**changes.replaced, **brought}
     for name in replaced.keys() & changes.merged.keys():
         others = ", ".join(dict.fromkeys(delta.adapter for delta in changes.merged[name]))
-        message = f"replaces {name}, which {others} updates: of which weight is not known"
+        message = f"replaces {name}, which {others} updates: it is not known which weight was meant"
         hint = "leave one of them out with --allow-unmatched, or merge the adapters one by one"
         findings.unfit.append(Problem(message, str(replaced[name].file), hint))
 
@@ -211,7 +217,7 @@ def refuse_replaced_updates(changes: TensorChanges, findings: Findings) -> None:
 def warn_of_biases(
     adapter: Adapter, given: Given, changes: TensorChanges, findings: Findings
 ) -> None:
-    """Warn where the adapter says that it trained biases, the base has them, and the file none."""
+    """Warn where the configuration has trained biases, the base has biases, and the file none."""
     if adapter.bias == "none":
         return
     own = [item for item in adapter.replacements if item.origin != "module"]
@@ -228,7 +234,7 @@ def warn_of_biases(
 
 
 def warn_of_weight(adapter: Adapter, changes: TensorChanges, findings: Findings) -> None:
-    """Warn of full tensors beside --weight: they replace the base's, whatever the weight is."""
+    """Warn where --weight is given and full tensors replace the base's: it does not scale them."""
     if adapter.weight == 1:
         return
     used = {id(ref) for ref in (*changes.replaced.values(), *changes.added.values())}

@@ -1,4 +1,4 @@
-"""New heads, and heads with another number of labels: what config.json must say of them."""
+"""New heads, and heads with another number of labels: their class and labels in config.json."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SUFFIXES = {
     "QUESTION_ANS": "ForQuestionAnswering",
     "CAUSAL_LM": "ForCausalLM",
 }
-# Where the adapter names no task: PEFT has no names for the first two.
+# Candidates where the adapter names no task; PEFT has no task names for the first two.
 _CLASSIFIERS = (
     "ForImageClassification", "ForAudioClassification", "ForSequenceClassification",
     "ForTokenClassification",
 )  # fmt: skip
-# What a class of transformers may end in, beside which the others of its model stand.
+# The names of transformers' classes: the model's own name, then an ending for the task.
 _CLASS = re.compile(
     r"(?P<model>[A-Z]\w*?)(For(CausalLM|MaskedLM|PreTraining|ConditionalGeneration|MultipleChoice|"
     r"SequenceClassification|TokenClassification|QuestionAnswering)|LMHeadModel|Model)"
@@ -51,7 +51,7 @@ def plan_heads(
 ) -> None:
     """Edit config.json so that the folder loads as the class that has the heads.
 
-    classes: the class of transformers for (base, suffix of the task), None where it is not known.
+    classes: returns the class of transformers for (base, suffix of the task), None where unknown.
     """
     _allow_other_labels(given, changes, edits, findings)
     if changes.heads:
@@ -63,7 +63,7 @@ def plan_heads(
         plan_timm_heads(given, changes, edits, findings)
         return
     tasks = {adapter.task for adapter in given.adapters if adapter.task in _SUFFIXES}
-    # A head of the same name may be another task's: a classifier of tokens, not of sequences.
+    # A head may have the name that another task's head has, such as a classifier of tokens.
     trained = any(f".{name}".endswith(_ENDS) for name in changes.replaced)
     if changes.heads or (trained and tasks):
         name = _class_with(changes.heads, tasks, given, findings, classes)
@@ -73,7 +73,7 @@ def plan_heads(
 
 
 def head_dtype(given: Given, changes: TensorChanges, name: str, ref: TensorRef) -> str:
-    """Return the dtype of an added tensor: a new head gets that of the base's model."""
+    """Return the dtype in which an added tensor is written: a new head gets that of the base."""
     if name not in changes.heads or ref.spec.dtype not in FLOAT_DTYPES:
         return ref.spec.dtype
     named = given.base.config.get("dtype", given.base.config.get("torch_dtype"))
@@ -86,9 +86,9 @@ def head_dtype(given: Given, changes: TensorChanges, name: str, ref: TensorRef) 
 def _allow_other_labels(
     given: Given, changes: TensorChanges, edits: ConfigEdits, findings: Findings
 ) -> None:
-    """Accept another number of rows, of labels, in a module that the adapter brings whole.
+    """Accept another number of rows (labels) in a module that the adapter holds whole.
 
-    All its tensors have them, and one is a matrix. An empty one is one that was not saved.
+    All tensors of the module must have this number of rows, and one of them must be a matrix.
     """
     for name, (_, is_own) in list(changes.resized.items()):
         new = changes.full_tensor(name).spec.shape
@@ -101,7 +101,10 @@ def _allow_other_labels(
 
 
 def _is_output(given: Given, changes: TensorChanges, name: str, shape: tuple[int, ...]) -> bool:
-    """Return whether all tensors of the module have these rows, and one is a matrix."""
+    """Return whether all tensors of the module have these rows, and one is a matrix.
+
+    An empty tensor was not saved, and is no output.
+    """
     whole = {**given.stored, **changes.whole()}
     module = name.rpartition(".")[0]
     shapes = [r.spec.shape for other, r in whole.items() if other.rpartition(".")[0] == module]
@@ -117,7 +120,11 @@ def _class_with(
     findings: Findings,
     classes: Classes,
 ) -> str | None:
-    """Return the class that has the heads, where config.json has to name another one."""
+    """Return the class that has the heads; None where config.json already names a fitting one.
+
+    It is None as well where no class is found. That is a problem, unless --allow-new names the
+    heads.
+    """
     now = architecture_of(given.base)
     where = f"{given.base.root}/config.json"
     if len(tasks) != 1:
@@ -125,7 +132,7 @@ def _class_with(
             return None
         if not tasks and (only := _only_classifier(heads, given.base, classes)):
             return only
-        if not heads or not all(map(given.options.allows_new, heads)):  # none of the user's own
+        if not heads or not all(map(given.options.allows_new, heads)):
             findings.unfit.append(_no_place(heads, now, where))
         return None
     suffix = _SUFFIXES[next(iter(tasks))]
@@ -147,14 +154,14 @@ def _no_place(heads: Collection[str], now: str, where: str) -> Problem:
     verb, it = ("is", "it") if len(heads) == 1 else ("are", "them")
     message = f"{new} {verb} new, and {now or 'no class'} has no place for {it}"
     hint = (
-        "say task_type in adapter_config.json (SEQ_CLS, TOKEN_CLS, QUESTION_ANS), or write the "
+        "set task_type in adapter_config.json (SEQ_CLS, TOKEN_CLS, QUESTION_ANS), or write the "
         "class that was trained into the base's architectures"
     )
     return Problem(message, where, hint)
 
 
 def _only_classifier(heads: Collection[str], base: Checkpoint, classes: Classes) -> str | None:
-    """Return the one classifying class of the base's model type, for a head of no task."""
+    """Return the only classifier class of the base's model type; None where there are several."""
     ends = (".classifier.weight", ".classifier.bias")
     if not all(f".{name}".endswith(ends) for name in heads):
         return None
@@ -173,7 +180,7 @@ def _write_class(now: str, name: str, edits: ConfigEdits, findings: Findings) ->
 def _edit_labels(
     given: Given, changes: TensorChanges, edits: ConfigEdits, findings: Findings
 ) -> None:
-    """Write as many labels into config.json as the heads have rows."""
+    """Edit config.json so that it has as many labels as the heads have rows."""
     heads = {n: ref for n, ref in changes.whole().items() if f".{n}".endswith(_ENDS)}
     numbers = [name for name, ref in heads.items() if not ref.spec.shape]
     findings.unfit += [Problem("is a single number, and no head", name) for name in numbers]

@@ -1,7 +1,7 @@
-"""Tied tensors: an update of one of several names of one tensor must not change the others.
+"""Tied tensors: an update under one name of a tensor must not change its other names.
 
-Both loralib and PEFT merge into the shared tensor, which changes the head (or the input table)
-as well; equality with the unmerged model needs a tensor for each name from then on.
+loralib and PEFT merge into the shared tensor. This changes the head (or the input table) as well.
+To equal the unmerged model, the result needs a tensor for each name.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from lora_export.planning.tensor_changes import TensorChanges
     from lora_export.records import Checkpoint, Delta, TensorRef
 
-# By tie_word_embeddings their config.json says whether outputs are scaled, and not that tensors are
-# tied: transformers ties them in any case, unless the checkpoint holds them with other values.
+# In their config.json, tie_word_embeddings decides whether outputs are scaled, and not whether
+# tensors are tied. transformers ties these unless the checkpoint has them with different values.
 _SCALED_BY_TIE = frozenset({
     "longt5", "mt5", "pop2piano", "switch_transformers", "t5", "udop", "umt5",
 })  # fmt: skip
@@ -32,26 +32,26 @@ _SCALED_BY_TIE = frozenset({
 
 @dataclass(slots=True)
 class TiedNames:
-    """What became of the names of tied tensors; see MergePlan and Step."""
+    """The decisions on the names of tied tensors; see MergePlan and Step."""
 
-    #: Names that are tied to another one in the model and are no longer.
+    #: Names that are tied to another one in the base's model, and no longer in the result.
     separated: list[str] = field(default_factory=list)
     #: Names that change together (--tied eval).
     coupled: list[str] = field(default_factory=list)
-    #: Names whose updates are added one after the other, each rounded.
+    #: Names whose updates are added one after the other, each sum rounded.
     in_turn: set[str] = field(default_factory=set)
-    #: Updates that the unmerged model feels under a further name of a tensor that stays one.
+    #: Updates that the unmerged model applies under a further name of a tensor that stays tied.
     twins: list[Delta] = field(default_factory=list)
 
 
 def plan_ties(
     given: Given, changes: TensorChanges, edits: ConfigEdits, findings: Findings
 ) -> TiedNames:
-    """Separate what the adapters make different, and edit config.json where that forces it.
+    """Separate tied names that the adapters change differently, and edit config.json for it.
 
-    A full tensor that was loaded into the shared parameter replaces it under all names; one of a
-    module that the adapter has for itself under its own alone. With --tied eval the library's own
-    result is reproduced: all names get the same updates.
+    A full tensor that was loaded into the shared parameter replaces it under all names. A full
+    tensor of the adapter's own module replaces it only under its own name. --tied eval reproduces
+    the library's own result instead: all names get the same updates.
     """
     _check_unknown_head(given, changes, findings)
     tied = TiedNames()
@@ -79,7 +79,10 @@ def _is_touched(tie: Tie, changes: TensorChanges) -> bool:
 def _is_broken(
     tie: Tie, given: Given, changes: TensorChanges, tied: TiedNames, findings: Findings
 ) -> bool:
-    """Return whether its names need a tensor each; refuse it where they may not have one."""
+    """Return whether its names need a tensor each; refuse it where --tied error is given.
+
+    With --tied eval the names stay one, and get the same updates.
+    """
     _spread_whole(tie, given, changes, findings)
     _feed_tokens(tie, changes)
     if _stays_one(tie, given, changes):
@@ -96,7 +99,7 @@ def _is_broken(
 
 
 def _separate(tie: Tie, given: Given, changes: TensorChanges, findings: Findings) -> list[str]:
-    """Add a tensor for each name that the base does not store; return the names untied."""
+    """Add a tensor for each name that the base does not store; return the names that are untied."""
     for name in tie.names:
         if name not in given.stored:
             changes.added.setdefault(name, changes.value_of(given, tie.stored))
@@ -115,7 +118,7 @@ def _separate(tie: Tie, given: Given, changes: TensorChanges, findings: Findings
 
 
 def _spread_whole(tie: Tie, given: Given, changes: TensorChanges, findings: Findings) -> None:
-    """Give all names but the adapter's own the full tensor of the shared parameter."""
+    """Enter the full tensor of the shared parameter under all names but the adapter's own."""
     others = [name for name in tie.names if name not in changes.own]
     tables = (changes.replaced, changes.added)
     full = {n: table[n] for table in tables for n in others if n in table}
@@ -137,10 +140,10 @@ def _spread_whole(tie: Tie, given: Given, changes: TensorChanges, findings: Find
 
 
 def _feed_tokens(tie: Tie, changes: TensorChanges) -> None:
-    """Give trained rows of the input table to every module that is tied to it, as PEFT does.
+    """Apply trained rows of the input table to every module that is tied to it.
 
-    PEFT 0.21.2, utils.other.set_additional_trainable_modules, unless a tied module has rows of
-    its own.
+    Reproduces PEFT 0.21.2, utils.other.set_additional_trainable_modules. A tied module with trained
+    rows of its own keeps these.
     """
     name = next((name for name in tie.names if name.endswith(TABLES)), tie.stored)
     others = [other for other in tie.names if other != name and other not in changes.own]
@@ -162,14 +165,14 @@ def _stays_one(tie: Tie, given: Given, changes: TensorChanges) -> bool:
 
 
 def _value(name: str, given: Given, changes: TensorChanges) -> TensorRef:
-    """Return what a name of a tie holds before its updates."""
+    """Return the value of a tied name before its updates."""
     if name in changes.own:
         return changes.full_tensor(name)
     return changes.value_of(given, name)
 
 
 def _keep_one(tie: Tie, given: Given, changes: TensorChanges) -> list[Delta]:
-    """Write one tensor for all names; return the updates that the unstored ones had."""
+    """Keep one tensor for all names; return the updates of the names that are not stored."""
     value = _value(tie.names[0], given, changes)
     twins: list[Delta] = []
     for name in tie.names:
@@ -182,7 +185,7 @@ def _keep_one(tie: Tie, given: Given, changes: TensorChanges) -> list[Delta]:
 
 
 def _write_alike(tie: Tie, given: Given, changes: TensorChanges) -> None:
-    """Write the same tensor under each name: the flag in config.json unties every tie."""
+    """Write the same tensor under each name, since the flag in config.json unties every tie."""
     value, updates = _value(tie.stored, given, changes), changes.merged.get(tie.stored)
     for name in tie.names:
         if name not in given.stored:
@@ -194,7 +197,11 @@ def _write_alike(tie: Tie, given: Given, changes: TensorChanges) -> None:
 def _couple(
     tie: Tie, given: Given, changes: TensorChanges, tied: TiedNames, findings: Findings
 ) -> None:
-    """Merge each module's update into the one tensor in its turn: the library's own result."""
+    """Merge the updates of all names into the one tensor, as the library's own merge does.
+
+    Several updates are added one after the other, each sum rounded. Only PEFT's merge of a single
+    adapter with weight 1 is reproduced; others are refused.
+    """
     updates = [delta for name in tie.names for delta in changes.merged.get(name, [])]
     if len(updates) > 1:
         one = {(d.adapter, d.weight, d.recipe == "loralib") for d in updates}
@@ -211,7 +218,7 @@ def _couple(
     tied.coupled += tie.names
     findings.warnings.append(
         f"{' and '.join(tie.names)} change together, as in the library's own merge: the result "
-        "differs from the unmerged model, so it is proven by weights only"
+        "differs from the unmerged model, and is proven by weights only"
     )
 
 
@@ -229,9 +236,9 @@ def _arithmetic(delta: Delta) -> tuple[object, ...]:
 
 
 def _check_unknown_head(given: Given, changes: TensorChanges, findings: Findings) -> None:
-    """Find an adapted input table that may be tied to a head whose name is not known.
+    """Refuse an adapted input table that may be tied to a head of unknown name.
 
-    It is a problem, or a warning where no config.json tells whether there is a tie.
+    Without config.json it is not known whether there is a tie, and the table gives a warning.
     """
     known = {name for tie in given.ties for name in tie.names}
     changed = [*changes.merged, *changes.replaced, *changes.copies]
@@ -253,7 +260,7 @@ def _check_unknown_head(given: Given, changes: TensorChanges, findings: Findings
 
 
 def _may_have_tied_head(base: Checkpoint) -> bool:
-    """Return whether the flag allows a tie, and the architecture has a head over the vocabulary."""
+    """Return whether config.json allows a tie, and the architecture has a language model's head."""
     ends = ("LM", "LMHeadModel", "ForPreTraining", "ForConditionalGeneration")
     tied = base.config.get("tie_word_embeddings", True)
     known_untied = any(architecture_of(base) in known for known in HEADS.values())

@@ -1,4 +1,4 @@
-"""Which tensor of the base each full tensor of an adapter is for."""
+"""The search for the base's tensor that each full tensor of an adapter replaces."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FullTensor:
-    """A full tensor of an adapter, and the tensor of the base that it is for."""
+    """A full tensor of an adapter, and the tensor of the base that it replaces."""
 
     replacement: Replacement
-    #: The base's name of it; None where the base has none.
+    #: The base's name of that tensor; None where the base has no such tensor.
     target: str | None
 
     @property
     def name(self) -> str:
-        """The adapter's name of it."""
+        """Return the adapter's name of the tensor."""
         return self.replacement.name
 
     @property
     def ref(self) -> TensorRef:
-        """Where its values lie."""
+        """Return the place of its values in the adapter's file."""
         return self.replacement.ref
 
     @property
@@ -43,7 +43,7 @@ class FullTensor:
 
     @property
     def where(self) -> str:
-        """Its place, for messages."""
+        """Return its file and name, for messages."""
         return f"{self.ref.file}: {self.name}"
 
 
@@ -56,7 +56,7 @@ def find_targets(
 ) -> list[FullTensor]:
     """Find the target of each full tensor, by the change of names that the factors need.
 
-    names: those of the base, with the names that are only tied to a stored one.
+    names: the base's names, also those that are only tied to a stored name.
     """
     if given.model and given.model.change != ("", "") and space.homes is None:
         return _in_network(replacements, space, given, findings)
@@ -67,7 +67,7 @@ def find_targets(
 def _targets(
     replacements: Sequence[Replacement], space: Space, names: BaseNames, given: Given
 ) -> Mapping[str, str | None]:
-    """Map each full tensor to the base's tensor that it is for, None where the base has none."""
+    """Map each full tensor to the base's tensor that it replaces; None where there is none."""
     plain = {r.name: without_wrappers(r.name) for r in replacements}
     found = replacement_names(list(plain), space.change, names)
     targets = {name: space.full_tensor(plain[name]) or one for name, one in found.items()}
@@ -79,10 +79,10 @@ def _targets(
 def _in_network(
     replacements: Sequence[Replacement], space: Space, given: Given, findings: Findings
 ) -> list[FullTensor]:
-    """Name the full tensors as in the result, and find their targets by these names.
+    """Return the full tensors under the result's names, with the targets of these names.
 
-    The network tells which of them lie outside of the prefix. One of those is no tensor of the
-    base, unless the network has it under the base's name as well.
+    A tensor of the network outside of the prefix is no tensor of the base, unless the network has
+    it under the base's name as well.
     """
     found: list[FullTensor] = []
     for replacement in replacements:
@@ -101,7 +101,7 @@ def _in_network(
 
 
 def note_other_names(tensors: Sequence[FullTensor], space: Space, findings: Findings) -> None:
-    """Note where the base calls a full tensor otherwise than the change of prefix explains."""
+    """Note each full tensor whose name in the base the change of prefix does not explain."""
     for one in tensors:
         plain = without_wrappers(one.name)
         if one.target and without_wrappers(one.target) not in {plain, space.change.apply(plain)}:

@@ -1,8 +1,8 @@
 """A vocabulary that training has resized: every table and head over it, and config.json.
 
-New rows are in the adapter file alone: transformers draws them at random when it resizes a model.
-Of a vocabulary that was cut, the file must hold every table and head as well: no other file says
-which rows are left.
+New rows are only in the adapter file, since transformers draws them at random when it resizes a
+model. For a vocabulary that was cut, the file must have every table and head as well, since no
+other file shows which rows are left.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ _KEY = "vocab_size"
 def plan_vocabulary(
     given: Given, changes: TensorChanges, edits: ConfigEdits, findings: Findings
 ) -> tuple[int, int] | None:
-    """Check that everything over the vocabulary was resized alike, and edit config.json.
+    """Check that every table and head over the vocabulary was resized alike, and edit config.json.
 
-    Return the number of tokens before and after; None where it stays, or is a problem.
+    Returns:
+        The numbers of tokens before and after the merge; None where both are the same, or where
+        there is a problem.
     """
     found = _resized(given, changes, edits)
     if not found:
@@ -81,13 +83,13 @@ def _resized(
 
 
 def _has_other_rows(given: Given, name: str, ref: TensorRef) -> bool:
-    """Return whether only the number of rows is another one; an empty table was not saved."""
+    """Return whether only the number of rows differs; an empty table was not saved."""
     new, old = ref.spec.shape, given.tensor(name).spec.shape
     return 0 not in new and len(new) == len(old) and new[1:] == old[1:]
 
 
 def _is_over_vocabulary(given: Given, edits: ConfigEdits, name: str) -> bool:
-    """Return whether it is a table or a head with as many rows as config.json has tokens."""
+    """Return whether `name` is a table or a head with as many rows as config.json has tokens."""
     tied = any(name in tie.names for tie in given.ties)
     named = name.endswith(TABLES) or name.split(".")[-2:-1] == ["lm_head"]
     owner = name.split(".")[-2:-1]
@@ -102,7 +104,10 @@ def _is_over_vocabulary(given: Given, edits: ConfigEdits, name: str) -> bool:
 def _missing_rows(
     given: Given, edits: ConfigEdits, names: list[str], old: int, new: int
 ) -> Iterator[Problem]:
-    """Yield a problem for everything over the vocabulary that the adapter does not hold."""
+    """Yield a problem for each tensor over the vocabulary that the adapter lacks.
+
+    names: the resized ones. old, new: the numbers of tokens before and after.
+    """
     tied = {name for tie in given.ties for name in tie.names if set(tie.names) & set(names)}
     covered = tied | set(names)
     for name, ref in given.stored.items():

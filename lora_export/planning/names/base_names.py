@@ -1,8 +1,8 @@
-"""From the adapter's names to the base's tensors, deterministically; never by substring.
+"""From the adapter's names to the base's tensors, by fixed rules and never by substring.
 
-In order: the exact name; the name without the wrappers `module.`, `_orig_mod.` and
-`_fsdp_wrapped_module.`; ONE change of prefix that resolves ALL updates. Whatever is left is an
-error with the nearest names.
+The rules apply in this order: the exact name; the name without the wrappers `module.`, `_orig_mod.`
+and `_fsdp_wrapped_module.`; ONE change of prefix that resolves ALL updates. A name that no rule
+resolves is an error, which lists the nearest names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 INNER_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module")
-"""Parts of names that torch.compile and FSDP add, anywhere."""
+"""Parts that torch.compile and FSDP add at any place in a name."""
 
 # Where loralib layers and older GPT-2 checkpoints keep the weight of a module.
 _WEIGHT_SUFFIXES = ("weight", "conv.weight", "w")
@@ -37,7 +37,7 @@ _LEAVE_OUT = "--allow-unmatched GLOB leaves keys out"
 
 
 class BaseNames:
-    """The base's tensor names, also findable without their wrappers."""
+    """The base's tensor names, which are also found without their wrappers."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = list(names)
@@ -48,7 +48,7 @@ class BaseNames:
             self._plain[plain] = None if plain in self._plain else name
 
     def find(self, name: str) -> str | None:
-        """Return the base's name of the tensor called `name`, on either side without wrappers."""
+        """Return the base's name of the tensor `name`, on either side without wrappers, or None."""
         return name if name in self._exact else self._plain.get(without_wrappers(name))
 
     def weights(self, module: str, parameter: str = "weight") -> tuple[str, ...]:
@@ -126,8 +126,13 @@ def choose_prefix(
 ) -> tuple[PrefixChange, list[Problem]]:
     """Find the one change of prefix that resolves all `modules`; IDENTITY where none is needed.
 
-    modules: with the parameters of each of which the base must have one. only: the change the
-    user named; no other is tried.
+    Args:
+        modules: for each module its possible parameters, of which the base must have one.
+        base: the base's names.
+        only: the change that the user named; no other is tried.
+
+    Returns:
+        (change, problems). With problems, the change is the one that resolves the most modules.
     """
     plain = {without_wrappers(module): names for module, names in modules.items()}
     if only is None and len(_resolved(IDENTITY, plain, base)) == len(plain):
@@ -144,7 +149,7 @@ def choose_prefix(
 
 
 def _unsure(changes: Sequence[PrefixChange]) -> Problem:
-    hint = f"say which with --rename OLD=NEW, e.g. --rename '{changes[0].old}={changes[0].new}'"
+    hint = f"choose with --rename OLD=NEW, e.g. --rename '{changes[0].old}={changes[0].new}'"
     if len(changes) == 1:
         message = (
             f"the names fit only after one prefix is exchanged for another ({changes[0]}): this "
@@ -196,7 +201,7 @@ def _candidates(modules: Mapping[str, Sequence[str]], base: BaseNames) -> list[P
 def _unresolved(
     modules: Mapping[str, Sequence[str]], found: set[str], change: PrefixChange, base: BaseNames
 ) -> list[Problem]:
-    """Return one problem where nothing fits; else one for each of the first few that do not."""
+    """Return one problem where no module fits; else one for each of the first that do not fit."""
     lacking = [module for module in modules if module not in found]
     wanted = {one: join(change.apply(one) or one, modules[one][0]) for one in lacking[:_LISTED]}
     near = {one: ", ".join(base.nearest(name)) or "nothing" for one, name in wanted.items()}
@@ -234,8 +239,8 @@ def replacement_names(
 ) -> Mapping[str, str | None]:
     """Map each full tensor to the base's tensor that it replaces, None where there is none.
 
-    The change holds for every tensor of the file. A name that does not begin with the prefix that
-    comes off is of the network around the base's, whose tensors the base may call the same.
+    The change applies to every tensor of the file. A name without the removed prefix belongs to the
+    network around the base's model, and may by chance be the name of another tensor of the base.
     """
     found: dict[str, str | None] = {}
     for name in names:

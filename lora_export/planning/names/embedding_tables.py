@@ -1,7 +1,7 @@
-"""What checkpoints call the table that turns tokens into vectors."""
+"""The names that checkpoints give to the table that turns tokens into vectors."""
 
 TABLES = (
     "wte.weight", "embed_tokens.weight", "word_embeddings.weight", "tok_embeddings.weight",
     "shared.weight", "embed_in.weight",
 )  # fmt: skip
-"""The ends of its name, without the modules around it."""
+"""The ends of such names, without the modules around them."""

@@ -1,4 +1,4 @@
-"""What a user's globs call the factors of an update."""
+"""The names of factors to which a user's globs apply."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def keys_of(update: Update) -> Sequence[str]:
-    """Return the factors' names: as in a configured file, else by module and role."""
+    """Return the factors' names: those of the file with a configuration, else module and role."""
     if update.terms is not None:
         return [ref.spec.name for ref in update.factors.values()]
     return [join(update.module, f"lora_{role}") for role in update.factors]

@@ -1,7 +1,7 @@
-"""In which names the adapter's modules are found: the base's own, or those of the running model.
+"""The search for the adapter's modules, by the base's own names or by those of the running model.
 
-transformers 5 may call a tensor otherwise than checkpoints do, and may hold in one tensor what
-they store in several. An adapter carries the names of the model it was trained on, of either age.
+transformers 5 may call a tensor otherwise than checkpoints do, and may hold several stored tensors
+in one. An adapter has the names of the model that it was trained on, which may be of either kind.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A tensor of the base, and the row of the parameter's matrix at which it begins."""
+    """A tensor of the base that is a part of a parameter of the running model."""
 
+    #: The base's name of the tensor.
     name: str
+    #: The row of the parameter's matrix at which the part begins.
     start: int
 
 
@@ -34,13 +36,13 @@ class Part:
 class Home:
     """Where the base stores one tensor of the running model: whole, or in parts."""
 
-    #: The base's tensors each of which is the whole.
+    #: The base's tensors that each hold the whole.
     whole: tuple[str, ...] = ()
-    #: The base's tensors that are the whole together.
+    #: The base's tensors that together are the whole.
     parts: tuple[Part, ...] = ()
     #: The shape in the running model, where it is stored in parts.
     shape: tuple[int, ...] = ()
-    #: Why it is not known which parts they are, else "".
+    #: Why the parts cannot be found, else "".
     obstacle: str = ""
 
 
@@ -48,15 +50,15 @@ class Home:
 class Located:
     """A parameter of a module, and where the base stores it."""
 
-    #: The module as the base calls it, or where there are parts, the running model.
+    #: The base's name of the module; the running model's name where the base stores parts.
     module: str
-    #: The base's tensors each of which holds the parameter.
+    #: The base's tensors that each hold the parameter.
     tensors: tuple[str, ...]
     #: The parameter's shape; () where it is not known.
     shape: tuple[int, ...]
-    #: The base's tensors that hold the parameter together.
+    #: The base's tensors that together hold the parameter.
     parts: tuple[Part, ...] = ()
-    #: Why it is not known which parts they are, else "".
+    #: Why the parts cannot be found, else "".
     obstacle: str = ""
 
 
@@ -103,9 +105,9 @@ class Space:
 
 
 def wanted_of(updates: Iterable[Update]) -> Mapping[str, Sequence[str]]:
-    """List the parameters of each module of which the base must have one.
+    """List the possible parameters of each module; the base must have one of them.
 
-    A bias is looked for beside the weight, which is adapted as well.
+    A bias is listed only where no weight is adapted: it is found beside the weight.
     """
     listed = list(updates)
     found: dict[str, dict[str, None]] = {}
@@ -122,11 +124,19 @@ def find_space(
     only: PrefixChange | None = None,
     advice: str = "",
 ) -> tuple[Space, list[str], list[Problem]]:
-    """Find (space, choices, problems): by the base's own names, then by the model's.
+    """Find the names in which every module of an adapter has a tensor.
 
-    wanted: the parameters, by module, of each of which there must be one. only: the change of
-    prefix that the user named. advice: what to do where the model's names are not known, if they
-    could be.
+    The base's own names are tried first, then those of the running model.
+
+    Args:
+        wanted: for each module its possible parameters, of which there must be one.
+        base: the base's own names.
+        table: returns the names of the running model, or None where they are not known.
+        only: the change of prefix that the user named.
+        advice: how to make the running model's names known; "" where that is not possible.
+
+    Returns:
+        (space, choices, problems).
     """
     change, problems = choose_prefix(wanted, base.names, only)
     space = Space(base.names, base.stored, change)
@@ -143,9 +153,9 @@ def find_space(
         modules = {renamed.get(module, module): found for module, found in wanted.items()}
         change, unresolved = choose_prefix(modules, names, only)
         if not unresolved:
-            told = f"names by the table of {known.source}, {count}"
-            told += f" ({change})" if change != IDENTITY else ""
-            return Space(names, base.stored, change, homes, renamed), [told], []
+            choice = f"names by the table of {known.source}, {count}"
+            choice += f" ({change})" if change != IDENTITY else ""
+            return Space(names, base.stored, change, homes, renamed), [choice], []
     return space, [], problems
 
 
@@ -154,8 +164,8 @@ def renamed_tensors(
 ) -> Mapping[str, str]:
     """Find the base's tensors that full tensors called by the running model's names replace.
 
-    names: of full tensors that the base has not, beside modules that it has under their own names.
-    Names that the table has no place for in the base are left out.
+    names: of full tensors that the base lacks under these names, while it has the modules under
+    their own names. Names without a place in the base are left out of the result.
     """
     spelled = {changed: name for name in names if (changed := space.change.apply(name)) is not None}
     known = table() if spelled and space.homes is None else None
@@ -168,13 +178,13 @@ def renamed_tensors(
 
 
 def _unknown(lacking: Sequence[str], count: int, advice: str) -> Problem:
-    """Return one problem for all names that may be the running model's, which is not known."""
+    """Return one problem for all modules whose names may be those of an unknown running model."""
     message = f"{len(lacking)} of {count} modules are not in this base by its own names"
     return Problem(f"{message}: {first_names(lacking)}", hint=advice)
 
 
 def _renamed(wanted: Wanted, table: NameTable) -> Mapping[str, str]:
-    """Return the running model's names of modules that an adapter calls by older names."""
+    """Return the running model's names of modules that have older names in an adapter."""
     tensors = {join(module, "weight"): module for module in wanted}
     found = {}
     for name, place in table.places(tensors).items():

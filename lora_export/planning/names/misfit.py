@@ -1,4 +1,4 @@
-"""What may explain that an adapter does not fit: another model, or names that are not known."""
+"""Hints for an adapter that does not fit: the base is another model, or its names are unknown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def transformers_installed() -> bool:
 
 
 def lacking_extra(base: Checkpoint) -> str:
-    """Return how to get the names that transformers knows; empty where they are known."""
+    """Return the hint to install transformers, which knows further names; empty where it is not."""
     if not base.config.get("model_type") or transformers_installed():
         return ""
     return (
@@ -35,12 +35,12 @@ def lacking_extra(base: Checkpoint) -> str:
 def with_origin(
     base: Checkpoint, adapter: Adapter, problems: Sequence[Problem]
 ) -> Sequence[Problem]:
-    """Extend the last problem by which model the base is, and which the adapter is for."""
-    told = "; ".join(text for text in (_base(base), _trained_on(adapter)) if text)
-    if not problems or not told:
+    """Add to the last problem the names of the base's model and of the adapter's."""
+    models = "; ".join(text for text in (_base(base), _trained_on(adapter)) if text)
+    if not problems or not models:
         return problems
     *others, last = problems
-    return [*others, replace(last, hint=f"{last.hint}; {told}" if last.hint else told)]
+    return [*others, replace(last, hint=f"{last.hint}; {models}" if last.hint else models)]
 
 
 def _base(base: Checkpoint) -> str:
@@ -59,9 +59,9 @@ def _trained_on(adapter: Adapter) -> str:
 def other_bases(base: Checkpoint, adapters: Sequence[Adapter]) -> list[Problem]:
     """Return a problem for every adapter that names another base, or another revision of it.
 
-    A base of the right shape merges without any other sign that it is the wrong one. Names are
-    compared by their last part: what an adapter was trained on may lie in another folder here, or
-    be quantised there. The revision of a base is known where it lies in the Hugging Face cache.
+    Where the shapes fit, nothing else shows that a base is the wrong one. Names are compared by
+    their last part, and without the words of a quantisation: the trainer may have had the model in
+    another folder, or quantised. The base's revision is known in the Hugging Face cache alone.
     """
     given = _name_of(base)
     if not given:

@@ -1,8 +1,8 @@
-"""The user's network beside a base that has other names, or other tensors.
+"""The user's network beside a base with other names, or other tensors.
 
-A pretrained encoder is saved without the prefix that it has inside a network of one's own, and a
-checkpoint may hold a head that the network lacks. The plan is made in the base's names. So the
-network's names are changed to the base's once, by one change of prefix, and back where it is built.
+A pretrained encoder is saved without the prefix that it has inside the user's network. A checkpoint
+may hold a head that the network lacks. The plan is made in the base's names. So the network's names
+are changed to the base's once, by one change of prefix. They are changed back to build the network.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkNames:
-    """What the network calls tensors and modules, by the base's names without wrappers."""
+    """The network's names of tensors and modules, by the base's names without wrappers."""
 
     #: The network's name of each tensor; empty where the names are the same.
     tensors: Mapping[str, str] = field(default_factory=dict)
     #: The network's name of each module; empty where the names are the same.
     modules: Mapping[str, str] = field(default_factory=dict)
-    #: Tensors of the network whose names are those of other tensors in the base: no file gives
-    #: them a value.
+    #: Tensors of the network whose names belong to other tensors in the base, so that no file
+    #: gives them a value.
     nameless: tuple[str, ...] = ()
 
     def tensor(self, name: str) -> str:
-        """Return the network's name of a tensor; `name` itself where it is no other."""
+        """Return the network's name of a tensor; `name` itself where both are the same."""
         known = self._known.tensor(name)
         return self.tensors[known] if known else name
 
@@ -56,17 +56,17 @@ class NetworkNames:
         return BaseNames(self.tensors)
 
     def module(self, name: str) -> str:
-        """Return the network's name of a module; `name` itself where it is no other."""
+        """Return the network's name of a module; `name` itself where both are the same."""
         return self.modules.get(without_wrappers(name), name)
 
 
 def meet_network(
     model: ModelFacts, base: Checkpoint, adapters: Sequence[Adapter], options: Options
 ) -> tuple[ModelFacts, NetworkNames]:
-    """Return the network's facts in the base's names, and the way back.
+    """Return the network's facts in the base's names, and the names to change them back.
 
-    A tensor outside of the prefix keeps its name, unless the base has a tensor of that name that
-    is another one: then it has no name beside the base's, and is left out of the facts.
+    A tensor outside of the prefix keeps its name. Where the base has another tensor of this name,
+    the network's tensor is left out of the facts.
     """
     stored = base.tensors()
     change = _find_change(model, stored, adapters, options)
@@ -136,18 +136,23 @@ def _left_in(updates: Sequence[Update], options: Options) -> list[Update]:
     return [
         update
         for update in updates
-        if not (update.outside and options.trust_file is False) and not _let_go(update, options)
+        if not (update.outside and options.trust_file is False)
+        and not _is_unmatched(update, options)
     ]
 
 
-def _let_go(update: Update, options: Options) -> bool:
+def _is_unmatched(update: Update, options: Options) -> bool:
     keys = [join(update.module, f"lora_{role}") for role in update.factors]
     keys += [ref.spec.name for ref in update.factors.values()]
-    return options.lets_go(keys)
+    return options.allows_unmatched(keys)
 
 
 def _tensors(model: ModelFacts, base: BaseNames, change: PrefixChange) -> dict[str, str]:
-    """Find the base's name of each tensor of the network; what the base stores comes first."""
+    """Find the base's name of each tensor of the network.
+
+    The order decides which tensor gets a name that fits two: names that the base stores after the
+    change come first, then stored names that stay as they are, then names that the base lacks.
+    """
     found: dict[str, str] = {}
     taken: set[str] = set()
 
@@ -168,7 +173,7 @@ def _tensors(model: ModelFacts, base: BaseNames, change: PrefixChange) -> dict[s
 
 
 def _modules(tensors: Mapping[str, str]) -> dict[str, str]:
-    """Find the base's name of each module that holds tensors, as those are called."""
+    """Find the base's name of each module that holds tensors, from the names of these tensors."""
     found: dict[str, str] = {}
     for name, base_name in tensors.items():
         own, other = name.split(".")[:-1], base_name.split(".")[:-1]
@@ -181,16 +186,16 @@ def _modules(tensors: Mapping[str, str]) -> dict[str, str]:
 
 
 def without_place(model: ModelFacts, names: Mapping[str, object]) -> list[str]:
-    """List the names, of the base or the result, that the network has no tensor for."""
+    """List the names for which the network has no tensor."""
     known = BaseNames(model.tensors)
     return [name for name in names if known.tensor(name) is None]
 
 
 def whole_parts_without_values(model: ModelFacts, plan: MergePlan) -> list[str]:
-    """List the network's tensors without a value in the result, if they are parts of their own.
+    """List the network's tensors without a value in the result, if they form whole parts.
 
-    A part is a module of which the result holds nothing, and which is no numbered layer: a head
-    that was not saved. Empty where another tensor has no value either: this is another network.
+    Such a part is a module without any value that is no numbered layer, such as a head that was not
+    saved. The list is empty where further tensors have no value: this is another network.
     """
     known = BaseNames(model.tensors)
     held = {known.tensor(step.out.name) for step in plan.steps()}

@@ -1,4 +1,4 @@
-"""What a model is called on a hub, and the name of what it was quantised from."""
+"""The names of models on a hub: the base's, and that of the model it was quantised from."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ _SCHEME = re.compile(
     r"(?:int|fp|mxfp|nvfp)[48]|w\d+a\d+(?:g\d+)?",
     re.IGNORECASE,
 )
-# What stands beside a scheme's name, and means nothing alone.
+# Parts that stand beside a scheme's name; alone they do not show a quantisation.
 _DETAIL = re.compile(
     r"unsloth|dynamic|block|sym|marlin|actorder|true|false|ao|g\d+|gs\d+|\d+g", re.IGNORECASE
 )
-# Who publishes the original as well; of others, only the model's own name is known.
+# Publishers of the originals as well. For others, only the model's own name is known.
 _PUBLISHERS = frozenset({"unsloth", "Qwen", "google", "mistralai", "meta-llama", "deepseek-ai"})
 
 
 def without_scheme(name: str) -> str | None:
-    """Remove what says how a model is quantised (`unsloth/X-bnb-4bit`: unsloth/X), else None."""
+    """Remove the parts of a name that describe a quantisation: `org/X-bnb-4bit` gives `org/X`.
+
+    Returns:
+        None where the name has no such part.
+    """
     left, is_quantized = name, False
     while found := _NAME_PARTS.fullmatch(left):
         part = found["part"]
@@ -44,10 +48,10 @@ def hub_name(text: object) -> str:
 
 
 def base_name(base: Checkpoint, adapters: Sequence[Adapter]) -> str:
-    """Return the base's name on a hub: of its cache, or as the adapters' trainers called it.
+    """Return the base's name on a hub: that of its cache, else that in the adapters' configs.
 
-    config.json is not asked: its _name_or_path may be that of the model before this one. Of a
-    quantised model that an adapter was trained on, the name of the original. Empty when unknown.
+    Where an adapter was trained on a quantised model, it is the original's name. config.json is not
+    used: its _name_or_path may name the model that this one was trained from. Empty when unknown.
     """
     if cached := repository_of(base.root):
         return cached
@@ -57,14 +61,14 @@ def base_name(base: Checkpoint, adapters: Sequence[Adapter]) -> str:
 
 
 def original_hint(base: Checkpoint, adapters: Sequence[Adapter]) -> str:
-    """Return what to merge into instead of a quantised base, by its name where that is known."""
+    """Return a hint to merge into the original of a quantised base, by its name where known."""
     start = "merge into the 16-bit base that it was quantised from"
     named = [name for name in dict.fromkeys(_originals(base, adapters)) if name]
     return f"{start}: {' or '.join(named[:2])}" if named else start
 
 
 def _originals(base: Checkpoint, adapters: Sequence[Adapter]) -> Iterator[str]:
-    """Yield what the adapters were trained on, then what the base's own names lead to."""
+    """Yield the originals' names: by the adapters' configurations, then by the base's own names."""
     own = repository_of(base.root)
     for name in (hub_name(adapter.trained_on) for adapter in adapters):
         yield _original(name) if without_scheme(name) or name == own else name
@@ -73,7 +77,7 @@ def _originals(base: Checkpoint, adapters: Sequence[Adapter]) -> Iterator[str]:
 
 
 def _original(name: str) -> str:
-    """Return the original's name: with its publisher where that is the same; empty when unknown."""
+    """Return the name of the original, with the publisher where it publishes both; else empty."""
     plain = without_scheme(name) or ""
     publisher, _, model = plain.rpartition("/")
     return plain if publisher in _PUBLISHERS else model

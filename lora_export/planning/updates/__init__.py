@@ -1,1 +1,1 @@
-"""Low-rank updates: the base tensor of each, and the arithmetic that it asks for."""
+"""Low-rank updates: the base tensor of each, and the arithmetic that merges it."""

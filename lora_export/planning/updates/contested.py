@@ -1,7 +1,7 @@
-"""What an adapter's file and its configuration say differently: the user says whom to believe.
+"""Factors that an adapter's configuration leaves out: the user decides whether they are merged.
 
-PEFT ignores factors that the configuration leaves out, so "as merge_and_unload() does" and "every
-tensor of the file is used" are two results.
+PEFT ignores them. So "as merge_and_unload() does" and "every tensor of the file is used" are two
+results.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 
 def settle_contested(adapter: Adapter, given: Given, fitted: Fitted, findings: Findings) -> Adapter:
-    """Leave out what the user does not trust; note problems where no option decides it.
+    """Return the adapter without the tensors that --trust-config leaves out.
 
-    A full tensor is a problem where it would change something: see full_tensors/disputed.py.
+    Updates are problems where no option decides. A full tensor is one only where it would change
+    something, see full_tensors/disputed.py.
     """
     outside = {id(update): update for update in _outside(adapter, given)}
     whole = [item for item in adapter.replacements if item.outside]
@@ -51,17 +52,18 @@ def _keys(update: Update) -> list[str]:
 
 
 def _outside(adapter: Adapter, given: Given) -> list[Update]:
-    """List the updates that the configuration leaves out, by every name that the module has.
+    """List the updates that the configuration leaves out under every name of their module.
 
-    The file may have the names of a checkpoint, and the configuration those of the running model,
+    The file may have the names of a checkpoint and the configuration those of the running model,
     or the other way round.
     """
     found = [
         update
         for update in adapter.updates
-        if update.outside and not given.options.lets_go(_keys(update))
+        if update.outside and not given.options.allows_unmatched(_keys(update))
     ]
-    known = [u for u in found if adapter.leaves_out(u.module)]  # by its name, not by its factors
+    # The others are left out by their factors, whatever the names.
+    known = [u for u in found if adapter.leaves_out(u.module)]
     table = given.name_table() if known else None
     if table is None:
         return found
@@ -74,9 +76,9 @@ def _outside(adapter: Adapter, given: Given) -> list[Update]:
 def _other_names(
     given: Given, table: NameTable, weights: Collection[str]
 ) -> Mapping[str, Sequence[str]]:
-    """Return what the running model and the checkpoint call the modules of these weights.
+    """Return the names of these weights' modules in the running model and in the checkpoint.
 
-    Of a part of a stack of experts it is the name of the stack.
+    A part of a stack of experts has the name of the stack.
     """
     found: dict[str, list[str]] = {weight: [] for weight in weights}
     for weight, place in table.places(weights).items():

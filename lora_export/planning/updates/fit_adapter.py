@@ -1,4 +1,4 @@
-"""Fit adapters to the base: every tensor of their files is used exactly once, or is a problem."""
+"""The fitting of adapters to the base: every tensor is used exactly once, or is a problem."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def fit_adapters(given: Given, changes: TensorChanges, findings: Findings) -> Fitted:
-    """Enter what the adapters do into `changes`, and every reason why they cannot."""
+    """Enter the adapters' changes into `changes`, and problems into `findings`."""
     fitted = Fitted()
     unstored = [name for tie in given.ties for name in tie.names if name not in given.stored]
     names = BaseNames([*given.stored, *unstored])
@@ -55,7 +55,7 @@ def _fit_adapter(
 ) -> None:
     """Fit one adapter: find its modules in the base, then place updates and full tensors.
 
-    names: those of the base, with the names that are only tied to a stored one.
+    names: the base's names, also those that are only tied to a stored name.
     """
     adapter = settle_contested(adapter, given, fitted, findings)
     updates, replacements = _left_in(adapter, given.options, fitted)
@@ -67,7 +67,7 @@ def _fit_adapter(
         return
     space, settled = located
     tensors = find_targets(replacements, space, names, given, findings)
-    # An update acts on the copy under it, so copies come first.
+    # An update is added to the copy under it, so copies come first.
     fitted.kept += fit_copies(tensors, given, changes, findings)
     resolved = [fit_update(adapter, one, given, changes, findings) for one in settled]
     found = [one for one in resolved if one]
@@ -94,9 +94,9 @@ def _locate(
     changes: TensorChanges,
     findings: Findings,
 ) -> tuple[Space, Sequence[Settled]] | None:
-    """Find the parameter of every update, in the names that resolve all; None where one has none.
+    """Find the parameter of every update, in one set of names; None where a parameter is missing.
 
-    names: those of the base, with the names that are only tied to a stored one.
+    names: the base's names, also those that are only tied to a stored name.
     """
     space, choices, problems = find_space(
         wanted_of(updates),
@@ -120,7 +120,7 @@ def _without_factors(adapter: Adapter, fitted: Fitted) -> Problem:
     where = str(adapter.path)
     if fitted.disbelieved:
         message = "adapter_config.json leaves out every module that the file adapts"
-        hint = "is it the configuration of this file? --trust-file does not ask it"
+        hint = "is it the configuration of this file? --trust-file merges the file without it"
         return Problem(message, where, hint)
     if adapter.updates:
         return Problem("no low-rank factors are left after --allow-unmatched", where)
@@ -136,21 +136,24 @@ def _at(adapter: Adapter, problem: Problem) -> Problem:
 def _left_in(
     adapter: Adapter, options: Options, fitted: Fitted
 ) -> tuple[Sequence[Update], Sequence[Replacement]]:
-    """Keep the updates and full tensors that --allow-unmatched does not let go."""
+    """Return the updates and full tensors that --allow-unmatched does not leave out."""
     updates: list[Update] = []
     for update in adapter.updates:
         keys = keys_of(update)
-        if options.lets_go(keys):
+        if options.allows_unmatched(keys):
             fitted.unmatched += keys
         else:
             updates.append(update)
-    gone = [one.name for one in adapter.replacements if options.lets_go([one.name])]
+    gone = [one.name for one in adapter.replacements if options.allows_unmatched([one.name])]
     fitted.unmatched += gone
     return updates, [one for one in adapter.replacements if one.name not in gone]
 
 
 def _is_there(update: Update, space: Space, given: Given, changes: TensorChanges) -> bool:
-    """Return whether the base has the parameter, and not of zeros, which no factor changes."""
+    """Return whether the base has the parameter with other values than zeros.
+
+    A parameter of zeros stays zero, whatever its factors.
+    """
     located = space.locate(update.module, update.parameter)
     if located is None:
         return False

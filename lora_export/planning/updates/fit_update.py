@@ -15,7 +15,7 @@ from lora_export.planning.updates.idle import zero_effect
 from lora_export.planning.updates.orientation import stored_by
 from lora_export.planning.updates.readings import Unresolved
 from lora_export.planning.updates.resolve_by_shape import resolve
-from lora_export.planning.updates.resolve_configured import resolve_said
+from lora_export.planning.updates.resolve_configured import resolve_configured
 from lora_export.records import FLOAT_DTYPES, Facts, Problem
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ class Resolved:
 
     #: The adapter's path, and the model's name of the module.
     module: tuple[str, str]
-    #: Who says how a square weight is stored; "" where it is as the user gives it.
+    #: The source that decides how a square weight is stored; "" for the user's own options.
     turned_by: str
-    #: Why it changes nothing; None where it does.
+    #: Why the update changes nothing; None where it changes the weight.
     idle: Idle | None
 
 
@@ -74,7 +74,7 @@ def fit_update(
 def _enter(
     weight: str, delta: Delta, where: str, changes: TensorChanges, findings: Findings
 ) -> None:
-    """Enter the update, beside those of other adapters where that has a meaning."""
+    """Enter the update, after those of other adapters; refuse two that have no sum."""
     merged = changes.merged.setdefault(weight, [])
     if any(other.adapter == delta.adapter for other in merged):
         message = f"{weight} is updated by another module of the same adapter already"
@@ -168,19 +168,19 @@ def _by_facts(
 
 
 def _by_configuration(
-    adapter: Adapter, settled: Settled, said: Terms, base: TensorSpec, given: Given
+    adapter: Adapter, settled: Settled, terms: Terms, base: TensorSpec, given: Given
 ) -> tuple[Delta, str]:
     module = settled.located.module
-    facts = given.facts.of(module)  # a manifest has nothing to add to the adapter's configuration
-    stored = stored_by(given.base, module, said, settled.turned, facts)
-    rounds_first = given.options.recipe == "peft-safe" or said.rounds_first
+    facts = given.facts.of(module)  # not by adapter: its configuration has all that a manifest has
+    stored = stored_by(given.base, module, terms, settled.turned, facts)
+    rounds_first = given.options.recipe == "peft-safe" or terms.rounds_first
     recipe: MergeRecipe = "peft-safe" if rounds_first else "peft"
-    # Beside adapters that do not give alpha, the options speak of those.
+    # Where some adapters give no alpha, the options apply only to these.
     options = Facts() if given.is_mixed else given.facts.by_user(module)
-    delta = resolve_said(
+    delta = resolve_configured(
         adapter,
         settled.update,
-        said,
+        terms,
         module,
         base,
         by_user=options,

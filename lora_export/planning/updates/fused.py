@@ -1,7 +1,7 @@
-"""litgpt's updates: what the files beside them and the options say together, and what is missing.
+"""litgpt's updates: the facts of the files beside them and of the options, taken together.
 
-query, key and value of litgpt are blocks of unequal size in one weight. Cut into equal thirds, they
-would be merged wrongly without a sign of it.
+query, key and value of litgpt are blocks of unequal size in one weight. A merge that cut the weight
+into equal thirds would be wrong, and no shape would show it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from lora_export.records import Adapter, Delta, TensorSpec, Update
 
 _NEEDED = ("alpha", "enable_lora", "n_head", "n_query_groups")
-_LORALIB = "if these are loralib's own layers, say --dialect loralib"
+_LORALIB = "if these are loralib's own layers, take --dialect loralib"
 _FILES = (
-    "hyperparameters.yaml and model_config.yaml, which litgpt saves with it, say them: put both "
+    "hyperparameters.yaml and model_config.yaml, which litgpt saves with it, have them: put both "
     "beside it; or give them in --hparams FILE as alpha, enable_lora, n_head and n_query_groups; "
     f"{_LORALIB}"
 )
@@ -39,11 +39,11 @@ def resolve_litgpt(
 ) -> Delta:
     """Resolve the one reading of a litgpt LoRALinear or LoRAQKVLinear (0.4.13, 0.5.13).
 
-    known: what options, a model or a manifest say of the module.
+    known: the facts of the module from options, a model or a manifest.
 
     Raises:
-        UsageError: that contradicts what the files beside the adapter say.
-        Unresolved: a fact is missing, or the shapes do not fit what is known.
+        UsageError: they contradict the files beside the adapter.
+        Unresolved: a fact is missing, or the shapes do not fit the facts.
     """
     where = f"{adapter.path}: {update.module}"
     own = update.own or Facts()
@@ -52,14 +52,14 @@ def resolve_litgpt(
     facts = replace(facts, source=own.source or known.source or named.source)
     shapes = Shapes.of(update.factors, base.shape)
     readings = [one for one in readings_of(update.family, shapes) if one.kind == own.kind]
-    readings = [one for one in readings if not one.fan_in_fan_out]  # litgpt has nn.Linear alone
+    readings = [one for one in readings if not one.fan_in_fan_out]  # litgpt only has nn.Linear
     if not readings:
         raise Unresolved(no_fit(update.family, shapes, base, where), missing=False)
     rank = readings[0].rank
-    told = unsaid([facts])
-    if facts.enable_lora is None:  # with all three adapted the shapes tell it
+    missing = missing_keys([facts])  # before the shapes complete the facts, for the message
+    if facts.enable_lora is None:  # the shapes show it where all three are adapted
         facts = replace(facts, enable_lora=readings[0].enable_lora)
-    _refuse_missing(facts, told, where)
+    _refuse_missing(facts, missing, where)
     if facts.rank not in (None, rank):
         message = f"rank is {rank} in the file but {facts.rank} in {facts.source}"
         raise Unresolved(Problem(message, where), missing=False)
@@ -95,21 +95,24 @@ def warn_of_cast(
     )
 
 
-def unsaid(facts: Iterable[Facts]) -> list[str]:
-    """List what a LoRA of litgpt needs and `facts` of its modules do not give."""
+def missing_keys(facts: Iterable[Facts]) -> list[str]:
+    """List the facts that a LoRA of litgpt needs and that some of its modules lack."""
     listed = list(facts)
     return [key for key in _NEEDED if any(getattr(one, key) is None for one in listed)]
 
 
-def _refuse_missing(facts: Facts, told: Sequence[str], where: str) -> None:
-    """Refuse a module without the facts that its kind needs. told: all that the adapter lacks."""
-    missing = unsaid([facts])
+def _refuse_missing(facts: Facts, listed: Sequence[str], where: str) -> None:
+    """Refuse a module without the facts that its kind needs.
+
+    listed: all facts that the adapter lacks, which the message names.
+    """
+    missing = missing_keys([facts])
     if missing and (facts.kind == QKV.name or "alpha" in missing):
-        message = f"a LoRA of litgpt, without its {', '.join(told)}: they are not in the file"
+        message = f"a LoRA of litgpt, without its {', '.join(listed)}: they are not in the file"
         raise Unresolved(Problem(message, where, _FILES), missing=True)
     if facts.alpha is not None and not (math.isfinite(facts.alpha) and facts.alpha > 0):
         message = f"alpha = {facts.alpha:g} from {facts.source} is not a positive number"
-        hint = "give the lora_alpha used in training; --weight is its strength"
+        hint = "give the lora_alpha used in training; --weight scales a whole adapter"
         raise Unresolved(Problem(message, where, hint), missing=True)
 
 
@@ -119,16 +122,16 @@ def _heads(facts: Facts, shapes: Shapes, base: TensorSpec, where: str) -> tuple[
     enabled = facts.enable_lora or ()
     counts = (n_head, groups, groups)
     size, rest = divmod(base.shape[0], sum(counts))
-    told = f"n_head = {n_head} and n_query_groups = {groups} from {facts.source}"
+    named = f"n_head = {n_head} and n_query_groups = {groups} from {facts.source}"
     if rest or n_head % groups:
-        message = f"{told} do not divide the {base.shape[0]} rows of {base.name}"
+        message = f"{named} do not divide the {base.shape[0]} rows of {base.name}"
         raise Unresolved(Problem(message, where, _OTHER_BASE), missing=False)
     (rows_a, _), (rows_b, rank) = shapes.a, shapes.b
     chosen = [count * size for count, on in zip(counts, enabled, strict=False) if on]
     if len(enabled) != len(counts) or len(chosen) * rank != rows_a or sum(chosen) != rows_b:
         blocks = ",".join(str(int(block)) for block in enabled)
         message = (
-            f"{told} and enable_lora {blocks} mean {len(chosen) * rank} rows of A and "
+            f"{named} and enable_lora {blocks} mean {len(chosen) * rank} rows of A and "
             f"{sum(chosen)} of B, but the file has {rows_a} and {rows_b}"
         )
         raise Unresolved(Problem(message, where, _OTHER_BASE), missing=True)

@@ -1,8 +1,8 @@
 """Updates that change nothing: of a layer that training never called, or of a damaged adapter.
 
-A layer's first factor to be multiplied by is drawn, the other is zero until training changes it. A
-layer whose forward its parent passes over (Mamba's dt_proj, which is read for its weight) keeps
-its zeros in every adapter; its update is exactly zero, and the weight stays the base's.
+Training starts with one factor drawn at random and the other one zero. A layer whose forward is
+never called keeps its zeros. Mamba's dt_proj is one: its parent reads only its weight. Such an
+update is exactly zero, and the weight stays the base's.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Idle:
 
     #: Its module, with the adapter, for messages.
     where: str
-    #: What is zero about it, in words.
+    #: What makes it zero, in words.
     reason: str
 
 
 def zero_effect(update: Update, delta: Delta, where: str, findings: Findings) -> Idle | None:
-    """Find a product's zero factor; refuse one that no training leaves behind.
+    """Return the zero factor of a product; refuse an update that no training leaves so.
 
-    What depends on the weight may change it with zeros too, and is passed over.
+    Kinds that are no product of factors are skipped: with zero factors they may change the weight.
     """
     kind = all_kinds()[delta.kind]
     if kind.product is None:
@@ -46,7 +46,7 @@ def zero_effect(update: Update, delta: Delta, where: str, findings: Findings) ->
     if zero := [role for role, ref in update.factors.items() if is_zero(ref)]:
         found = Idle(where, f"{_stem(update, zero[0])} is all zero")
         if (zero == ["A"] and kind.zero_at_start != "A") or {"A", "B"} <= {*zero}:
-            # One of both is drawn, and training does not make it zero.
+            # One of the two is drawn at random, and training does not make all of it zero.
             findings.unfit.append(_without_effect(found))
         else:
             idle = found
@@ -57,9 +57,9 @@ def zero_effect(update: Update, delta: Delta, where: str, findings: Findings) ->
 
 
 def judge_idle(adapter: Adapter, idle: Sequence[Idle], count: int, findings: Findings) -> None:
-    """Refuse an adapter all of whose updates are idle; warn of those of one that has others.
+    """Refuse an adapter whose updates are all idle; warn where only some of them are.
 
-    count: of all its updates.
+    count: the number of all its updates.
     """
     if idle and len(idle) == count:
         findings.unfit += [_without_effect(one) for one in idle]
@@ -77,7 +77,7 @@ def _without_effect(idle: Idle) -> Problem:
 
 
 def _stem(update: Update, role: str) -> str:
-    """Return the name of a factor as its key ends in it."""
+    """Return the last part of a factor's name, without `.weight` and `.default`."""
     if update.terms is None:
         return f"lora_{role}"
     name = update.factors[role].spec.name.removesuffix(".weight").removesuffix(".default")

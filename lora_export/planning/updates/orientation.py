@@ -42,65 +42,77 @@ def stacks_in_out(base: Checkpoint, version: str) -> bool | None:
 class Stored:
     """How square weights are stored."""
 
-    #: Whether (in, out); None where nothing says it.
+    #: Whether they are stored (in, out); None where nothing shows it.
     in_out: bool | None = None
-    #: Who says it, in words.
+    #: The source of this fact, in words.
     source: str = ""
-    #: Why what is said may be wrong, so that the user has to say it.
+    #: Why the source may be wrong, so that the user must decide; "" for a source to trust.
     doubt: str = ""
 
 
 def stored_by(
     base: Checkpoint,
     module: str,
-    said: Terms,
+    terms: Terms,
     turned: bool | None,  # noqa: FBT001
     facts: Facts,
 ) -> Stored:
-    """Decide by the base, the module's other experts or PEFT's version; else by user, then file.
+    """Decide how square weights of a module are stored.
 
-    turned: how the other experts of the module are stored, or the other modules of the adapter,
-    where their shapes tell it.
+    The sources are used in this order, since the first ones cannot be wrong: the base's
+    architecture, the module's other experts, PEFT's version, then the user, then the adapter's
+    configuration.
+
+    Args:
+        base: names the architecture.
+        module: the model's name of the module.
+        terms: the terms of the adapter's configuration.
+        turned: whether the other experts of the module, or the other modules of the adapter, are
+            stored (in, out); None where their shapes do not show it.
+        facts: the user's facts about the module.
     """
-    certain = _certain(base, module, said, turned)
+    certain = _certain(base, module, terms, turned)
     if certain.in_out is not None:
         return certain
-    hint = said.fan_in_fan_out if said.tuner != "parameter" else None
+    hint = terms.fan_in_fan_out if terms.tuner != "parameter" else None
     if facts.fan_in_fan_out is not None:
         otherwise = hint is not None and hint != facts.fan_in_fan_out
-        but = f", against {said.source}: it is often wrong there" if otherwise else ""
+        but = f", against {terms.source}: it is often wrong there" if otherwise else ""
         return Stored(facts.fan_in_fan_out, f"by {facts.source}{but}")
-    if said.tuner != "parameter" and turned is not bool(hint) and (hint or turned is not None):
-        return Stored(hint, f"by {said.source}", doubt=_doubt(said, turned))
+    if terms.tuner != "parameter" and turned is not bool(hint) and (hint or turned is not None):
+        return Stored(hint, f"by {terms.source}", doubt=_doubt(terms, turned))
     if hint is not None:
-        return Stored(hint, f"by {said.source}")
-    return Stored(None, "by default, as nobody says it")
+        return Stored(hint, f"by {terms.source}")
+    return Stored(None, "by default, as no source decides it")
 
 
-def _doubt(said: Terms, turned: bool | None) -> str:  # noqa: FBT001
-    """PEFT 0.21.2 corrects the member by the class of the layer, which no file of weights tells."""
-    value = {True: "true", False: "false", None: "not"}[said.fan_in_fan_out]
-    told = f"fan_in_fan_out is {value} in {said.source}"
+def _doubt(terms: Terms, turned: bool | None) -> str:  # noqa: FBT001
+    """Return why fan_in_fan_out of the configuration may be wrong.
+
+    PEFT 0.21.2 corrects this member by the class of the layer, which no file of weights shows.
+    """
+    value = {True: "true", False: "false", None: "not"}[terms.fan_in_fan_out]
+    fact = f"fan_in_fan_out is {value} in {terms.source}"
     if turned is None:
-        return f"{told}, which PEFT obeys for Conv1D (in, out) and not for nn.Linear (out, in)"
+        return f"{fact}, which PEFT obeys for Conv1D (in, out) and not for nn.Linear (out, in)"
     other = "(in, out)" if turned else "(out, in)"
-    return f"{told}, and by their shapes the adapter's other modules are stored {other}"
+    return f"{fact}, and by their shapes the adapter's other modules are stored {other}"
 
 
-def _certain(base: Checkpoint, module: str, said: Terms, turned: bool | None) -> Stored:  # noqa: FBT001
-    if said.tuner != "parameter":
+def _certain(base: Checkpoint, module: str, terms: Terms, turned: bool | None) -> Stored:  # noqa: FBT001
+    if terms.tuner != "parameter":
         source = f"as {base.config.get('model_type')} has them"
         return Stored(stores_in_out(base, module), source)
     if turned is not None:
         return Stored(turned, "as the module's other experts are")
-    source = f"as PEFT {said.version} reads them"
-    return Stored(stacks_in_out(base, said.version), source)
+    source = f"as PEFT {terms.version} reads them"
+    return Stored(stacks_in_out(base, terms.version), source)
 
 
 def square_weights(deltas: Iterable[Delta], turned_by: Mapping[tuple[str, str], str]) -> list[str]:
-    """Describe how square weights are read, and by whose word.
+    """Describe how square weights are read, and the source of this.
 
-    turned_by: who says it, by adapter and module.
+    turned_by: the source, by adapter and module.
     """
     square: dict[str, list[Delta]] = defaultdict(list)
     for delta in deltas:

@@ -1,4 +1,7 @@
-"""Which parameter of its module an update is of, where the adapter's file does not say it."""
+"""The search for the parameter that an update changes, where the adapter's file names only modules.
+
+A file may hold several updates of one module without the names of their parameters.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """An update of one parameter, and where that is."""
+    """An update of one parameter, and the place of this parameter in the base."""
 
     update: Update
     located: Located
-    #: Whether another parameter of the module, whose shape tells it, is stored (in, out).
+    #: Whether another parameter of the module is stored (in, out); None where no shape shows it.
     turned: bool | None = None
 
 
@@ -34,9 +37,12 @@ def settle(
 ) -> tuple[list[Settled], list[Problem]]:
     """Find the one parameter of every update.
 
-    All of a module's are settled together: no two are of the same parameter. By existence, then by
-    shape, and at last by the order in which the running model registers its parameters, in which
-    PEFT nests its layers.
+    All updates of a module are settled together, since no two change the same parameter. Existence
+    decides first, then the shape. The last resort is the order in which the running model registers
+    its parameters: PEFT nests its layers in this order.
+
+    Returns:
+        (settled updates, problems of the others).
     """
     groups: dict[str, list[Update]] = {}
     for update in updates:
@@ -59,7 +65,7 @@ def settle(
 
 
 def _options(update: Update, space: Space) -> list[Found]:
-    """List what exists of what the update may be; of several, what has fitting shapes."""
+    """List the existing parameters that the update may be of; if any fits by shape, only those."""
     located = [(one, space.locate(one.module, one.parameter)) for one in update.readings()]
     level = update.level
     found = [(replace(one, instead=(), level=level), place) for one, place in located if place]
@@ -75,7 +81,7 @@ def _readings(option: Found) -> list[bool]:
 
 
 def _assigned(options: Sequence[Sequence[Found]]) -> list[Found] | None:
-    """Choose one option each, no parameter twice; None where shapes do not suffice."""
+    """Choose one option for each update, no parameter twice; None where shapes leave several."""
     left = [list(found) for found in options]
     for _ in left:
         only = {found[0][0].parameter for found in left if len(found) == 1}
@@ -89,7 +95,7 @@ def _assigned(options: Sequence[Sequence[Found]]) -> list[Found] | None:
 
 
 def _by_order(options: Sequence[Sequence[Found]], table: NameTable | None) -> list[Found] | None:
-    """Choose by the model's order of parameters: the outermost layer is the last one's."""
+    """Choose by the model's order of parameters: the last parameter has the outermost layer."""
     if table is None:
         return None
     parameters = {one[0].parameter: one for found in options for one in found}
@@ -114,15 +120,18 @@ def _lacking(update: Update) -> Problem:
 def _unsure(group: Sequence[Update], options: Sequence[Sequence[Found]]) -> Problem:
     names = dict.fromkeys(one[0].parameter for found in options for one in found)
     message = (
-        f"the file does not say which of {', '.join(list(names)[:5])} its factors are of: that is "
-        "the order in which the model registers them"
+        f"the file does not show which of {', '.join(list(names)[:5])} its factors belong to: the "
+        "order in which the model registers them decides it"
     )
     hint = "with transformers installed (extra hf) the order of its models is known"
     return Problem(message, group[0].module, hint)
 
 
 def _with_orientation(found: Sequence[Found]) -> Iterable[Settled]:
-    """Take the orientation of a stack that is not square: PEFT reads all of a module alike."""
+    """Give all updates of a module the orientation of a stack that is not square.
+
+    PEFT reads all stacks of a module alike.
+    """
     readings = [set(_readings(one)) for one in found if len(one[1].shape) == 3]
     sure = {turned for one in readings if len(one) == 1 for turned in one}
     turned = sure.pop() if len(sure) == 1 else None
@@ -130,14 +139,17 @@ def _with_orientation(found: Sequence[Found]) -> Iterable[Settled]:
 
 
 def _with_neighbours(settled: Sequence[Settled]) -> list[Settled]:
-    """Take the orientation of matrices of the same name, or of Conv1D, that are not square."""
-    told: dict[str, set[bool]] = {}
+    """Give square matrices the orientation of others of the same name that are not square.
+
+    All layers that transformers has as Conv1D count as one name.
+    """
+    by_name: dict[str, set[bool]] = {}
     matrices = {id(one): _sort(one) for one in settled if len(one.located.shape) == 2}
     for one in settled:
         readings = set(_readings((one.update, one.located))) if id(one) in matrices else set()
         if len(readings) == 1:
-            told.setdefault(matrices[id(one)], set()).update(readings)
-    sure = {name: found.pop() for name, found in told.items() if len(found) == 1}
+            by_name.setdefault(matrices[id(one)], set()).update(readings)
+    sure = {name: found.pop() for name, found in by_name.items() if len(found) == 1}
     return [
         replace(one, turned=sure.get(matrices[id(one)])) if id(one) in matrices else one
         for one in settled

@@ -1,6 +1,6 @@
-"""The sizes of a projection that is drawn anew: those of the largest module of its adapter.
+"""The sizes of a projection that is drawn from its seed: those of the adapter's largest module.
 
-PEFT 0.21.2, tuners.vera.model, VeraModel._find_dim.
+Reproduces PEFT 0.21.2, tuners.vera.model, VeraModel._find_dim.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _HINT = "train or save the adapter with save_projection=True, which stores what 
 
 
 def size_projection(adapter: Adapter, changes: TensorChanges, findings: Findings) -> None:
-    """Complete the projection of every update of `adapter` that has only its seed."""
+    """Add rows and columns to the projection of every update of `adapter` that has a seed.
+
+    All updates must be entered already, since the largest one decides the size of all.
+    """
     path = str(adapter.path)
     seeded = [
         update for update in adapter.updates if update.terms and update.terms.seed is not None

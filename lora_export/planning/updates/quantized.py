@@ -1,6 +1,6 @@
-"""Quantised bases: an adapted quantised weight is refused, everything else is left as it is.
+"""Quantised bases: an adapted quantised weight is refused, and every other tensor is copied.
 
-An update of packed bits means quantising anew, which is not possible bit for bit.
+An update of packed bits would mean to quantise anew, which cannot be done bit for bit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def without_quantized(given: Given, findings: Findings) -> list[Adapter]:
     found = given.base.quantization
     if found is None or not found.weights:
         return list(given.adapters)
-    # What is packed under another name is looked for under the name that an adapter knows.
+    # A packed weight has another name in the file; an adapter knows the name of the plain weight.
     names = BaseNames(dict.fromkeys([*given.stored, *found.weights]))
     kept = []
     for adapter in given.adapters:
@@ -58,8 +58,8 @@ def _touched(
     adapter: Adapter, found: Quantization, names: BaseNames, options: Options
 ) -> Iterator[str]:
     """Yield the quantised weights that the adapter changes or replaces, by plain names."""
-    modules = wanted_of(u for u in adapter.updates if not options.lets_go(keys_of(u)))
-    full = [r.name for r in adapter.replacements if not options.lets_go([r.name])]
+    modules = wanted_of(u for u in adapter.updates if not options.allows_unmatched(keys_of(u)))
+    full = [r.name for r in adapter.replacements if not options.allows_unmatched([r.name])]
     change, _ = choose_prefix(modules, names, options.rename) if modules else (IDENTITY, [])
     leaves = {weight.rpartition(".")[2] for weight in found.weights}
     asked = [join(module, leaf) for module in modules for leaf in sorted(leaves)]

@@ -1,4 +1,4 @@
-"""What every way of resolving an update shares: the readings of its shapes, and the delta."""
+"""The steps that all ways of resolving an update share: the readings of its shapes, the delta."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class Unresolved(Exception):  # noqa: N818 - carries Problems to the collector, never to the user
-    """An update without one reading: its `missing` facts, all of them, or why it is `unfit`."""
+    """An update without exactly one reading."""
 
     def __init__(self, problem: Problem, *, missing: bool) -> None:
+        """Start with one problem; `missing` makes it a fact that the user has to give."""
         super().__init__(problem.message)
         self.missing = [problem] if missing else []
         self.unfit = [] if missing else [problem]
@@ -33,7 +34,7 @@ def readings_of(tuner: str, shapes: Shapes) -> list[Reading]:
 
 
 def no_fit(tuner: str, shapes: Shapes, base: TensorSpec, where: str) -> Problem:
-    """Return the problem of shapes that no layer explains: another base, most likely."""
+    """Return the problem of shapes that no layer explains; the base is most likely another one."""
     known = [kind for kind in all_kinds().values() if tuner in kind.tuners]
     wanted = "; ".join(f"{kind.name}: {kind.expects}" for kind in known)
     factors = " and ".join(f"{role} {list(shape)}" for role, shape in shapes.factors.items())
@@ -55,9 +56,11 @@ def delta_of(
     alpha: float,
     scaling: float,
 ) -> Delta:
-    """Make the delta of an update by one reading of its shapes, with what every library needs.
+    """Return the delta of an update by one reading of its shapes.
 
-    module: the model's own name for it. base: the tensor that is updated.
+    Only the members that every library needs are set; callers replace the others.
+
+    module: the model's name of the module. base: the tensor that is updated.
     """
     return Delta(
         adapter=str(adapter.path),

@@ -1,4 +1,4 @@
-"""From the shapes and the known facts to exactly one reading of every update, or an error."""
+"""From shapes and known facts to exactly one reading of each loralib update, or an error."""
 
 from __future__ import annotations
 
@@ -27,8 +27,14 @@ def resolve(
 ) -> Delta:
     """Resolve the one reading of `update` against the base tensor.
 
-    has_bias: the base holds a bias beside the weight, so the module is no embedding. model: the
-    user's model, where one was named and asked for facts already.
+    Args:
+        adapter: the adapter of the update.
+        update: its factors by role.
+        module: the model's name of the module.
+        base: the tensor that is updated.
+        facts: what options, a model, a manifest or the architecture state about the module.
+        has_bias: the base holds a bias beside the weight, so the module is no embedding.
+        model: the user's model, which has given its facts already; "" where none is named.
 
     Raises:
         Unresolved: no reading fits, several do, or alpha is not known.
@@ -52,16 +58,19 @@ def resolve(
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    """What is known of one module, its place for messages, and the model that was asked."""
+    """The question for the facts that one module lacks."""
 
+    #: The known facts.
     facts: Facts
+    #: The module's place, for messages.
     where: str
+    #: The user's model, which lacks the facts too; "" where none is named.
     model: str
 
     def missing(self, message: str, hint: str, asks: str) -> Problem:
-        """Return the problem of a missing fact; its hint names --model where none was named.
+        """Return the problem of a missing fact; its hint adds --model where none was named.
 
-        asks: the option that gives it, with a placeholder.
+        asks: the option that gives the fact, with a placeholder for its value.
         """
         if not self.model:
             hint = f"{hint}, or name your own model with --model"
@@ -85,7 +94,7 @@ def _alpha_faults(ask: _Ask) -> list[Problem]:
     if math.isfinite(alpha) and alpha > 0:
         return []
     wanted = "give the lora_alpha used in training"
-    hint = "--weight -1 subtracts an adapter" if alpha < 0 else "--weight is its strength"
+    hint = "--weight -1 subtracts an adapter" if alpha < 0 else "--weight scales a whole adapter"
     message = f"alpha = {alpha:g} is not a positive number"
     return [Problem(message, ask.where, f"{wanted}; {hint}")]
 
@@ -130,11 +139,11 @@ def _agrees(reading: Reading, facts: Facts, base: TensorSpec) -> bool:
 
 
 def _same_arithmetic_once(readings: list[Reading], facts: Facts, base: TensorSpec) -> list[Reading]:
-    """Drop what would compute the same, or what a given orientation rules out.
+    """Return the readings without those of the same arithmetic, or of another orientation.
 
-    An embedding and a transposed Linear have the same update, so has a MergedLinear of one block.
-    A square weight whose orientation is given is a Linear, unless its name says embedding: then
-    the kind must be said.
+    An embedding, a transposed Linear and a MergedLinear of one block have the same update. A square
+    weight with a given orientation is a Linear. Where its name is an embedding's, the user must
+    give the kind.
     """
     whole = [reading for reading in readings if reading.blocks is None]
     linear = [reading for reading in whole if _is_oriented(reading, base)]
@@ -163,7 +172,7 @@ def _with_blocks(reading: Reading, ask: _Ask) -> Reading:
     if given is None and reading.enable_lora is None:
         raise Unresolved(
             ask.missing(
-                f"the shapes say that {enabled} of {blocks} blocks are adapted, not which",
+                f"the shapes show that {enabled} of {blocks} blocks are adapted, not which",
                 "give the enable_lora of your MergedLinear: --enable-lora 1,0,1 for query and "
                 "value, or in --hparams FILE",
                 "--enable-lora BLOCKS",
@@ -191,13 +200,13 @@ def _describe(reading: Reading, base: TensorSpec) -> str:
 def _ambiguous(readings: list[Reading], ask: _Ask, base: TensorSpec) -> Unresolved:
     ways = " or ".join(_describe(reading, base) for reading in readings)
     problem = ask.missing(
-        f"a weight {list(base.shape)} can be {ways}; the file does not say which",
+        f"a weight {list(base.shape)} can be {ways}; the file does not show which",
         "--no-fan-in-fan-out for nn.Linear, --fan-in-fan-out for GPT-2's Conv1D, kind = "
         '"embedding" in --hparams FILE for an embedding',
         "--[no-]fan-in-fan-out",
     )
     unresolved = Unresolved(problem, missing=True)
-    if len({reading.blocks for reading in readings}) == 1:  # the same question whichever it is
+    if len({reading.blocks for reading in readings}) == 1:  # every reading lacks the same blocks
         try:
             _with_blocks(readings[0], ask)
         except Unresolved as blocks:
@@ -214,5 +223,5 @@ def _contradiction(readings: list[Reading], facts: Facts, where: str, base: Tens
         f"{' and '.join(given)} from {facts.source} contradicts the shapes: a weight "
         f"{list(base.shape)} is {ways}",
         where,
-        "say it per module in --hparams FILE when it holds for other modules only",
+        "give it per module in --hparams FILE if it applies to other modules only",
     )

@@ -171,7 +171,7 @@ def test_other_tokens_that_are_cut_are_told(tmp_path):
     path.write_text('{"eos_token_id": 58, "pad_token_id": 59, "bos_token_id": 1}')
     report = merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out")
     told = sorted(text for text in report.plan.warnings if "names tokens that" in text)
-    assert told[0].endswith(f"that the {CUT} of the result have not: eos_token_id 58")
+    assert told[0].endswith(f"that the result with its {CUT} tokens lacks: eos_token_id 58")
     assert told[1].startswith("generation_config.json names")
     assert told[1].endswith(": eos_token_id 58, pad_token_id 59")
     assert len(told) == 2

@@ -152,5 +152,5 @@ def test_an_option_may_repeat_the_architecture(tmp_path):
 def test_code_of_its_own_is_asked_for(tmp_path):
     config = {"auto_map": {"AutoModel": "mine.Model"}, "model_type": "mine"}
     folder_of(tmp_path, bert(), QUERY, loralib.Linear(32, 32, **LORA), config=config)
-    with pytest.raises(UsageError, match="the file does not say which"):
+    with pytest.raises(UsageError, match="the file does not show which"):
         merge(tmp_path / "base", [tmp_path / "lora.safetensors"], dry_run=True, alpha=8)

@@ -197,7 +197,7 @@ def test_the_models_order_tells_parameters_of_one_shape():
     order = table({"m.gate": (2, 6, 4), "m.up": (2, 6, 4), "m.down": (2, 4, 6)})
     assert settled(three, ALIKE, order) == ({0: "down", 1: "up", 2: "gate"}, [])
     _, [problem] = settled(three, ALIKE)
-    assert "does not say which of" in problem.message
+    assert "does not show which of" in problem.message
 
 
 def test_a_layer_too_many_is_refused():

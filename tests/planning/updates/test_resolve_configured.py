@@ -15,7 +15,7 @@ from lora_export.errors import FitError, LoraExportError, UsageError
 from lora_export.planning.facts.architecture import stores_in_out
 from lora_export.planning.updates.orientation import stored_by
 from lora_export.planning.updates.readings import Unresolved
-from lora_export.planning.updates.resolve_configured import resolve_said
+from lora_export.planning.updates.resolve_configured import resolve_configured
 from lora_export.records import Adapter, Checkpoint, Facts, TensorRef, TensorSpec, Terms, Update
 
 SQUARE = {"A": (2, 8), "B": (8, 2)}
@@ -32,7 +32,7 @@ def resolved(shapes, weight, *, config=None, turned=None, given=None, **said):
     given = given or Facts()
     base = Checkpoint(Path("x"), "folder", (), config=config or {})
     stored = stored_by(base, "h.c_proj", told, turned, given)
-    return resolve_said(
+    return resolve_configured(
         adapter, update, told, "m", TensorSpec("m.weight", "BF16", weight),
         by_user=given, stored=stored, recipe="peft",
     )  # fmt: skip
@@ -213,7 +213,7 @@ SAYERS = {
         "(in, out), by the options, against adapter_config.json: it is often wrong there",
     ),
     "the file": ({}, {"fan_in_fan_out": False}, "(out, in), by adapter_config.json"),
-    "nobody": ({}, {}, "(out, in), by default, as nobody says it"),
+    "no source": ({}, {}, "(out, in), by default, as no source decides it"),
 }  # fmt: skip
 
 
