@@ -1,4 +1,4 @@
-"""One function a verb, with keyword arguments named as the command line's options."""
+"""One function for each command. Its keyword arguments have the names of the options."""
 
 from lora_export.api.exporting import export_onnx
 from lora_export.api.inspecting import inspect

@@ -23,10 +23,17 @@ def describe(
     digests: Mapping[Path, str],
     max_shard_size: str | None,
 ) -> tuple[WrittenFile, ...]:
-    """Write README.md into `folder`; nothing where the result is one file.
+    """Write the model card README.md into `folder`; write nothing where the result is one file.
 
-    digests: of the inputs, as for the manifest. max_shard_size: the option that the settings
-    lack.
+    Args:
+        job: the job that was carried out.
+        folder: the staged folder.
+        checks: all of them passed.
+        digests: SHA-256 of input files by path, as in the manifest.
+        max_shard_size: the option of `merge` that is not among the job's settings.
+
+    Returns:
+        README.md with its size and SHA-256, or nothing.
     """
     plan = job.plan
     if plan.card is None:

@@ -1,4 +1,4 @@
-"""onnx: base and adapters in, one proven ONNX file out."""
+"""The verb onnx: it reads base and adapters, and publishes one proven ONNX file."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def export_onnx(
 ) -> Report:
     """Write the merged model as ONNX, and prove it in ONNX Runtime against both torch models.
 
-    The graph is the base's own: merging adds no node and no initializer. Weights that
-    take 1 GiB or more in all go into one file beside it.
+    The graph is the base's own: merging adds no node and no initializer. Weights of 1 GiB or more
+    in all are written as external data, into one file beside the .onnx file.
 
     Example:
-        A Hugging Face folder builds its own network; a loralib file needs yours::
+        A Hugging Face folder names its network; for a loralib file you name yours::
 
             export_onnx("bert", ["bert-lora"], "bert.onnx")
             export_onnx("base.pt", ["lora.pt"], "net.onnx", model="net.py:build")
@@ -68,10 +68,11 @@ def export_onnx(
             Several are summed from the unmerged base.
         output: the .onnx file, or with `kv_cache` of an encoder-decoder the folder of two; must
             not exist unless `force`.
-        model: "package.module:function" or "file.py:function": your factory of the network, whose
-            code runs. None builds a Hugging Face folder's own class (extra hf).
-        task: what the network does, such as "text-classification": transformers' class for it is
-            built, and not the one that config.json names.
+        model: "package.module:function" or "file.py:function", which names the function that
+            builds your network. Its code is run. None builds a Hugging Face folder's own class
+            (extra hf).
+        task: what the network does, such as "text-classification". transformers' class for this
+            task is built instead of the one that config.json names.
         kv_cache: the graph of a decoder takes the keys and values of earlier tokens, and gives
             them with its own added: past_key_values.0.key (batch, heads, past, size),
             present.0.key, and so on. Of an encoder-decoder two graphs are made.
@@ -109,7 +110,7 @@ def export_onnx(
     job = make_job(base, adapters, network=network, proof=proof, settings=adapter_options(settings))
     if not job.plan.reshaped:
         with job.clock("plan"):
-            traced_model(job, job.plan.base)  # what cannot be built is refused before all else
+            traced_model(job, job.plan.base)  # refuse before the merge what cannot be built
     captures = open_captures(capture_cache, off=no_capture_cache)
     form = Form(ExportSettings(opset, captures), lower, allow_lossy=allow_lossy)
     target = Path(output)
@@ -127,7 +128,11 @@ def export_onnx(
 
 
 def _check_name(target: Path, *, pair: bool) -> None:
-    """What is written can be told by its name, as `verify` and the runtimes do."""
+    """Refuse an output whose suffix is of another kind: `verify` and runtimes go by the suffix.
+
+    Raises:
+        UsageError: a folder that is named *.onnx, or a file that is not.
+    """
     named = target.suffix == ".onnx"
     if pair and named:
         message = "--kv-cache of an encoder-decoder writes a folder of two files"
@@ -141,7 +146,7 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
     from lora_export.execution.digests import hash_files
     from lora_export.verification.failure import refuse_failed
 
-    # The merged weights lie beside the file that is made of them until it is proven.
+    # The merged weights lie on the same disk as the ONNX file until that file is proven.
     space = space_for(job.plan, stage.output).beside(float32_bytes(job.plan))
     refuse_too_little(space, stage.output)
     work = stage.folder / "merged"

@@ -1,4 +1,4 @@
-"""merge: base and adapters in, one proven safetensors checkpoint out."""
+"""The verb merge: it reads base and adapters, and publishes one proven safetensors checkpoint."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def merge(
 ) -> Report:
     """Merge `adapters` into `base`, prove the result, and publish it at `output`.
 
-    Every weight keeps its name, dtype and shape. By default the merged ones have the bits that the
+    Every weight keeps its name, dtype and shape. By default a merged weight has the bits that the
     adapter's own library gives: loralib 0.1.2's `model.eval()`, PEFT 0.21's
     `merge_and_unload()`. A base that is one file gives one safetensors file. A folder gives a
     folder with the same shards, its other files, and a model card.
 
     Example:
-        An adapter's folder of PEFT says everything about itself::
+        A folder of PEFT holds every fact of its adapter::
 
             report = merge("llama", ["llama-lora"], "llama-merged")
             assert report.passed
@@ -79,17 +79,19 @@ def merge(
         adapters: files or folders, of PEFT, loralib, litgpt, or with alpha beside the factors.
             Several are summed from the unmerged base.
         output: the file or folder to write; must not exist unless `force`. A `dry_run` needs none.
-        model: "package.module:function" or "file.py:function": your factory of the network, whose
-            code runs. None builds a Hugging Face folder's own class, where it can.
-        task: what the network does, such as "text-classification": transformers' class for it is
-            built, and not the one that config.json names.
+        model: "package.module:function" or "file.py:function", which names the function that
+            builds your network. Its code is run. None builds a Hugging Face folder's own class,
+            where transformers has one.
+        task: what the network does, such as "text-classification". transformers' class for this
+            task is built instead of the one that config.json names.
         verify: prove every element by weights, and the outputs where a network can be built.
-        dry_run: return the plan and the room it needs; nothing is written.
+        dry_run: return the plan and the bytes it needs on disk and in memory; write nothing.
         force: replace an earlier export at `output`, in one step.
         undo: keep what the merge changes in this file, for `unmerge`.
         jobs: threads; None takes one a processor.
         max_shard_size: lay a folder out anew, in shards of at most e.g. "5GB".
-        progress: called with the bytes written so far, and in all; None reports nothing.
+        progress: called with the bytes written so far, and with the bytes in all. None reports
+            nothing.
         settings: how adapters are read and merged, and how the network is run to be proven. See
             `lora_export.api.job.keywords.Settings`, or the command's options of the same names.
 
@@ -97,7 +99,8 @@ def merge(
         The report: `plan` with every tensor, `checks`, `files` with their SHA-256, `warnings`.
 
     Raises:
-        UsageError: a keyword, or a fact that no file holds, is missing, unknown or contradicted.
+        UsageError: a keyword is unknown or has a wrong value; or a fact that no file holds is
+            missing or contradicted.
         InputError: a file is damaged, unsafe, or of an unknown format.
         LimitError: an input asks for more than the limits allow.
         FitError: adapter and base do not fit.
@@ -105,7 +108,7 @@ def merge(
         OutputError: `output` exists, lies inside an input, or is in use.
         StorageError: the system refuses to read or write, or the disk is too small.
         MissingExtraError: transformers is needed and not installed.
-            After each of them, nothing is at `output` that was not there before.
+            After each of these errors `output` is what it was before the call.
     """
     job = make_job(
         base,
@@ -192,6 +195,8 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     files = (*files, *card)
     record = build_manifest(job, "merge", files, checks, digests)
     files = (*files, write_manifest(stage, record))
+    # The undo file is published before the checkpoint: a run that is killed between the two leaves
+    # an undo file too many, never a merged checkpoint that cannot be undone.
     if undo:
         kept = write_undo(plan, undo.path, digests, writing.jobs)
         files = (*files, kept)
@@ -200,14 +205,14 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         stage.publish()
     except BaseException:
         if undo and undo.is_published:
-            undo.output.unlink()  # it would describe a result that is not there
+            undo.output.unlink()  # it describes a checkpoint that was not published
         raise
     warnings = (*plan.warnings, *proven.warnings)
     return Report("merge", str(stage.output), plan, checks, files, warnings, space.facts())
 
 
 def _publish_undo(undo: Staging, written: WrittenFile, *, force: bool) -> None:
-    """Put the undo file in place, unless a killed run has left the very same one.
+    """Publish the undo file, unless a killed run has left one of the same bytes at its place.
 
     Raises:
         OutputError: another base's undo file is there.
@@ -220,11 +225,16 @@ def _publish_undo(undo: Staging, written: WrittenFile, *, force: bool) -> None:
 
 
 def _resharded(plan: MergePlan, size: str) -> MergePlan:
+    """Return the plan with its tensors in new shards of at most `size`, such as "5GB".
+
+    Raises:
+        UsageError: the base is one file, or `size` is no size.
+    """
     if plan.base.layout == "file":
         raise UsageError(
-            "a base that is one file gives one file",
+            "a base that is one file gives one file, and has no shards",
             where="--max-shard-size",
-            hint="name the folder that holds it",
+            hint="leave --max-shard-size out, or name the folder that holds the file",
         )
     shards = resharded(plan.shards, parse_size(size))
     index = "model.safetensors.index.json" if len(shards) > 1 else None
@@ -232,7 +242,11 @@ def _resharded(plan: MergePlan, size: str) -> MergePlan:
 
 
 def _target(output: str | Path | None, plan: MergePlan, *, needed: bool) -> Path:
-    """The output, whose name must say what will lie there."""
+    """Return the path of the output, after its suffix is checked against what will be written.
+
+    Raises:
+        UsageError: no output is named where one is needed, or its suffix is of another kind.
+    """
     if output is None:
         if needed:
             raise UsageError("no output is named", hint="-o OUT, or --dry-run to see the plan")
@@ -249,7 +263,7 @@ def _target(output: str | Path | None, plan: MergePlan, *, needed: bool) -> Path
     elif target.suffix != ".safetensors":
         fitting = target.with_suffix(".safetensors") if other else f"{target}.safetensors"
         raise UsageError(
-            "the base is one file and gives one .safetensors file, as its name must say",
+            "the base is one file and gives one file, whose name must end in .safetensors",
             where=str(target),
             hint=f"-o {fitting}" + ("; for ONNX: lora-export onnx" if other else ""),
         )

@@ -1,4 +1,4 @@
-"""What is recorded of a job: the manifest of its outputs, and the inputs that it names."""
+"""From a finished job to its manifest, and the input files that the manifest names."""
 
 from __future__ import annotations
 
@@ -28,9 +28,15 @@ def build_manifest(
     *,
     graph: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The manifest for `files`; see report.manifest. digests: of the input files that have one.
+    """Return the manifest of a job as JSON text; see report.manifest.
 
-    graph: what there is to say of an ONNX file.
+    Args:
+        job: the job that was carried out.
+        command: "merge" or "onnx".
+        files: what was written.
+        checks: empty where nothing was verified.
+        digests: SHA-256 of input files by path; the base's may be missing.
+        graph: of an ONNX file its precision, its interface and how it was run.
     """
     plan = job.plan
     base_files, adapter_files = input_files(plan, digests)
@@ -59,7 +65,10 @@ def write_manifest(stage: Staging, content: bytes) -> WrittenFile:
 
 
 def given_options(job: Job) -> dict[str, Any]:
-    """The settings that hold something, less the path of a file of facts; what graph was made."""
+    """Return the settings that have a value, with the options of the graph.
+
+    Paths are left out (--hparams, --model): the manifest names none of this machine.
+    """
     graph = {k: v for k, v in job.network.given().items() if k != "model"}
     given = {**job.settings, **graph}
     return {k: v for k, v in given.items() if k != "hparams" and v not in (None, (), [])}
@@ -68,7 +77,11 @@ def given_options(job: Job) -> dict[str, Any]:
 def input_files(
     plan: MergePlan, digests: Mapping[Path, str]
 ) -> tuple[list[WrittenFile], list[list[WrittenFile]]]:
-    """The files of the base, with a digest where `digests` has one, and of each adapter."""
+    """Return the base's files and each adapter's files, with size and SHA-256.
+
+    A file of the base has a SHA-256 only where `digests` has it: hashing a base takes as long as
+    copying it.
+    """
     base = [_input(shard.file, digests.get(shard.file, "")) for shard in plan.base.shards]
     adapters = [
         [_input(path, digests.get(path) or file_sha256(path)) for path in adapter.files()]
@@ -82,7 +95,7 @@ def _input(path: Path, digest: str) -> WrittenFile:
 
 
 def input_paths(plan: MergePlan) -> list[Path]:
-    """Every path that must not be written to."""
+    """Return every path of the inputs, which no output may replace."""
     files = [shard.file for shard in plan.base.shards]
     configs = [adapter.config_file for adapter in plan.adapters if adapter.config_file]
     adapters = [path for adapter in plan.adapters for path in adapter.files()]

@@ -1,4 +1,4 @@
-"""How much a plan will write, and whether the disk has room for it."""
+"""The bytes that a plan takes, and the refusal before a disk runs full."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Space:
     memory: int
 
     def beside(self, more: int) -> Space:
-        """Return the same with so many bytes more to be written."""
+        """Return the space with `more` bytes added to those that are to be written."""
         return replace(self, needed=self.needed + more)
 
     def facts(self) -> dict[str, Any]:
@@ -54,10 +54,10 @@ def float32_bytes(plan: MergePlan) -> int:
 
 
 def refuse_too_little(space: Space, output: Path) -> None:
-    """Stop before anything is written.
+    """Refuse an output for which the disk has no room, before anything is written.
 
     Raises:
-        StorageError: less is free than is needed.
+        StorageError: the disk has less free than the plan needs.
     """
     if space.free is not None and space.free < space.needed:
         raise StorageError(
@@ -68,7 +68,7 @@ def refuse_too_little(space: Space, output: Path) -> None:
 
 
 def _free(folder: Path) -> int | None:
-    """Bytes that this user may still write; None where the system does not say."""
+    """Return the bytes that this user may still write; None where the system does not say."""
     try:
         status = os.statvfs(folder)
     except OSError:

@@ -1,4 +1,4 @@
-"""unmerge: the base back from a merged checkpoint, byte for byte (loralib's train(), exactly)."""
+"""The verb unmerge: it restores the base byte for byte, where loralib's train() rounds."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def unmerge(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Write the base that `merged` was made from at `output`, and prove it by its SHA-256.
+    """Write the base of `merged` at `output`, and prove it by its SHA-256.
 
-    Subtracting an update leaves rounding errors; the undo file leaves none.
+    Subtracting an update leaves rounding errors. The undo file holds the base's own bytes instead.
 
     Example:
         ::
@@ -45,8 +45,9 @@ def unmerge(
         output: the file or folder to write; must not exist unless `force`.
         undo: the file that `merge` kept.
         jobs: threads; None takes one a processor.
-        force: replace an earlier export at `output`; the base itself there is left as it is.
-        progress: called with the bytes written so far, and in all; None reports nothing.
+        force: replace an earlier export at `output`. If `output` is the base already, it stays.
+        progress: called with the bytes written so far, and with the bytes in all. None reports
+            nothing.
 
     Returns:
         The report, with one check: that every weight file has the base's SHA-256.

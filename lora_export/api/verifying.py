@@ -1,4 +1,4 @@
-"""verify: hold a finished artefact against its manifest, or against base and adapters again."""
+"""The verb verify: it proves a finished artefact by its manifest, or from base and adapters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check
 
-_WITHOUT = "made again, or with the manifest moved away: --base BASE --adapter ADAPTER prove it"
+_WITHOUT = "make it again, or move the manifest away and prove it: --base BASE --adapter ADAPTER"
 
 
 @checked("verify")
@@ -66,10 +66,11 @@ def verify(
 ) -> Report:
     """Prove `artifact` again: a folder, a .safetensors or an .onnx file.
 
-    Without `base` and `adapters` the files are held against the digests of the manifest. With
+    Without `base` and `adapters` the files are compared with the digests of the manifest. With
     them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
-    weight, recipe, rename, precision) are then taken from the manifest, with a warning; what
-    allows more is not. A merge by another tool has no manifest: every recipe is tried.
+    weight, recipe, rename, precision) are then taken from the manifest, with a warning. Options
+    that accept more than the default are never taken from there. A merge by another tool has no
+    manifest: `verify` tries every recipe.
 
     Example:
         Prove what another tool merged::
@@ -84,7 +85,7 @@ def verify(
         task: see `merge`; None takes the manifest's.
         kv_cache: see `export_onnx`; False takes the manifest's.
         opset: the operator set that an .onnx file was written in; None takes the exporter's own.
-        precision: that of an .onnx file; None takes the manifest's, else "fp32".
+        precision: the precision of an .onnx file; None takes the manifest's, else "fp32".
         allow_lossy: see `export_onnx`.
         capture_cache: see `export_onnx`.
         no_capture_cache: see `export_onnx`.
@@ -95,7 +96,7 @@ def verify(
         The report, with all checks, those by the manifest first.
 
     Raises:
-        VerificationError: a check failed; what is to blame is named.
+        VerificationError: a check failed; the module, tensor or file to blame is named.
         InputError: the artifact, its manifest, or an input is damaged.
         UsageError: there is no manifest, and base and adapters are not named.
         LimitError, FitError, StorageError, MissingExtraError: as for `merge`.
@@ -120,38 +121,41 @@ def verify(
         unused = _unused(proof, {**about, **network.given(), **for_onnx})
         return _by_manifest(path, recorded, unused)
     lower, by_manifest = _precision(recorded, precision)
-    job, before, told = _job(
+    job, before, inherited = _job(
         path, recorded, base, adapters, network=network, proof=proof, settings=about
     )
-    if recorded is None:  # else the manifest says it, or a digest fails
+    if recorded is None:  # else the manifest names the kind of graph, or a digest fails
         _refuse_other_graph(path, job.network)
+    unused = ()
     if not _is_onnx(path, job):
         names = _named({**for_onnx, "kv_cache": kv_cache or None, "provider": proof.provider})
-        told += (f"it is no ONNX file, so {', '.join(names)} had no effect",) if names else ()
+        unused = (f"it is no ONNX file, so {', '.join(names)} had no effect",) if names else ()
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
         form = Form(ExportSettings(opset, captures), lower, allow_lossy=allow_lossy)
         plan_again = partial(make_job, base, adapters, network=network, proof=proof)
         job, proven, facts = _again(path, job, form, None if recorded else plan_again)
     except InputError:
-        refuse_failed(before, str(path))  # the damage that the manifest shows says more
+        refuse_failed(before, str(path))  # a digest that fails explains the error
         raise
     checks = (*before, *proven.checks)
     refuse_failed(checks, str(path), proven.attribution)
-    warnings = (*told, *by_manifest, *job.plan.warnings, *proven.warnings)
+    warnings = (*inherited, *unused, *by_manifest, *job.plan.warnings, *proven.warnings)
     return Report("verify", str(path), job.plan, checks, warnings=warnings, facts=facts)
 
 
 def _by_manifest(path: Path, recorded: Recorded | None, unused: tuple[str, ...]) -> Report:
-    """Hold the files against the digests of the manifest alone.
+    """Report whether the files have the digests of the manifest.
+
+    unused: warnings of options without effect, for the report.
 
     Raises:
         UsageError: there is no manifest.
-        VerificationError: a file is not as the manifest records it.
+        VerificationError: a file has another digest than the manifest records.
     """
     if recorded is None:
         raise UsageError(
-            "there is no manifest beside it to hold it against",
+            "there is no manifest beside it to compare it with",
             where=str(path),
             hint="name what it was made of: --base BASE --adapter ADAPTER",
         )
@@ -162,41 +166,47 @@ def _by_manifest(path: Path, recorded: Recorded | None, unused: tuple[str, ...])
 
 
 def _refuse_other_graph(path: Path, network: Network) -> None:
-    """A graph with keys and values is told as one: against the plain graph everything differs.
+    """Refuse a graph with keys and values where --kv-cache is not given.
+
+    Compared with the graph without them, every check would fail.
 
     Raises:
-        UsageError: the file is of --kv-cache, and nobody said so.
+        UsageError: the file was written with --kv-cache, and the option is not given.
     """
     from lora_export.onnx_export.file.external import parse
 
     if network.kv_cache or path.suffix != ".onnx":
         return
-    with suppress(InputError):  # its own check says what is broken
+    with suppress(InputError):  # a broken file fails a check of its own later
         if any(value.name.startswith(PAST) for value in parse(path).graph.input):
-            message = "the graph takes the keys and values of what was said before"
+            message = "the graph takes the keys and values of earlier tokens"
             raise UsageError(message, where=str(path), hint="--kv-cache proves such a graph")
 
 
 def _is_onnx(path: Path, job: Job) -> bool:
-    """Whether a file is a graph, or a folder of an encoder-decoder those of both."""
+    """Return whether `path` is an .onnx file, or the folder of an encoder and its decoder."""
     return path.suffix == ".onnx" or (path.is_dir() and is_pair(job))
 
 
 def _named(given: Mapping[str, object]) -> list[str]:
-    """Options that were set, by their names on the command line."""
+    """Return the options that were set, by their names on the command line."""
     return [f"--{k.replace('_', '-')}" for k, v in given.items() if v not in (None, (), [])]
 
 
 def _unproven(recorded: Recorded) -> tuple[str, ...]:
+    """Return a warning where the manifest records no verification that passed."""
     if recorded.verified:
         return ()
     what = "a failed verification" if recorded.verified is False else "no verification"
-    told = f"the manifest records {what}: nothing shows that what was written is right"
-    return (f"{told}; --base and --adapter prove it now",)
+    warning = (
+        f"the manifest records {what}: nothing shows that the files were right when they were "
+        "written; --base and --adapter prove it now"
+    )
+    return (warning,)
 
 
 def _unused(proof: ProofOptions, given: Mapping[str, object]) -> tuple[str, ...]:
-    """A warning for options that only count when everything is computed again."""
+    """Return a warning for options that have an effect only with --base and --adapter."""
     names = _named(given) + proof.given()
     if not names:
         return ()
@@ -213,27 +223,42 @@ def _job(
     proof: ProofOptions | None,
     settings: AdapterOptions,
 ) -> tuple[Job, tuple[Check, ...], tuple[str, ...]]:
-    """The plan made again, the checks by manifest, and what was taken from the manifest.
+    """Plan the merge again, with the facts of the manifest that no option gives.
 
-    Only what describes the inputs is taken from there. What lets the merge accept more must be
-    said by whoever verifies: the manifest belongs to the file under test.
+    Only facts that describe the inputs are taken from the manifest. Options that let a merge accept
+    more must be given again, since the manifest belongs to the file under test.
+
+    Args:
+        path: the artefact.
+        recorded: its manifest, if it has one.
+        base: as the user named it.
+        adapters: as the user named them.
+        network: the options of the network; those that are not set are taken from the manifest.
+        proof: how the network is run.
+        settings: the adapter options that the user gave, without defaults.
+
+    Returns:
+        (job, checks by the manifest, warnings that name what was taken from it).
+
+    Raises:
+        VerificationError: an input is not the one that the manifest records.
     """
     if recorded is None:
         request = make_request(base, adapters, settings)
         inputs = read_inputs(request)
         job = plan_job(request, inputs, network=network, proof=proof, settings=settings)
         return job, (), ()
-    said: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
+    options: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
     if recorded.trust_file is not None:
-        said["trust_file"] = recorded.trust_file
+        options["trust_file"] = recorded.trust_file
     network, inherited = _as_recorded(network, recorded)
-    taken = {key: value for key, value in said.items() if settings.get(key) is None}
+    taken = {key: value for key, value in options.items() if settings.get(key) is None}
     settings = cast("AdapterOptions", {**settings, **taken})
     request = make_request(base, adapters, settings)
     inputs = read_inputs(request)
-    held = check_inputs(inputs.base, inputs.adapters, recorded)
-    checks = at_level("manifest", [*check_outputs(path, recorded), *held])
-    if not all(check.passed for check in held):
+    same_inputs = check_inputs(inputs.base, inputs.adapters, recorded)
+    checks = at_level("manifest", [*check_outputs(path, recorded), *same_inputs])
+    if not all(check.passed for check in same_inputs):  # the recorded facts are of other files
         refuse_failed(checks, str(path))
     if not settings.get("weight"):
         inputs = replace(inputs, adapters=tuple(map(recorded.weighted, inputs.adapters)))
@@ -249,13 +274,16 @@ def _job(
     job = plan_job(request, inputs, network=network, proof=proof, settings=settings, recorded=facts)
     taken.update(inherited)
     usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
-    told = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
-    words = f"{', '.join(told)}: taken from the manifest of what is verified"
-    return job, checks, (words,) if told else ()
+    named = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
+    return job, checks, (_taken(", ".join(named)),) if named else ()
+
+
+def _taken(facts: str) -> str:
+    return f"{facts}: taken from the manifest of what is verified"
 
 
 def _as_recorded(network: Network, recorded: Recorded) -> tuple[Network, dict[str, Any]]:
-    """The network with what was recorded of its graph, and that part alone."""
+    """Return the network with the recorded options of its graph, and these options by name."""
     if network.model:
         return network, {}
     inherited: dict[str, Any] = {}
@@ -269,21 +297,25 @@ def _as_recorded(network: Network, recorded: Recorded) -> tuple[Network, dict[st
 def _precision(
     recorded: Recorded | None, precision: str | None
 ) -> tuple[Precision, tuple[str, ...]]:
-    """The precision the file is held against, and a word where the manifest says it."""
+    """Return the precision to prove the file in, and a warning if the manifest names it."""
     from lora_export.onnx_export.precision.grids import find_precision
 
-    said = recorded.precision if recorded else "fp32"
-    told = f"precision {said}: taken from the manifest of what is verified"
-    taken = precision is None and said != "fp32"
-    return find_precision(precision or said), (told,) if taken else ()
+    known = recorded.precision if recorded else "fp32"
+    is_taken = precision is None and known != "fp32"
+    warnings = (_taken(f"precision {known}"),) if is_taken else ()
+    return find_precision(precision or known), warnings
 
 
 def _again(
     path: Path, job: Job, form: Form, plan_again: PlanAgain | None
 ) -> tuple[Job, Proven, dict[str, Any]]:
-    """The outcome and the facts of everything computed again, and the job that was proven.
+    """Compute everything again and compare the artefact with it.
 
-    plan_again: given where there is no manifest, and another tool may have made the merge.
+    plan_again: plans with other settings. It is given where there is no manifest, so that another
+    tool may have made the merge.
+
+    Returns:
+        (the job that was proven, its proof, facts for the report).
     """
     if _is_onnx(path, job):
         with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:

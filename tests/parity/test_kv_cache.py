@@ -246,10 +246,10 @@ def test_what_has_no_such_graph(case, tmp_path):
 
 def test_a_factory_and_described_inputs(gpt2, tmp_path):
     base, adapter, _, _ = gpt2
-    with pytest.raises(UsageError, match="how a factory keeps its past"):
+    with pytest.raises(UsageError, match="how the network of --model keeps its past"):
         export_onnx(base, [adapter], tmp_path / "x.onnx", model="a:b", kv_cache=True)
     described = ["ids=int64[batch]"]
-    with pytest.raises(UsageError, match="inputs of --kv-cache are its own"):
+    with pytest.raises(UsageError, match="--kv-cache names the inputs itself"):
         export_onnx(base, [adapter], tmp_path / "x.onnx", kv_cache=True, input=described)
     with pytest.raises(UsageError, match="what int8 generates"):
         export_onnx(base, [adapter], tmp_path / "x.onnx", kv_cache=True, precision="int8")

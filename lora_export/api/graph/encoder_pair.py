@@ -1,4 +1,4 @@
-"""onnx --kv-cache of an encoder-decoder: a folder of two files, proven by what both say."""
+"""The export of an encoder-decoder with --kv-cache: two graphs in a folder, proven together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def is_pair(job: Job) -> bool:
-    """Whether the export is the folder of an encoder and its decoder."""
+    """Return whether the export is the folder of an encoder and its decoder."""
     return job.network.kv_cache and bool(job.plan.base.config.get("is_encoder_decoder"))
 
 
@@ -52,7 +52,7 @@ class Pair:
         return Subject(self.source.plain, self.plan, self.merged)
 
     def parts(self) -> dict[str, Subject]:
-        """Return what becomes a graph each, by the files' names without suffix."""
+        """Return the network of each graph, by the file's name without suffix."""
         parts = self.source.parts()
         return {name: Subject(part, self.plan, self.merged) for name, part in parts.items()}
 
@@ -60,10 +60,10 @@ class Pair:
 def export_pair(
     pair: Pair, folder: Path | None, settings: ExportSettings, clock: Stopwatch
 ) -> tuple[dict[str, Exported], int]:
-    """Write both files into `folder`; with None make all but the files.
+    """Write both files into `folder`; with None make everything but the files.
 
     Returns:
-        What was made, by the files' names, and the bytes of weights that both graphs use.
+        The exports by the files' names, and the bytes of weights that both graphs use.
 
     Raises:
         InputError, UsageError: see onnx_export.capture.trace.capture.
@@ -80,7 +80,11 @@ def export_pair(
 
 
 def _account(pair: Pair, parts: Parts) -> int:
-    """Bytes of the weights that both graphs use; refuses an adapted one that neither does."""
+    """Return the bytes of the weights that both graphs use.
+
+    Raises:
+        FitError: an adapted weight is used by neither graph.
+    """
     from lora_export.onnx_export.export import refuse_unused
 
     model = pair.plain.load()
@@ -96,14 +100,24 @@ def _account(pair: Pair, parts: Parts) -> int:
 
 
 def stored_twice(count: int) -> tuple[str, ...]:
-    """A warning where both files hold the same weights."""
+    """Return a warning where both files hold the same weights; `count` is their size in bytes."""
     if not count:
         return ()
     return (f"{count:,} bytes of weights are used by both graphs, and are in both files",)
 
 
 def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair) -> Proven:
-    """The torch models against each other, both files' static audits, and both in ONNX Runtime."""
+    """Prove both files: the torch models, each file's static audit, then both in ONNX Runtime.
+
+    Args:
+        folder: holds both files.
+        parts: the exports that the files must equal, by name.
+        job: the job that they were made by.
+        pair: the network with its base and merged weights.
+
+    Raises:
+        FitError, UsageError, InputError: the torch model cannot be built or run.
+    """
     from lora_export.onnx_export.file.audit import audit
     from lora_export.verification.blame.attribution import blame, by_checks
     from lora_export.verification.blame.narrowing import attribute_model
@@ -136,9 +150,9 @@ def _prove_runtime(folder: Path, job: Job, pair: Pair, by_model: ModelProof) -> 
     sides = {"merged": seen.merged, "unmerged": () if job.plan.coupled else seen.unmerged}
     checks = []
     for side, runs in sides.items():
-        said = [{name: run[name] for name in outputs[0]} for run in runs]
-        if said:
-            checks.append(tolerance.check(f"ONNX Runtime = {side}", said, outputs))
+        expected = [{name: run[name] for name in outputs[0]} for run in runs]
+        if expected:
+            checks.append(tolerance.check(f"ONNX Runtime = {side}", expected, outputs))
     with job.clock("generation"):
         model = pair.plain.load()
         checks += check_answers(folder, pair.source, model, tolerance, probes, opener=opener)
@@ -146,14 +160,15 @@ def _prove_runtime(folder: Path, job: Job, pair: Pair, by_model: ModelProof) -> 
 
 
 def pair_facts(parts: Parts, saved: Mapping[str, int] | None) -> dict[str, Any]:
-    """The size and hash of each graph, by the files' names."""
+    """Return the facts of each graph for the report, by the files' names."""
     return {name: graph_facts(part, saved) for name, part in parts.items()}
 
 
 def graph_facts(exported: Exported, saved: Mapping[str, int] | None) -> dict[str, Any]:
-    """The size and hash of the graph, which are the base's own, and what that saves.
+    """Return the facts of a graph for the report.
 
-    capture: whether it was captured now ("new") or by an earlier run ("cached").
+    They are its size, hash and opset, how it was captured ("new" or "cached"), and what the merge
+    saves against the LoRA in the graph.
     """
     topology = exported.topology
     return {

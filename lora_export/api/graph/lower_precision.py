@@ -1,4 +1,4 @@
-"""The lowered file of an ONNX export: made from the proven float32 one, and proven on its own."""
+"""The ONNX file in a lower precision: made from the proven float32 file, and proven itself."""
 
 from __future__ import annotations
 
@@ -27,32 +27,35 @@ if TYPE_CHECKING:
     Probe = dict[str, NDArray[Any]]
 
 MOST_ROUNDS = 64
+"""How many times the usual number of probes is run at most."""
+
 _LARGE_SHARE = 0.5
-"""Of the adapter's effect, above which rounding is told in a warning."""
+"""The share of the adapter's effect from which on rounding gives a warning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """In what form the file is written."""
+    """How an ONNX file is made: the graph's settings, and the precision of its weights."""
 
     #: How the float32 graph is made.
     settings: ExportSettings
-    #: Of the weights as they are written.
+    #: The precision in which the weights are written.
     precision: Precision
     #: Whether rounding that outweighs the adapter's effect is accepted.
     allow_lossy: bool = False
 
     @property
     def is_lowered(self) -> bool:
-        """Whether the float32 file is only what it is made from."""
+        """Return whether the file is made from a float32 file that is not published."""
         return self.precision.name != "fp32"
 
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """The float32 file that a lowered one is made from, and what it was made of itself."""
+    """The float32 file that a lowered one is made from, with its origin."""
 
     job: Job
+    #: The network with its base and merged weights.
     subject: Subject
     exported: Exported
     path: Path
@@ -68,7 +71,11 @@ class Lowered:
 
 
 def full_proof(job: Job, form: Form) -> Job:
-    """`job` as the float32 file is proven: the user's tolerance is for the file they asked for."""
+    """Return the job for the proof of the float32 file.
+
+    The user's tolerance applies to the file that they asked for. So it does not apply to the
+    float32 file from which a lowered one is made.
+    """
     if not form.is_lowered:
         return job
     return replace(job, proof=replace(job.proof, atol=None, rtol=None))
@@ -77,9 +84,13 @@ def full_proof(job: Job, form: Form) -> Job:
 def lower_into(
     path: Path, full: Full, form: Form, *, verify: bool
 ) -> tuple[tuple[WrittenFile, ...], tuple[Check, ...], dict[str, Any]]:
-    """Write the lowered file to `path` and prove it: (files, checks, facts for the report).
+    """Write the lowered file to `path` and prove it.
 
-    Raises: as for `lower_file`.
+    Returns:
+        (files, checks, facts for the report); no checks unless `verify`.
+
+    Raises:
+        FitError, InputError: as for `lower_file`.
     """
     lowered = lower_file(full, path, form)
     checks: tuple[Check, ...] = ()
@@ -91,12 +102,16 @@ def lower_into(
 
 
 def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], dict[str, Any]]:
-    """(checks, facts for the report) of a lowered file that was made before."""
+    """Return (checks, facts for the report) of a lowered file that exists already.
+
+    Raises:
+        FitError, InputError: the float16 export cannot be made; see `lower_file`.
+    """
     from lora_export.onnx_export.file import external
 
     half = _half(full, form, None) if form.precision.name == "fp16" else None
     checks, facts = prove_lowered(full, path, form, half)
-    intact = checks[0].passed  # else what lies beside it is not to be touched
+    intact = checks[0].passed  # else the file may name any path as its external data
     now = external.total_size(path) if intact else path.stat().st_size
     before = sum(file.size for file in full.exported.files)
     return checks, {"lowered": {**_words(form), **_sizes(now, before), **facts}}
@@ -130,9 +145,10 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
 
 
 def _half(full: Full, form: Form, path: Path | None) -> Exported:
-    """Export in float16 to `path`; with None make all but the file.
+    """Export in float16 to `path`; with None make everything but the file.
 
-    Raises: as for `lower_file`.
+    Raises:
+        FitError, InputError: as for `lower_file`.
     """
     from lora_export.onnx_export.export import export
     from lora_export.onnx_export.precision.half import refuse_too_large
@@ -145,7 +161,7 @@ def _half(full: Full, form: Form, path: Path | None) -> Exported:
         raise InputError(
             f"the model can be exported in float32, but not in float16: {problem.message}",
             where=problem.where,
-            hint="its forward must keep the dtype of its inputs and weights; or take --precision "
+            hint="let its forward keep the dtype of its inputs and weights; or take --precision "
             "fp32 or int8-weights",
         ) from error
 
@@ -153,13 +169,16 @@ def _half(full: Full, form: Form, path: Path | None) -> Exported:
 def prove_lowered(
     full: Full, path: Path, form: Form, half: Exported | None
 ) -> tuple[tuple[Check, ...], dict[str, Any]]:
-    """(checks, facts for the report): the static audit, then how far the outputs move.
+    """Prove a lowered file: by its static audit, then by how far its outputs moved.
 
     Args:
-        full: proven.
+        full: the float32 file, which is proven already.
         path: the lowered file.
-        form: that it is said to have.
-        half: the export in float16 that an fp16 file is held against.
+        form: the form that it must have.
+        half: the export in float16 that an fp16 file must equal; None for other precisions.
+
+    Returns:
+        (checks, facts for the report).
     """
     with full.job.clock("precision"):
         checks, facts = _prove(full, path, form, half)
@@ -209,10 +228,10 @@ def _weight_facts(weights: Weights | None) -> dict[str, Any]:
 
 
 def _run(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...], tuple[Check, ...]]:
-    """The outputs' losses in ONNX Runtime, and the checks on them.
+    """Measure how far each output moved in ONNX Runtime, and check it.
 
-    A float16 model runs in torch as well, operator by operator in float16: on the CPU, ONNX Runtime
-    computes most of them in float32, and would not see a number that a GPU finds too large.
+    A float16 model runs in torch as well, with every operator in float16. On the CPU, ONNX Runtime
+    computes most operators in float32. It would not see a number that is too large for a GPU.
     """
     from lora_export.verification.model.loss import Limits, loss_checks, measure
     from lora_export.verification.model.witnesses import run_base, run_merged
@@ -238,7 +257,10 @@ def _run(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...], tuple[Ch
 
 
 def _probes(full: Full, providers: Sequence[str]) -> list[Probe]:
-    """Enough of them for the share of equal decisions to mean something."""
+    """Return so many probes that each output has `PLACES` decisions, within `MOST_ROUNDS`.
+
+    With fewer decisions, the share of equal ones is chance.
+    """
     from lora_export.verification.model.loss import PLACES, decisions
     from lora_export.verification.runtime.sessions import run_model
 
@@ -260,9 +282,9 @@ def _cast(probe: Mapping[str, NDArray[Any]], old: str, new: str) -> Probe:
 def recorded_graph(
     path: Path, job: Job, form: Form, facts: Mapping[str, Any], *, verify: bool
 ) -> dict[str, Any]:
-    """What the manifest says of the file: its interface, how it was run, and what was lost.
+    """Return the manifest's entry of an ONNX file: its interface, how it was run, the loss.
 
-    path: the file, or a folder of several, of which each has its own.
+    path: the .onnx file, or the folder of two, whose entry has one interface for each.
     """
     from lora_export.onnx_export.file.interface import interface
     from lora_export.verification.runtime.sessions import find_providers
@@ -282,7 +304,7 @@ def _kept(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lossy_warnings(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """A warning where the rounding is no longer small beside what the adapter does."""
+    """Return a warning for each output whose rounding is not small beside the adapter's effect."""
     return tuple(
         f"{loss['output']}: the rounding moves it by {loss['rms']:.2g}, the adapter by "
         f"{loss['effect']:.2g} (rms)"

@@ -1,4 +1,4 @@
-"""One path for every ONNX file: `onnx` writes and proves it, `verify` proves it again."""
+"""The one path of every ONNX file: `onnx` writes and proves it, `verify` proves it again."""
 
 from __future__ import annotations
 
@@ -42,25 +42,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an ONNX file is, or is to be."""
+    """The paths of an ONNX file: where it is or will be written, and where work files lie."""
 
     #: The .onnx file, or the folder of an encoder and its decoder.
     path: Path
-    #: A new folder for what is thrown away: merged weights, the float32 file of a lowered one.
+    #: A new folder for files that are deleted at the end: merged weights, and the float32 file
+    #: that a lowered one is made from.
     work: Path
-    #: What the user calls it, for refusals.
+    #: The path as the user named it, for messages.
     shown: str
-    #: Whether it is written; else it is there already, and is only proven.
+    #: Whether the file is written; otherwise it exists, and is only proven.
     writes: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What was written, and what the proof says of it."""
+    """The files of an export, with their proof."""
 
     #: Empty where nothing was written.
     files: tuple[WrittenFile, ...]
-    #: For the report, by name.
+    #: Facts for the report, by name.
     facts: Mapping[str, Any]
     checks: tuple[Check, ...]
     warnings: tuple[str, ...]
@@ -69,7 +70,13 @@ class Made:
 
 
 def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
-    """Return the user's model, or the folder's: the result's own where its shape is another."""
+    """Return the network to trace: that of --model, else the one that a folder describes.
+
+    It is the merged folder's where the merge changes the shape of the model, else the base's.
+
+    Raises:
+        UsageError, InputError, MissingExtraError: the network cannot be built.
+    """
     if job.source:
         return job.source
     base = merged if job.plan.reshaped else job.plan.base
@@ -80,7 +87,7 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
 
 
 def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
-    """Carry the plan out in the new folder `work`, and return what was written."""
+    """Carry out the plan in the new folder `work`, and return the merged checkpoint."""
     from lora_export.execution.stage import write_plan
 
     work.mkdir()
@@ -91,10 +98,10 @@ def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
 
 
 def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Made:
-    """Merge, then write the file where it is to be written, and prove it.
+    """Merge, write the ONNX file if `place` asks for it, and prove it.
 
-    What is made on the way is proven before anything is made of it. The checks of the file itself
-    are returned, passed or not.
+    Each work file is proven before the next file is made from it. The checks of the final file are
+    returned, whether they passed or not.
 
     Raises:
         VerificationError: a check on the way failed.
@@ -105,18 +112,19 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
     merged = merged_checkpoint(job, place.work)
     source = traced_model(job, merged)
     by_weights: tuple[Check, ...] = ()
-    told = not_verified(job, but=["--input"])
+    warnings: tuple[str, ...] = ()
     if verify:
-        by_weights, told = prove_weights(job, merged), ()
-    if place.writes or form.is_lowered:  # else nothing is made of them
+        by_weights = prove_weights(job, merged)
+    else:
+        warnings = not_verified(job, but=["--input"])
+    if place.writes or form.is_lowered:  # else no file is made of these weights
         refuse_failed(by_weights, place.shown)
     if isinstance(source, CachedPair):
         made = _make_pair(job, form, place, Pair(source, job.plan, merged), verify=verify)
     else:
         subject = Subject(source, job.plan, merged)
         made = _make_file(job, form, place, subject, by_weights, verify=verify)
-    checks, warnings = (*by_weights, *made.checks), (*told, *made.warnings)
-    return replace(made, checks=checks, warnings=warnings)
+    return replace(made, checks=(*by_weights, *made.checks), warnings=(*warnings, *made.warnings))
 
 
 def _make_file(
@@ -128,7 +136,10 @@ def _make_file(
     *,
     verify: bool,
 ) -> Made:
-    """One file; before: the checks that have passed already, for the report of a failure."""
+    """Make and prove one ONNX file.
+
+    before: the checks that have passed already, for the report of a failure.
+    """
     from lora_export.onnx_export.export import export
     from lora_export.verification.failure import refuse_failed
 
@@ -138,7 +149,7 @@ def _make_file(
     proven = Proven()
     if verify:
         proven = prove_file(path, exported, full_proof(job, form), subject)
-    if writes:  # a lowered file is held against this one, so this one must be right
+    if writes:  # a lowered file is compared with this one, so this one must be right
         refuse_failed((*before, *proven.checks), place.shown, proven.attribution)
     files, checks = exported.files, proven.checks
     facts: dict[str, Any] = {"graph": graph_facts(exported, proven.saved)}
@@ -146,14 +157,14 @@ def _make_file(
         full = Full(job, subject, exported, path)
         files, more, facts = _lower(place, full, form, verify=verify)
         checks = (*checks, *more)
-    told = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
-    return Made(files, facts, checks, told, proven.attribution)
+    warnings = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
+    return Made(files, facts, checks, warnings, proven.attribution)
 
 
 def _lower(
     place: Place, full: Full, form: Form, *, verify: bool
 ) -> tuple[tuple[WrittenFile, ...], tuple[Check, ...], dict[str, Any]]:
-    """(files, checks, facts) of the file in a lower precision, written now or before."""
+    """Return (files, checks, facts) of the lowered file, which is written unless it exists."""
     if place.writes:
         return lower_into(place.path, full, form, verify=verify)
     return ((), *prove_again(place.path, full, form))
@@ -163,10 +174,10 @@ def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) 
     folder = place.path if place.writes else None
     parts, twice = export_pair(pair, folder, form.settings, job.clock)
     proven = prove_pair(place.path, parts, job, pair) if verify else Proven()
-    told = [*dict.fromkeys(line for part in parts.values() for line in part.warnings)]
+    warnings = [*dict.fromkeys(line for part in parts.values() for line in part.warnings)]
     facts: dict[str, Any] = {"graphs": pair_facts(parts, proven.saved)}
     if place.writes:
         facts["stored_twice"] = twice
-        told += stored_twice(twice)
+        warnings += stored_twice(twice)
     files = tuple(file for part in parts.values() for file in part.files)
-    return Made(files, facts, proven.checks, (*proven.warnings, *told), proven.attribution)
+    return Made(files, facts, proven.checks, (*proven.warnings, *warnings), proven.attribution)

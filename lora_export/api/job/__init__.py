@@ -1,1 +1,1 @@
-"""What a command is asked to do, checked and planned."""
+"""From the user's paths and options to a checked and planned job."""

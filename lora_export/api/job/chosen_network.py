@@ -1,4 +1,4 @@
-"""The options that name the network: how a base becomes one, and which graph is made of it."""
+"""The options that name the network: what builds it, and which graph is made of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Network:
     kv_cache: bool = False
 
     def check(self, described: Sequence[str]) -> None:
-        """Refuse options of which one would have no effect.
+        """Refuse two options of which one would have no effect.
 
         described: the inputs, as --input describes them.
 
@@ -33,21 +33,24 @@ class Network:
         """
         check_task(self.task)
         if self.task and self.model:
-            hint = "the factory says itself which class it builds: leave --task out"
+            hint = "the function that --model names chooses the class: leave --task out"
             raise UsageError("is for Hugging Face folders", where="--task", hint=hint)
         if self.kv_cache and self.model:
-            message = "is for Hugging Face folders: how a factory keeps its past is not known"
+            message = (
+                "is for Hugging Face folders: how the network of --model keeps its past is not "
+                "known"
+            )
             hint = "let its forward take and return keys and values, and leave --kv-cache out"
             raise UsageError(message, where="--kv-cache", hint=hint)
         if self.kv_cache and described:
             hint = "leave --input out"
-            raise UsageError("the inputs of --kv-cache are its own", where="--input", hint=hint)
+            raise UsageError("--kv-cache names the inputs itself", where="--input", hint=hint)
 
     def refuse_lowered(self, precision: str | None) -> None:
-        """Refuse a lower precision of a graph whose tokens would not be proven in it.
+        """Refuse a lower precision with --kv-cache: the generated tokens could not be proven.
 
         Raises:
-            UsageError: kv_cache, and not fp32.
+            UsageError: kv_cache is set, and the precision is not fp32.
         """
         if self.kv_cache and precision not in (None, "fp32"):
             message = f"what {precision} generates with --kv-cache cannot be proven yet"

@@ -1,4 +1,4 @@
-"""The complete command that answers a refusal for want of facts, to copy and fill in."""
+"""The complete command for a refusal that lacks facts: the user copies it and fills them in."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ _POSITIONAL = ("base", "adapters", "artifact")
 
 
 def add_command(error: LoraExportError, verb: str, values: Mapping[str, object]) -> None:
-    """Let the last problem of `error` name the command with every option that is asked for.
+    """Add to the last problem of `error` the command with every option that is missing.
 
-    values: what the verb was called with, by keyword. A missing value stands there as a word in
-    capitals, which no option takes: a command that is copied as it is ends in a refusal.
+    A missing value is a word in capitals, which no option accepts. So a command that is copied and
+    not filled in is refused.
+
+    values: the arguments of the call, by keyword.
     """
     asked = dict.fromkeys(problem.asks for problem in error.problems if problem.asks)
     if not asked:
@@ -36,12 +38,12 @@ def add_command(error: LoraExportError, verb: str, values: Mapping[str, object])
     command = f"{shlex.join(words)} {' '.join(asked)}"
     *others, last = error.problems
     hint = f"{last.hint}; " if last.hint else ""
-    told = f"{hint}the command, with the values of the training: {command}"
-    error.problems = (*others, replace(last, hint=told))
+    hint = f"{hint}the command, with the values of the training: {command}"
+    error.problems = (*others, replace(last, hint=hint))
 
 
 def _places(values: Mapping[str, object], options: Mapping[str, Option]) -> Iterator[str]:
-    """The words without a flag: the paths."""
+    """Yield the words without a flag: the paths."""
     for name in _POSITIONAL:
         if name in values and name not in options:
             value = values[name]
@@ -49,7 +51,7 @@ def _places(values: Mapping[str, object], options: Mapping[str, Option]) -> Iter
 
 
 def _flags(option: Option, value: object) -> Iterator[str]:
-    """The option as it was given; nothing where it has its default."""
+    """Yield the words of an option; none where it has its default."""
     if value is None or value == option.default or (option.many and not value):
         return
     if isinstance(value, bool):

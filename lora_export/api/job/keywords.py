@@ -1,6 +1,6 @@
-"""Holds the keywords of a verb against the declaration of options, before any work begins.
+"""Check the keywords of a verb against the declared options, before any work begins.
 
-Python itself checks neither the values of keywords nor, behind `**settings`, their names.
+Python itself checks no values of keywords. Behind `**settings` it checks no names either.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lora_export.options import Option, Takes
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes written so far, and in all."""
+"""Is called with the bytes written so far, and with the bytes in all."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,7 +43,7 @@ _WORDS: Mapping[Takes, str] = {
 
 
 def checked(verb: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a function refuse keywords that `verb` has not, and values that an option never takes.
+    """Return a decorator that refuses unknown keywords of `verb`, and values of a wrong type.
 
     Raises:
         UsageError: from the call, with every unknown keyword and every wrong value.
@@ -93,7 +93,7 @@ def _spelled_out(signature: inspect.Signature, options: Sequence[Option]) -> ins
 
 
 def _annotation(name: str) -> object:
-    """The type of a shared keyword, as its text stands in Settings."""
+    """Return the type of a shared keyword as `Settings` declares it."""
     declared = Settings.__annotations__[name]
     return getattr(declared, "__forward_arg__", declared)
 
@@ -106,7 +106,7 @@ class Settings(AdapterOptions, total=False):
 
     #: The network's inputs, each as "input_ids=int64[batch,sequence]<30522".
     input: Sequence[str]
-    #: Your own probes, an .npz file.
+    #: An .npz file of your own probes.
     inputs: str | Path | None
     #: Absolute tolerance of the outputs; None takes the derived one.
     atol: float | None
@@ -117,11 +117,11 @@ class Settings(AdapterOptions, total=False):
 
 
 def no_progress(_done: int, _total: int) -> None:
-    """Report nothing of how far the writing is."""
+    """Report no progress."""
 
 
 def adapter_options(settings: Settings, *, complete: bool = True) -> AdapterOptions:
-    """The settings about adapters; complete: with the declared default of what is not given."""
+    """Return the settings about adapters; `complete` adds the defaults of those not given."""
     proof = {option.name for option in PROOF}
     defaults = {option.name: option.default for option in ADAPTER} if complete else {}
     given = {name: value for name, value in settings.items() if name not in proof}
@@ -129,7 +129,7 @@ def adapter_options(settings: Settings, *, complete: bool = True) -> AdapterOpti
 
 
 def proof_options(settings: Settings, provider: Sequence[str] = ()) -> ProofOptions:
-    """The settings about the proof, and the execution providers of those verbs that have them."""
+    """Return the settings about the proof, with the execution providers to verify with."""
     given: dict[str, Any] = {
         option.name: settings.get(option.name, option.default) for option in PROOF
     }

@@ -1,4 +1,4 @@
-"""From paths and options to a job: the plan, with what carries it out and proves it."""
+"""From paths and options to a job: the plan, with the network and options that prove it."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A plan with what is needed to carry it out and to prove it."""
+    """A plan with the options and the network that carry it out and prove it."""
 
     plan: MergePlan
     #: The user's factory; None where none is named.
     source: FactoryModel | None
     #: How the network is run to be proven.
     proof: ProofOptions
-    #: How adapters are read and merged, as the user gave it.
+    #: How adapters are read and merged, as the user gave the options.
     settings: AdapterOptions
     #: Which network is run, and which graph is made of it.
     network: Network
@@ -51,7 +51,7 @@ class Job:
     unset: tuple[str, ...] = ()
     #: Digests of the adapters that the base holds already, by its own manifest.
     merged_before: tuple[str, ...] = ()
-    #: Of the stages of the command.
+    #: Counts the seconds of each stage of the command.
     clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @property
@@ -61,7 +61,7 @@ class Job:
 
     @property
     def is_proof_asked(self) -> bool:
-        """Return whether an option says how the model is run, so that the run is not left out."""
+        """Return whether an option describes the run of the model; then it must not be left out."""
         return self.proof != ProofOptions(seed=self.proof.seed)
 
 
@@ -73,7 +73,12 @@ def make_job(
     proof: ProofOptions | None,
     settings: AdapterOptions,
 ) -> Job:
-    """Read everything and plan; see planning.request.plan_request for what it raises."""
+    """Read base and adapters, and return the planned job.
+
+    Raises:
+        UsageError, InputError, LimitError, FitError, StorageError: see
+            planning.request.plan_request.
+    """
     clock = Stopwatch()
     with clock("plan"):
         request = make_request(base, adapters, settings)
@@ -91,12 +96,13 @@ def plan_job(
     settings: AdapterOptions,
     recorded: Mapping[tuple[str, str], Facts] | None = None,
 ) -> Job:
-    """Plan what was read.
+    """Return the job for inputs that were read.
 
     recorded: facts of an earlier manifest, by the adapter's path and the module.
 
     Raises:
-        UsageError: see Network.check.
+        UsageError: see Network.check and ProofOptions.check.
+        FitError, InputError: see planning.request.plan_request.
     """
     proof = proof or ProofOptions()
     proof.check()
@@ -116,8 +122,8 @@ def plan_job(
         classes=class_for_task,
         architecture=partial(layers_of, task=task),
     )
-    told = source.warnings() if source else task_warnings(plan.base, task)
-    plan = replace(plan, warnings=(*plan.warnings, *told))
+    warnings = source.warnings() if source else task_warnings(plan.base, task)
+    plan = replace(plan, warnings=(*plan.warnings, *warnings))
     unset: list[str] = []
     if source and facts:
         source.place(names, without_place(facts, plan.base.tensors()))

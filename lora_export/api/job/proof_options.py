@@ -1,4 +1,4 @@
-"""The options of the proof: how a model is run, refused early where they make no sense."""
+"""The options of the proof: how a model is run. Bad values are refused before any work."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class ProofOptions:
     input: tuple[str, ...] = ()
     #: An .npz file of the user's own probes.
     inputs: str | Path | None = None
-    #: Absolute tolerance; None takes the derived one. Of a file in a lower precision, how far its
-    #: outputs may be from the float32 file's.
+    #: Absolute tolerance; None takes the derived one. For a file in a lower precision it bounds
+    #: the distance of its outputs from the float32 file's.
     atol: float | None = None
-    #: Relative to the largest output, else as `atol`.
+    #: Tolerance relative to the largest output; otherwise like `atol`.
     rtol: float | None = None
-    #: Of the probes.
+    #: Seed of the probes.
     seed: int = 0
     #: ONNX Runtime's execution providers by name; empty takes the CPU's.
     provider: tuple[str, ...] = ()
@@ -34,12 +34,12 @@ class ProofOptions:
         return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != f.default]
 
     def check(self) -> None:
-        """Refuse what could never be used, also where no model is run.
+        """Refuse options that no run could use, also where no model is run.
 
         Raises:
-            UsageError: an input's description or a tolerance makes no sense, or a
-                provider is not available here.
-            InputError: the file of probes is not there.
+            UsageError: an input's description cannot be parsed, a tolerance is negative or not
+                finite, or a provider is not available here.
+            InputError: the file of probes does not exist.
         """
         parse_inputs(self.input)
         find_providers(self.provider)

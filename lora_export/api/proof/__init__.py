@@ -1,1 +1,1 @@
-"""The proof of a result, with a model or without."""
+"""The proof of a result: by weights, and as a model where the network can be built."""

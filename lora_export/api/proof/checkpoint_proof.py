@@ -1,4 +1,4 @@
-"""The proof of a merged checkpoint: by weights always, as a model where there is one."""
+"""The proof of a merged checkpoint: always by weights, and as a model where one can be built."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 
 def prove_checkpoint(job: Job, merged: Checkpoint, *, foreign: bool = False) -> Proven:
-    """The proof of a checkpoint that lies on disk: by weights, then as a model.
+    """Prove a checkpoint on disk: by weights, by its side files, then as a model.
 
-    foreign: another tool may have written it, so the files around the weights count by meaning.
+    foreign: another tool may have written the checkpoint. Its side files are then compared by
+    meaning, and not byte by byte.
+
+    Raises:
+        UsageError, InputError: the model cannot be built or run as the options demand.
     """
     from lora_export.verification.files.foreign_files import check_foreign_files
     from lora_export.verification.files.side_file_check import check_side_files
@@ -43,7 +47,7 @@ def prove_checkpoint(job: Job, merged: Checkpoint, *, foreign: bool = False) -> 
 
 
 def not_verified(job: Job, *, but: Sequence[str] = ()) -> tuple[str, ...]:
-    """The warnings of --no-verify. but: options that had their use all the same."""
+    """Return the warnings of --no-verify. but: options that have an effect without a proof."""
     return ("nothing was verified (--no-verify)", *_unused(job.proof, but))
 
 
@@ -53,9 +57,11 @@ def _unused(proof: ProofOptions, but: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Proven:
-    """After the weights, the model where there is one.
+    """Add the proof as a model to the checks by weights, where the network can be built.
 
-    A model is only run on weights that are right.
+    A model is only run on weights that passed: otherwise its outputs differ for a known reason.
+
+    checks: those by weights and by side files.
     """
     if not all(check.passed for check in checks):
         return Proven(checks)
@@ -73,7 +79,7 @@ def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Pr
 
 
 def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:
-    """Level "weights"; see verification.weights.whole_weights.check_weights."""
+    """Return the checks of level "weights"; see verification.weights.whole_weights."""
     from lora_export.verification.weights.whole_weights import check_weights
 
     with job.clock("proof by weights"):
@@ -82,7 +88,7 @@ def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:
 
 
 def _not_run(job: Job, source: FactoryModel) -> str:
-    """Why the user's network is not run, where nobody asked for it; empty where it is."""
+    """Return why the network of --model is not run unless an option asks; empty where it is."""
     why = source.why_no_inputs()
     if job.unset:
         why = f"neither base nor adapter holds {first_names(job.unset)} of {source.target}"
@@ -90,10 +96,13 @@ def _not_run(job: Job, source: FactoryModel) -> str:
 
 
 def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
-    """Level "model" where the base folder itself gives a model, else the warning why it does not.
+    """Prove as the model that the base folder describes, or warn why there is none.
 
-    Nobody asked for this level, so it is told, and not refused, that the base gives no model or
-    that its inputs are not known. A base that gives one is a witness like any other.
+    No option asks for this level. So a base that describes no model, or one of unknown inputs,
+    gives a warning and no refusal.
+
+    Raises:
+        UsageError: an option describes the run, and the model cannot be run that way.
     """
     base = merged if job.plan.reshaped else job.plan.base
     why = why_no_model(base, job.network.task) or why_too_large(base)
@@ -106,17 +115,17 @@ def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
     except UsageError as error:
         return Proven(warnings=(f"the proof is by weights only: {error.problems[0]}",))
     except InputError as error:
-        told = f"{_unloadable(error.problems[0])}; the proof is by weights only"
-        return Proven(warnings=(told,))
+        warning = f"{_unloadable(error.problems[0])}; the proof is by weights only"
+        return Proven(warnings=(warning,))
     try:
         why = why_unloadable(base)
         subject = Subject(source, job.plan, merged)
         return prove_model(job, subject).proven(_unloadable(why) if why else "")
     except UsageError as error:
         if job.is_proof_asked:
-            raise  # what the user asked for is not left out in silence
+            raise  # an option asks for this run, so it may not be left out with a warning
         return Proven(warnings=(f"the proof is by weights only: {error.problems[0]}",))
 
 
 def _unloadable(reason: object) -> str:
-    return f"transformers cannot load this base, so neither the result: {reason}"
+    return f"transformers cannot load this base, and so cannot load the result: {reason}"

@@ -31,17 +31,25 @@ def prove_file(
     *,
     opener: Opener | None = None,
 ) -> Proven:
-    """The torch models against each other, the file's static audit, and ONNX Runtime.
+    """Prove one ONNX file: the torch models, the file's static audit, then ONNX Runtime.
 
-    opener: opens the session on the file; None takes the one of verification.runtime.sessions,
-        with the user's providers.
+    Args:
+        path: the .onnx file.
+        exported: the export that the file must equal.
+        job: the job that it was made by.
+        subject: the network with its base and merged weights.
+        opener: opens the session on the file; None takes the one of
+            verification.runtime.sessions, with the user's providers.
+
+    Raises:
+        FitError, UsageError, InputError: the torch model cannot be built or run.
     """
     from lora_export.onnx_export.file.audit import audit
     from lora_export.verification.blame.attribution import blame
     from lora_export.verification.blame.narrowing import Artifact, attribute_file
     from lora_export.verification.runtime.sessions import find_providers, opener_on
 
-    # Each of the three frees its weights before the next one takes its own.
+    # One after the other, so that only one of the three has its weights in memory at a time.
     by_model = prove_model(job, subject)
     weights, topology = exported.weights, exported.topology
     with job.clock("static audit"):
@@ -50,7 +58,7 @@ def prove_file(
     artifact = Artifact(
         path, by_model.tolerance, opener or opener_on(find_providers(job.proof.provider))
     )
-    if all(check.passed for check in static[:2]):  # the file can be read
+    if all(check.passed for check in static[:2]):  # the first two: the file is readable and valid
         checks = (*checks, *_prove_runtime(artifact, by_model, job))
     if not all(check.passed for check in by_model.checks):
         return Proven(checks, by_model.warnings, by_model.proven().attribution)
@@ -61,7 +69,7 @@ def prove_file(
 
 
 def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:
-    """ONNX Runtime against both torch models; where it keeps a past, by what it generates."""
+    """Compare ONNX Runtime with both torch models; with --kv-cache also the generated tokens."""
     from lora_export.verification.runtime.generation import check_generation
     from lora_export.verification.runtime.sessions import try_model
 

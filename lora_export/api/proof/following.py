@@ -1,7 +1,7 @@
-"""verify of a merge that another tool made: which recipe it follows, found by trying them all.
+"""The proof of a merge by another tool: every recipe is tried, to find the one that it follows.
 
 A right merge by PEFT's safe_merge, or one that changes tied tables together, has other bits than
-the default. A refusal that does not name the recipe would call it damaged.
+the default. Without the recipe's name, a refusal would call such a merge damaged.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class PlanAgain(Protocol):
-    """Plans the same base and adapters with other settings; raises as make_job does."""
+    """A function that plans the same base and adapters again; raises as make_job does."""
 
     def __call__(self, *, settings: AdapterOptions) -> Job:
-        """The job with these settings."""
+        """Return the job with these settings."""
 
 
 RECIPES = {
@@ -36,11 +36,16 @@ RECIPES = {
 
 
 def prove_foreign(job: Job, merged: Checkpoint, plan_again: PlanAgain) -> tuple[Job, Proven]:
-    """The proof of a merge without a manifest, and the job whose recipe it follows.
+    """Prove a merge without a manifest, and return the job whose recipe it follows.
 
-    Without --recipe any recipe that gives the unmerged model's outputs passes, and a warning names
-    it. A recipe or --tied other than the one asked for fails, and the failed check names it.
-    plan_again: plans with other settings; a recipe that it refuses is passed over.
+    Without --recipe, every recipe that gives the unmerged model's outputs passes, and a warning
+    names it. With --recipe or --tied, a merge that follows another one fails. The failed check
+    names the one that it follows.
+
+    plan_again: plans with other settings; a recipe that it refuses is skipped.
+
+    Returns:
+        (the job that was proven, its proof).
     """
     proven = prove_checkpoint(job, merged, foreign=True)
     wrong = [check for check in proven.checks if check.level == "weights" and not check.passed]
@@ -50,19 +55,19 @@ def prove_foreign(job: Job, merged: Checkpoint, plan_again: PlanAgain) -> tuple[
     recipe = found.plan.recipe
     if found.plan.coupled == job.plan.coupled and job.settings.get("recipe") is None:
         other = prove_checkpoint(found, merged, foreign=True)
-        told = f"it follows --recipe {recipe} ({RECIPES[recipe]}), not auto: found by trying"
-        return found, replace(other, warnings=(told, *other.warnings))
+        warning = f"it follows --recipe {recipe} ({RECIPES[recipe]}), not auto: found by trying"
+        return found, replace(other, warnings=(warning, *other.warnings))
     hint = _named(found, job)
     checks = tuple(replace(one, hint=hint) if one is wrong[0] else one for one in proven.checks)
     return job, replace(proven, checks=checks)
 
 
 def _followed(job: Job, merged: Checkpoint, plan_again: PlanAgain) -> Job | None:
-    """The job with the first other recipe whose weights are those of `merged`."""
+    """Return the job with the first other recipe whose weights are those of `merged`."""
     for settings in _others(job):
         try:
             other = plan_again(settings=settings)
-        except LoraExportError:  # the recipe is not one of this library, or cannot be planned
+        except LoraExportError:  # the adapter's library has no such recipe, or the plan is refused
             continue
         same = (other.plan.coupled, other.plan.recipe) == (job.plan.coupled, job.plan.recipe)
         if not same and all(check.passed for check in prove_weights(other, merged)):
@@ -71,7 +76,10 @@ def _followed(job: Job, merged: Checkpoint, plan_again: PlanAgain) -> Job | None
 
 
 def _others(job: Job) -> Iterator[AdapterOptions]:
-    """The settings with every recipe, then with every recipe and the other choice of --tied."""
+    """Yield the settings with each recipe, first with the choice of --tied, then the other one.
+
+    The order decides which recipe is named where two give the same weights.
+    """
     asked = job.settings.get("tied") or "untie"
     for tied in (asked, "untie" if asked == "eval" else "eval"):
         for recipe in RECIPES:
@@ -79,15 +87,15 @@ def _others(job: Job) -> Iterator[AdapterOptions]:
 
 
 def _named(found: Job, job: Job) -> str:
-    """The options that the merge follows, and what they mean for its outputs."""
+    """Return a hint with the options that the merge follows, and what they do to its outputs."""
     recipe, coupled = found.plan.recipe, found.plan.coupled
     options = [f"--recipe {recipe} ({RECIPES[recipe]})"] if recipe != job.plan.recipe else []
     if coupled != job.plan.coupled:
         options.append(f"--tied {found.settings['tied']}")
-    told = f"it follows {' and '.join(options)}; name that"
+    hint = f"it follows {' and '.join(options)}; name that"
     if not coupled:
-        return told
+        return hint
     return (
-        f"{told} to accept it: {' and '.join(coupled)} change together, as in the library's own "
+        f"{hint} to accept it: {' and '.join(coupled)} change together, as in the library's own "
         "merge, and the outputs differ from the unmerged model's"
     )

@@ -1,6 +1,7 @@
-"""Whether a model fits into memory: free memory alone counts no page cache, which is given back.
+"""Whether a model fits into memory, so that the proof as a model never exhausts a machine.
 
-Linux says what is available in /proc/meminfo. A control group (a container, a batch job) may allow
+Free memory is too low a figure: it leaves out the page cache, which the system gives back. Linux
+reports the available memory in /proc/meminfo. A control group (a container, a batch job) may allow
 less.
 """
 
@@ -20,14 +21,14 @@ _AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
 
 _V2 = ("memory.max", "memory.current", "inactive_file")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-"""Files of a control group: its limit, its use, and what memory.stat calls the cache that the
-system gives back first."""
+"""Of a control group: the files of its limit and of its use, in bytes; then the entry of
+memory.stat for the cache that the system gives back first. One row for each version of them."""
 
 
 def why_too_large(base: Checkpoint) -> str:
-    """Why the model of `base` is not run; empty where it fits, or the system says nothing.
+    """Return why the model of `base` is not run; empty where it fits, or memory is not known.
 
-    A float64 run needs 8 bytes an element, and a float32 one lies beside it while it loads.
+    16 bytes an element are needed: 8 for the float64 weights, and as much again while they load.
     """
     elements = sum(math.prod(ref.spec.shape) for ref in base.tensors().values())
     needed, available = 16 * elements, available_memory()
@@ -40,15 +41,15 @@ def why_too_large(base: Checkpoint) -> str:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that a program may take without pushing others out.
+    """Return the bytes that this process may take before the system swaps or ends a process.
 
-    The least of MemAvailable and of what each control group above this process leaves.
+    This is the least of MemAvailable and of what each control group above this process leaves.
 
     Args:
         root: where /proc and /sys are found.
 
     Returns:
-        None where the system says nothing of it.
+        Bytes; None where the system reports none of these figures.
     """
     found = _AVAILABLE.search(_text(root / "proc/meminfo"))
     machine = [1024 * int(found[1])] if found else []
@@ -56,6 +57,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
 
 
 def _left_by_groups(root: Path) -> Iterator[int]:
+    """Yield the bytes that each control group of this process leaves, of both versions."""
     mount = root / "sys/fs/cgroup"
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -66,9 +68,10 @@ def _left_by_groups(root: Path) -> Iterator[int]:
 
 
 def _left_along(mount: Path, path: str, names: tuple[str, str, str]) -> Iterator[int]:
-    """What is left in a group and in all above it: each has a limit of its own.
+    """Yield the bytes that are left in a group and in every group above it.
 
-    In a container, the path may be the host's, of which only the mount itself is seen.
+    Each group has a limit of its own, and all of them apply. In a container, the path may be the
+    host's: then only the mount itself exists.
     """
     group = mount / path.lstrip("/")
     for folder in (group, *group.parents):
@@ -80,7 +83,7 @@ def _left_along(mount: Path, path: str, names: tuple[str, str, str]) -> Iterator
 
 
 def _left_in(group: Path, most: str, now: str, cache: str) -> int | None:
-    """None for a group without a limit."""
+    """Return the bytes that a group leaves; None for a group without a limit."""
     limit, used = _text(group / most).strip(), _text(group / now).strip()
     if not (limit.isdecimal() and used.isdecimal()):
         return None
@@ -94,7 +97,7 @@ def _numbers(file: Path) -> Mapping[str, int]:
 
 
 def _text(file: Path) -> str:
-    """Empty where there is no such file, as on another system, or it may not be read."""
+    """Return a file's text; empty where it does not exist or may not be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -32,7 +32,7 @@ class Proven:
     warnings: tuple[str, ...] = ()
     #: Where a failed check comes from, if that is known.
     attribution: Attribution | None = None
-    #: Nodes and parameters that an export with the LoRA in the graph would have beside.
+    #: Nodes and parameters that an export with the LoRA in the graph would have in addition.
     saved: Mapping[str, int] | None = None
 
 
@@ -50,17 +50,20 @@ class ModelProof:
     #: Whether an adapter without effect is accepted.
     allow_noop: bool = False
 
-    def proven(self, told: str = "") -> Proven:
-        """The outcome, with the module that is to blame where there is one."""
+    def proven(self, warning: str = "") -> Proven:
+        """Return the outcome, with the module to blame where one is found.
+
+        warning: stands before the warnings of the level; empty adds none.
+        """
         from lora_export.verification.blame.attribution import blame
         from lora_export.verification.blame.narrowing import attribute_model
 
         found = blame(self.checks, partial(attribute_model, self.suspects))
-        return Proven(self.checks, (*((told,) if told else ()), *self.warnings), found)
+        return Proven(self.checks, (*((warning,) if warning else ()), *self.warnings), found)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is to be told of how the level ran."""
+        """Return the warnings about how the level ran."""
         unresolved = "" if self.allow_noop else self.tolerance.unresolved()
         words = f"the model level does not resolve this adapter, the weights prove it: {unresolved}"
         return (*self.witnesses.warnings(), *([words] if unresolved else []))
@@ -87,9 +90,20 @@ def prove_model(job: Job, subject: Subject) -> ModelProof:
 
 
 def probes_for(job: Job, source: ModelSource, rounds: int = 1) -> list[dict[str, NDArray[Any]]]:
-    """The user's own inputs from an .npz file, or seeded ones in the declared domain.
+    """Return the probes: the user's inputs from an .npz file, or seeded ones.
 
-    rounds: how many times the usual number of rows.
+    Seeded probes lie in the domain that --input declares.
+
+    Args:
+        job: names the file of probes or the seed; its adapters name tokens that must occur.
+        source: the network that takes the probes.
+        rounds: multiplies the usual number of rows.
+
+    Returns:
+        One mapping from input name to array for each run.
+
+    Raises:
+        InputError, UsageError: the .npz file cannot be read, or does not fit the inputs.
     """
     from lora_export.verification.model.decoding_probes import decoding_probes
     from lora_export.verification.model.probes import load_probes, make_probes

@@ -1,4 +1,4 @@
-"""What a merge saves against an export with the LoRA in the graph: counted, not estimated."""
+"""The nodes and parameters that a merge saves: counted on real captures, not estimated."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ if TYPE_CHECKING:
 def saved(
     plan: MergePlan, sites: Sequence[Site], beside: Beside | None = None
 ) -> dict[str, int] | None:
-    """Count nodes and parameters of the live branches, none of which the merged graph has.
+    """Count the nodes and parameters that live LoRA branches would add to the merged graph.
 
-    One layer of every form is captured with its live branch and without, and multiplied by how
-    often the form occurs. None where there are none (a parameter's update is no layer's), or where
-    one cannot be captured alone: then nothing is told.
+    One layer of every form is captured with its live branch and without it. The difference is
+    multiplied by the number of layers of this form.
 
-    beside: where the nodes that were counted for the same network and branches are kept.
+    Args:
+        plan: its factors are the parameters.
+        sites: one layer of every form.
+        beside: keeps the counts for the same network and branches; None counts anew.
+
+    Returns:
+        "nodes" and "parameters". None where no layer has a branch (an update of a bare parameter
+        has none), or where a layer cannot be captured alone.
     """
     from lora_export.onnx_export.capture.node_count import count_extra_nodes
     from lora_export.verification.model.live_layer import LiveLayers
@@ -48,11 +54,11 @@ def saved(
 
 
 def _key(sites: Sequence[Site]) -> str:
-    """Digest (64 hex digits) of all that decides the branches' nodes beside the network itself."""
+    """Return a SHA-256 (hex) of all that decides the branches' nodes, except the network."""
     facts = []
     for site in sites:
         delta = site.branch.delta
-        # Neither where the factors lie nor what they hold is part of a graph.
+        # A graph depends neither on the factors' files nor on their values.
         plain = replace(delta, adapter="", factors={}, alpha=float(delta.alpha))
         shapes = [(role, ref.spec.shape, ref.spec.dtype) for role, ref in delta.factors.items()]
         facts.append((plain, sorted(shapes), site.branch.taken))
@@ -60,7 +66,7 @@ def _key(sites: Sequence[Site]) -> str:
 
 
 def _input(place: int, branch: Branch) -> InputSpec:
-    """What the layer was seen to take: the axes that the probes varied are dynamic."""
+    """Return the input that the layer took in the probes; axes whose size varied are dynamic."""
     dtype, shape = branch.taken
     sizes = enumerate(shape)
     dims = tuple(f"x{place}_{axis}" if size is None else size for axis, size in sizes)
@@ -68,7 +74,7 @@ def _input(place: int, branch: Branch) -> InputSpec:
 
 
 def _parameters(plan: MergePlan) -> int:
-    """Elements of all factors; one that several modules share counts once."""
+    """Return the elements of all factors; a factor that several modules share counts once."""
     refs = {
         (ref.file, ref.spec.name): ref
         for step in plan.steps()
