@@ -35,7 +35,7 @@ STATUSES = {
 
 
 def main() -> int:
-    """Write the reference, or with --check tell whether it is up to date."""
+    """Write the reference, or with --check report whether it is up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     check = parser.parse_args().check

@@ -34,9 +34,9 @@ a checkout, on the trained files of samples/:
         model="samples/digits/model.py:build",
     )
 
-Each function returns a `Report`, or raises a class of `lora_export.errors`; then nothing was
-published. Public are these five functions, `lora_export.errors`, and `Report` with the records in
-its fields. Every other module is internal, and may change in any release.
+Each function returns a `Report`. Where it raises a class of `lora_export.errors` instead, it has
+published nothing. The public names are these five functions, `lora_export.errors`, and `Report`
+with the records in its fields. Every other module is internal, and may change in any release.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def __dir__() -> list[str]:
 if not TYPE_CHECKING:  # a type checker reads the imports above, and refuses any other name
 
     def __getattr__(name: str) -> object:
-        """Load a public function when it is first asked for, so that the import stays quick."""
+        """Return a public function, which is loaded at its first use: the import stays quick."""
         if name not in __all__:
             message = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(message)

@@ -1,4 +1,4 @@
-"""`python -m lora_export`: the command line, where its script is not on PATH."""
+"""Run the command line as `python -m lora_export`, where its script is not on PATH."""
 
 from __future__ import annotations
 

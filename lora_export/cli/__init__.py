@@ -1,4 +1,4 @@
-"""The command line: one file a command, one call into the API each."""
+"""The command line: one file for each command, which makes one call into the API."""
 
 from lora_export.cli.main import main
 

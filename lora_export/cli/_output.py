@@ -1,4 +1,4 @@
-"""Run one API call and tell its outcome: text or JSON on stdout, errors on stderr, the status."""
+"""Run one API call and print its outcome: text or JSON on stdout, errors on stderr, the status."""
 
 from __future__ import annotations
 
@@ -32,18 +32,22 @@ _REPORT = "This is a bug of lora-export. Please report it with the lines above a
 
 
 class Command(click.Command):
-    """A command whose usage errors are told as JSON too."""
+    """A command that prints its usage errors as JSON too."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does."""
+        """Parse the words as click does."""
         with usage_errors_as_json(ctx, args):
             return super().parse_args(ctx, args)
 
 
 @contextmanager
 def usage_errors_as_json(ctx: click.Context, words: Sequence[str]) -> Iterator[None]:
-    """Tell click's own errors on stdout too, when --json is among the words or set outside."""
-    words = tuple(words)  # click takes its list apart
+    """Print click's own errors as JSON on stdout, where --json or its environment variable is set.
+
+    words: the command line. Where click reports an error it has parsed no --json, so the option is
+        looked up in the words.
+    """
+    words = tuple(words)  # a copy: click removes words from its list while it parses
     try:
         yield
     except click.UsageError as error:
@@ -56,8 +60,9 @@ def usage_errors_as_json(ctx: click.Context, words: Sequence[str]) -> Iterator[N
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """How a command is to tell its outcome."""
+    """How a command prints its outcome."""
 
+    #: The command's name, such as "merge".
     command: str
     as_json: bool
     quiet: bool
@@ -66,42 +71,46 @@ class Output:
 
     @classmethod
     def taken_from(cls, command: str, values: dict[str, Any]) -> Output:
-        """Take the values of `output_options` out of a command's parameters."""
+        """Remove the values of `output_options` from a command's parameters, and return them."""
         names = ("as_json", "quiet", "verbose", "debug")
         return cls(command, **{name: values.pop(name) for name in names})
 
     def run(self, call: Callable[[Progress], Report]) -> NoReturn:
-        """Call with a progress bar, tell, and leave with the exit status that the outcome has."""
+        """Call with a progress bar, print the outcome, and exit with its status.
+
+        Raises:
+            SystemExit: always; its code is the exit status.
+        """
         try:
-            # What the user's own model prints is no result.
+            # stdout is for the result: text that the user's own model prints goes to stderr.
             with byte_progress(wanted=not self.quiet) as progress, redirect_stdout(sys.stderr):
                 report = call(progress)
         except LoraExportError as error:
-            self._tell_refusal(error)
+            self._print_refusal(error)
             sys.exit(error.status)
         except KeyboardInterrupt:
-            self._tell_stop("interrupted", "interrupted; nothing was published")
+            self._print_stop("interrupted", "interrupted; nothing was published")
             sys.exit(INTERRUPTED)
         except SystemExit as error:
             if error.code == TERMINATED:  # SIGTERM; see checkpoint.interrupts
-                self._tell_stop("interrupted", "terminated; nothing was published")
+                self._print_stop("interrupted", "terminated; nothing was published")
                 raise
-            self._tell_refusal(_left_from_within(error))
+            self._print_refusal(_left_from_within(error))
             sys.exit(UsageError.status)
         except BaseException as error:  # noqa: BLE001 - the last resort: status 1, our bug
             traceback.print_exc()
-            self._tell_stop("bug", f"{type(error).__name__}: {error}", hint=_REPORT)
+            self._print_stop("bug", f"{type(error).__name__}: {error}", hint=_REPORT)
             sys.exit(1)
-        self._tell(report)
+        self._print_report(report)
         sys.exit(0)
 
-    def _tell_stop(self, code: str, message: str, *, hint: str = "") -> None:
+    def _print_stop(self, code: str, message: str, *, hint: str = "") -> None:
         if self.as_json:
             problem = Problem(message, hint=hint)
             click.echo(json_text(error_json(self.command, code, (problem,))))
         click.echo(hint or message, err=True)
 
-    def _tell(self, report: Report) -> None:
+    def _print_report(self, report: Report) -> None:
         if self.as_json:
             click.echo(json_text(report_json(report)))
         elif not self.quiet:
@@ -109,7 +118,7 @@ class Output:
         for warning in report.warnings:
             click.echo(f"note: {warning}", err=True)
 
-    def _tell_refusal(self, error: LoraExportError) -> None:
+    def _print_refusal(self, error: LoraExportError) -> None:
         if self.debug:
             traceback.print_exc()
         checks = error.checks if isinstance(error, VerificationError) else ()
@@ -133,8 +142,11 @@ def _attribution(error: LoraExportError) -> Attribution | None:
 
 
 def _left_from_within(error: SystemExit) -> UsageError:
-    """Nothing of ours leaves that way: the code that --model runs did, before the work was done."""
+    """Return the error for a sys.exit inside the call.
+
+    The library never calls it, so the code that --model runs did.
+    """
     return UsageError(
-        f"the work was left by sys.exit({error.code!r}) before it was done",
-        hint="the code that --model names must return a model, and not leave the program",
+        f"sys.exit({error.code!r}) ended the run before it was done",
+        hint="the code that --model names must return a model, and not call sys.exit",
     )

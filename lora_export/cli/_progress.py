@@ -1,4 +1,4 @@
-"""A bar with bytes, speed and the time left, on stderr and only for a person at a terminal."""
+"""The progress bar: bytes, speed and the time left, on stderr, and only at a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def byte_progress(*, wanted: bool) -> Iterator[Callable[[int, int], None]]:
-    """A function to be told (bytes done, bytes in all); without a terminal it does nothing."""
+    """Yield a function of (bytes done, bytes in all) that moves the bar.
+
+    wanted: False gives a function that does nothing, as does a stderr that is no terminal.
+    """
     if not wanted or not sys.stderr.isatty():
         yield lambda _done, _total: None
         return

@@ -1,4 +1,4 @@
-"""Makes click's options of the declaration; each may also be given as LORA_EXPORT_<NAME>."""
+"""From the declared options to click's; each also has a variable LORA_EXPORT_<NAME>."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _DEFAULTS = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 def declared(verb: str) -> Decorator:
-    """Give a command the options that are declared for `verb`, in that order."""
+    """Return a decorator that adds the options declared for `verb`, in the declared order."""
     return together(*(_click_option(option) for option in VERBS[verb]))
 
 
 def given(context: click.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """The values that the user gave; for the others the verb has the declared defaults."""
+    """Return the values that the user gave; the verb itself has the defaults of the others."""
     return {k: v for k, v in values.items() if context.get_parameter_source(k) not in _DEFAULTS}
 
 
 def together(*decorators: Decorator) -> Decorator:
-    """Several decorators as one, in the order in which --help shows them."""
+    """Return several decorators as one; --help shows their options in this order."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
+        for decorator in reversed(decorators):  # click lists the option added last first
             function = decorator(function)
         return function
 
@@ -42,7 +42,7 @@ def together(*decorators: Decorator) -> Decorator:
 
 
 def _option(*names: str, **settings: Any) -> Decorator:
-    """click.option with its environment variable, named after the long option."""
+    """Return click.option with an environment variable named after the long option."""
     long = next(name for name in names if name.startswith("--")).partition("/")[0]
     variable = f"LORA_EXPORT_{long.removeprefix('--').replace('-', '_').upper()}"
     return click.option(*names, envvar=variable, show_envvar=False, **settings)

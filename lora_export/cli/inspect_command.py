@@ -1,4 +1,4 @@
-"""lora-export inspect."""
+"""The command `lora-export inspect`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.flags import output_options
 
 
-@click.command("inspect", cls=Command, short_help="Say what a file or folder holds.")
+@click.command("inspect", cls=Command, short_help="Report what a file or folder holds.")
 @click.argument("path", type=click.Path(path_type=Path))
 @output_options
 def command(path: Path, **values: Any) -> None:
-    """Say what an adapter, a checkpoint or an artefact holds, from headers alone."""
+    """Report what an adapter, a checkpoint or an artefact holds, from headers alone."""
     output = Output.taken_from("inspect", values)
 
     from lora_export.api import inspect

@@ -1,4 +1,4 @@
-"""The group of commands, and the exit status of everything that can happen."""
+"""The group of commands, with the exit status of every outcome."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ _COMMANDS = ("merge", "onnx", "verify", "unmerge", "inspect")
 
 
 class _Commands(click.Group):
-    """Loads a command's file when it is called for, so that --help is quick."""
+    """The commands, each imported at its first use, so that --help is quick."""
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        """As a program, which gives no arguments, end the process as soon as all is done."""
+        """Run the command, and end the process at once where torch was loaded.
+
+        This is for the program, which calls the group without arguments. Other callers get click's
+        own SystemExit.
+        """
         try:
             return super().__call__(*args, **settings)
         except SystemExit as end:
@@ -50,10 +54,10 @@ class _Commands(click.Group):
 
 
 def _leave(status: object) -> None:
-    """End the process without taking torch's modules apart one by one, which takes 0.3 s.
+    """End the process at once: Python's own end takes 0.3 s to unload torch's modules.
 
-    Does nothing where the status is no number, or what was said cannot be delivered: that end is
-    Python's own.
+    Where the status is no number, or the output cannot be written, this does nothing. Python then
+    ends the process, and reports the failed write.
     """
     if not isinstance(status, int):
         return
@@ -71,7 +75,7 @@ def _leave(status: object) -> None:
 def main() -> None:
     """Merge a trained LoRA into its base, prove the result, and write it without overhead.
 
-    Exit status: 0 done, 1 a bug of ours, 2 usage, 3 input refused, 4 adapter and base do
-    not fit, 5 verification says no (nothing was published), 6 output refused, 7 disk or
+    Exit status: 0 done, 1 a bug of lora-export, 2 usage, 3 input refused, 4 adapter and base
+    do not fit, 5 a check failed (nothing was published), 6 output refused, 7 disk or
     permission, 8 over a limit, 15 an extra is missing, 130 interrupted.
     """

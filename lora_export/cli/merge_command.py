@@ -1,4 +1,4 @@
-"""lora-export merge."""
+"""The command `lora-export merge`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def command(context: click.Context, /, **values: Any) -> None:
     """Merge ADAPTERS into BASE and write safetensors.
 
     BASE is a folder, a .safetensors, .pt, .pth or .bin file, or a *.index.json. A file gives a
-    file, a folder gives a folder with the same shards and side files, and with a model card.
-    Each of the ADAPTERS is a file, or a folder that holds one; of several in sub-folders,
-    name the sub-folder. Several adapters are summed from the unmerged base.
+    file. A folder gives a folder with the same shards and side files, and with a model card.
+    Each of the ADAPTERS is a file, or a folder that holds one. Where a folder holds several
+    in sub-folders, name the sub-folder. Several adapters are summed from the unmerged base.
     """
     output = Output.taken_from("merge", values)
     settings = given(context, values)

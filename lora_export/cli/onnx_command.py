@@ -1,4 +1,4 @@
-"""lora-export onnx."""
+"""The command `lora-export onnx`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def command(context: click.Context, /, **values: Any) -> None:
     """Merge ADAPTERS into BASE and write ONNX.
 
     The model comes from --model, or from BASE when it is a Hugging Face folder (extra hf). The
-    graph is the base's own: merging adds no node. docs/precision.md says what --precision costs.
+    graph is the base's own: merging adds no node. docs/precision.md shows what --precision costs.
     """
     output = Output.taken_from("onnx", values)
     settings = given(context, values)

@@ -1,4 +1,4 @@
-"""lora-export unmerge."""
+"""The command `lora-export unmerge`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lora-export verify."""
+"""The command `lora-export verify`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lora_export.cli.flags import declared, given, output_options
 def command(context: click.Context, /, **values: Any) -> None:
     """Prove a finished ARTIFACT again: a folder, a .safetensors or an .onnx file.
 
-    Without --base and --adapter its files are held against the digests of its manifest. With
-    them everything is computed again. Facts that no option gives come from the manifest, and
-    are told; --allow-*, --unmerged-base and --tied never do.
+    Without --base and --adapter its files are compared with the digests of its manifest. With
+    them everything is computed again. Facts that no option gives are taken from the manifest,
+    and a warning names them. --allow-*, --unmerged-base and --tied are never taken from there.
     """
     output = Output.taken_from("verify", values)
     settings = given(context, values)
