@@ -1,1 +1,1 @@
-"""What happened, as data, and the forms in which it is told."""
+"""The outcome of a command as data, and its forms: text, JSON, the manifest, the model card."""

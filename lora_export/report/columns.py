@@ -1,4 +1,4 @@
-"""Shared pieces of text: rows under each other, numbers with their nouns, long lists cut short."""
+"""Pieces of text that reports share: aligned rows, numbers with nouns, shortened lists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROWS = 8
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines with their columns under each other."""
+    """Return each row as a line, with the columns of all lines aligned."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
         "  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
@@ -23,7 +23,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def first_rows(
     rows: Sequence[Sequence[str]], *, verbose: bool, heading: Sequence[str] | None = None
 ) -> list[str]:
-    """Return the first rows as aligned lines, and how many more there are; `verbose`: all rows."""
+    """Return the first rows as aligned lines, and the number of the others.
+
+    verbose: return all rows. heading: a first row that is not counted.
+    """
     shown = rows if verbose else rows[:_ROWS]
     lines = aligned([heading, *shown] if heading else shown)
     if len(shown) < len(rows):
@@ -37,6 +40,6 @@ def counted(number: int, noun: str) -> str:
 
 
 def first_names(names: Sequence[str], most: int = 3) -> str:
-    """Return the first `most` names, and how many more there are: `a, b, c and 2 more`."""
+    """Return the first `most` names and the number of the others: `a, b, c and 2 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{more}"

@@ -1,4 +1,4 @@
-"""What `inspect` found, in words."""
+"""The findings of `inspect` as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TITLES = {
 
 
 def found_text(found: Mapping[str, Any], *, verbose: bool) -> str:
-    """Scalars and short lists a line each, modules and tensors as rows under a heading."""
+    """Return the findings as lines; modules and tensors are rows under a heading."""
     lines: list[str] = []
     for key, value in found.items():
         title = _TITLES.get(key, key.replace("_", " "))
@@ -40,7 +40,7 @@ def _table(entries: Sequence[Mapping[str, Any]], *, verbose: bool) -> list[str]:
 
 
 def _plain(value: object) -> str:
-    """A value without quotes and brackets, except those of a shape."""
+    """Return a value without quotes; only a shape keeps its brackets."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {count}" for key, count in value.items()) or "none"
     if isinstance(value, list) and value and all(isinstance(item, int) for item in value):

@@ -1,4 +1,4 @@
-"""What a lower precision saved and cost, in words."""
+"""The size and the loss of a file in a lower precision, as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN = 3
 
 
 def lowered_text(lowered: Mapping[str, Any], *, verbose: bool) -> str:
-    """The size beside float32's, which weights are rounded, and how far the outputs moved."""
+    """Return the size beside float32's, the rounded weights, and how far the outputs moved."""
     now, before = lowered["bytes"], lowered["float32_bytes"]
     lines = [
         f"precision {lowered['precision']}: {lowered['words']}",

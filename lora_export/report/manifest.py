@@ -1,6 +1,6 @@
-"""The manifest beside every artefact: from what, how and with what result it was made.
+"""The manifest beside every artefact: its inputs, its options, and the result of its proof.
 
-It holds no time and no absolute path, so that the same inputs and options give the same bytes.
+It has no time and no absolute path, so that the same inputs and options give the same bytes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,19 @@ def manifest(
     merged_before: Sequence[str] = (),
     graph: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The manifest as JSON text.
+    """Return the manifest as JSON text in UTF-8, which ends with a line break.
 
-    base_files: without a digest where nothing was verified, as it costs as much as the copying.
-    adapter_files: of each adapter, first the one that names it.
-    adapter_configs: of each adapter, None where it has no configuration of its own.
-    merged_before: digests of adapters that the base's own manifest already names.
-    graph: of an ONNX file its precision, its interface and how it was run.
+    Args:
+        plan: what was merged.
+        command: "merge" or "onnx".
+        options: the settings that the user gave, by name.
+        base_files: with no SHA-256 where nothing was verified: hashing takes as long as copying.
+        adapter_files: one list for each adapter; the file that names the adapter comes first.
+        adapter_configs: one for each adapter; None where it has no configuration.
+        outputs: what was written, without the manifest itself.
+        checks: empty where nothing was verified.
+        merged_before: digests of adapters that the base's own manifest names.
+        graph: of an ONNX file its precision, its interface and how it was run.
     """
     places = {str(adapter.path): place for place, adapter in enumerate(plan.adapters)}
     document = {
@@ -86,7 +92,7 @@ def manifest(
 
 
 def _further(adapter: Adapter, files: Sequence[WrittenFile]) -> dict[str, Any]:
-    """Shards and weights beside the adapter's file, and what --ignore left out."""
+    """Return the adapter's further files, and the tensors that --ignore left out."""
     entries = {
         "files": [_file(file) for file in files],
         "joined_sha256": adapter.joined_digest,
@@ -101,6 +107,6 @@ def _file(file: WrittenFile) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """The versions of what was installed when the artefact was made."""
+    """Return the installed versions of the packages that decide an artefact's bytes."""
     installed = {name: next(iter(metadata.distributions(name=name)), None) for name in _PACKAGES}
     return {name: found.version for name, found in installed.items() if found is not None}

@@ -1,7 +1,7 @@
-"""README.md of a merged folder: what it is made of, how that was proven, how it is loaded.
+"""README.md of a merged folder: its inputs, its proof, and how to load it.
 
-Like the manifest it holds no time and no path of this machine. The front matter follows the rules
-of the Hugging Face Hub; it is written here and not by a YAML library, as texts are all it holds.
+Like the manifest it has no time and no path of this machine. The front matter follows the rules of
+the Hugging Face Hub. It has only texts, so no YAML library is needed to write it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,16 @@ def model_card(
     adapter_files: Sequence[Sequence[WrittenFile]],
     checks: Sequence[Check],
 ) -> bytes:
-    """The card as the bytes of README.md; arguments as for the manifest."""
+    """Return the bytes of README.md in UTF-8.
+
+    Args:
+        plan: what was merged.
+        card: the facts that the Hub reads, and how the folder is loaded.
+        options: the settings that the user gave, by name.
+        base_files: as for the manifest.
+        adapter_files: as for the manifest.
+        checks: empty where nothing was verified.
+    """
     lines = [
         *_front_matter(card.metadata),
         "",
@@ -77,7 +86,10 @@ def _front_matter(metadata: Mapping[str, str | tuple[str, ...]]) -> Iterator[str
 
 
 def _scalar(text: str) -> str:
-    """A YAML scalar that every reader takes for this text: `no` is a language, not a falsehood."""
+    """Return a YAML scalar that every reader takes for this text.
+
+    Words such as `no` are quoted: here it is Norwegian, and to YAML it is a boolean.
+    """
     if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED:
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())
@@ -131,7 +143,7 @@ def _described(adapter: Adapter) -> str:
 
 
 def _code(text: str) -> str:
-    """A name from outside, that cannot end its cell or its span."""
+    """Return a name from outside as code that cannot end its table cell or its code span."""
     return f"`{re.sub(r'[`|<>]', '?', text) if text.isprintable() else '?'}`"
 
 
@@ -141,28 +153,28 @@ def _changes(plan: MergePlan) -> Iterator[str]:
     yield f"{counts['added']:,} are new; all others are the base's, byte for byte. Recipe"
     yield f"`{plan.recipe}`: {_recipe(plan)}."
     yield ""
-    edits = {name: told for name, told in plan.edits().items() if name != "README.md"}
-    if edits:
+    files = {name: edits for name, edits in plan.edits().items() if name != "README.md"}
+    if files:
         yield "Edited beside the weights:"
         yield ""
-        yield from (f"- {_code(name)}: {_code('; '.join(told))}" for name, told in edits.items())
+        yield from (f"- {_code(name)}: {_code('; '.join(edits))}" for name, edits in files.items())
         yield ""
 
 
 def _recipe(plan: MergePlan) -> str:
-    """What the recipe gives here: not the library's bits where its merge is not followed."""
+    """Return what the recipe gives here, and why its bits are not those of the library's merge."""
     reasons = {
         "tensors that were tied are written separately": bool(plan.separated),
         "several adapters are summed exactly": len(plan.adapters) > 1,
         "an adapter has another weight than 1": any(a.weight != 1 for a in plan.adapters),
         "layers are written more than once": any(a.replication for a in plan.adapters),
     }
-    told = [text for text, holds in reasons.items() if holds]
-    if plan.recipe != "auto" or not told:
+    applying = [text for text, applies in reasons.items() if applies]
+    if plan.recipe != "auto" or not applying:
         return _RECIPES.get(plan.recipe, "see the manifest")
     return (
         "equal to the unmerged model; the library's own merge differs here, because "
-        f"{' and '.join(told)}"
+        f"{' and '.join(applying)}"
     )
 
 
@@ -179,7 +191,7 @@ def _verification(checks: Sequence[Check]) -> Iterator[str]:
 
 
 def _command(plan: MergePlan, card: Card, options: Mapping[str, Any]) -> str:
-    """The command, with BASE and ADAPTER for the paths of the machine where it was run."""
+    """Return the command, with the words BASE and ADAPTER in place of this machine's paths."""
     base = card.base or "BASE"
     several = len(plan.adapters) > 1
     adapters = [f"ADAPTER{n if several else ''}" for n in range(1, len(plan.adapters) + 1)]

@@ -41,7 +41,7 @@ class Report:
 
 
 def json_text(document: Mapping[str, Any]) -> str:
-    """The document as JSON; numbers that JSON lacks as "NaN", "Infinity" and "-Infinity"."""
+    """Return the document as JSON; numbers that JSON lacks become "NaN" and "[-]Infinity"."""
     return json.dumps(_finite(document), indent=2, allow_nan=False)
 
 
@@ -56,7 +56,7 @@ def _finite(value: Any) -> Any:
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """The object that --json prints for a command that ran through."""
+    """Return the object that --json prints for a command that returned a report."""
     plan = report.plan
     return {
         "command": report.command,
@@ -73,7 +73,13 @@ def report_json(report: Report) -> dict[str, Any]:
 
 
 def error_json(command: str, code: str, problems: tuple[Problem, ...]) -> dict[str, Any]:
-    """The object that --json prints for a refusal; `problems` lists every one of them."""
+    """Return the object that --json prints for a refusal.
+
+    Args:
+        command: its name; empty where the command line names none.
+        code: the kind of the refusal, such as "usage" or "fit"; see docs/json.md.
+        problems: all of them, at least one; the first is also the error's own message.
+    """
     listed = [{"message": p.message, "where": p.where, "hint": p.hint} for p in problems]
     return {
         "command": command,
@@ -89,7 +95,7 @@ def error_json(command: str, code: str, problems: tuple[Problem, ...]) -> dict[s
 
 
 def tensor_counts(plan: MergePlan) -> dict[str, int]:
-    """How many tensors the result has, and how many of them are changed or new."""
+    """Return how many tensors the result has, and how many of them are changed or new."""
     steps = plan.steps()
     added = sum(step.action == "add" for step in steps)
     return {"total": len(steps), "changed": len(plan.changed()) - added, "added": added}
@@ -98,7 +104,7 @@ def tensor_counts(plan: MergePlan) -> dict[str, int]:
 def verification_json(
     checks: tuple[Check, ...], attribution: Attribution | None = None
 ) -> dict[str, Any]:
-    """The checks, whether all of them passed, and what is to blame if not (null where unknown)."""
+    """Return the checks, whether all passed, and what is to blame (None where unknown)."""
     return {
         "passed": all(check.passed for check in checks),
         "attribution": asdict(attribution) if attribution else None,
@@ -119,7 +125,7 @@ def verification_json(
 
 
 def plan_json(plan: MergePlan, *, whole: bool) -> dict[str, Any]:
-    """The plan; with `whole` every output tensor, else those that are not copies."""
+    """Return the plan; with `whole` every output tensor, else those that are not copies."""
     return {
         "base": str(plan.base.root),
         "adapters": [
@@ -173,7 +179,7 @@ def _step_json(step: Step, file: str) -> dict[str, Any]:
 
 
 def updates_json(step: Step) -> list[dict[str, Any]]:
-    """The arithmetic of a merged tensor: every fact that was used, by adapter."""
+    """Return the arithmetic of a merged tensor: one entry of facts for each update."""
     return [
         {
             "adapter": delta.adapter,

@@ -1,6 +1,6 @@
-"""How long the stages of a command take: for the report, never for the manifest.
+"""The seconds of a command's stages: for the report, never for the manifest.
 
-The manifest must be the same for the same inputs, and times never are.
+The manifest must be the same for the same inputs, and times are never the same.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Seconds by stage; a stage that is entered again goes on. Runs from when it is made."""
+    """Counts seconds by stage, from its own making on; a stage may be entered several times."""
 
+    #: The time of `time.perf_counter` when the stopwatch was made.
     _started: float = field(default_factory=time.perf_counter)
+    #: Seconds by stage, in the order of first entry.
     _stages: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -31,7 +33,7 @@ class Stopwatch:
             self._stages[stage] = self._stages.get(stage, 0.0) + time.perf_counter() - begun
 
     def facts(self) -> dict[str, dict[str, float]]:
-        """What a report tells: seconds by stage in the order of first entry, and in all."""
+        """Return the entry of a report: seconds by stage, in order of first entry, and in all."""
         total = time.perf_counter() - self._started
         stages = {**self._stages, "total": total}
         return {"seconds": {stage: round(seconds, 3) for stage, seconds in stages.items()}}

@@ -1,4 +1,4 @@
-"""The outcome of a command for a person at a terminal."""
+"""The outcome of a command as text for a terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KEPT = "\n  captured by an earlier run (--no-capture-cache captures it anew)"
 
 
 def report_text(report: Report, *, verbose: bool) -> str:
-    """The whole summary; with `verbose` every module is listed, else the first few."""
+    """Return the whole summary; `verbose` lists every module, and not only the first ones."""
     parts = []
     if report.plan:
         weights = report.facts.keys().isdisjoint({"graph", "graphs", "lowered"})
@@ -54,7 +54,7 @@ def report_text(report: Report, *, verbose: bool) -> str:
 
 
 def _file_text(report: Report, *, verbose: bool) -> Iterator[str]:
-    """What there is to say of an ONNX file beside its checks."""
+    """Yield the paragraphs about an ONNX file, other than its checks."""
     if graph := report.facts.get("graph"):
         yield _graph_text(graph, proven=bool(report.checks))
     if lowered := report.facts.get("lowered"):
@@ -64,7 +64,10 @@ def _file_text(report: Report, *, verbose: bool) -> Iterator[str]:
 
 
 def _graph_text(graph: Mapping[str, Any], *, proven: bool) -> str:
-    """The zero overhead: what it is held against, and what it saves."""
+    """Return the graph's size, what it was compared with, and what the merge saves.
+
+    proven: the graph was compared with the base's.
+    """
     size = f"{graph['nodes']} nodes, {graph['initializers']} initializers"
     kept = _KEPT if graph["capture"] == "cached" else ""
     if not proven:
@@ -94,9 +97,9 @@ def _space_text(space: Mapping[str, Any] | None) -> str:
 
 
 def plan_text(plan: MergePlan, *, verbose: bool, with_edits: bool = True) -> str:
-    """What is merged into what, with the facts used for each module.
+    """Return what is merged into what, with the facts used for each module.
 
-    with_edits: the files around the weights are written as well.
+    verbose: list every module. with_edits: list the edited side files, which an ONNX file lacks.
     """
     counts = tensor_counts(plan)
     deltas = [delta for step in plan.steps() for delta in step.deltas]
@@ -114,12 +117,12 @@ def plan_text(plan: MergePlan, *, verbose: bool, with_edits: bool = True) -> str
     rows = [_delta_row(delta) for delta in deltas] + [_whole_row(step) for step in whole]
     table = first_rows(rows, verbose=verbose)
     edited = plan.edits().items() if with_edits else ()
-    edits = [f"{name}: {'; '.join(told)}" for name, told in edited]
-    return "\n".join([*head, *table, *(f"  {line}" for line in [*plan.choices, *edits])])
+    lines = [f"{name}: {'; '.join(edits)}" for name, edits in edited]
+    return "\n".join([*head, *table, *(f"  {line}" for line in [*plan.choices, *lines])])
 
 
 def _full_tensors(adapter: Adapter) -> str:
-    """Those that take the place of the base's, where there are any."""
+    """Return the words on full tensors that replace the base's; empty where there are none."""
     number = len(adapter.replacements)
     return f", {counted(number, 'full tensor')} in place of the base's" if number else ""
 
@@ -143,10 +146,10 @@ def _whole_row(step: Step) -> Sequence[str]:
 
 
 def checks_text(checks: Sequence[Check], *, verbose: bool = False) -> str:
-    """One line a check: outcome, what was seen, what was allowed, how much room was left.
+    """Return one line a check: its outcome, its largest difference, and what was allowed.
 
-    The checks of one level stand together, under what is compared there. With `verbose`, or for a
-    failed check, where the tolerance comes from as well.
+    The checks of one level stand together, under a line that names what is compared. `verbose` adds
+    the source of each tolerance. A failed check always has it.
     """
     levels = list(dict.fromkeys(check.level for check in checks))
     checks = sorted(checks, key=lambda check: levels.index(check.level))
