@@ -1,4 +1,4 @@
-"""Hold a merged folder against the libraries themselves, bit for bit."""
+"""Compare a merged folder with the results of the libraries, bit for bit."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Folder:
         }
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor of this name."""
+        """Return the tensor of this name."""
         shard: Any = self._shards[self.files[name]]  # safetensors gives its methods no types
         found: torch.Tensor = shard.get_tensor(name)
         return found
 
 
 def unlike_folder(output: Path, reference: Path) -> list[str]:
-    """Names of the tensors that are not the same in two folders, or are in one of them only."""
+    """Return the names of tensors that differ in two folders, or are in one of them only."""
     ours, theirs = Folder(output), Folder(reference)
     alone = ours.files.keys() ^ theirs.files.keys()
     both = sorted(ours.files.keys() & theirs.files.keys())
@@ -44,7 +44,7 @@ def unlike_folder(output: Path, reference: Path) -> list[str]:
 
 
 def unlike_loralib(output: Path, base: Path, adapter: Path) -> list[str]:
-    """Names of the tensors that are not what loralib's own `eval()` makes of the base's."""
+    """Return the names of tensors that differ from the result of loralib's own `eval()`."""
     ours, unmerged, factors = Folder(output), Folder(base), load_file(adapter)
     alone = ours.files.keys() ^ unmerged.files.keys()
     both = sorted(ours.files.keys() & unmerged.files.keys())
@@ -69,7 +69,7 @@ def _as_loralib(
 
 @torch.no_grad()
 def _evaluated(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """The weight of a real loralib layer in eval mode."""
+    """Return the weight of a real loralib layer in eval mode."""
     layer = loralib.Linear(1, 1, r=RANK, lora_alpha=ALPHA, bias=False)
     layer.weight.data, layer.lora_A.data, layer.lora_B.data = weight.clone(), down, up
     layer.eval()

@@ -1,4 +1,4 @@
-"""The figures that the engine is to reach, and whether it does."""
+"""The figures that the engine must reach, and the judgement whether it does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def figures(
     equality: Iterable[Equality],
     plans: Sequence[Planned],
 ) -> list[Figure]:
-    """Every figure with its limit, in the order of the tables."""
+    """Return every figure with its limit, in the order of the tables."""
     return [
         *(figure for one in timing for figure in _speed(one)),
         *(_peak(one) for one in memory if one["run"] in MERGES),

@@ -1,4 +1,4 @@
-"""What the figures were taken on: without it they say nothing."""
+"""The machine on which figures were taken: without it they cannot be compared."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DISTRIBUTIONS = (
 
 
 def machine(data_lies_on: str) -> Machine:
-    """Processor, cores, memory, system, versions, and the file system of the timed runs."""
+    """Return processor, cores, memory, system, versions, and the file system of the timed runs."""
     return {
         "cpu": _found(r"model name\s*: (.+)", "/proc/cpuinfo"),
         "cores": len(os.sched_getaffinity(0)),
@@ -31,7 +31,7 @@ def machine(data_lies_on: str) -> Machine:
 
 
 def file_system(folder: Path) -> str:
-    """The type of the file system that `folder` lies on, as mount says it."""
+    """Return the type of the file system that `folder` lies on, as /proc/mounts names it."""
     place = folder.resolve()
     mounts = [line.split() for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
     holding = [fields for fields in mounts if place.is_relative_to(fields[1])]

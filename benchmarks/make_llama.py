@@ -53,7 +53,7 @@ class Shape:
     vocabulary: int
 
     def weights(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor by its name, in the order of the model."""
+        """Return the shape of every tensor by its name, in the order of the model."""
         found: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocabulary, self.hidden)
         }
@@ -78,11 +78,11 @@ class Shape:
         }
 
     def config(self) -> dict[str, object]:
-        """config.json, less `architectures`.
+        """Return config.json without `architectures`.
 
-        With it, lora-export would also run the model in float64 wherever memory allows, and the
-        cost of verification would depend on the memory that happens to be free. What is measured
-        here is the proof by weights. transformers needs `model_type` only.
+        With it, lora-export would also run the model in float64 where memory allows. The cost of
+        verification would then depend on the free memory. Only the proof by weights is measured
+        here. transformers needs `model_type` only.
         """
         return {
             "model_type": "llama",
@@ -152,7 +152,7 @@ def make_adapters(shape: Shape, folder: Path, targets: str) -> tuple[Path, Path]
 
 
 def _factors(shape: Shape, targets: str) -> Iterator[tuple[str, Matrix]]:
-    """The factors in loralib's names; the update is about a fifth of the weights' spread."""
+    """Yield the factors in loralib's names; the update is about a fifth of the weights' spread."""
     for name, dims in shape.weights().items():
         module = name.removesuffix(".weight")
         if module.rpartition(".")[2] in TARGETS[targets]:
@@ -169,7 +169,7 @@ def _factors(shape: Shape, targets: str) -> Iterator[tuple[str, Matrix]]:
 
 
 def _split(sizes: dict[str, int], shards: int) -> Iterator[list[str]]:
-    """Tensors in their order, in at most `shards` parts of about the same bytes."""
+    """Return the tensors in their order, in at most `shards` parts of about the same bytes."""
     total, before = sum(sizes.values()), 0
     parts: dict[int, list[str]] = {}
     for name, size in sizes.items():
@@ -193,7 +193,7 @@ def _write_shard(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def _write_weight(file: BinaryIO, name: str, dims: tuple[int, ...]) -> None:
-    """One tensor in bf16, which is the upper half of a float32; norms lie around 1."""
+    """Write one tensor in bf16, the upper half of a float32; values of norms lie around 1."""
     random = _random(name)
     center = np.float32(1.0 if len(dims) == 1 else 0.0)
     left = int(np.prod(dims))
@@ -205,7 +205,7 @@ def _write_weight(file: BinaryIO, name: str, dims: tuple[int, ...]) -> None:
 
 
 def _random(name: str) -> np.random.Generator:
-    """A stream of its own for each tensor: its values do not depend on the others."""
+    """Return a stream for each tensor, so that its values do not depend on the others."""
     return np.random.Generator(np.random.SFC64([SEED, zlib.crc32(name.encode())]))
 
 

@@ -70,7 +70,7 @@ class Case:
     output: Path
 
     def command(self, name: str) -> list[str]:
-        """The command of this name."""
+        """Return the command of this name."""
         base, output = str(self.base), str(self.output)
         facts = ["--alpha", str(ALPHA), "--no-fan-in-fan-out", "--quiet"]
         merge = [*lora_export(), "merge", base, str(self.loralib), "-o", output, *facts]
@@ -94,7 +94,7 @@ class Bench:
     """What has been measured so far, and how to go on."""
 
     def __init__(self, given: argparse.Namespace) -> None:
-        """`given` are the options of the command line."""
+        """Take the options of the command line."""
         self.given = given
         self.started = datetime.now(timezone.utc)
         self.system = file_system(given.data or Path(tempfile.gettempdir()))
@@ -106,7 +106,7 @@ class Bench:
         self.startup = 0
 
     def time(self, folder: Path, shape: str, choices: Sequence[str]) -> None:
-        """The timed cases: one base, each choice of targets."""
+        """Time one base with each choice of targets."""
         say(f"making {shape}")
         base = folder / "base"
         size = make_base(SHAPES[shape], base)
@@ -117,7 +117,7 @@ class Bench:
             self.timing.append(timed(case, size, self._rounds(case)))
 
     def large(self, folder: Path, shape: str, targets: str) -> None:
-        """Memory and equality alone, of a base that is large, or large in one tensor."""
+        """Measure only memory and equality, for a base that is large, or large in one tensor."""
         say(f"making {shape}")
         base = folder / "base"
         make_base(SHAPES[shape], base)
@@ -129,7 +129,7 @@ class Bench:
                 self._compare(case, name, "loralib", against)
 
     def result(self) -> Result:
-        """The object that --json writes."""
+        """Return the object that --json writes."""
         return Result(
             date=f"{self.started:%Y-%m-%d}",
             command=" ".join(["python", *sys.argv]),
@@ -161,7 +161,7 @@ class Bench:
             sys.exit(f"there is not enough memory for {name}, {case.shape}, {case.targets}")
 
     def _sampled(self, case: Case, name: str) -> bool:
-        """Whether there is an output, that is, whether memory was enough."""
+        """Return whether there is an output, that is, whether memory was enough."""
         say(f"{case.shape}, {case.targets}: memory of {name}")
         found = case.run(name, sampled=True)
         adapter = case.loralib.stat().st_size
@@ -205,7 +205,7 @@ class Bench:
 
 
 def timed(case: Case, size: int, rounds: Sequence[dict[str, Run]]) -> Timing:
-    """Medians of the runs, and of the ratios within each round."""
+    """Return the medians of the runs, and of the ratios within each round."""
     return Timing(
         shape=case.shape,
         targets=case.targets,
@@ -235,7 +235,7 @@ def _ratios(name: str, rounds: Sequence[dict[str, Run]]) -> Ratios:
 
 
 def measure(bench: Bench) -> Iterator[Result]:
-    """What has been found after every part: a long benchmark may not get to its end."""
+    """Yield the result so far after every part, since a long benchmark may be stopped."""
     given = bench.given
     shape, choices = (QUICK_TIMED, QUICK_CHOICES) if given.quick else (TIMED, CHOICES)
     with scratch(given.data) as folder:
@@ -253,12 +253,12 @@ def measure(bench: Bench) -> Iterator[Result]:
 
 
 def scratch(data: Path | None) -> tempfile.TemporaryDirectory[str]:
-    """A folder that is gone afterwards, also when a command fails."""
+    """Return a temporary folder that is removed at the end, also when a command fails."""
     return tempfile.TemporaryDirectory(prefix="merge-bench-", dir=data)
 
 
 def say(text: str) -> None:
-    """Tell what goes on, apart from the result."""
+    """Print progress to stderr, apart from the result."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -292,7 +292,7 @@ def options() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure, print, write; 1 if a tensor is not the libraries' to the bit."""
+    """Measure, print and write the result; return 1 if a tensor differs from the libraries'."""
     bench = Bench(options())
     for result in measure(bench):
         write(result, bench.given.json, bench.given.page)

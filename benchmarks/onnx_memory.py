@@ -1,8 +1,8 @@
-"""What `lora-export onnx` takes of memory and time, for random weights of a given size.
+"""Memory and time of `lora-export onnx`, for random weights of a given size.
 
-Anonymous memory at its peak, sampled over the process, as a multiple of the float32 weights: with
-and without verification. What is left over beside the weights (interpreter, torch, ONNX Runtime,
-the outputs of the probes) is given as a constant.
+The figure is the peak of anonymous memory, sampled over the process, as a multiple of the float32
+weights. It is taken with and without verification. Memory that does not grow with the weights
+(interpreter, torch, ONNX Runtime, the outputs of the probes) is given as a constant.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MODES = {VERIFIED: [], UNVERIFIED: ["--no-verify"]}
 
 
 def shape_of(size: int) -> Shape:
-    """A Llama whose float32 weights are about `size` bytes: as many layers as that takes."""
+    """Return a Llama with so many layers that its float32 weights are about `size` bytes."""
     fixed = float32_bytes(replace(SHAPE, layers=0))
     layer = float32_bytes(SHAPE) - fixed
     return replace(SHAPE, layers=max(1, round((size - fixed) / layer)))
 
 
 def float32_bytes(shape: Shape) -> int:
-    """The size of the weights as they are run and written."""
+    """Return the bytes of the weights in float32, as they are run and written."""
     total = 0
     for dims in shape.weights().values():
         elements = 1
@@ -58,7 +58,7 @@ def make(shape: Shape, folder: Path) -> tuple[Path, Path]:
 
 
 def measure(shape: Shape, folder: Path, mode: str) -> dict[str, Any]:
-    """One export in a process of its own: bytes and seconds, and whether the limit is kept."""
+    """Run one export in a new process; return bytes and seconds, and whether the limit is kept."""
     base, adapter = make(shape, folder)
     output = folder / "out" / "model.onnx"
     output.parent.mkdir()

@@ -1,4 +1,4 @@
-"""The result as Markdown: the tables that are printed, and the page of docs/ around them."""
+"""The result as Markdown: the printed tables, and the page of docs/ around them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ TARGETS = {"qv": "q, v", "all": "all linear", "all+head": "all linear and the he
 
 
 def page(result: Result | None) -> str:
-    """The page of docs/; without a result it says how to get one."""
+    """Return the page of docs/; without a result it describes how to get one."""
     if result is None:
         return HEAD + UNMEASURED
     machine = "\n".join(f"- {line}" for line in _machine(result["machine"]))
@@ -79,7 +79,7 @@ def page(result: Result | None) -> str:
 
 
 def tables(result: Result) -> str:
-    """Every table, each under a heading."""
+    """Return all tables, each under a heading."""
     parts = {
         "Figures to reach": _figures(result["figures"]),
         "Seconds": _seconds(result),
@@ -182,7 +182,7 @@ def _case(one: Timing | Memory | Equality) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned, so that it is one on a terminal, too."""
+    """Return a Markdown table with aligned columns, so that a terminal shows it as one too."""
     lines = [list(head), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in lines]

@@ -1,4 +1,4 @@
-"""What one writes today to merge with PEFT: the script that lora-export is measured against.
+"""The script that a user writes to merge with PEFT: lora-export is measured against it.
 
 It keeps the base's dtype and writes as many shards as the base has.
 """

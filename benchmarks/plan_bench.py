@@ -1,7 +1,7 @@
 """Time and memory of planning alone: `merge --dry-run` on a base of very many tensors.
 
-The shards are sparse files with real headers: planning reads nothing else, and 100,000 tensors take
-no room. Three sizes are measured, because one figure does not tell whether memory grows linearly.
+The shards are sparse files with real headers. Planning reads nothing else, and 100,000 tensors take
+no room. Three sizes are measured, because one figure does not show whether memory grows linearly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REPEATS = 3
 
 
 def make_sparse(folder: Path, tensors: int) -> tuple[Path, Path]:
-    """(base, adapter): the folder of a mixture of experts, and a loralib file for one of them."""
+    """Write a mixture of experts and a loralib file for one of them; return (base, adapter)."""
     from safetensors.numpy import save_file
 
     base = folder / f"sparse-{tensors}"

@@ -1,4 +1,4 @@
-"""The shape of what the benchmarks find, which is also that of their JSON. Sizes are in bytes."""
+"""The types of the benchmarks' results, which are also those of their JSON. Sizes are in bytes."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Run a command and say what it took: time, processor time, and anonymous memory at its peak.
+"""Run a command and measure its time, its processor time, and its peak of anonymous memory.
 
 Anonymous memory (`RssAnon`) is what a process really takes from the machine. The usual figure,
 `VmHWM` or `ru_maxrss`, also counts pages of mapped files, which the kernel drops when it needs
-them: torch's libraries, and a base that is read through mmap. It is given beside it as an upper
-bound (of VmHWM: `ru_maxrss` starts from the memory of the process that forked). The kernel keeps
-no high-water mark of RssAnon, so it is sampled, every 5 ms, over the process and its children;
-a peak shorter than that can be missed, but not a buffer that is filled and used. Sampling takes
-processor time, and so the runs that are sampled are not the ones that are timed.
+them: torch's libraries, and a base that is read through mmap. VmHWM is given as an upper bound, and
+not `ru_maxrss`, which starts from the memory of the process that forked. The kernel keeps no
+high-water mark of RssAnon. So it is sampled, every 5 ms, over the process and its children. A
+shorter peak can be missed, but not a buffer that is filled and used. Sampling takes processor time,
+and so the runs that are sampled are not timed.
 
-A sampled run that is about to use up the machine's memory is stopped, or the kernel would choose
-whom to kill.
+A sampled run that is about to use up the machine's memory is stopped. Otherwise the kernel would
+end a process of its choice.
 """
 
 from __future__ import annotations
@@ -37,15 +37,17 @@ _FIELD = re.compile(r"^(RssAnon|VmHWM|MemAvailable):\s+(\d+) kB$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Seconds, processor seconds, and in sampled runs the peaks in bytes (else 0).
+    """The time and the memory of one run."""
 
-    stopped: the run wanted more memory than there is, and was ended at this peak.
-    """
-
+    #: Seconds.
     wall: float
+    #: Processor seconds, with the children's.
     cpu: float
+    #: The peak of RssAnon in bytes; 0 where the run was not sampled.
     anonymous: int = 0
+    #: The peak of VmHWM in bytes; 0 where the run was not sampled.
     high_water: int = 0
+    #: Whether the run was stopped at these peaks, since it needed more memory than there is.
     stopped: bool = False
 
 
@@ -57,7 +59,7 @@ class _Peaks:
 
 
 def lora_export() -> list[str]:
-    """The program of this Python's environment, else the one on PATH."""
+    """Return the program of this Python's environment, else the one on PATH."""
     own = Path(sys.executable).with_name("lora-export")
     found = str(own) if own.exists() else which("lora-export")
     if not found:
@@ -66,16 +68,18 @@ def lora_export() -> list[str]:
 
 
 def run(command: Sequence[str], *, sampled: bool = False, sync: Path | None = None) -> Run:
-    """Run `command` to its end; a failure ends the benchmark, with what the command said.
+    """Run `command` to its end; a failure ends the benchmark with the command's stderr.
 
     sync: a path whose file system is flushed to disk as part of the run.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     # An installed program has its bytecode; without it a merge would compile itself in every run.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as errors:
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=errors, env=environment
+        )
         peaks = _watch(process.pid) if sampled else _Peaks()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -83,15 +87,15 @@ def run(command: Sequence[str], *, sampled: bool = False, sync: Path | None = No
             subprocess.run(["/bin/sync", "-f", str(sync)], check=True)
         wall = time.perf_counter() - started
         if process.returncode and not peaks.stopped:
-            said.seek(0)
-            told = said.read().decode(errors="replace")
-            sys.exit(f"{' '.join(command)}\nended with {process.returncode}:\n{told}")
+            errors.seek(0)
+            text = errors.read().decode(errors="replace")
+            sys.exit(f"{' '.join(command)}\nended with {process.returncode}:\n{text}")
     cpu = usage.ru_utime + usage.ru_stime
     return Run(wall, cpu, peaks.anonymous, peaks.high_water, peaks.stopped)
 
 
 def _watch(pid: int) -> _Peaks:
-    """Peaks of RssAnon and VmHWM, summed over the process and its children, until it ends."""
+    """Return the peaks of RssAnon and VmHWM over the process and its children, until it ends."""
     anonymous = high_water = 0
     most = SHARE * _fields(Path("/proc/meminfo"))["MemAvailable"]
     while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
@@ -124,7 +128,7 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Its entries; none when the process has just ended."""
+    """Return the entries of a folder of /proc; none when the process has just ended."""
     try:
         return list(folder.iterdir())
     except OSError:
@@ -132,7 +136,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _text(path: Path) -> str:
-    """Its content; empty when the process has just ended."""
+    """Return the text of a file of /proc; empty when the process has just ended."""
     try:
         return path.read_text(encoding="ascii")
     except OSError:

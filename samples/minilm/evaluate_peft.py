@@ -44,7 +44,7 @@ def run_by(path: Path) -> Network:
 
     def call(**batch: torch.Tensor) -> dict[str, torch.Tensor]:
         feed = {name: tensor.numpy() for name, tensor in batch.items()}
-        feed["token_type_ids"] = 0 * feed["input_ids"]  # one text: as the network takes it unsaid
+        feed["token_type_ids"] = 0 * feed["input_ids"]  # one text: the network's own default
         arrays = session.run(names, feed)
         return dict(zip(names, map(torch.from_numpy, arrays), strict=True))
 
