@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.api.graph.encoder_pair import is_pair
-from lora_export.api.graph.lower_precision import Form, recorded_graph
+from lora_export.api.graph.lower_precision import Form
 from lora_export.api.graph.making import Place, make_graph, traced_model
+from lora_export.api.graph.recorded_graph import recorded_graph
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
 from lora_export.api.job.planned_job import make_job

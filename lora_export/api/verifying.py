@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lora_export.api.graph.encoder_pair import is_pair
 from lora_export.api.graph.lower_precision import Form
 from lora_export.api.graph.making import Place, make_graph
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
-from lora_export.api.job.planned_job import make_job, plan_job
+from lora_export.api.job.planned_job import make_job
+from lora_export.api.job.recorded_job import recorded_job, recorded_precision
 from lora_export.api.proof.checkpoint_proof import prove_checkpoint
 from lora_export.api.proof.following import prove_foreign
 from lora_export.api.proof.model_proof import Proven
@@ -24,11 +24,10 @@ from lora_export.errors import InputError, UsageError
 from lora_export.models.generation.caches import PAST
 from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.onnx_export.settings import ExportSettings
-from lora_export.planning.request import make_request, read_inputs
 from lora_export.records import at_level
 from lora_export.report.result import Report
 from lora_export.verification.failure import refuse_failed
-from lora_export.verification.files.manifest_check import check_inputs, check_outputs
+from lora_export.verification.files.manifest_check import check_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
     from lora_export.api.job.proof_options import ProofOptions
     from lora_export.api.proof.following import PlanAgain
     from lora_export.checkpoint.folder.recorded import Recorded
-    from lora_export.onnx_export.precision.grids import Precision
-    from lora_export.planning.request import AdapterOptions
-    from lora_export.records import Check
 
 _WITHOUT = "make it again, or move the manifest away and prove it: --base BASE --adapter ADAPTER"
 
@@ -120,8 +116,8 @@ def verify(
     if base is None:
         unused = _unused(proof, {**about, **network.given(), **for_onnx})
         return _by_manifest(path, recorded, unused)
-    lower, by_manifest = _precision(recorded, precision)
-    job, before, inherited = _job(
+    lower, by_manifest = recorded_precision(recorded, precision)
+    job, before, inherited = recorded_job(
         path, recorded, base, adapters, network=network, proof=proof, settings=about
     )
     if recorded is None:  # else the manifest names the kind of graph, or a digest fails
@@ -211,99 +207,6 @@ def _unused(proof: ProofOptions, given: Mapping[str, object]) -> tuple[str, ...]
     if not names:
         return ()
     return (f"without --base and --adapter, {', '.join(names)} had no effect",)
-
-
-def _job(
-    path: Path,
-    recorded: Recorded | None,
-    base: str | Path,
-    adapters: Sequence[str | Path],
-    *,
-    network: Network,
-    proof: ProofOptions | None,
-    settings: AdapterOptions,
-) -> tuple[Job, tuple[Check, ...], tuple[str, ...]]:
-    """Plan the merge again, with the facts of the manifest that no option gives.
-
-    Only facts that describe the inputs are taken from the manifest. Options that let a merge accept
-    more must be given again, since the manifest belongs to the file under test.
-
-    Args:
-        path: the artefact.
-        recorded: its manifest, if it has one.
-        base: as the user named it.
-        adapters: as the user named them.
-        network: the options of the network; those that are not set are taken from the manifest.
-        proof: how the network is run.
-        settings: the adapter options that the user gave, without defaults.
-
-    Returns:
-        (job, checks by the manifest, warnings that name what was taken from it).
-
-    Raises:
-        VerificationError: an input is not the one that the manifest records.
-    """
-    if recorded is None:
-        request = make_request(base, adapters, settings)
-        inputs = read_inputs(request)
-        job = plan_job(request, inputs, network=network, proof=proof, settings=settings)
-        return job, (), ()
-    options: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
-    if recorded.trust_file is not None:
-        options["trust_file"] = recorded.trust_file
-    network, inherited = _as_recorded(network, recorded)
-    taken = {key: value for key, value in options.items() if settings.get(key) is None}
-    settings = cast("AdapterOptions", {**settings, **taken})
-    request = make_request(base, adapters, settings)
-    inputs = read_inputs(request)
-    same_inputs = check_inputs(inputs.base, inputs.adapters, recorded)
-    checks = at_level("manifest", [*check_outputs(path, recorded), *same_inputs])
-    if not all(check.passed for check in same_inputs):  # the recorded facts are of other files
-        refuse_failed(checks, str(path))
-    if not settings.get("weight"):
-        inputs = replace(inputs, adapters=tuple(map(recorded.weighted, inputs.adapters)))
-        taken["weight"] = [adapter.weight for adapter in inputs.adapters]
-    facts = {
-        (str(adapter.path), module): found
-        for place, known in enumerate(recorded.adapters)
-        for adapter in inputs.adapters
-        if adapter.digest == known.digest
-        for (at, module), found in recorded.facts.items()
-        if at == place
-    }
-    job = plan_job(request, inputs, network=network, proof=proof, settings=settings, recorded=facts)
-    taken.update(inherited)
-    usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
-    named = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
-    return job, checks, (_taken(", ".join(named)),) if named else ()
-
-
-def _taken(facts: str) -> str:
-    return f"{facts}: taken from the manifest of what is verified"
-
-
-def _as_recorded(network: Network, recorded: Recorded) -> tuple[Network, dict[str, Any]]:
-    """Return the network with the recorded options of its graph, and these options by name."""
-    if network.model:
-        return network, {}
-    inherited: dict[str, Any] = {}
-    if recorded.task and not network.task:
-        inherited["task"] = recorded.task
-    if recorded.kv_cache and not network.kv_cache:
-        inherited["kv_cache"] = True
-    return replace(network, **inherited), inherited
-
-
-def _precision(
-    recorded: Recorded | None, precision: str | None
-) -> tuple[Precision, tuple[str, ...]]:
-    """Return the precision to prove the file in, and a warning if the manifest names it."""
-    from lora_export.onnx_export.precision.grids import find_precision
-
-    known = recorded.precision if recorded else "fp32"
-    is_taken = precision is None and known != "fp32"
-    warnings = (_taken(f"precision {known}"),) if is_taken else ()
-    return find_precision(precision or known), warnings
 
 
 def _again(

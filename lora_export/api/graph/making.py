@@ -17,10 +17,10 @@ from lora_export.api.graph.encoder_pair import (
 from lora_export.api.graph.lower_precision import (
     Full,
     full_proof,
-    lossy_warnings,
     lower_into,
     prove_again,
 )
+from lora_export.api.graph.recorded_graph import lossy_warnings
 from lora_export.api.proof.checkpoint_proof import not_verified, prove_weights
 from lora_export.api.proof.file_proof import prove_file
 from lora_export.api.proof.model_proof import Proven

@@ -1,0 +1,120 @@
+"""The job of an artefact that is proven again: planned anew, with what its manifest records.
+
+The manifest belongs to the file under test, so this module decides which of its facts are taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from lora_export.api.job.planned_job import plan_job
+from lora_export.planning.request import make_request, read_inputs
+from lora_export.records import at_level
+from lora_export.verification.failure import refuse_failed
+from lora_export.verification.files.manifest_check import check_inputs, check_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lora_export.api.job.chosen_network import Network
+    from lora_export.api.job.planned_job import Job
+    from lora_export.api.job.proof_options import ProofOptions
+    from lora_export.checkpoint.folder.recorded import Recorded
+    from lora_export.onnx_export.precision.grids import Precision
+    from lora_export.planning.request import AdapterOptions
+    from lora_export.records import Check
+
+
+def recorded_job(
+    path: Path,
+    recorded: Recorded | None,
+    base: str | Path,
+    adapters: Sequence[str | Path],
+    *,
+    network: Network,
+    proof: ProofOptions | None,
+    settings: AdapterOptions,
+) -> tuple[Job, tuple[Check, ...], tuple[str, ...]]:
+    """Plan the merge again, with the facts of the manifest that no option gives.
+
+    Only facts that describe the inputs are taken from the manifest. Options that let a merge accept
+    more must be given again, since the manifest belongs to the file under test.
+
+    Args:
+        path: the artefact.
+        recorded: its manifest, if it has one.
+        base: as the user named it.
+        adapters: as the user named them.
+        network: the options of the network; those that are not set are taken from the manifest.
+        proof: how the network is run.
+        settings: the adapter options that the user gave, without defaults.
+
+    Returns:
+        (job, checks by the manifest, warnings that name what was taken from it).
+
+    Raises:
+        VerificationError: an input is not the one that the manifest records.
+    """
+    if recorded is None:
+        request = make_request(base, adapters, settings)
+        inputs = read_inputs(request)
+        job = plan_job(request, inputs, network=network, proof=proof, settings=settings)
+        return job, (), ()
+    options: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
+    if recorded.trust_file is not None:
+        options["trust_file"] = recorded.trust_file
+    network, inherited = _as_recorded(network, recorded)
+    taken = {key: value for key, value in options.items() if settings.get(key) is None}
+    settings = cast("AdapterOptions", {**settings, **taken})
+    request = make_request(base, adapters, settings)
+    inputs = read_inputs(request)
+    same_inputs = check_inputs(inputs.base, inputs.adapters, recorded)
+    checks = at_level("manifest", [*check_outputs(path, recorded), *same_inputs])
+    if not all(check.passed for check in same_inputs):  # the recorded facts are of other files
+        refuse_failed(checks, str(path))
+    if not settings.get("weight"):
+        inputs = replace(inputs, adapters=tuple(map(recorded.weighted, inputs.adapters)))
+        taken["weight"] = [adapter.weight for adapter in inputs.adapters]
+    facts = {
+        (str(adapter.path), module): found
+        for place, known in enumerate(recorded.adapters)
+        for adapter in inputs.adapters
+        if adapter.digest == known.digest
+        for (at, module), found in recorded.facts.items()
+        if at == place
+    }
+    job = plan_job(request, inputs, network=network, proof=proof, settings=settings, recorded=facts)
+    taken.update(inherited)
+    usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
+    named = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
+    return job, checks, (_taken(", ".join(named)),) if named else ()
+
+
+def _taken(facts: str) -> str:
+    return f"{facts}: taken from the manifest of what is verified"
+
+
+def _as_recorded(network: Network, recorded: Recorded) -> tuple[Network, dict[str, Any]]:
+    """Return the network with the recorded options of its graph, and these options by name."""
+    if network.model:
+        return network, {}
+    inherited: dict[str, Any] = {}
+    if recorded.task and not network.task:
+        inherited["task"] = recorded.task
+    if recorded.kv_cache and not network.kv_cache:
+        inherited["kv_cache"] = True
+    return replace(network, **inherited), inherited
+
+
+def recorded_precision(
+    recorded: Recorded | None, precision: str | None
+) -> tuple[Precision, tuple[str, ...]]:
+    """Return the precision to prove the file in, and a warning if the manifest names it."""
+    from lora_export.onnx_export.precision.grids import find_precision
+
+    known = recorded.precision if recorded else "fp32"
+    is_taken = precision is None and known != "fp32"
+    warnings = (_taken(f"precision {known}"),) if is_taken else ()
+    return find_precision(precision or known), warnings
