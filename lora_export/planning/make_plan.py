@@ -4,7 +4,7 @@ The journey in seven stages, each of which hands values to the next:
 
     prepare   the base as it takes part, and the names of one parameter  -> Given
     fit       each update and full tensor gets its base tensor           -> TensorChanges, Fitted
-    check     unused options, and what the user's model says of it
+    check     unused options, and the changes by the user's model
     resize    vocabulary and heads of other sizes, all else is refused   -> ConfigEdits
     separate  tied tensors that are no longer equal                      -> TiedNames
     folder    the files around the weights                               -> side files, card
@@ -85,7 +85,7 @@ def make_plan(
             names decide the kind.
 
     Raises:
-        InputError: the base holds low-rank factors and the options do not say that it is unmerged.
+        InputError: the base holds low-rank factors, and no option states that it is unmerged.
         FitError: adapter and base do not fit, with every reason.
         UsageError: facts are missing, with every fact and how to give it.
     """

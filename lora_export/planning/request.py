@@ -293,7 +293,7 @@ def _refuse_twice(inputs: Inputs) -> None:
             raise FitError("the same adapter is named twice", where=str(adapter.path), hint=hint)
         if digest in known:
             raise FitError(
-                "the base's manifest says that this adapter is merged into it already",
+                "this adapter is merged into the base already, by the base's manifest",
                 where=str(adapter.path),
                 hint="start from the original base",
             )

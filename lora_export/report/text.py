@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _COMPARED: dict[Level, str] = {
     "": "others",
-    "manifest": "files: with what the manifest and the plan say of them",
+    "manifest": "files: with the manifest and the plan",
     "weights": "weights: each tensor, read back from disk, with its recomputation in float64",
     "model": "model: outputs of the merged torch model with the unmerged one's",
     "file": "file: the graph and its weights with the base's graph and the merged weights",

@@ -256,7 +256,7 @@ def test_the_same_adapter_in_another_format_is_the_same(place):
     adapters = [place / "l.safetensors", place / "l.pt"]
     with pytest.raises(FitError, match="named twice"):
         merge(place / "b.safetensors", adapters, alpha=4, dry_run=True)
-    with pytest.raises(FitError, match="merged into it already"):
+    with pytest.raises(FitError, match="merged into the base already"):
         merge(place / "o.safetensors", adapters[1:], alpha=4, dry_run=True)
 
 

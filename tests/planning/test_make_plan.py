@@ -350,7 +350,7 @@ def test_an_adapter_that_is_merged_already_is_refused(case):
     save_file({**ADAPTER, "ln.weight": tensor(8) + 1}, more)
     merge(case.folder / "out.safetensors", [more], case.folder / "twice.safetensors", alpha=4)
     for merged in ("out.safetensors", "twice.safetensors"):  # also with another one in between
-        with pytest.raises(FitError, match="merged into it already"):
+        with pytest.raises(FitError, match="merged into the base already"):
             merge(case.folder / merged, [case.folder / "lora.pt"], alpha=4, dry_run=True)
 
 

@@ -107,7 +107,7 @@ def _by_table(group: Sequence[str], homes: Mapping[str, Home]) -> Tie | None:
 def _alike(tie: Tie, stored: Mapping[str, TensorRef]) -> list[Tie]:
     """Split off the names of a tie that the base stores with other values.
 
-    transformers 5 does not tie those, whatever config.json says.
+    transformers 5 does not tie those, whatever flags config.json has.
     """
     groups: list[list[str]] = [[tie.stored]]
     for name in tie.names:

@@ -44,7 +44,7 @@ def prepare_base(
     """Leave out the base's own factors, and repeat its layers as the adapters ask.
 
     Raises:
-        InputError: the base holds low-rank factors, and the options do not say that it is unmerged.
+        InputError: the base holds low-rank factors, and no option states that it is unmerged.
     """
     factors = [name for name in base.tensors() if factor_key(name)]
     if factors:

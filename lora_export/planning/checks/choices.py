@@ -111,7 +111,7 @@ def _warn_of_keys(fitted: Fitted, findings: Findings) -> None:
         )
     if fitted.disbelieved:
         findings.warnings.append(
-            f"{len(fitted.disbelieved)} tensors are left out as adapter_config.json says "
+            f"{len(fitted.disbelieved)} tensors are left out, as by adapter_config.json "
             f"(--trust-config): {first_names(fitted.disbelieved)}"
         )
     if fitted.believed:

@@ -228,8 +228,8 @@ def warn_of_biases(
     mine = [name for name in every if name.removesuffix("bias").removesuffix(".") in adapted]
     if every if adapter.bias == "all" else mine:
         findings.warnings.append(
-            f"{adapter.path.name}: bias = {adapter.bias!r} says that biases were trained, and the "
-            "file holds none of them: saved under ZeRO-3 or FSDP without gathering?"
+            f"{adapter.path.name}: by bias = {adapter.bias!r} biases were trained, and the file "
+            "holds none of them: saved under ZeRO-3 or FSDP without gathering?"
         )
 
 

@@ -196,7 +196,7 @@ def _edit_labels(
     if count == (len(names) if isinstance(names, dict) else config.get("num_labels", 2)):
         return
     labels = [f"LABEL_{number}" for number in range(count)]
-    words = f"{count} labels without names (the adapter does not say them)"
+    words = f"{count} labels without names (the adapter has none)"
     edits.edit("id2label", {str(i): label for i, label in enumerate(labels)}, f"id2label: {words}")
     edits.edit("label2id", {label: i for i, label in enumerate(labels)}, f"label2id: {words}")
     if "num_labels" in config:

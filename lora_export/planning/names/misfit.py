@@ -53,7 +53,7 @@ def _base(base: Checkpoint) -> str:
 
 def _trained_on(adapter: Adapter) -> str:
     name = adapter.trained_on
-    return f"adapter_config.json says it was trained on {name}" if name else ""
+    return f"by its adapter_config.json the adapter was trained on {name}" if name else ""
 
 
 def other_bases(base: Checkpoint, adapters: Sequence[Adapter]) -> list[Problem]:
@@ -91,7 +91,7 @@ def _name_of(base: Checkpoint) -> str:
 
 
 def _other_base(adapter: Adapter, trained_on: str, given: str) -> Problem:
-    message = f"adapter_config.json says that it was {trained_on}; the base given is {given}"
+    message = f"by adapter_config.json it was {trained_on}; the base given is {given}"
     hint = "an adapter is right only on the weights that it was trained on: check the base"
     return Problem(message, str(adapter.path), hint)
 

@@ -198,10 +198,10 @@ def whole_parts_without_values(model: ModelFacts, plan: MergePlan) -> list[str]:
     saved. The list is empty where further tensors have no value: this is another network.
     """
     known = BaseNames(model.tensors)
-    held = {known.tensor(step.out.name) for step in plan.steps()}
-    held |= {name for group in model.ties if held & set(group) for name in group}
-    unset = [name for name in model.tensors if name not in held]
-    parents = {parent for name in held if name for parent in _parents(name)}
+    known_values = {known.tensor(step.out.name) for step in plan.steps()}
+    known_values |= {name for group in model.ties if known_values & set(group) for name in group}
+    unset = [name for name in model.tensors if name not in known_values]
+    parents = {parent for name in known_values if name for parent in _parents(name)}
     return unset if all(_is_apart(name, parents) for name in unset) else []
 
 
@@ -210,7 +210,10 @@ def _parents(name: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def _is_apart(name: str, held: set[str]) -> bool:
-    """Return whether `name` lies in a module without any value, outside of numbered layers."""
-    part = next((parent for parent in _parents(name) if parent not in held), None)
+def _is_apart(name: str, parents: set[str]) -> bool:
+    """Return whether `name` lies in a module without any value, outside of numbered layers.
+
+    parents: the modules that have a value.
+    """
+    part = next((parent for parent in _parents(name) if parent not in parents), None)
     return part is not None and not any(piece.isdigit() for piece in part.split("."))

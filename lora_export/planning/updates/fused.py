@@ -83,12 +83,12 @@ def warn_of_cast(
 
     Reproduces what `merge_lora` of litgpt 0.5.13 does to every tensor of the model.
     """
-    held = {ref.spec.dtype for update in adapter.updates for ref in update.factors.values()}
+    dtypes = {ref.spec.dtype for update in adapter.updates for ref in update.factors.values()}
     merged = {given.stored[name].spec.dtype for name in changes.merged if name in given.stored}
-    if adapter.dialect != "litgpt" or len(held) != 1 or merged <= held:
+    if adapter.dialect != "litgpt" or len(dtypes) != 1 or merged <= dtypes:
         return
-    (lora,) = held
-    base = ", ".join(sorted(merged - held))
+    (lora,) = dtypes
+    base = ", ".join(sorted(merged - dtypes))
     findings.warnings.append(
         f"{adapter.path.name}: litgpt's own merge casts the base from {base} to {lora} first; this "
         f"result keeps {base}"

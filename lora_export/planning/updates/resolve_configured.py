@@ -102,7 +102,7 @@ def _square(terms: Terms, base: TensorSpec, where: str) -> Problem:
     version = terms.version or "no version"
     return Problem(
         f"square experts {list(base.shape)} are read in two ways by the versions of PEFT, and "
-        f"{terms.source} says {version} for this model",
+        f"{terms.source} names {version} for this model",
         where,
         "--no-fan-in-fan-out for (experts, out, in), --fan-in-fan-out for (experts, in, out), as "
         "the PEFT that trained it read them",

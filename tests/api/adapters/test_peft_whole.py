@@ -267,7 +267,9 @@ def only_original(state):
 REFUSED = {
     # name -> (configuration, vocabulary, change of tensors, of configuration, error, words)
     "a smaller copy": (targets("embed_tokens"), None, smaller, {}, FitError, "fit no layer with"),
-    "another base": (targets("embed_tokens"), None, other_copy, {}, FitError, "of this one has other values"),
+    "another base": (
+        targets("embed_tokens"), None, other_copy, {}, FitError, "of this one has other values",
+    ),
     "rows unknown": (targets("embed_tokens", "lm_head"), 64, no_head, {}, FitError, "drawn when"),
     "original alone": (lora(), None, only_original, {}, InputError, "untrained module"),
     "no indices": (
