@@ -43,12 +43,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_export import version
+
 if TYPE_CHECKING:
     from lora_export.api import export_onnx, inspect, merge, unmerge, verify
 
 __all__ = ["export_onnx", "inspect", "merge", "unmerge", "verify"]
 
-__version__ = "0.1.0"
+__version__ = version.VERSION
 
 
 def __dir__() -> list[str]:

@@ -89,7 +89,7 @@ def test_any_other_name_is_refused():
         lora_export.marge  # noqa: B018 - asking for it is the point
 
 
-def test_the_import_loads_nothing_and_a_function_no_tensor_library():
+def test_the_import_loads_its_version_alone_and_a_function_no_tensor_library():
     code = (
         "import sys, lora_export\n"
         "print([m for m in sys.modules if m.startswith('lora_export.')])\n"
@@ -97,7 +97,7 @@ def test_the_import_loads_nothing_and_a_function_no_tensor_library():
         "print(sorted({'torch', 'numpy', 'onnx', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n[]\n"
+    assert done.stdout == "['lora_export.version']\n[]\n"
 
 
 def test_the_tour_runs(root, tmp_path, monkeypatch, capsys):

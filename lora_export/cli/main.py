@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-import lora_export
 from lora_export.cli._output import usage_errors_as_json
+from lora_export.version import VERSION
 
 _COMMANDS = ("merge", "onnx", "verify", "unmerge", "inspect")
 
@@ -71,7 +71,7 @@ def _leave(status: object) -> None:
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(lora_export.__version__, prog_name="lora-export")
+@click.version_option(VERSION, prog_name="lora-export")
 def main() -> None:
     """Merge a trained LoRA into its base, prove the result, and write it without overhead.
 

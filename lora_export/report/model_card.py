@@ -11,10 +11,10 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
-import lora_export
 from lora_export.options import ADAPTER
 from lora_export.report.columns import counted
 from lora_export.report.result import tensor_counts
+from lora_export.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -99,7 +99,7 @@ def _introduction(plan: MergePlan, card: Card) -> Iterator[str]:
     base = f"[{card.base}](https://huggingface.co/{card.base})" if card.base else "The base model"
     yield f"{base}, with {counted(len(plan.adapters), 'LoRA adapter')} merged into its weights:"
     yield "nothing of an adapter is left to load or to compute. Merged by lora-export"
-    yield f"{lora_export.__version__}; `lora_export.json` beside this page records every input,"
+    yield f"{VERSION}; `lora_export.json` beside this page records every input,"
     yield "every fact and every check."
     if card.is_trained_on:
         yield "The base's name is the one in the adapter's configuration; its files are below."

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from lora_export.api import merge
 
+pytestmark = pytest.mark.large_network  # the samples are of published sizes
+
 SAMPLES = Path(__file__).parents[2] / "samples"
 NAMES = ["digits", "chargpt", "minilm"]
 INPUT = re.compile(r"[a-z_]+=(float32|int64)\[[a-z0-9,]+\](<\d+)?")

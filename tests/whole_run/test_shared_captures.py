@@ -12,7 +12,13 @@ from torch import nn
 
 from lora_export.errors import InputError
 from lora_export.models.inputs.grammar import parse_inputs
-from lora_export.onnx_export.capture import dimensions, passes, trace, weights_in_graph
+from lora_export.onnx_export.capture import (
+    dimensions,
+    exporters,
+    passes,
+    trace,
+    weights_in_graph,
+)
 from whole_run.shared_captures import SharedCaptures
 
 INPUTS = parse_inputs(["x=float32[batch,4]"])
@@ -139,8 +145,8 @@ def test_what_a_forward_calls_decides(shared, monkeypatch):
         (passes, "simplify"),
         (weights_in_graph, "bind"),
         (dimensions, "check"),
-        (trace, "_trace"),
-        (trace, "opset_of"),
+        (exporters, "_by_torch"),
+        (trace, "_to_proto"),
         (torch.onnx, "export"),
         (nn.Linear, "forward"),
     ],

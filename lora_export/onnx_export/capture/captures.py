@@ -18,7 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import lora_export
 from lora_export.errors import InputError
 from lora_export.onnx_export.file.bindings import read_bindings
 
@@ -37,7 +36,7 @@ ENTRIES = 64
 ABANDONED = 3600.0
 """Seconds after which an unfinished entry counts as left by a run that was killed."""
 
-PACKAGE = Path(lora_export.__file__).parent
+PACKAGE = Path(__file__).parents[2]
 ROOMS = ("models", "onnx_export", "verification")
 """The folders whose code decides a graph, or what is counted beside it."""
 
