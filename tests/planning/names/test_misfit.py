@@ -148,7 +148,7 @@ def test_another_base_of_the_right_shape_is_told_whatever_is_quiet(flags, other)
     words = ["merge", *(str(other / name) for name in ("base", "lora"))]
     result = CliRunner().invoke(main, [*words, "-o", str(other / "out"), "--no-verify", *flags])
     assert result.exit_code == 0, result.output
-    assert "note: adapter_config.json says that it was trained on org/other" in result.stderr
+    assert "note: by adapter_config.json it was trained on org/other" in result.stderr
 
 
 def test_another_base_is_in_json_and_in_the_report(other):
