@@ -177,8 +177,8 @@ def read_inputs(request: Request) -> Inputs:
 
     Raises:
         InputError, FitError, UsageError: see read_checkpoint and read_adapter. The base's manifest
-            is damaged, so it is not known what is in the base; or an adapter is named twice, or is
-            merged into the base already.
+            is damaged, and may name an adapter that is merged already; or an adapter is named
+            twice, or is merged into the base already.
     """
     base = read_checkpoint(request.base)
     refuse_adapter_as_base(base)

@@ -28,7 +28,8 @@ memory.stat for the cache that the system gives back first. One row for each ver
 def why_too_large(base: Checkpoint) -> str:
     """Return why the model of `base` is not run; empty where it fits, or memory is not known.
 
-    16 bytes an element are needed: 8 for the float64 weights, and as much again while they load.
+    16 bytes an element are needed: 8 for the float64 weights, and room for the float32 weights that
+    lie beside them while they load.
     """
     elements = sum(math.prod(ref.spec.shape) for ref in base.tensors().values())
     needed, available = 16 * elements, available_memory()

@@ -79,8 +79,8 @@ def read_joined(
 def join_beside(file: AdapterFile, base: Checkpoint, ignore: Sequence[str]) -> Joined:
     """Read the weights beside `file`, and join their tensors to it.
 
-    Three things are left out: files that --ignore names, the base's own files, and tensors that are
-    equal to a tensor of the same name in the base or in the adapter.
+    Files that --ignore names and the base's own files are left out. So are tensors that equal a
+    tensor of the same name in the base or in the adapter.
 
     Raises:
         InputError: a file cannot be read, or has other values than the adapter under the same name.

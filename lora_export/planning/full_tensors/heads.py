@@ -122,8 +122,8 @@ def _class_with(
 ) -> str | None:
     """Return the class that has the heads; None where config.json already names a fitting one.
 
-    It is None as well where no class is found. That is a problem, unless --allow-new names the
-    heads.
+    It is None as well where no class is found, which is a problem. Without a single task, it is no
+    problem if --allow-new names all new heads.
     """
     now = architecture_of(given.base)
     where = f"{given.base.root}/config.json"

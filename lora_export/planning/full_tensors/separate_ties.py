@@ -199,8 +199,8 @@ def _couple(
 ) -> None:
     """Merge the updates of all names into the one tensor, as the library's own merge does.
 
-    Several updates are added one after the other, each sum rounded. Only PEFT's merge of a single
-    adapter with weight 1 is reproduced; others are refused.
+    Several updates are added one after the other, each sum rounded. This is reproduced for a single
+    adapter of PEFT with weight 1. Several updates of other adapters are refused.
     """
     updates = [delta for name in tie.names for delta in changes.merged.get(name, [])]
     if len(updates) > 1:

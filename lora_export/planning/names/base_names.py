@@ -240,7 +240,7 @@ def replacement_names(
     """Map each full tensor to the base's tensor that it replaces, None where there is none.
 
     The change applies to every tensor of the file. A name without the removed prefix belongs to the
-    network around the base's model, and may by chance be the name of another tensor of the base.
+    network around the base's model. The base may have another tensor of this name by chance.
     """
     found: dict[str, str | None] = {}
     for name in names:

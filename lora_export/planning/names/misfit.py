@@ -23,7 +23,7 @@ def transformers_installed() -> bool:
 
 
 def lacking_extra(base: Checkpoint) -> str:
-    """Return the hint to install transformers, which knows further names; empty where it is not."""
+    """Return the hint to install transformers where it may know the names; else empty."""
     if not base.config.get("model_type") or transformers_installed():
         return ""
     return (
