@@ -7,7 +7,7 @@ a checkout, on the trained files of samples/:
 
     base, adapters = "samples/chargpt/base.safetensors", ["samples/chargpt/lora.pt"]
     # loralib's files hold only factors; a PEFT folder needs none of these facts.
-    facts = {"alpha": 32, "enable_lora": "1,0,1", "fan_in_fan_out": True}
+    facts = {"alpha": 32, "enable_lora": "1,0,1"}
 
     # See what a file holds, and what a merge would write. Neither loads torch.
     found = lora_export.inspect("samples/chargpt/lora.pt").facts["found"]
@@ -35,20 +35,24 @@ a checkout, on the trained files of samples/:
     )
 
 Each function returns a `Report`. Where it raises a class of `lora_export.errors` instead, it has
-published nothing. The public names are these five functions, `lora_export.errors`, and `Report`
-with the records in its fields. Every other module is internal, and may change in any release.
+published nothing. The public names are these five functions, `lora_export.errors`, and
+`lora_export.Report` with the records in its fields. Every other module is internal, and may change
+in any release.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lora_export import version
 
 if TYPE_CHECKING:
+    from lora_export import errors
     from lora_export.api import export_onnx, inspect, merge, unmerge, verify
+    from lora_export.report.result import Report
 
-__all__ = ["export_onnx", "inspect", "merge", "unmerge", "verify"]
+__all__ = ["Report", "errors", "export_onnx", "inspect", "merge", "unmerge", "verify"]
 
 __version__ = version.VERSION
 
@@ -61,10 +65,11 @@ def __dir__() -> list[str]:
 if not TYPE_CHECKING:  # a type checker reads the imports above, and refuses any other name
 
     def __getattr__(name: str) -> object:
-        """Return a public function, which is loaded at its first use: the import stays quick."""
+        """Return a public name, which is loaded at its first use: the import stays quick."""
         if name not in __all__:
             message = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(message)
-        from lora_export import api
-
-        return getattr(api, name)
+        if name == "errors":
+            return import_module("lora_export.errors")
+        place = "lora_export.report.result" if name == "Report" else "lora_export.api"
+        return getattr(import_module(place), name)

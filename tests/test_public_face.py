@@ -56,11 +56,13 @@ FACE = {
 
 
 def test_these_names_are_public():
-    assert set(lora_export.__all__) == set(FACE)
-    assert set(FACE) | {"__version__"} <= set(dir(lora_export))
+    assert set(lora_export.__all__) == {*FACE, "Report", "errors"}
+    assert {*FACE, "Report", "errors", "__version__"} <= set(dir(lora_export))
+    assert lora_export.errors.LoraExportError.status
+    assert lora_export.Report.passed
     plain = {name for name in dir(lora_export) if not name.startswith("_")}
     loaded = {name for name in plain if inspect.ismodule(getattr(lora_export, name, None))}
-    assert plain - loaded == {*FACE, "annotations", "TYPE_CHECKING"}
+    assert plain - loaded == {*FACE, "Report", "annotations", "TYPE_CHECKING", "import_module"}
 
 
 @pytest.mark.parametrize("name", FACE)

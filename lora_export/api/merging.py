@@ -27,7 +27,7 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
 from lora_export.errors import OutputError, UsageError
 from lora_export.execution.undo import check_undoable, is_undo_of, write_undo
-from lora_export.planning.folder.shards import parse_size, resharded
+from lora_export.planning.folder.sharding import parse_size, resharded
 from lora_export.records import at_level
 from lora_export.report.result import Report
 

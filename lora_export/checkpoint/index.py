@@ -24,7 +24,7 @@ from lora_export.checkpoint.folder.adapter_folder import (
 from lora_export.checkpoint.folder.elsewhere import elsewhere
 from lora_export.checkpoint.folder.hf_cache import cached_snapshot, is_repository_name
 from lora_export.checkpoint.folder.quantization import find_quantization
-from lora_export.checkpoint.folder.side_files import list_side_files
+from lora_export.checkpoint.folder.side_files import TORCH_SUFFIXES, list_side_files
 from lora_export.checkpoint.folder.weight_sets import INDEX_SUFFIX, weight_sets
 from lora_export.checkpoint.reading import read_json_object, system_errors
 from lora_export.checkpoint.shards import read_shard, read_sharded, read_weights
@@ -127,9 +127,14 @@ def _locate(path: Path) -> Path:
     if snapshot := cached_snapshot(path):
         return snapshot
     hint = _near_names(path)
-    if not hint and is_repository_name(path):
+    if not hint and not _names_weights(path.name) and is_repository_name(path):
         hint = f"not in the local Hugging Face cache either: hf download {path}"
     raise InputError("no such file or folder", where=str(path), hint=hint)
+
+
+def _names_weights(name: str) -> bool:
+    """Return whether a name ends as a weight file's does, which a repository's hardly would."""
+    return name.lower().endswith(TORCH_SUFFIXES)
 
 
 def _near_names(path: Path) -> str:

@@ -247,6 +247,11 @@ def test_what_is_not_cached_is_missing(cache, monkeypatch, name):
         assert "hf download org/other" in refusal(Path(name))[0]
 
 
+def test_a_missing_weight_file_is_no_repository(cache, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache / "hub"))
+    assert "hf download" not in refusal(Path("folder/lora.safetensors"))[0]
+
+
 def test_a_reference_that_is_no_revision_is_not_followed(cache, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(cache / "hub"))
     (cache / "hub" / "models--org--name" / "refs" / "main").write_text("../../elsewhere")

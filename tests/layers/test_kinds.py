@@ -22,7 +22,7 @@ PEFT_ELSEWHERE = {
 """Held against PEFT in the test files that the rows name."""
 
 LITGPT = {"linear", "litgpt_qkv"}
-"""Held against litgpt's merge in tests/api/adapters/test_litgpt.py."""
+"""Held against a copy of litgpt's merge in tests/api/adapters/test_litgpt.py."""
 
 
 def test_every_kind_has_a_row_and_every_row_a_kind():

@@ -55,11 +55,12 @@ def checked(verb: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         options = {option.name: option for option in VERBS[verb]}
         places = [name for name, parameter in own.items() if parameter.kind is not _MANY]
         known = [*dict.fromkeys((*places, *options))]
+        opposites = dict(_opposites(VERBS[verb]))
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             values = {**dict(zip(places, args, strict=False)), **kwargs}
-            problems = [*_unknown(kwargs, known), *_wrong(values, options)]
+            problems = [*_unknown(kwargs, known, opposites), *_wrong(values, options)]
             if problems:
                 raise UsageError.of(problems)
             try:
@@ -136,9 +137,20 @@ def proof_options(settings: Settings, provider: Sequence[str] = ()) -> ProofOpti
     return ProofOptions(**{**given, "input": tuple(given["input"])}, provider=tuple(provider))
 
 
-def _unknown(keywords: Mapping[str, object], known: Sequence[str]) -> Iterator[Problem]:
+def _opposites(options: Sequence[Option]) -> Iterator[tuple[str, str]]:
+    """Yield every flag that has no keyword of its own, as a keyword, and what to write instead."""
+    for option in options:
+        if option.opposite:
+            yield option.opposite.replace("-", "_"), f"{option.name}=False"
+
+
+def _unknown(
+    keywords: Mapping[str, object], known: Sequence[str], opposites: Mapping[str, str]
+) -> Iterator[Problem]:
     for name in keywords:
-        if name not in known:
+        if name in opposites:  # the nearest name would mean the contrary
+            yield Problem(f"unknown keyword {name!r}", hint=f"write {opposites[name]}")
+        elif name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}"
             yield Problem(f"unknown keyword {name!r}", hint=hint)

@@ -155,7 +155,7 @@ def _option(key: str, value: object) -> str:
 
 
 def agreed(
-    module: str, read: Facts, other: Facts, hint: str = "drop the option, or correct the model"
+    module: str, read: Facts, other: Facts, hint: str = "keep the one that is right"
 ) -> Facts:
     """Return `read` with the facts that only `other` has.
 

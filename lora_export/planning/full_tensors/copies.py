@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lora_export.planning.findings import Findings
-    from lora_export.planning.full_tensors.targets import FullTensor
+    from lora_export.planning.full_tensors.base_targets import FullTensor
     from lora_export.planning.given import Given
     from lora_export.planning.tensor_changes import TensorChanges
     from lora_export.records import TensorRef

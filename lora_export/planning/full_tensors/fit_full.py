@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lora_export.planning.findings import Findings
     from lora_export.planning.fitted import Fitted
-    from lora_export.planning.full_tensors.targets import FullTensor
+    from lora_export.planning.full_tensors.base_targets import FullTensor
     from lora_export.planning.given import Given
     from lora_export.planning.prefix_change import PrefixChange
     from lora_export.planning.tensor_changes import TensorChanges

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import is_zero
 from lora_export.planning.fitted import Fitted
+from lora_export.planning.full_tensors.base_targets import find_targets, note_other_names
 from lora_export.planning.full_tensors.copies import fit_copies
 from lora_export.planning.full_tensors.disputed import refuse_partial_modules
 from lora_export.planning.full_tensors.fit_full import fit_whole, warn_of_biases, warn_of_weight
-from lora_export.planning.full_tensors.targets import find_targets, note_other_names
 from lora_export.planning.names.base_names import BaseNames
 from lora_export.planning.names.factor_keys import keys_of
 from lora_export.planning.names.locating import Space, find_space, wanted_of

@@ -1,4 +1,7 @@
-"""litgpt's LoRA: its own merge to the bit, and a refusal wherever a fact is missing."""
+"""litgpt's LoRA: the bits of a copy of its merge, and a refusal wherever a fact is missing.
+
+The copy in litgpt_files was compared with litgpt itself, which is not installed here.
+"""
 
 from dataclasses import replace
 from pathlib import Path

@@ -110,6 +110,21 @@ def test_the_nearest_name_is_offered(verb, keyword, near):
     assert f"did you mean {near}?" in told
 
 
+@pytest.mark.parametrize(
+    ("verb", "keyword", "instead"),
+    [
+        ("merge", "trust_config", "trust_file=False"),
+        ("merge", "no_verify", "verify=False"),
+        ("onnx", "no_fan_in_fan_out", "fan_in_fan_out=False"),
+    ],
+)
+def test_a_flag_without_a_keyword_is_not_taken_for_its_contrary(verb, keyword, instead):
+    [told] = refusals(verb, **{keyword: True})
+    assert f"unknown keyword '{keyword}'" in told
+    assert f"write {instead}" in told
+    assert "did you mean" not in told
+
+
 def test_all_of_one_call_is_told_at_once():
     told = refusals("merge", wieght=[0.5], recipe="peft_safe", jobs=0)
     assert len(told) == 3
