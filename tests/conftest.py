@@ -68,6 +68,12 @@ def pytest_configure(config: pytest.Config) -> None:
     _shared.append(install(Path(os.environ[SHARED]), is_allowed=allowed))
 
 
+def pytest_collection_finish() -> None:
+    """Know the modules before the first fixture of a module captures a graph."""
+    for shared in _shared:
+        shared.look()
+
+
 def pytest_report_header() -> str:
     """Name the seed of what is sampled: --sample-seed gives it back."""
     return f"sample seed: {os.environ.get(VARIABLE, 'none')}"

@@ -17,8 +17,10 @@ from typing import Any
 
 from whole_run.origins import is_library, is_ours, is_patch
 
-# What transformers notes about a folder's past, in a configuration and in a model.
-NOTES = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash"}
+# What transformers notes about a folder's past, in a configuration and in a model; and a hash of a
+# generation configuration, which Python makes another in every process.
+NOTES = {"_name_or_path", "name_or_path", "transformers_version", "_commit_hash",
+         "_original_object_hash"}  # fmt: skip
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks", "_backward_hooks")
 # What nn.Module keeps for itself; parameters, buffers and children are described apart.
 OWN = {"_parameters", "_buffers", "_modules", "_backward_pre_hooks", "_non_persistent_buffers_set",

@@ -96,6 +96,17 @@ def test_a_network_with_other_weights_takes_the_graph_of_the_first(shared):
     assert name(shared, Net()) == name(shared, Net()) == "0"
 
 
+def test_a_hash_that_every_process_makes_anew_decides_nothing(shared):
+    from transformers import GenerationConfig
+
+    nets = []
+    for number in range(2):
+        nets.append(Net())
+        nets[-1].generation_config = GenerationConfig()
+        nets[-1].generation_config._original_object_hash = number
+    assert [name(shared, net) for net in nets] == ["0", "0"]
+
+
 @pytest.mark.parametrize(
     "other",
     [
