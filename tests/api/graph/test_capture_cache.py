@@ -19,7 +19,7 @@ FACTS = {"alpha": ALPHA, "fan_in_fan_out": False}
 
 def adapter(path, seed, rank=RANK):
     draw = torch.Generator().manual_seed(seed)
-    module = "bert.encoder.layer.0.attention.self.query"
+    module = "vit.encoder.layer.0.attention.attention.query"
     factors = {
         f"{module}.lora_A": torch.randn(rank, 16, generator=draw),
         f"{module}.lora_B": torch.randn(16, rank, generator=draw),
@@ -29,16 +29,17 @@ def adapter(path, seed, rank=RANK):
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    from transformers import BertConfig, BertForSequenceClassification
+def vit(tmp_path_factory):
+    """Base and two adapters of a network without a mask: quick to capture."""
+    from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=61, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=24, max_position_embeddings=40, num_labels=3,
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        image_size=8, patch_size=4, num_labels=3,
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("bert") / "base"
-    BertForSequenceClassification(config).save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("vit") / "base"
+    ViTForImageClassification(config).save_pretrained(folder)
     return folder, adapter(folder.parent / "a.pt", 1), adapter(folder.parent / "b.pt", 2)
 
 
@@ -51,8 +52,8 @@ def count_captures(monkeypatch):
 
 
 @pytest.mark.own_captures
-def test_a_second_adapter_takes_the_capture_of_the_first(bert, tmp_path, monkeypatch):
-    base, first, second = bert
+def test_a_second_adapter_takes_the_capture_of_the_first(vit, tmp_path, monkeypatch):
+    base, first, second = vit
     made, cache = count_captures(monkeypatch), tmp_path / "cache"
     fresh = export_onnx(base, [second], tmp_path / "x.onnx", **FACTS, no_capture_cache=True)
     assert fresh.facts["graph"]["capture"] == "new"
@@ -83,11 +84,11 @@ def test_a_second_adapter_takes_the_capture_of_the_first(bert, tmp_path, monkeyp
 
 
 def test_what_merging_saves_is_counted_once_a_network_and_kind_of_adapter(
-    bert, tmp_path, monkeypatch
+    vit, tmp_path, monkeypatch
 ):
     from lora_export.onnx_export.capture import node_count
 
-    base, first, second = bert
+    base, first, second = vit
     made, right, cache = [], node_count.capture, tmp_path / "cache"
     monkeypatch.setattr(node_count, "capture", lambda *a: made.append(1) or right(*a))
 
@@ -113,8 +114,8 @@ def test_what_merging_saves_is_counted_once_a_network_and_kind_of_adapter(
     assert saved(first) == (fresh, 5)
 
 
-def test_other_settings_take_other_captures(bert, tmp_path, monkeypatch):
-    base, first, _ = bert
+def test_other_settings_take_other_captures(vit, tmp_path, monkeypatch):
+    base, first, _ = vit
     made, cache = count_captures(monkeypatch), tmp_path / "cache"
     settings = {**FACTS, "capture_cache": cache, "verify": False}
     for place, opset in enumerate((None, 20, 21, 21)):
@@ -123,8 +124,8 @@ def test_other_settings_take_other_captures(bert, tmp_path, monkeypatch):
     assert len(made) == len(list(cache.iterdir())) == 3
 
 
-def test_a_damaged_entry_is_captured_anew(bert, tmp_path):
-    base, first, _ = bert
+def test_a_damaged_entry_is_captured_anew(vit, tmp_path):
+    base, first, _ = vit
     cache, states = tmp_path / "cache", []
     for place in range(3):
         out = tmp_path / f"{place}" / "x.onnx"
@@ -138,8 +139,8 @@ def test_a_damaged_entry_is_captured_anew(bert, tmp_path):
     assert len({(tmp_path / f"{p}" / "x.onnx").read_bytes() for p in range(3)}) == 1
 
 
-def test_a_cache_that_cannot_be_written_is_one_warning(bert, tmp_path):
-    base, first, _ = bert
+def test_a_cache_that_cannot_be_written_is_one_warning(vit, tmp_path):
+    base, first, _ = vit
     (tmp_path / "file").write_text("no folder")
     cache = tmp_path / "file" / "captures"
     report = export_onnx(
@@ -166,8 +167,8 @@ def test_the_captures_of_a_users_own_code_are_not_kept(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_command_line_says_where_the_graph_comes_from(bert, tmp_path, monkeypatch):
-    base, first, _ = bert
+def test_the_command_line_says_where_the_graph_comes_from(vit, tmp_path, monkeypatch):
+    base, first, _ = vit
     monkeypatch.setenv("LORA_EXPORT_CAPTURE_CACHE", str(tmp_path / "by-variable"))
     arguments = ["onnx", str(base), str(first), "--alpha", "6", "--no-fan-in-fan-out",
                  "--no-verify", "--force", "-o", str(tmp_path / "x.onnx")]  # fmt: skip
