@@ -7,7 +7,7 @@ update that went to the wrong place.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,12 @@ class Architecture:
     def model_class(self) -> Any:
         """The Auto class with which a user loads the base and the merged folder."""
         return getattr(hf, self.auto)
+
+    def with_layers(self, layers: int) -> Architecture:
+        """Return the same architecture with another number of layers."""
+        config = self.config()
+        config.num_hidden_layers = layers
+        return replace(self, config=lambda: config)
 
     def save(self, dtype: torch.dtype, folder: Path) -> None:
         """Save the base, all of whose weights are drawn anew."""

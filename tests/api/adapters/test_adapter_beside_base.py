@@ -25,7 +25,7 @@ def place(tmp_path):
     for name, targets in (("outer", ["o_proj"]), ("inner", ["q_proj", "v_proj"])):
         (tmp_path / name).mkdir()
         config = LoraConfig(r=2, lora_alpha=4, target_modules=targets)
-        unmerged[name] = save(tmp_path / name, llama(), config)
+        unmerged[name] = save(tmp_path / name, llama(layers=1), config)
         merged = unmerged[name]().merge_and_unload()
         merged.save_pretrained(tmp_path / f"{name}-by-peft")
     for file in (tmp_path / "inner/lora").glob("adapter_*"):
