@@ -83,8 +83,10 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def made(name, folder):
+def made(name, folder, layers=None):
     architecture = ARCHITECTURES[name]
+    if layers is not None:
+        architecture = architecture.with_layers(layers)
     architecture.save(torch.float32, folder / "base")
     make_adapter(architecture, OPTIONS["plain"], folder / "base", folder / "adapter")
     return folder / "base", folder / "adapter"
@@ -130,7 +132,7 @@ def test_every_architecture_has_a_face():
 
 
 def test_another_head_by_task(tmp_path):
-    base, adapter = made("gpt2", tmp_path)
+    base, adapter = made("gpt2", tmp_path, layers=1)
     path = tmp_path / "out.onnx"
     export_onnx(base, [adapter], path, task="feature-extraction")
     outputs = [value.name for value in onnx.load(path).graph.output]
@@ -141,7 +143,7 @@ def test_another_head_by_task(tmp_path):
 
 
 def test_a_head_that_the_checkpoint_lacks(tmp_path):
-    base, adapter = made("gpt2", tmp_path)
+    base, adapter = made("gpt2", tmp_path, layers=1)
     with pytest.raises(Exception, match="holds no value for it") as caught:
         export_onnx(base, [adapter], tmp_path / "out.onnx", task="text-classification")
     assert [problem.where for problem in caught.value.problems] == ["score.weight"]
@@ -149,7 +151,7 @@ def test_a_head_that_the_checkpoint_lacks(tmp_path):
 
 
 def test_a_task_of_another_kind_of_model(tmp_path):
-    base, adapter = made("gpt2", tmp_path)
+    base, adapter = made("gpt2", tmp_path, layers=1)
     with pytest.raises(UsageError, match="'gpt2' for image-classification") as caught:
         export_onnx(base, [adapter], tmp_path / "out.onnx", task="image-classification")
     assert "text-generation" in caught.value.problems[0].hint

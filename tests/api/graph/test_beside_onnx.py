@@ -3,23 +3,18 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from peft_folders import llama
 
 from lora_export.api import export_onnx, verify
 from lora_export.errors import VerificationError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-SIZES = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "vocab_size": 40, "max_position_embeddings": 32,
-}  # fmt: skip
 
 
 def test_the_graph_holds_what_was_trained_beside(tmp_path):
     import onnxruntime
 
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, pad_token_id=0))
+    model = llama(layers=1)
     model.save_pretrained(tmp_path / "base")
     adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"]))
     beside = {}

@@ -3,35 +3,28 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from peft_folders import llama
 
 from lora_export.api import export_onnx, verify
-
-SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "vocab_size": 64, "max_position_embeddings": 32,
-}  # fmt: skip
 
 # What PEFT tells of ties and of transformers' new names is not about the export.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 OPTIONS = {
-    "DoRA": ({"use_dora": True}, 64),
-    "a tied head that is not adapted alike": ({"target_modules": ["embed_tokens", "q_proj"]}, 64),
-    "repeated layers": ({"layer_replication": [[0, 2], [1, 2]]}, 64),
-    "a larger vocabulary": ({"modules_to_save": ["embed_tokens", "lm_head"]}, 70),
+    "DoRA": {"use_dora": True},
+    "a tied head that is not adapted alike": {"target_modules": ["embed_tokens", "q_proj"]},
+    "repeated layers": {"layer_replication": [[0, 2], [1, 2]]},
+    "a larger vocabulary": {"modules_to_save": ["embed_tokens", "lm_head"]},
 }
+LARGER = {"a larger vocabulary": 70}
 
 
 def trained(folder, options, vocabulary):
-    torch.manual_seed(0)
     layers = 2 if "layer_replication" in options else 1
     is_tied = not options.get("use_dora")
-    model = LlamaForCausalLM(
-        LlamaConfig(**SIZES, num_hidden_layers=layers, tie_word_embeddings=is_tied)
-    )
+    model = llama(tied=is_tied, layers=layers)
     model.save_pretrained(folder / "base")
-    if vocabulary > 64:
+    if vocabulary:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     settings = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 6, **options}
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
@@ -50,8 +43,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES)
 def test_exported_and_proven_again(case, tmp_path):
-    options, vocabulary = OPTIONS[case]
-    base, adapter = trained(tmp_path, options, vocabulary)
+    base, adapter = trained(tmp_path, OPTIONS[case], LARGER.get(case))
     report = export_onnx(base, [adapter], tmp_path / "out.onnx")
     assert all(check.passed for check in report.checks)
     names = [check.name for check in report.checks]
