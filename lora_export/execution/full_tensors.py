@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lora_export.records import MergePlan, Step
 
 
-DIVERGED = "train again: the training has probably diverged"
+DIVERGED = "the training may have diverged: merge an earlier checkpoint of it"
 """What to do about NaN or infinity in an adapter."""
 
 

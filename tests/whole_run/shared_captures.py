@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
 TRACE = "lora_export.onnx_export.capture.trace"
 # A function of these that is defined outside of an installed package is a patch.
-FOREIGN = ("torch.onnx", "torch.export", "transformers.exporters")
+FOREIGN = (
+    "torch.onnx", "torch.export", "torch.nn.functional", "torch.nn.modules", "torch.functional",
+    "torch._tensor", "transformers.exporters", "transformers.activations",
+    "transformers.masking_utils",
+)  # fmt: skip
 UNUSED = "torchscript_exporter"
 
 
@@ -60,6 +64,8 @@ class SharedCaptures:
     #: Why graphs were not kept.
     reasons: list[str] = field(default_factory=list)
     _pristine: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: The members of this package's classes before a test can patch them.
+    _classes: dict[type, dict[str, Any]] = field(default_factory=dict)
     _hidden: frozenset[str] = frozenset()
     _loaded: int = 0
     _is_ready: bool = False
@@ -84,6 +90,9 @@ class SharedCaptures:
     def _remember(self, names: Iterable[str]) -> None:
         for name in filter(is_ours, names):
             self._pristine[name] = dict(vars(sys.modules[name]))
+            for one in self._pristine[name].values():
+                if isinstance(one, type) and one.__module__ == name:
+                    self._classes[one] = dict(vars(one))
 
     @contextmanager
     def for_all(self) -> Iterator[None]:
@@ -133,6 +142,7 @@ class SharedCaptures:
         if _hidden() != self._hidden:
             raise Unknown("a module is hidden")
         _refuse_foreign_patches()
+        self._refuse_patched_classes()
         description = Description()
         description.add(torch.get_default_dtype())
         description.add(tuple(inputs))
@@ -158,6 +168,15 @@ class SharedCaptures:
                 waiting += [getattr(value, "fget", value) for value in vars(function).values()]
             else:
                 waiting += self._used(function)
+
+    def _refuse_patched_classes(self) -> None:
+        """Compare the functions of this package's classes with the test's start."""
+        for one, before in self._classes.items():
+            now = vars(one)
+            for name in before.keys() | now.keys():
+                is_code = callable(now.get(name)) or callable(before.get(name))
+                if is_code and now.get(name) is not before.get(name):
+                    raise Unknown(f"{one.__module__}.{one.__name__}.{name} is another")
 
     def _used(self, function: FunctionType) -> list[Any]:
         """Return what a function's names mean: in its own module, and in those that it uses."""

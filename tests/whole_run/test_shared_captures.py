@@ -19,6 +19,7 @@ from lora_export.onnx_export.capture import (
     trace,
     weights_in_graph,
 )
+from lora_export.records import Span
 from whole_run.shared_captures import SharedCaptures
 
 INPUTS = parse_inputs(["x=float32[batch,4]"])
@@ -160,6 +161,9 @@ def test_what_a_forward_calls_decides(shared, monkeypatch):
         (trace, "_to_proto"),
         (torch.onnx, "export"),
         (nn.Linear, "forward"),
+        (torch.nn.functional, "gelu"),
+        (Span, "size"),
+        (InputError, "of"),
     ],
 )
 def test_a_patch_of_what_a_capture_runs_is_seen(shared, monkeypatch, place, function):

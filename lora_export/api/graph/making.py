@@ -164,7 +164,7 @@ def _make_file(
 def _lower(
     place: Place, full: Full, form: Form, *, verify: bool
 ) -> tuple[tuple[WrittenFile, ...], tuple[Check, ...], dict[str, Any]]:
-    """Return (files, checks, facts) of the lowered file, which is written unless it exists."""
+    """Return (files, checks, facts) of the lowered file, which is written or compared."""
     if place.writes:
         return lower_into(place.path, full, form, verify=verify)
     return ((), *prove_again(place.path, full, form))

@@ -46,7 +46,7 @@ def saved(
         return count_extra_nodes(LiveLayers(sites).eval(), inputs)
 
     try:
-        extra = beside.counts(_key(sites), count) if beside else count()
+        extra = beside.counts(_key(sites), len(sites), count) if beside else count()
     except (InputError, UsageError):
         return None
     nodes = sum(site.times * more for site, more in zip(sites, extra, strict=True))

@@ -33,6 +33,10 @@ MAGIC = b"lora-export capture 1\n"
 SUFFIX = ".capture"
 COUNT_SUFFIX = ".count"
 ENTRIES = 64
+COUNTS = 16
+"""Files of counts that are kept beside one graph."""
+COUNT_BYTES = 24
+"""Bytes of one count at most, in decimal digits and with what separates it from the next."""
 ABANDONED = 3600.0
 """Seconds after which an unfinished entry counts as left by a run that was killed."""
 
@@ -170,16 +174,19 @@ class Captures:
         """Return the place of what was counted on the network whose graph is kept under `key`."""
         return Beside(self, key)
 
-    def take_counts(self, key: str, what: str) -> list[int] | None:
-        """Return the counts kept beside the graph of `key`; None where there are none."""
+    def take_counts(self, key: str, what: str, size: int) -> list[int] | None:
+        """Return the counts kept beside the graph of `key`.
+
+        Returns:
+            `size` counts; None where none are kept, or the file is not as it was written.
+        """
         try:
             head, payload = _split(self._count_path(key, what).read_bytes())
         except OSError:
             return None
         if head != _head(what, payload):
             return None
-        counts: list[int] = json.loads(payload)
-        return counts
+        return _counts_of(payload, size)
 
     def keep_counts(self, key: str, what: str, counts: Sequence[int]) -> None:
         """Keep counts beside the graph of `key`, where that is kept and the folder takes them."""
@@ -187,6 +194,7 @@ class Captures:
         if self._path(key).is_file():
             with suppress(OSError):  # they are counted again
                 self._write(self._count_path(key, what), _head(what, payload) + payload)
+                self._prune_counts(key)
 
     def _write(self, path: Path, content: bytes) -> None:
         handle, part = tempfile.mkstemp(suffix=".part", dir=self.folder)
@@ -222,6 +230,14 @@ class Captures:
         for path in old:
             path.unlink(missing_ok=True)
 
+    def _prune_counts(self, key: str) -> None:
+        """Remove the oldest counts of one graph: another alpha or weight has a file of its own."""
+        files = sorted(
+            self.folder.glob(f"{key}-*{COUNT_SUFFIX}"), key=lambda path: path.stat().st_mtime
+        )
+        for path in files[:-COUNTS]:
+            path.unlink(missing_ok=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Beside:
@@ -231,13 +247,26 @@ class Beside:
     key: str
     """Of the network's graph."""
 
-    def counts(self, what: str, count: Callable[[], list[int]]) -> list[int]:
-        """Return the counts kept under `what` (64 hex digits); else count, and keep them."""
-        counts = self.captures.take_counts(self.key, what)
+    def counts(self, what: str, size: int, count: Callable[[], list[int]]) -> list[int]:
+        """Return the `size` counts kept under `what` (64 hex digits); else count, and keep them."""
+        counts = self.captures.take_counts(self.key, what, size)
         if counts is None:
             counts = count()
             self.captures.keep_counts(self.key, what, counts)
         return counts
+
+
+def _counts_of(payload: bytes, size: int) -> list[int] | None:
+    """Return the counts in a file's payload; None where these are not `size` whole numbers."""
+    if len(payload) > size * COUNT_BYTES + 2:
+        return None
+    try:
+        found = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, list) or len(found) != size:
+        return None
+    return found if all(type(count) is int for count in found) else None
 
 
 def _head(key: str, payload: bytes) -> bytes:

@@ -155,7 +155,7 @@ def _option(key: str, value: object) -> str:
 
 
 def agreed(
-    module: str, read: Facts, other: Facts, hint: str = "keep the one that is right"
+    module: str, read: Facts, other: Facts, hint: str = "leave one of them out, or correct it"
 ) -> Facts:
     """Return `read` with the facts that only `other` has.
 

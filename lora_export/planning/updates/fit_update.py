@@ -42,7 +42,7 @@ class Resolved:
 def fit_update(
     adapter: Adapter, settled: Settled, given: Given, changes: TensorChanges, findings: Findings
 ) -> Resolved | None:
-    """Enter the update of each of the base's tensors; None where there is a problem."""
+    """Enter the update of each of the base's tensors; None where it could not be resolved."""
     update, located = settled.update, settled.located
     where = f"{adapter.path}: {update.module or '(root module)'}"
     problem = _unusable(settled, where, given, changes)

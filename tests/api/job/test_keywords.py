@@ -47,7 +47,7 @@ def of_command(verb):
 
 
 def of_function(verb):
-    parameters = inspect.signature(FUNCTIONS[verb]).parameters
+    parameters = inspect.signature(FUNCTIONS[verb].__wrapped__).parameters
     names = {name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
     return names, len(names) < len(parameters)
 
@@ -67,7 +67,7 @@ def test_the_library_takes_what_is_declared(verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_both_have_the_declared_defaults(verb):
-    parameters = inspect.signature(FUNCTIONS[verb]).parameters
+    parameters = inspect.signature(FUNCTIONS[verb].__wrapped__).parameters
     by_name = {option.name: option for option in VERBS[verb]}
     for name in by_name.keys() & parameters.keys():
         default = parameters[name].default

@@ -169,23 +169,57 @@ def test_counts_lie_beside_their_graph_and_go_with_it(graph, folder, monkeypatch
         made.append(1)
         return [3, 0, 7]
 
-    assert beside.counts(what, count) == [3, 0, 7]
+    assert beside.counts(what, 3, count) == [3, 0, 7]
     assert not folder.exists()  # without its graph, no count is kept
     cache.keep(key, graph)
     os.utime(folder / f"{key}.capture", (1, 1))
-    assert [beside.counts(what, count) for _ in range(2)] == [[3, 0, 7]] * 2
+    assert [beside.counts(what, 3, count) for _ in range(2)] == [[3, 0, 7]] * 2
     assert len(made) == 2
-    assert beside.counts("34" * 32, lambda: [1]) == [1]
-    assert beside.counts(what, count) == [3, 0, 7]
-    assert cache.beside("cd" * 32).counts(what, lambda: [2]) == [2]
+    assert beside.counts("34" * 32, 1, lambda: [1]) == [1]
+    assert beside.counts(what, 3, count) == [3, 0, 7]
+    assert cache.beside("cd" * 32).counts(what, 1, lambda: [2]) == [2]
     assert len(made) == 2
     [path] = folder.glob(f"*{what}*")
     for damaged in (b"", path.read_bytes()[:-1], path.read_bytes().replace(b"7", b"8")):
         path.write_bytes(damaged)
-        assert beside.counts(what, count) == [3, 0, 7]
+        assert beside.counts(what, 3, count) == [3, 0, 7]
     assert len(made) == 5
     cache.keep("cd" * 32, graph)
     assert [path.name for path in folder.iterdir()] == [f"{'cd' * 32}.capture"]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"[1, 2",
+        b"[1]",
+        b"[1, 2, 3]",
+        b"{}",
+        b'[1, "2"]',
+        b"[true, 2]",
+        b"[" * 9,
+        b"[1, 2]" + b" " * 99,
+    ],
+    ids=repr,
+)
+def test_counts_of_another_form_are_counted_again(graph, folder, payload):
+    cache, key, what = Captures(folder), "ab" * 32, "12" * 32
+    cache.keep(key, graph)
+    assert cache.beside(key).counts(what, 2, lambda: [1, 2]) == [1, 2]
+    [path] = folder.glob("*.count")
+    path.write_bytes(captures._head(what, payload) + payload)
+    assert cache.beside(key).counts(what, 2, lambda: [3, 4]) == [3, 4]
+    assert cache.beside(key).counts(what, 2, lambda: [5, 6]) == [3, 4]
+
+
+def test_the_oldest_counts_of_a_graph_are_removed(graph, folder, monkeypatch):
+    monkeypatch.setattr(captures, "COUNTS", 2)
+    cache, key = Captures(folder), "ab" * 32
+    cache.keep(key, graph)
+    for place, what in enumerate(("12" * 32, "34" * 32, "56" * 32)):
+        cache.beside(key).counts(what, 1, lambda: [1])
+        os.utime(folder / f"{key}-{what}.count", (place, place))
+    assert {path.stem[-2:] for path in folder.glob("*.count")} == {"34", "56"}
 
 
 def test_where_the_captures_are(monkeypatch, tmp_path):
