@@ -9,6 +9,7 @@ import sys
 import pytest
 from safetensors import safe_open
 
+STEPS = ["--steps", "4"]
 SENTENCES = ["--epochs", "1", "--sentences", "64"]
 
 
@@ -27,10 +28,11 @@ REAL_MODEL = [
         reason="the base is not installed: see samples/minilm/README.md",
     ),
 ]
+LONG = pytest.mark.slow  # ten seconds of two processors each; digits shows the same
 CASES = [
     ("digits", "train.py", ["--epochs", "1"], ["base.safetensors", "lora.safetensors"]),
-    ("chargpt", "train.py", ["--steps", "4"], ["base.safetensors", "lora.pt"]),
-    ("vit", "train.py", ["--epochs", "1"], VIT_FILES),
+    pytest.param("chargpt", "train.py", STEPS, ["base.safetensors", "lora.pt"], marks=LONG),
+    pytest.param("vit", "train.py", ["--epochs", "1"], VIT_FILES, marks=LONG),
     pytest.param("minilm", "train.py", SENTENCES, ["lora.safetensors"], marks=REAL_MODEL),
     pytest.param("minilm", "train_peft.py", SENTENCES, PEFT_FILES, marks=REAL_MODEL),
 ]

@@ -33,7 +33,7 @@ def degenerate(model):
 
 
 @pytest.mark.own_captures
-@pytest.mark.parametrize("name", ["net", "gpt", "bert"])
+@pytest.mark.parametrize("name", ["net", "gpt", pytest.param("bert", marks=pytest.mark.slow)])
 def test_the_graph_does_not_depend_on_the_values_of_the_weights(zoo, name):
     case = zoo.captured(name)
     other = capture(degenerate(zoo.build(name, seed=7)), case.specs)
@@ -52,7 +52,7 @@ def test_torchs_own_optimiser_depends_on_them(zoo):
     assert counts[0] != counts[1]
 
 
-@pytest.mark.parametrize("name", ["net", "gpt", "bert"])
+@pytest.mark.parametrize("name", ["net", "gpt", pytest.param("bert", marks=pytest.mark.slow)])
 def test_the_graph_is_as_small_as_torchs_optimiser_makes_it(zoo, name):
     case = zoo.captured(name)
     ours, theirs = len(case.proto().graph.node), optimised_size(zoo, name)
