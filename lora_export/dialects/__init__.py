@@ -5,14 +5,13 @@ The folder is walked, so a new dialect needs no list to edit.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_export.dialects.dialect import Dialect, Evidence
 from lora_export.dialects.foreign import not_merged, trainer_of
 from lora_export.errors import InputError, UsageError
+from lora_export.plug_ins import find_plug_ins
 from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
@@ -29,13 +28,8 @@ _SHOWN = 5
 @cache
 def all_dialects() -> Mapping[str, Dialect]:
     """Return every dialect by name: the DIALECT of each module of this folder that has one."""
-    found = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        dialect = getattr(module, "DIALECT", None)
-        if isinstance(dialect, Dialect):
-            found[dialect.name] = dialect
-    return found
+    dialects = find_plug_ins(__name__, __path__, "DIALECT", Dialect)
+    return {dialect.name: dialect for dialect in dialects}
 
 
 def read_adapter(file: AdapterFile, *, dialect: str | None, weight: float = 1.0) -> Adapter:

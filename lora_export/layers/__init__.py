@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_export.layers.layer_kind import LayerKind, Reading, Shapes
+from lora_export.plug_ins import find_plug_ins
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,10 +17,4 @@ __all__ = ["LayerKind", "Reading", "Shapes", "all_kinds"]
 @cache
 def all_kinds() -> Mapping[str, LayerKind]:
     """Find every layer kind by walking this folder: the KIND of each module, by the kind's name."""
-    found = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        kind = getattr(module, "KIND", None)
-        if isinstance(kind, LayerKind):
-            found[kind.name] = kind
-    return found
+    return {kind.name: kind for kind in find_plug_ins(__name__, __path__, "KIND", LayerKind)}

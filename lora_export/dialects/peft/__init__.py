@@ -5,8 +5,6 @@ A tuner is one file in this folder. An adapter that no tuner can merge is refuse
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -31,6 +29,7 @@ from lora_export.dialects.peft.whole_tensors import (
     whole_tensors,
 )
 from lora_export.errors import InputError
+from lora_export.plug_ins import find_plug_ins
 from lora_export.records import FLOAT_DTYPES, Adapter, Problem
 
 if TYPE_CHECKING:
@@ -42,12 +41,7 @@ if TYPE_CHECKING:
 @cache
 def all_tuners() -> Mapping[str, Tuner]:
     """Return every tuner by peft_type: the TUNER of each module of this folder that has one."""
-    found = {}
-    for info in pkgutil.iter_modules(__path__):
-        tuner = getattr(importlib.import_module(f"{__name__}.{info.name}"), "TUNER", None)
-        if isinstance(tuner, Tuner):
-            found[tuner.peft_type] = tuner
-    return found
+    return {tuner.peft_type: tuner for tuner in find_plug_ins(__name__, __path__, "TUNER", Tuner)}
 
 
 def _recognizes(file: AdapterFile) -> Evidence:

@@ -5,11 +5,10 @@ No module of it imports `lora_export.layers`, so that merge and proof share no a
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING
 
+from lora_export.plug_ins import find_plug_ins
 from lora_export.verification.kinds.proof_of_kind import ProofOfKind
 
 if TYPE_CHECKING:
@@ -23,13 +22,8 @@ __all__ = ["ProofOfKind", "all_proofs", "proof_of"]
 @cache
 def all_proofs() -> Mapping[str, ProofOfKind]:
     """Return every proof by the name of its kind: the PROOF of each module that has one."""
-    found = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        proof = getattr(module, "PROOF", None)
-        if isinstance(proof, ProofOfKind):
-            found[proof.name] = proof
-    return found
+    proofs = find_plug_ins(__name__, __path__, "PROOF", ProofOfKind)
+    return {proof.name: proof for proof in proofs}
 
 
 def proof_of(delta: Delta) -> ProofOfKind:
