@@ -19,7 +19,7 @@ from whole_run.shared_captures import SharedCaptures, install
 from whole_run.small_networks import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "fork_python",
@@ -113,17 +113,27 @@ def _small_networks(request) -> Iterator[None]:
 
 
 @pytest.fixture
-def is_proven(request, monkeypatch) -> bool:
+def proven_by_weights(monkeypatch) -> Callable[[], None]:
+    """Return a function after which merges of this test are proven by their weights alone."""
+
+    def leave_out() -> None:
+        from lora_export.api import merging
+        from lora_export.api.proof.model_proof import Proven
+
+        monkeypatch.setattr(merging, "prove_further", lambda _job, _merged, checks: Proven(checks))
+
+    return leave_out
+
+
+@pytest.fixture
+def is_proven(request, proven_by_weights) -> bool:
     """Tell whether merges of this test are proven as a model, too; by weights they always are.
 
     A third of the default run's cases are, by the run's seed, and every slow one.
     """
     proven = request.node.get_closest_marker("slow") is not None or is_drawn(request.node.name)
     if not proven:
-        from lora_export.api import merging
-        from lora_export.api.proof.model_proof import Proven
-
-        monkeypatch.setattr(merging, "prove_further", lambda _job, _merged, checks: Proven(checks))
+        proven_by_weights()
     return proven
 
 

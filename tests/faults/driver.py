@@ -18,21 +18,12 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from processes.client import Server, environment
+from processes.client import IMPORTED, Server, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 HERE = Path(__file__).parent
-MODULES = (
-    "torch",
-    "numpy",
-    "safetensors.torch",
-    "onnx",
-    "onnx_ir",
-    "onnxscript",
-    "torch.onnx._internal.exporter",
-)
 _STREAMS = ("stdout", "stderr")
 _STOP, _TIMEOUT = 1.0, 120.0
 T = TypeVar("T")
@@ -237,7 +228,7 @@ class Pool:
     """The fork server with the shim, and threads that keep all processors busy."""
 
     def __init__(self, folder: Path, shim: Path, size: int) -> None:
-        self._server = Server.join(folder, MODULES, "fork-server-with-shim", **settings(shim))
+        self._server = Server.join(folder, IMPORTED, "fork-server-with-shim", **settings(shim))
         self._size = size
         self.threads = self._server.threads
 

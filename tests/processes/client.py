@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 PROGRAMS = ("lora-export", "python")
+#: What the program itself imports; ONNX Runtime is left out, which starts a thread.
+IMPORTED = (
+    "torch",
+    "numpy",
+    "safetensors.torch",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "torch.onnx._internal.exporter",
+)
 
 
 #: Memory in large pages, for Python's objects too: a fork copies the page table of 300 MB, which

@@ -9,21 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from processes.client import Server
+from processes.client import IMPORTED, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: What the commands on the pages, the samples and the benchmarks import; ONNX Runtime is left out,
-#: which starts a thread.
+#: What the commands on the pages, the samples and the benchmarks import.
 MODULES = (
-    "torch",
-    "numpy",
-    "safetensors.torch",
-    "onnx",
-    "onnx_ir",
-    "onnxscript",
-    "torch.onnx._internal.exporter",
+    *IMPORTED,
     "loralib",
     "peft",
     "sklearn.datasets",

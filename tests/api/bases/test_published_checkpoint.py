@@ -4,8 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_export.api import merge, merging, verify
-from lora_export.api.proof.model_proof import Proven
+from lora_export.api import merge, verify
 from lora_export.errors import UsageError
 
 pytestmark = pytest.mark.large_network  # the adapter is for the published sizes
@@ -50,10 +49,9 @@ def evaluated(folder, published):
     return {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
 
 
-def test_merge_equals_loralib(roberta, published, tmp_path, monkeypatch):
+def test_merge_equals_loralib(roberta, published, tmp_path, proven_by_weights):
     # The merge proves its weights while it writes them; the model is run once, by verify.
-    by_weights = lambda _job, _merged, checks: Proven(checks)  # noqa: E731
-    monkeypatch.setattr(merging, "prove_further", by_weights)
+    proven_by_weights()
     report = merge(roberta, [published], tmp_path / "out", alpha=ALPHA)
     assert report.passed
 
