@@ -188,7 +188,7 @@ _CAPTURE = (
     Option(
         "no_capture_cache",
         "flag",
-        "Capture the graph anew, and keep it nowhere.",
+        "Capture the graph again, and keep it nowhere.",
         default=False,
     ),
 )

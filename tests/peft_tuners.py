@@ -80,7 +80,7 @@ def build() -> torch.nn.Module:
     return Layers().eval()
 
 
-def _adalora(pruned: bool, *names: str, alpha: float = 7) -> Maker:  # noqa: FBT001
+def _adalora(*names: str, pruned: bool = False, alpha: float = 7) -> Maker:
     return lambda peft: peft.AdaLoraConfig(
         target_modules=list(names),
         init_r=6,
@@ -98,10 +98,10 @@ def _mask(name: str) -> list[bool]:
 
 
 CONFIGS: dict[str, Maker] = {
-    "adalora": _adalora(False, *LINEAR, *CONV2D),  # noqa: FBT003
-    "adalora turned": _adalora(False, *TURNED),  # noqa: FBT003
-    "adalora pruned": _adalora(True, *LINEAR, *CONV2D),  # noqa: FBT003
-    "adalora without alpha": _adalora(True, *LINEAR, alpha=0),  # noqa: FBT003
+    "adalora": _adalora(*LINEAR, *CONV2D),
+    "adalora turned": _adalora(*TURNED),
+    "adalora pruned": _adalora(*LINEAR, *CONV2D, pruned=True),
+    "adalora without alpha": _adalora(*LINEAR, pruned=True, alpha=0),
     "loha": lambda peft: peft.LoHaConfig(
         target_modules=[*LINEAR, *CONV2D, *CONV1D, "grouped"],
         r=3,

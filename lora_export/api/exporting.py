@@ -85,7 +85,7 @@ def export_onnx(
         force: replace an earlier export at `output`.
         capture_cache: the folder in which captured graphs of Hugging Face folders are kept; None
             takes the user's cache.
-        no_capture_cache: capture anew, and keep nothing.
+        no_capture_cache: capture again, and keep nothing.
         provider: ONNX Runtime's execution providers to verify with; empty takes the CPU's.
         settings: how adapters are read and merged, and how the network is run to be proven. See
             `lora_export.api.job.keywords.Settings`, or the command's options of the same names.

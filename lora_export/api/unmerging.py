@@ -10,7 +10,6 @@ from lora_export.api.job.keywords import checked, no_progress
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
 from lora_export.execution.undo import is_restored, read_undo, restore
-from lora_export.records import Check
 from lora_export.report.result import Report
 from lora_export.verification.failure import refuse_failed
 from lora_export.verification.listed_check import listed_check
@@ -62,7 +61,7 @@ def unmerge(
     description, _ = read_undo(kept)
     kind: Kind = "folder" if description["layout"] == "folder" else "file"
     if force and kind == "folder" and is_restored(description, target):
-        check = Check("restored", True, 0, 0, "", "the base is there already, to the byte")  # noqa: FBT003
+        check = listed_check("restored", [], "the base is there already, to the byte")
         return Report("unmerge", str(target), None, (check,))
     inputs = [checkpoint.root, *(shard.file for shard in checkpoint.shards), kept]
     with staging(target, force=force, inputs=inputs, kind=kind) as stage:

@@ -34,7 +34,7 @@ def torch_at_hand() -> Iterator[None]:
     nothing is changed.
     """
     with no_collection():
-        import torch  # noqa: F401
+        import torch  # noqa: F401 - importing it is the point
 
         # gc.unfreeze() knows only all objects: it would also thaw those of the caller.
         is_ours = gc.get_freeze_count() == 0

@@ -15,7 +15,7 @@ class ExportSettings:
 
     #: ONNX operator set; None takes the exporter's own.
     opset: int | None = None
-    #: Where graphs of earlier runs are kept; None captures anew and keeps nothing.
+    #: Where graphs of earlier runs are kept; None captures again and keeps nothing.
     captures: Captures | None = None
     #: Of weights and floating inputs: "float32" or "float16".
     dtype: str = "float32"

@@ -37,7 +37,7 @@ def main():
     program = os.path.basename(sys.argv[0])  # noqa: PTH119 - pathlib takes as long as all else
     if program == "python" and sys.argv[1][:1] == "-" and sys.argv[1] not in {"-c", "-W"}:
         os.execv(sys.executable, [sys.executable, *sys.argv[1:]])  # noqa: S606 - as it was called
-    request = {"argv": [program, *sys.argv[1:]], "cwd": os.getcwd()}  # noqa: PTH109
+    request = {"argv": [program, *sys.argv[1:]], "cwd": os.getcwd()}  # noqa: PTH109 - as above
     request["environment"] = dict(os.environ)
     *_, last = answers(ask(os.environ[SOCKET], request, [0, 1, 2]))
     if last["status"] < 0:

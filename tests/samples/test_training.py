@@ -67,5 +67,5 @@ def described(path):
     if path.suffix != ".safetensors":
         return path.stat().st_size
     with safe_open(path, "pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         return {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}

@@ -1,4 +1,4 @@
-"""The job of an artefact that is proven again: planned anew, with what its manifest records.
+"""The job of an artefact that is proven again: planned again, with what its manifest records.
 
 The manifest belongs to the file under test, so this module decides which of its facts are taken.
 """

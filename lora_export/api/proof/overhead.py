@@ -29,7 +29,7 @@ def saved(
     Args:
         plan: its factors are the parameters.
         sites: one layer of every form.
-        beside: keeps the counts for the same network and branches; None counts anew.
+        beside: keeps the counts for the same network and branches; None counts again.
 
     Returns:
         "nodes" and "parameters". None where no layer has a branch (an update of a bare parameter

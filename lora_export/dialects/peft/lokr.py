@@ -32,7 +32,9 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
     both = config.flag("decompose_both")
     for update in updates:
         rank = update.terms.rank if update.terms and update.terms.rank else 0
-        sides = [side for side in ("w1", "w2") if _contradicts(update.factors, side, rank, both)]
+        sides = [
+            side for side in ("w1", "w2") if _contradicts(update.factors, side, rank, both=both)
+        ]
         if sides:
             message = (
                 f"{' and '.join(sides)} do not have the shapes of rank {rank} in {ADAPTER_CONFIG}"
@@ -41,7 +43,7 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
     return updates, problems
 
 
-def _contradicts(factors: Factors, side: str, rank: int, both: bool) -> bool:  # noqa: FBT001
+def _contradicts(factors: Factors, side: str, rank: int, *, both: bool) -> bool:
     """Return whether a side is whole or decomposed against LoKrLayer.update_layer.
 
     PEFT decomposes a side whose larger size is more than twice the rank; w1 only if `both`.

@@ -211,7 +211,7 @@ class HuggingFaceModel:
         untie(model, [name for name in own if self._is_tied(model, name)])
         model.eval().requires_grad_(requires_grad=False)
 
-    def load_live(self, plan: MergePlan) -> nn.Module | None:  # noqa: ARG002
+    def load_live(self, plan: MergePlan) -> nn.Module | None:  # noqa: ARG002 - the protocol's
         """Return None: transformers' models hold no loralib modules."""
         return None
 

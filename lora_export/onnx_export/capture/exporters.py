@@ -150,7 +150,7 @@ def _flat_forward(model: nn.Module, inputs: Sequence[InputSpec]) -> Iterator[Non
         for (name, axis), parts in dimensions.equal_sizes(inputs):
             same = given[name].shape[axis] == sum(given[n].shape[place] for n, place in parts)
             # torch.export's documentation names this function, with its underscore.
-            torch._check(same)  # type: ignore[no-untyped-call] # noqa: SLF001
+            torch._check(same)  # type: ignore[no-untyped-call] # noqa: SLF001 - as torch names it
         return name_outputs(call(given), taken=names)
 
     signature = inspect.Signature(

@@ -172,7 +172,7 @@ def _by_configuration(
 ) -> tuple[Delta, str]:
     module = settled.located.module
     facts = given.facts.of(module)  # not by adapter: its configuration has all that a manifest has
-    stored = stored_by(given.base, module, terms, settled.turned, facts)
+    stored = stored_by(given.base, module, terms, facts, turned=settled.turned)
     rounds_first = given.options.recipe == "peft-safe" or terms.rounds_first
     recipe: MergeRecipe = "peft-safe" if rounds_first else "peft"
     # Where some adapters give no alpha, the options apply only to these.

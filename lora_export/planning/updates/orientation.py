@@ -54,8 +54,9 @@ def stored_by(
     base: Checkpoint,
     module: str,
     terms: Terms,
-    turned: bool | None,  # noqa: FBT001
     facts: Facts,
+    *,
+    turned: bool | None,
 ) -> Stored:
     """Decide how square weights of a module are stored.
 
@@ -71,7 +72,7 @@ def stored_by(
             stored (in, out); None where their shapes do not show it.
         facts: the user's facts about the module.
     """
-    certain = _certain(base, module, terms, turned)
+    certain = _certain(base, module, terms, turned=turned)
     if certain.in_out is not None:
         return certain
     hint = terms.fan_in_fan_out if terms.tuner != "parameter" else None
@@ -80,13 +81,13 @@ def stored_by(
         but = f", against {terms.source}: it is often wrong there" if otherwise else ""
         return Stored(facts.fan_in_fan_out, f"by {facts.source}{but}")
     if terms.tuner != "parameter" and turned is not bool(hint) and (hint or turned is not None):
-        return Stored(hint, f"by {terms.source}", doubt=_doubt(terms, turned))
+        return Stored(hint, f"by {terms.source}", doubt=_doubt(terms, turned=turned))
     if hint is not None:
         return Stored(hint, f"by {terms.source}")
     return Stored(None, "by default, as no source decides it")
 
 
-def _doubt(terms: Terms, turned: bool | None) -> str:  # noqa: FBT001
+def _doubt(terms: Terms, *, turned: bool | None) -> str:
     """Return why fan_in_fan_out of the configuration may be wrong.
 
     PEFT 0.21.2 corrects this member by the class of the layer, which no file of weights shows.
@@ -99,7 +100,7 @@ def _doubt(terms: Terms, turned: bool | None) -> str:  # noqa: FBT001
     return f"{fact}, and by their shapes the adapter's other modules are stored {other}"
 
 
-def _certain(base: Checkpoint, module: str, terms: Terms, turned: bool | None) -> Stored:  # noqa: FBT001
+def _certain(base: Checkpoint, module: str, terms: Terms, *, turned: bool | None) -> Stored:
     if terms.tuner != "parameter":
         source = f"as {base.config.get('model_type')} has them"
         return Stored(stores_in_out(base, module), source)

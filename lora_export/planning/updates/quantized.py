@@ -1,6 +1,6 @@
 """Quantised bases: an adapted quantised weight is refused, and every other tensor is copied.
 
-An update of packed bits would mean to quantise anew, which cannot be done bit for bit.
+An update of packed bits would need another quantisation, which cannot be done bit for bit.
 """
 
 from __future__ import annotations

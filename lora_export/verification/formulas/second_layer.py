@@ -20,7 +20,7 @@ def beside(module: Any, x: Any, weight: torch.Tensor) -> torch.Tensor:
     if weight.dim() == 2:
         return F.linear(x, weight)
     layer = module if hasattr(module, "_conv_forward") else module.conv
-    result: torch.Tensor = layer._conv_forward(x, weight, None)  # noqa: SLF001
+    result: torch.Tensor = layer._conv_forward(x, weight, None)  # noqa: SLF001 - as PEFT calls it
     return result
 
 

@@ -85,7 +85,7 @@ VALUES = {
         torch.get_rng_state(), torch.nn.functional.relu,
     ],
     "others": [uuid.uuid4(), re.compile("a"), functools.partial(torch.optim.Adam, lr=0.1)],
-    "types": [typing.Dict[str, int], int | None, list[int], typing.Any],  # noqa: UP006
+    "types": [typing.Dict[str, int], int | None, list[int], typing.Any],  # noqa: UP006 - the old form is tested
     "tensors that no merge needs": [
         torch.eye(2).to_sparse(), torch.empty(2, device="meta"),
         torch.nn.Parameter(torch.ones(2)), torch.ones(2, dtype=torch.complex128),

@@ -31,7 +31,7 @@ def resolved(shapes, weight, *, config=None, turned=None, given=None, **said):
     adapter = Adapter(Path("a"), "peft", (update,), ())
     given = given or Facts()
     base = Checkpoint(Path("x"), "folder", (), config=config or {})
-    stored = stored_by(base, "h.c_proj", told, turned, given)
+    stored = stored_by(base, "h.c_proj", told, given, turned=turned)
     return resolve_configured(
         adapter, update, told, "m", TensorSpec("m.weight", "BF16", weight),
         by_user=given, stored=stored, recipe="peft",
