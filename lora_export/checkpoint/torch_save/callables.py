@@ -84,6 +84,11 @@ class Named:
     """Functions for which the file is refused."""
     objects: dict[str, None] = field(default_factory=dict)
     """Classes whose objects are left closed."""
+    members: dict[str, str] = field(default_factory=dict)
+    """The owner of each name that the pickle takes out of a class: a class in it, or a member.
+
+    Python 3.11.0 to 3.11.3 writes the members of enumerations so, and calls nothing.
+    """
 
     def call(self, name: str, arguments: tuple[object, ...]) -> None:
         """Note a call of `name`: a known one, an object of a class, or a function to refuse."""
@@ -110,7 +115,10 @@ class Named:
 
     def listed_objects(self) -> str:
         """Return the classes for a message; "" when there are none."""
-        return _listed(self.objects)
+        classes = {*self.objects, *self.calls, *self.members.values()}
+        members = (name for name in self.members if name not in classes)
+        owners = [self.members[name] for name in members if not _is_known(self.members[name])]
+        return _listed(dict.fromkeys([*self.objects, *owners]))
 
 
 def is_of_python(name: str) -> bool:

@@ -66,6 +66,7 @@ class Machine:
             self.named.calls[name] = None
             return Opaque(name)
         if nested := _nested_name(function, arguments):
+            self.named.members[nested.name] = arguments[0].name
             return nested
         self.named.call(function.name, arguments)
         if function.name in INSTANCE_MAKERS and arguments and isinstance(arguments[0], Global):

@@ -30,9 +30,22 @@ class Kind(enum.Enum):
     ONE = "one"
 
 
+class Member(enum.Enum):
+    """An enumeration whose members are written as Python 3.11.0 to 3.11.3 writes all of them."""
+
+    THREE = 3
+
+    def __reduce_ex__(self, protocol):
+        return getattr, (type(self), self._name_)
+
+
 class Outer:
     class Inner(enum.Enum):
         TWO = 2
+
+    class Deep(enum.Enum):
+        FOUR = 4
+        __reduce_ex__ = Member.__reduce_ex__
 
 
 class Attributes(dict):
@@ -94,6 +107,8 @@ VALUES = {
 OBJECTS = {
     "enum": (Kind.ONE, ["Kind"]),
     "enum in a class": (Outer.Inner.TWO, ["Outer.Inner"]),
+    "enum of Python 3.11.0": (Member.THREE, ["Member"]),
+    "enum in a class, of Python 3.11.0": (Outer.Deep.FOUR, ["Outer.Deep"]),
     "mapping": (Attributes(a=1), ["Attributes"]),
     "mapping that calls": (Reduced(a=1), ["Reduced"]),
     "named tuple": (Pair(), ["Pair"]),
