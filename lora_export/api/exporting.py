@@ -160,7 +160,9 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
             stage.announce(file.path)
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
     graph = recorded_graph(stage.path, job, form, made.facts, verify=verify)
-    record = build_manifest(job, "onnx", made.files, made.checks, digests, graph=graph)
+    record = build_manifest(
+        job, "onnx", made.files, made.checks, digests, graph=graph, kept=made.kept
+    )
     written = write_manifest(stage, record)
     stage.publish()
     return Report(
@@ -171,4 +173,5 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
         (*made.files, written),
         (*job.plan.warnings, *made.warnings),
         {**made.facts, "onnx": graph, **space.facts(), **job.clock.facts()},
+        kept=made.kept,
     )

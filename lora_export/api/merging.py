@@ -193,7 +193,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     digests = {**digests, **{path: file_sha256(path) for path in left}}
     card = describe(job, stage.path, checks, digests, writing.max_shard_size)
     files = (*files, *card)
-    record = build_manifest(job, "merge", files, checks, digests)
+    record = build_manifest(job, "merge", files, checks, digests, kept=proven.kept)
     files = (*files, write_manifest(stage, record))
     # The undo file is published before the checkpoint: a run that is killed between the two leaves
     # an undo file too many, never a merged checkpoint that cannot be undone.
@@ -208,7 +208,9 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
             undo.output.unlink()  # it describes a checkpoint that was not published
         raise
     warnings = (*plan.warnings, *proven.warnings)
-    return Report("merge", str(stage.output), plan, checks, files, warnings, space.facts())
+    return Report(
+        "merge", str(stage.output), plan, checks, files, warnings, space.facts(), kept=proven.kept
+    )
 
 
 def _publish_undo(undo: Staging, written: WrittenFile, *, force: bool) -> None:

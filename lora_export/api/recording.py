@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from lora_export.api.job.planned_job import Job
     from lora_export.checkpoint.output.publish import Staging
-    from lora_export.records import Check, MergePlan
+    from lora_export.records import Check, KeptEffect, MergePlan
 
 
 def build_manifest(
@@ -27,6 +27,7 @@ def build_manifest(
     digests: Mapping[Path, str],
     *,
     graph: Mapping[str, Any] | None = None,
+    kept: KeptEffect | None = None,
 ) -> bytes:
     """Return the manifest of a job as JSON text; see report.manifest.
 
@@ -37,6 +38,7 @@ def build_manifest(
         checks: empty where nothing was verified.
         digests: SHA-256 of input files by path; the base's may be missing.
         graph: of an ONNX file its precision, its interface and how it was run.
+        kept: what rounding left of the adapter's effect; None where it was not measured.
     """
     plan = job.plan
     base_files, adapter_files = input_files(plan, digests)
@@ -54,6 +56,7 @@ def build_manifest(
         checks=checks,
         merged_before=job.merged_before,
         graph=graph,
+        kept=kept,
     )
 
 

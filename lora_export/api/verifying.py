@@ -137,7 +137,9 @@ def verify(
     checks = (*before, *proven.checks)
     refuse_failed(checks, str(path), proven.attribution)
     warnings = (*inherited, *unused, *by_manifest, *job.plan.warnings, *proven.warnings)
-    return Report("verify", str(path), job.plan, checks, warnings=warnings, facts=facts)
+    return Report(
+        "verify", str(path), job.plan, checks, warnings=warnings, facts=facts, kept=proven.kept
+    )
 
 
 def _by_manifest(path: Path, recorded: Recorded | None, unused: tuple[str, ...]) -> Report:
@@ -224,7 +226,7 @@ def _again(
         with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
             place = Place(path, Path(folder) / "merged", str(path), writes=False)
             made = make_graph(job, form, place)
-        proven = Proven(made.checks, made.warnings, made.attribution)
+        proven = Proven(made.checks, made.warnings, made.attribution, kept=made.kept)
         return job, proven, {**made.facts, **job.clock.facts()}
     merged = read_checkpoint(path)
     if plan_again:

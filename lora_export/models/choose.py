@@ -12,7 +12,6 @@ from lora_export.models.hf.model_class import is_known_type
 from lora_export.models.hf.tasks import class_for, class_named
 from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.planning.names.misfit import transformers_installed
-from lora_export.records import HALF_DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from lora_export.records import Checkpoint, Facts, NameTable
 
 Answer = TypeVar("Answer")
-
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def factory_model(
@@ -143,11 +140,6 @@ def why_no_model(base: Checkpoint, task: str | None = None) -> str:
         return "transformers is not installed (extra hf), so the proof is by weights only"
     if found := base.quantization:
         return f"the base is described as quantised ({found.method}): the proof is by weights only"
-    if _routes_in_half(base):
-        return (
-            "a router in half precision may choose another expert after one rounding, so outputs "
-            "cannot be compared: the proof is by weights only"
-        )
     return ""
 
 
@@ -159,11 +151,3 @@ def why_unloadable(base: Checkpoint) -> str:
     if isinstance(kind, str) and is_known_type(kind):
         return ""
     return f"config.json has the model_type {kind!r}, which transformers does not know"
-
-
-def _routes_in_half(base: Checkpoint) -> bool:
-    """Return whether the model is a mixture of experts with a weight in half precision."""
-    text = base.config.get("text_config")
-    levels = [base.config, text if isinstance(text, dict) else {}]
-    routes = any(level.get(key) for level in levels for key in _EXPERTS)
-    return routes and any(ref.spec.dtype in HALF_DTYPES for ref in base.tensors().values())

@@ -147,6 +147,30 @@ class Attribution:
         return f"stage: {self.stage} - {place}{self.detail}{node}"
 
 
+@dataclass(frozen=True, slots=True)
+class KeptEffect:
+    """How much of the adapter's effect on the outputs is left in the stored weights."""
+
+    dtype: str
+    """torch's name of the dtype that the merged weights were rounded to; several with "and"."""
+    share: float
+    """From 0 to 1, of the output that keeps the least."""
+    output: str
+    """The name of that output."""
+
+    def __str__(self) -> str:
+        return (
+            f"stored in {self.dtype} the adapter keeps {self._words()} of its effect on the outputs"
+        )
+
+    def _words(self) -> str:
+        if self.share <= 0:
+            return "none"
+        # Rounded down: 100 % would be more than is left.
+        tenths = int(1000 * self.share)
+        return f"{tenths / 10:.1f} %" if tenths else "less than 0.1 %"
+
+
 def at_level(level: Level, checks: Sequence[Check]) -> tuple[Check, ...]:
     """Return the checks with their level set."""
     return tuple(replace(check, level=level) for check in checks)

@@ -14,7 +14,7 @@ from lora_export.report.result import json_text, tensor_counts, updates_json, ve
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_export.records import Adapter, Check, MergePlan, WrittenFile
+    from lora_export.records import Adapter, Check, KeptEffect, MergePlan, WrittenFile
 
 FORMAT = 1
 _PACKAGES = ("lora-export", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "transformers")
@@ -32,6 +32,7 @@ def manifest(
     checks: Sequence[Check],
     merged_before: Sequence[str] = (),
     graph: Mapping[str, Any] | None = None,
+    kept: KeptEffect | None = None,
 ) -> bytes:
     """Return the manifest as JSON text in UTF-8, which ends with a line break.
 
@@ -46,6 +47,7 @@ def manifest(
         checks: empty where nothing was verified.
         merged_before: digests of adapters that the base's own manifest names.
         graph: of an ONNX file its precision, its interface and how it was run.
+        kept: what rounding left of the adapter's effect; None where it was not measured.
     """
     places = {str(adapter.path): place for place, adapter in enumerate(plan.adapters)}
     document = {
@@ -86,7 +88,7 @@ def manifest(
         "unmatched": list(plan.unmatched),
         "choices": list(plan.choices),
         **({"onnx": dict(graph)} if graph else {}),
-        "verification": verification_json(tuple(checks)) if checks else None,
+        "verification": verification_json(tuple(checks), kept=kept) if checks else None,
     }
     return json_text(document).encode() + b"\n"
 

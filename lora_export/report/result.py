@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_export.records import Attribution, Check, MergePlan, Problem, Step, WrittenFile
+    from lora_export.records import (
+        Attribution,
+        Check,
+        KeptEffect,
+        MergePlan,
+        Problem,
+        Step,
+        WrittenFile,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,8 @@ class Report:
     facts: Mapping[str, Any] = field(default_factory=dict)
     #: Whether only the plan was made.
     dry_run: bool = False
+    #: What rounding left of the adapter's effect on the outputs; None where it was not measured.
+    kept: KeptEffect | None = None
 
     @property
     def passed(self) -> bool | None:
@@ -64,12 +74,16 @@ def report_json(report: Report) -> dict[str, Any]:
         "output": report.output,
         "plan": plan_json(plan, whole=report.dry_run) if plan else None,
         "tensors": tensor_counts(plan) if plan else None,
-        "verification": verification_json(report.checks) if report.checks else None,
+        "verification": _verified(report) if report.checks else None,
         "files": {file.path: {"sha256": file.sha256, "bytes": file.size} for file in report.files},
         "warnings": list(report.warnings),
         **report.facts,
         "error": None,
     }
+
+
+def _verified(report: Report) -> dict[str, Any]:
+    return verification_json(report.checks, kept=report.kept)
 
 
 def error_json(command: str, code: str, problems: tuple[Problem, ...]) -> dict[str, Any]:
@@ -102,12 +116,19 @@ def tensor_counts(plan: MergePlan) -> dict[str, int]:
 
 
 def verification_json(
-    checks: tuple[Check, ...], attribution: Attribution | None = None
+    checks: tuple[Check, ...],
+    attribution: Attribution | None = None,
+    *,
+    kept: KeptEffect | None = None,
 ) -> dict[str, Any]:
-    """Return the checks, whether all passed, and what is to blame (None where unknown)."""
+    """Return the checks, whether all passed, and what is to blame (None where unknown).
+
+    kept: what rounding left of the adapter's effect; None where it was not measured.
+    """
     return {
         "passed": all(check.passed for check in checks),
         "attribution": asdict(attribution) if attribution else None,
+        "kept_effect": asdict(kept) if kept else None,
         "checks": [
             {
                 "name": check.name,

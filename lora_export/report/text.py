@@ -40,6 +40,8 @@ def report_text(report: Report, *, verbose: bool) -> str:
         parts.append(plan_text(report.plan, verbose=verbose, with_edits=edits))
     if report.checks:
         parts.append(checks_text(report.checks, verbose=verbose))
+    if report.kept:
+        parts.append(f"rounding: {report.kept} (the least is of {report.kept.output})")
     parts += _file_text(report, verbose=verbose)
     if seconds := report.facts.get("seconds"):
         parts.append(_seconds_text(seconds))

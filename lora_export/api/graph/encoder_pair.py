@@ -135,8 +135,9 @@ def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair) -> Proven:
         checks = (*checks, *_prove_runtime(folder, job, pair, by_model))
     if not all(check.passed for check in by_model.checks):
         found = blame(checks, partial(attribute_model, by_model.suspects))
-        return Proven(checks, by_model.warnings, found)
-    return Proven(checks, by_model.warnings, blame(checks, by_checks))
+    else:
+        found = blame(checks, by_checks)
+    return Proven(checks, by_model.warnings, found, kept=by_model.kept)
 
 
 def _prove_runtime(folder: Path, job: Job, pair: Pair, by_model: ModelProof) -> tuple[Check, ...]:
@@ -147,7 +148,8 @@ def _prove_runtime(folder: Path, job: Job, pair: Pair, by_model: ModelProof) -> 
     probes, opener = by_model.suspects.probes, opener_on(find_providers(job.proof.provider))
     with job.clock("runtime"):
         outputs = run_pair(folder, pair.source, probes, opener)
-    sides = {"merged": seen.merged, "unmerged": () if job.plan.coupled else seen.unmerged}
+    name, unmerged = seen.as_stored()
+    sides = {"merged": seen.merged, name: () if job.plan.coupled else unmerged}
     checks = []
     for side, runs in sides.items():
         expected = [{name: run[name] for name in outputs[0]} for run in runs]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lora_export.api.graph.lower_precision import Form
     from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
-    from lora_export.records import Attribution, Check, Checkpoint, WrittenFile
+    from lora_export.records import Attribution, Check, Checkpoint, KeptEffect, WrittenFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,8 @@ class Made:
     warnings: tuple[str, ...]
     #: Where a failed check comes from, if that is known.
     attribution: Attribution | None = None
+    #: What the rounding of the weights leaves of the adapter; None where it was not measured.
+    kept: KeptEffect | None = None
 
 
 def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
@@ -158,7 +160,7 @@ def _make_file(
         files, more, facts = _lower(place, full, form, verify=verify)
         checks = (*checks, *more)
     warnings = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
-    return Made(files, facts, checks, warnings, proven.attribution)
+    return Made(files, facts, checks, warnings, proven.attribution, proven.kept)
 
 
 def _lower(
@@ -180,4 +182,5 @@ def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) 
         facts["stored_twice"] = twice
         warnings += stored_twice(twice)
     files = tuple(file for part in parts.values() for file in part.files)
-    return Made(files, facts, proven.checks, (*proven.warnings, *warnings), proven.attribution)
+    warnings = [*proven.warnings, *warnings]
+    return Made(files, facts, proven.checks, tuple(warnings), proven.attribution, proven.kept)

@@ -75,7 +75,8 @@ def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Pr
     else:
         more = _prove_folder(job, merged)
     unused = _unused(job.proof) if more.warnings and not more.checks else ()
-    return Proven((*checks, *more.checks), (*more.warnings, *unused), more.attribution)
+    warnings = (*more.warnings, *unused)
+    return Proven((*checks, *more.checks), warnings, more.attribution, kept=more.kept)
 
 
 def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:

@@ -61,11 +61,12 @@ def prove_file(
     if all(check.passed for check in static[:2]):  # the first two: the file is readable and valid
         checks = (*checks, *_prove_runtime(artifact, by_model, job))
     if not all(check.passed for check in by_model.checks):
-        return Proven(checks, by_model.warnings, by_model.proven().attribution)
+        attribution = by_model.proven().attribution
+        return Proven(checks, by_model.warnings, attribution, kept=by_model.kept)
     found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
     with job.clock("overhead"):
         extra = None if found else saved(job.plan, by_model.witnesses.sites, exported.beside)
-    return Proven(checks, by_model.warnings, found, extra)
+    return Proven(checks, by_model.warnings, found, extra, by_model.kept)
 
 
 def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:
@@ -80,7 +81,8 @@ def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[
         return at_level("runtime", [refusal])
     checks = [tolerance.check("ONNX Runtime = merged", seen.merged, outputs)]
     if not job.plan.coupled:
-        checks.append(tolerance.check("ONNX Runtime = unmerged", seen.unmerged, outputs))
+        name, unmerged = seen.as_stored()
+        checks.append(tolerance.check(f"ONNX Runtime = {name}", unmerged, outputs))
     subject = by_model.suspects.subject
     if isinstance(subject.source, CachedDecoder):
         with job.clock("generation"):

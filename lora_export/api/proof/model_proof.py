@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
     from lora_export.models.subject import Subject
-    from lora_export.records import Attribution, Check
+    from lora_export.records import Attribution, Check, KeptEffect
     from lora_export.verification.blame.narrowing import Suspects
     from lora_export.verification.model.tolerance import Tolerance
     from lora_export.verification.model.witnesses import Witnesses
+
+
+WORTH_A_NOTE = 0.9
+"""A smaller share of the adapter's effect that is left gives a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,8 @@ class Proven:
     attribution: Attribution | None = None
     #: Nodes and parameters that an export with the LoRA in the graph would have in addition.
     saved: Mapping[str, int] | None = None
+    #: What the rounding of the weights leaves of the adapter; None where it was not measured.
+    kept: KeptEffect | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class ModelProof:
     suspects: Suspects
     #: Whether an adapter without effect is accepted.
     allow_noop: bool = False
+    #: What the rounding of the weights leaves of the adapter; None where nothing was rounded.
+    kept: KeptEffect | None = None
 
     def proven(self, warning: str = "") -> Proven:
         """Return the outcome, with the module to blame where one is found.
@@ -59,14 +67,20 @@ class ModelProof:
         from lora_export.verification.blame.narrowing import attribute_model
 
         found = blame(self.checks, partial(attribute_model, self.suspects))
-        return Proven(self.checks, (*((warning,) if warning else ()), *self.warnings), found)
+        warnings = (*((warning,) if warning else ()), *self.warnings)
+        return Proven(self.checks, warnings, found, kept=self.kept)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Return the warnings about how the level ran."""
         unresolved = "" if self.allow_noop else self.tolerance.unresolved()
         words = f"the model level does not resolve this adapter, the weights prove it: {unresolved}"
-        return (*self.witnesses.warnings(), *([words] if unresolved else []))
+        lossy = self.kept is not None and self.kept.share < WORTH_A_NOTE
+        return (
+            *self.witnesses.warnings(),
+            *([words] if unresolved else []),
+            *([f"{self.kept}; a base in float32 would keep all of it"] if lossy else []),
+        )
 
 
 def prove_model(job: Job, subject: Subject) -> ModelProof:
@@ -86,7 +100,9 @@ def prove_model(job: Job, subject: Subject) -> ModelProof:
     equal = not job.plan.coupled
     checks = witnesses.checks(tolerance, equal=equal, allow_noop=job.allow_noop)
     suspects = Suspects(subject, probes, job.proof.seed)
-    return ModelProof(at_level("model", checks), witnesses, tolerance, suspects, job.allow_noop)
+    kept = witnesses.kept_effect(job.plan, tolerance)
+    checks = at_level("model", checks)
+    return ModelProof(checks, witnesses, tolerance, suspects, job.allow_noop, kept)
 
 
 def probes_for(job: Job, source: ModelSource, rounds: int = 1) -> list[dict[str, NDArray[Any]]]:

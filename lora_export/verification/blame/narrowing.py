@@ -11,9 +11,14 @@ from lora_export.verification.blame import bisect
 from lora_export.verification.blame.attribution import GRAPH, UNREADABLE, by_checks
 from lora_export.verification.blame.gap import first_diverging
 from lora_export.verification.blame.graph_modules import read_modules
+from lora_export.verification.model.branches import attach
 from lora_export.verification.model.probes import make_probes, other_sizes, probe_of_sizes
 from lora_export.verification.model.runs import nudge, run
-from lora_export.verification.model.witnesses import attach, load_merged, load_unmerged
+from lora_export.verification.model.witnesses import (
+    load_merged,
+    load_unmerged,
+    load_unrounded,
+)
 from lora_export.verification.runtime.sessions import LEVELS, open_session, run_model
 
 if TYPE_CHECKING:
@@ -44,8 +49,12 @@ class Suspects:
     """The seed that the probes were drawn with."""
 
     def load_merged(self) -> nn.Module:
-        """Load the merged torch model."""
+        """Load the merged torch model, with the weights that are stored."""
         return load_merged(self.subject)
+
+    def load_unrounded(self) -> nn.Module:
+        """Load the merged torch model before its weights were rounded."""
+        return load_unrounded(self.subject)
 
     def load_unmerged(self) -> nn.Module:
         """Load the base with live branches."""
@@ -78,7 +87,7 @@ def attribute_model(suspects: Suspects, failed: Sequence[Check]) -> Attribution 
     """
     for probe in _chosen(suspects.probes, failed):
         gaps = bisect.compare_models(
-            suspects.load_unmerged, suspects.noisy, suspects.load_merged, probe
+            suspects.load_unmerged, suspects.noisy, suspects.load_unrounded, probe
         )
         if gap := first_diverging(gaps):
             return Attribution("merge", gap.module, detail=str(gap))

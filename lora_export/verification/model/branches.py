@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from lora_export.errors import FitError
+from lora_export.execution.arithmetic import is_exact_sum
 from lora_export.verification.factors import factors_of
 from lora_export.verification.kinds import proof_of
 
@@ -20,33 +21,60 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from lora_export.records import Delta
+    from lora_export.models.source import ModelSource
+    from lora_export.records import Delta, MergePlan
     from lora_export.verification.formulas.signatures import LiveBranch, LiveOutput
 
 
-def branch_of(module: nn.Module, delta: Delta) -> LiveBranch:
+def branch_of(module: nn.Module, delta: Delta, *, exact: bool = False) -> LiveBranch:
     """Attach the live branch of `delta` to `module`.
+
+    exact: the factors have the values of their file, as in an exact sum; otherwise they are rounded
+        to the dtype in which the library loads them.
 
     Raises:
         FitError: the layer kind has no live branch.
         InputError, StorageError: the factors cannot be read.
     """
     attach = proof_of(delta).live_parameter
-    return attach(module, delta) if attach else Branch(module, delta)
+    return attach(module, delta) if attach else Branch(module, delta, exact=exact)
+
+
+def attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[LiveBranch]:
+    """Attach the live branches of all updates to the model's modules, and return them.
+
+    Raises:
+        FitError, UsageError: the model lacks a module, or a layer kind has no live branch.
+    """
+    seen = set()
+    branches: list[LiveBranch] = []
+    merged = [step for step in plan.steps() if step.deltas]
+    exact = {id(d) for step in merged if is_exact_sum(step, plan.recipe) for d in step.deltas}
+    for delta in (*(d for step in merged for d in step.deltas), *plan.twins):
+        # A convolution's weight may be stored under two names: one module, one branch.
+        module = source.module(model, delta.module)
+        key = (delta.adapter, id(module), delta.parameter)
+        if key not in seen:
+            seen.add(key)
+            branches.append(branch_of(module, delta, exact=id(delta) in exact))
+    return branches
 
 
 class Branch:
     """A forward hook that applies one update to its layer's output, and counts its calls."""
 
-    def __init__(self, module: nn.Module, delta: Delta) -> None:
-        """Attach to `module`; the branch computes in the dtype of the module's output."""
+    def __init__(self, module: nn.Module, delta: Delta, *, exact: bool = False) -> None:
+        """Attach to `module`; the branch computes in the dtype of the module's output.
+
+        exact: see `branch_of`.
+        """
         self.delta = delta
         # The module owns the branch. A reference back would keep both alive after the model.
         self._module = ref(module)
         self.calls = 0
         #: The dtype and shape of the layer's input; None for an axis whose size has changed.
         self.taken: tuple[str, tuple[int | None, ...]] = ("", ())
-        self._factors = factors_of(delta, exact=False)
+        self._factors = factors_of(delta, exact=exact)
         self.form = _live_output(delta)
         module.register_forward_hook(self, with_kwargs=True)
 

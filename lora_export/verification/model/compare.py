@@ -88,6 +88,25 @@ def ratio(part: float, whole: float) -> float:
     return part / whole if whole else inf if part else 0.0
 
 
+def shifted(
+    values: NDArray[Any], before: NDArray[Any] | None, after: NDArray[Any] | None
+) -> NDArray[Any]:
+    """Return an output plus `after` - `before`, where that is finite.
+
+    An output of whole numbers is the one of `after`. One of another shape is returned as it is.
+    """
+    import numpy as np
+
+    if before is None or after is None or not values.shape == before.shape == after.shape:
+        return values
+    if values.dtype.kind not in "fc":
+        return after
+    with np.errstate(invalid="ignore"):
+        moved = after - before
+    shifted: NDArray[Any] = np.where(np.isfinite(moved), values + moved, values)
+    return shifted
+
+
 def join_batches(parts: Sequence[Outputs], like: Outputs) -> dict[str, NDArray[Any]]:
     """Join the outputs of single samples along their first axis.
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from lora_export.errors import UsageError
 from lora_export.models.network.calling import call_model
 from lora_export.models.network.casting import to_float32, to_float64
-from lora_export.verification.model.compare import join_batches
+from lora_export.verification.model.compare import distance, join_batches
 from lora_export.verification.model.probes import split_batch
+from lora_export.verification.unrounded.adapted_weight import adapted_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +60,24 @@ def _array(name: str, tensor: torch.Tensor) -> NDArray[Any]:
         message = f"the model returns {dtype}, which cannot be compared"
         raise UsageError(message, where=name, hint=hint) from error
     return array
+
+
+def refuse_random(model: nn.Module, probe: Probe, before: Outputs) -> None:
+    """Refuse a model with random outputs; they would count as noise and widen the tolerance."""
+    import torch
+
+    state = torch.get_rng_state()
+    [again] = run(model, [probe])
+    far = distance(before, again)
+    same = all(before[name].tobytes() == again[name].tobytes() for name in before if name in again)
+    if not torch.equal(state, torch.get_rng_state()):
+        problem = "the model draws random numbers in eval mode"
+    elif far.worst and not same:
+        problem = f"the model gives another {far} when it is run again"
+    else:
+        return
+    hint = "switch dropout off in eval mode (training=self.training), keep no state between calls"
+    raise UsageError(f"{problem}, so nothing can be proven", hint=hint)
 
 
 def run_exact(
@@ -133,29 +152,22 @@ def run_split(
 
 
 def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
-    """Move every adapted weight by one unit in the last place of its stored dtype, up or down.
+    """Move every adapted weight by one unit in the last place of float32, up or down.
 
     The direction is drawn with a fixed seed, so that the measured noise can be repeated. The model
     is changed in place, in float32.
     """
     import torch
 
-    from lora_export.checkpoint.tensors import torch_dtype
-    from lora_export.verification.formulas.attention_parameter import stored_parameter
-
     generator = torch.Generator().manual_seed(0)
     done = set()
     for step in plan.steps():
         if step.deltas:
-            module = source.module(model, step.deltas[0].module)
-            owner = getattr(module, "conv", module)
-            leaf = step.deltas[0].parameter
-            leaf = leaf if hasattr(owner, leaf) else "w"  # as planning.names.base_names finds it
-            weight = stored_parameter(owner, leaf)
+            weight = adapted_weight(source, model, step.deltas[0])
             if id(weight) in done:
                 continue  # stored in several tensors: experts one by one, or a copy
             done.add(id(weight))
-            _move(weight, torch.finfo(torch_dtype(step.out.dtype)).eps, generator)
+            _move(weight, torch.finfo(torch.float32).eps, generator)
 
 
 def _move(weight: torch.Tensor, eps: float, generator: torch.Generator) -> None:

@@ -7,32 +7,44 @@ second witness, if the user gives them.
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lora_export.errors import FitError, InputError, UsageError, VerificationError
+from lora_export.errors import FitError, InputError, VerificationError
 from lora_export.models.network.casting import to_float32
 from lora_export.records import Attribution, Check
 from lora_export.report.columns import first_names
-from lora_export.verification.model.branches import branch_of, distinct_sites
-from lora_export.verification.model.compare import distance
-from lora_export.verification.model.runs import nudge, run, run_exact, run_otherwise, run_split
+from lora_export.verification.model.branches import attach, distinct_sites
+from lora_export.verification.model.compare import shifted
+from lora_export.verification.model.runs import (
+    nudge,
+    refuse_random,
+    run,
+    run_exact,
+    run_otherwise,
+    run_split,
+)
 from lora_export.verification.model.silent_modules import (
     load_own_modules,
     missing_media,
     silent_modules,
 )
 from lora_export.verification.model.tolerance import Tolerance, derive
+from lora_export.verification.unrounded.kept_effect import kept_effect
+from lora_export.verification.unrounded.unrounded_model import (
+    fill_unrounded,
+    has_rounding,
+    wider_sources,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
-    from lora_export.models.source import ModelSource
     from lora_export.models.subject import Subject
-    from lora_export.records import InputSpec, MergePlan, TensorRef
-    from lora_export.verification.formulas.signatures import LiveBranch
+    from lora_export.records import InputSpec, KeptEffect, MergePlan, TensorRef
     from lora_export.verification.model.branches import Site
     from lora_export.verification.model.runs import Outputs, Probe
 
@@ -46,11 +58,13 @@ class Witnesses:
     exact: list[Outputs]
     """The unmerged model in float64; see `narrow`."""
     nudged: list[Outputs]
-    """The unmerged model with every adapted weight moved by one ulp of its stored dtype."""
+    """The unmerged model with every adapted weight moved by one ulp of float32."""
     split: list[Outputs]
     """The unmerged model, one sample at a time."""
     merged: list[Outputs]
-    """The merged model."""
+    """The merged model, with the weights that are stored."""
+    unrounded: list[Outputs]
+    """The merged model before its weights were rounded; `merged` itself where none was."""
     base: list[Outputs]
     """The base without adapter."""
     live: list[Outputs] = field(default_factory=list)
@@ -76,7 +90,7 @@ class Witnesses:
             nudged=self.nudged,
             split=self.split,
             base=self.base,
-            merged=self.merged,
+            merged=self.unrounded,
             others=self.others,
             atol=atol,
             rtol=rtol,
@@ -86,6 +100,9 @@ class Witnesses:
         self, tolerance: Tolerance, *, equal: bool, allow_noop: bool = False
     ) -> tuple[Check, ...]:
         """Return the checks of the merged model against every unmerged one, and of the effect.
+
+        The merged weights are those before the rounding to half precision. What was stored is their
+        rounding: the weight level proves that for every element, and `kept_effect` measures it.
 
         An adapter may be smaller than the noise, which is no fault. There is no check of the effect
         then, and the detail of each other check says "not resolved".
@@ -99,20 +116,56 @@ class Witnesses:
         guard = () if allow_noop or unresolved else (tolerance.effect_check(),)
         if not equal:
             return guard
+        name = "merged before rounding" if self.is_rounded else "merged"
         found = [
-            tolerance.check("merged = unmerged (torch)", self.unmerged, self.merged),
-            tolerance.check(self._exact_name(), self.exact, self.merged),
+            tolerance.check(f"{name} = {side}", expected, self.unrounded)
+            for side, expected in (
+                ("unmerged (torch)", self.unmerged),
+                (self._exact_name(), self.exact),
+                ("your own modules", self.live),
+            )
+            if expected
         ]
-        if self.live:
-            found.append(tolerance.check("merged = your own modules", self.live, self.merged))
         if unresolved:
             return tuple(replace(one, detail=f"not resolved; {one.detail}") for one in found)
         return (*found, *guard)
 
     def _exact_name(self) -> str:
-        if self.narrow:
-            return "merged = unmerged, each operator in float64"
-        return "merged = unmerged in float64"
+        return "unmerged, each operator in float64" if self.narrow else "unmerged in float64"
+
+    @property
+    def is_rounded(self) -> bool:
+        """Return whether the merge rounded its weights to half precision."""
+        return self.unrounded is not self.merged
+
+    def as_stored(self) -> tuple[str, list[Outputs]]:
+        """Return the outputs that the unmerged model would have with the stored weights' rounding.
+
+        They are those of `unmerged`, plus the measured difference that the rounding makes. A file
+        of the stored weights must give them.
+
+        Returns:
+            a name for checks, and one dict for each probe.
+        """
+        if not self.is_rounded:
+            return "unmerged", self.unmerged
+        moved = [
+            {name: shifted(run[name], before.get(name), after.get(name)) for name in run}
+            for run, before, after in zip(self.unmerged, self.unrounded, self.merged, strict=True)
+        ]
+        return "unmerged, as stored", moved
+
+    def kept_effect(self, plan: MergePlan, tolerance: Tolerance) -> KeptEffect | None:
+        """Measure what the rounding of the weights leaves of the adapter's effect.
+
+        It is None where nothing was rounded, or where no output shows the adapter.
+        """
+        if not self.is_rounded:
+            return None
+        shown = [one.output for one in tolerance.outputs if one.is_resolved]
+        return kept_effect(
+            plan, shown, base=self.base, unrounded=self.unrounded, stored=self.merged
+        )
 
     def warnings(self) -> tuple[str, ...]:
         """Return a warning for modules without live branches, and one for noise in float32."""
@@ -163,7 +216,7 @@ def call_witnesses(
     if silent:
         model = load_own_modules(source, plan, silent, missing_media(model, probes[0]))
         unmerged = run(model, probes)
-    _refuse_random(model, probes[0], unmerged[0])
+    refuse_random(model, probes[0], unmerged[0])
     split = [run_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
     exact, narrow = run_exact(model, probes)
     others = run_otherwise(model, probes) if narrow else []
@@ -171,14 +224,15 @@ def call_witnesses(
     nudged = run(model, probes)
     sites = distinct_sites(branches)
     del model, branches
-    merged_outputs = run(load_merged(subject), probes)
+    merged = run(load_merged(subject), probes)
+    unrounded = run(load_unrounded(subject), probes) if has_rounding(plan) else merged
     if not is_base:
         base = run(source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
     live = None if plan.reshaped else source.load_live(plan)
     own = run(live, probes) if live is not None else []
     return Witnesses(
-        unmerged, exact, nudged, split, merged_outputs, base, own, sites, others, narrow, silent
-    )
+        unmerged, exact, nudged, split, merged, unrounded, base, own, sites, others, narrow, silent
+    )  # fmt: skip
 
 
 def run_base(subject: Subject, probes: Sequence[Probe]) -> list[Outputs]:
@@ -219,45 +273,31 @@ def load_merged(
     Raises:
         VerificationError: the model does not take the result. That is a fault of the merge.
     """
-    try:
+    with _as_fault():
         return subject.load(full, dtype=dtype)
+
+
+def load_unrounded(subject: Subject) -> nn.Module:
+    """Load the merged model in float32, with the weights that the merge had before it rounded them.
+
+    Raises:
+        VerificationError: the model does not take the result. That is a fault of the merge.
+        UsageError: the model lacks an adapted module.
+    """
+    if not has_rounding(subject.plan):
+        return load_merged(subject)
+    model = load_merged(subject, full=wider_sources(subject))
+    with _as_fault():
+        fill_unrounded(model, subject)
+    return model
+
+
+@contextmanager
+def _as_fault() -> Iterator[None]:
+    """Turn the refusal of a result into a fault of the merge that made it."""
+    try:
+        yield
     except (FitError, InputError) as error:
         refusal = VerificationError.of(error.problems)
         refusal.attribution = Attribution("merge", detail="the model does not take its result")
         raise refusal from error
-
-
-def attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[LiveBranch]:
-    """Attach the live branches of all updates to the model's modules, and return them.
-
-    Raises:
-        FitError, UsageError: the model lacks a module, or a layer kind has no live branch.
-    """
-    seen = set()
-    branches: list[LiveBranch] = []
-    for delta in (*(d for step in plan.steps() for d in step.deltas), *plan.twins):
-        # A convolution's weight may be stored under two names: one module, one branch.
-        module = source.module(model, delta.module)
-        key = (delta.adapter, id(module), delta.parameter)
-        if key not in seen:
-            seen.add(key)
-            branches.append(branch_of(module, delta))
-    return branches
-
-
-def _refuse_random(model: nn.Module, probe: Probe, before: Outputs) -> None:
-    """Refuse a model with random outputs; they would count as noise and widen the tolerance."""
-    import torch
-
-    state = torch.get_rng_state()
-    [again] = run(model, [probe])
-    far = distance(before, again)
-    same = all(before[name].tobytes() == again[name].tobytes() for name in before if name in again)
-    if not torch.equal(state, torch.get_rng_state()):
-        problem = "the model draws random numbers in eval mode"
-    elif far.worst and not same:
-        problem = f"the model gives another {far} when it is run again"
-    else:
-        return
-    hint = "switch dropout off in eval mode (training=self.training), keep no state between calls"
-    raise UsageError(f"{problem}, so nothing can be proven", hint=hint)

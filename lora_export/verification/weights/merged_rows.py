@@ -90,6 +90,21 @@ class Expectation:
             for at in range(0, len(base), rows)
         ]
 
+    def update_of(
+        self, base: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the update of rows and the largest error that the merge may make in it.
+
+        Args:
+            base: these rows of the base, in float64.
+            rows: their numbers, int64; all of them where the update cannot be cut.
+
+        Returns:
+            two float64 matrices of the base's shape.
+        """
+        update, magnitude = self._update(base, rows)
+        return update, magnitude.mul_(self._share).add_(self._rest)
+
     def _dense(self, first: int, base: torch.Tensor, written: torch.Tensor) -> Seen:
         import torch
 

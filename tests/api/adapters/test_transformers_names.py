@@ -151,8 +151,10 @@ def assert_same(left, right):
 def test_fused_experts_have_the_bits_of_peft(build, recipe, dtype, tmp_path):
     case = Case(tmp_path, build, dtype=dtype, **EXPERTS)
     case.by_peft(safe=recipe == "peft-safe").save_pretrained(tmp_path / "peft")
-    # A router may choose another expert for any rounding, so the model is proven in float32 only.
-    case.merge(recipe=recipe, verify=dtype == torch.float32)
+    report = case.merge(recipe=recipe)
+    # The measure of what rounding does may see a router that chooses another expert.
+    assert (report.kept is not None) == (dtype != torch.float32)
+    assert any(check.name.endswith("= unmerged (torch)") for check in report.checks)
     assert_same(
         load_file(tmp_path / "peft" / "model.safetensors"),
         load_file(case.out / "model.safetensors"),

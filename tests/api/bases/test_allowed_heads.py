@@ -52,7 +52,8 @@ def test_a_head_that_needs_no_permission_is_merged_alike(case, dtype, tmp_path):
     save(tmp_path, model(), config, auto=auto, dtype=dtype, **load)
     merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "plain")
     report = merge(tmp_path / "base", [tmp_path / "lora"], tmp_path / "out", allow_new=[glob])
-    assert "merged = unmerged (torch)" in {check.name for check in report.checks}
+    before = " before rounding" if dtype == torch.bfloat16 else ""
+    assert f"merged{before} = unmerged (torch)" in {check.name for check in report.checks}
     assert content(tmp_path / "out") == content(tmp_path / "plain")
     reloaded(tmp_path / "out", auto, dtype)
 

@@ -1,4 +1,8 @@
-"""Right adapters that are smaller than the noise of the outputs: told, and proven by weights."""
+"""Right adapters that are small: resolved on every base, or told and proven by weights.
+
+On a base in half precision the rounding of the weights is larger than such an adapter's effect. The
+outputs are compared before that rounding.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +51,13 @@ def told(report):
 @pytest.mark.parametrize(
     ("build", "dtype", "std", "resolved"),
     [
-        (llama, torch.bfloat16, 1e-4, False),
-        (llama, torch.bfloat16, 2e-4, False),
+        (llama, torch.bfloat16, 2e-5, True),
+        (llama, torch.bfloat16, 1e-4, True),
+        (llama, torch.bfloat16, 2e-4, True),
         (llama, torch.bfloat16, 0.2, True),
-        (llama, torch.float16, 1e-4, False),
-        (bert, torch.bfloat16, 2e-4, False),
+        (llama, torch.float16, 1e-6, True),
+        (llama, torch.float16, 1e-4, True),
+        (bert, torch.bfloat16, 2e-4, True),
         (bert, torch.float32, 1e-7, False),
         (bert, torch.float32, 1e-2, True),
     ],
@@ -118,8 +124,13 @@ def test_a_tolerance_of_ones_own_that_hides_it_is_refused(tmp_path):
     assert "--atol below" in str(caught.value)
 
 
-def test_it_is_exported(tmp_path):
-    base, adapters, _ = case(tmp_path, llama, torch.bfloat16, 2e-4)
+@pytest.mark.parametrize(
+    ("dtype", "std", "side"),
+    [(torch.bfloat16, 2e-4, "unmerged, as stored"), (torch.float32, 1e-8, "unmerged")],
+)
+def test_it_is_exported(dtype, std, side, tmp_path):
+    base, adapters, _ = case(tmp_path, llama, dtype, std)
     report = export_onnx(base, adapters, tmp_path / "out.onnx")
-    assert told(report)
-    assert {"every weight bit-equal", "ONNX Runtime = merged"} <= {c.name for c in report.checks}
+    assert bool(told(report)) == (dtype == torch.float32)
+    names = {"every weight bit-equal", "ONNX Runtime = merged", f"ONNX Runtime = {side}"}
+    assert names <= {c.name for c in report.checks}

@@ -1,0 +1,1 @@
+"""The merged weights before they were rounded to half precision, and what that rounding does."""

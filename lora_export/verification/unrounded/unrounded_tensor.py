@@ -1,0 +1,109 @@
+"""The rows of one merged tensor before they were rounded to half precision.
+
+The outputs of a model in bfloat16 hide an error of several percent in an update. Without the
+rounding, the outputs are compared as tightly as those of a model in float32. The unmerged model
+shares no code with the merge, so an error of the merge stays visible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lora_export.checkpoint.tensors import torch_dtype
+from lora_export.execution.arithmetic import matrix_of, read_factors, row_blocks
+from lora_export.execution.rows import read_rows
+from lora_export.layers.threads import one_thread_each
+from lora_export.records import HALF_DTYPES
+from lora_export.verification.unrounded.other_orders import OtherOrders
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_export.records import Step, TensorRef
+
+
+def is_rounded(step: Step) -> bool:
+    """Return whether the step's updates are added and the sum is rounded to half precision."""
+    return bool(step.deltas) and step.out.dtype in HALF_DTYPES
+
+
+def in_float32(step: Step) -> Step:
+    """Return the same step for a float32 weight: no result of it is rounded to half precision.
+
+    The factors are rounded as before, because the unmerged model reads them in the same way.
+    """
+    deltas = tuple(replace(delta, dtype="F32") for delta in step.deltas)
+    return replace(step, out=replace(step.out, dtype="F32"), deltas=deltas)
+
+
+class UnroundedTensor:
+    """One stored merged tensor, plus what rounding took from the merge's own result.
+
+    A right tensor gives the merge's result in float32. Any other tensor keeps its error.
+    """
+
+    def __init__(self, step: Step, recipe: str, stored: TensorRef) -> None:
+        """Read the factors of all updates of `step`.
+
+        Args:
+            step: how the tensor was merged; see `is_rounded`.
+            recipe: the plan's recipe.
+            stored: the tensor in the result, of the step's dtype and shape.
+
+        Raises:
+            InputError: a factor holds NaN or infinity, or its file is damaged.
+            StorageError: a file cannot be read.
+        """
+        #: How the tensor was merged.
+        self.step = step
+        #: (rows, columns) of the matrix in which the tensor was merged.
+        self.matrix = matrix_of(step)
+        self._stored = stored
+        self._half = torch_dtype(step.out.dtype)
+        self._narrow = read_factors(step, recipe)
+        self._wide = read_factors(in_float32(step), recipe)
+        self._orders = OtherOrders(step, in_float32(step), recipe)
+        # The merge's own blocks: other blocks may have other last bits.
+        self._blocks = row_blocks(step)
+        self._last: tuple[tuple[int, int], torch.Tensor] | None = None
+
+    def rows(self, first: int, stop: int) -> torch.Tensor:
+        """Compute rows `first` to `stop` - 1 of the matrix.
+
+        Returns:
+            A float32 matrix of these rows, (stop - first, columns).
+
+        Raises:
+            InputError: a file ends early.
+            StorageError: a file cannot be read.
+        """
+        import torch
+
+        parts = []
+        for low, high in self._blocks:
+            if low < stop and first < high:
+                inside = slice(max(first - low, 0), min(stop, high) - low)
+                parts.append(self._block(low, high)[inside])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _block(self, first: int, stop: int) -> torch.Tensor:
+        """Compute one of the merge's blocks, or return it where it is the last that was asked."""
+        if self._last is None or self._last[0] != (first, stop):
+            self._last = None  # frees its memory before the next one is computed
+            self._last = (first, stop), self._computed(first, stop)
+        return self._last[1]
+
+    def _computed(self, first: int, stop: int) -> torch.Tensor:
+        import torch
+
+        source = read_rows(self.step, first, stop)
+        stored = read_rows(self.step, first, stop, self._stored)
+        with one_thread_each():  # as in the merge
+            merged = self._narrow.rows(source.to(self._half), first, stop)
+            unrounded = self._wide.rows(source.float(), first, stop)
+        if torch.equal(stored, merged):
+            return unrounded
+        error = stored.float() - merged.float()
+        error[self._orders.explain(first, source, stored, merged)] = 0
+        return unrounded + error
