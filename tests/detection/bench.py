@@ -38,6 +38,7 @@ from lora_export.onnx_export.file import audit as auditing
 from lora_export.onnx_export.file.save import save_model
 from lora_export.onnx_export.settings import ExportSettings
 from lora_export.verification.blame.attribution import by_checks
+from lora_export.verification.model.runs import run
 from lora_export.verification.runtime.sessions import open_session
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ FACTORY = f"{Path(small_gpt.__file__)}:build"
 class Bench:
     """Base, adapters, right merge and right file of one architecture.
 
-    graph: as captured, without weights. external: the right file with its weights beside it.
+    graph: as captured, without weights. external: the right file with its weights beside it. dtype:
+    of the base and of the merged checkpoint.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Bench:
     graph: onnx.ModelProto
     file: Path
     external: Path
+    dtype: torch.dtype = torch.float32
     _numbers: Any = field(default_factory=count)
 
     @property
@@ -80,13 +83,28 @@ class Bench:
 
     @cached_property
     def base(self) -> State:
-        """The base's tensors, by their names on disk."""
-        return load_state(self.job.plan.base)
+        """The base's tensors in float32, by their names on disk."""
+        return {name: value.float() for name, value in load_state(self.job.plan.base).items()}
 
     @cached_property
     def right(self) -> State:
-        """The merged tensors."""
+        """The merged tensors in float32, before any rounding to half precision."""
+        if self.dtype == torch.float32:
+            return load_state(self.merged)
+        return load_state(self.carried_out(self.adapters))
+
+    @cached_property
+    def stored(self) -> State:
+        """The merged tensors as they are on disk."""
         return load_state(self.merged)
+
+    @cached_property
+    def reference(self) -> Any:
+        """The right outputs in float64, of the weights that are stored."""
+        if self.dtype == torch.float32:
+            return self.by_model.witnesses.exact
+        model = self.source.load(self.merged, full={}, untied=self.job.plan.separated)
+        return run(model.double(), self.by_model.suspects.probes)
 
     @cached_property
     def adapted(self) -> list[str]:
@@ -135,8 +153,9 @@ class Bench:
         return path
 
     def carried_out(self, adapters: Sequence[Path]) -> Checkpoint:
-        """What the product makes of the base with other adapters."""
-        return merged_checkpoint(make(self.folder, adapters, self.name), self.place() / "merged")
+        """What the product makes of the base in float32 with other adapters."""
+        wide = self.folder if self.dtype == torch.float32 else self.folder / "wide"
+        return merged_checkpoint(make(wide, adapters, self.name), self.place() / "merged")
 
     def loads(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         """A checkpoint's tensors by the running model's names."""
@@ -144,7 +163,7 @@ class Bench:
         return model.state_dict()
 
     def doctored(self, changes: State) -> Checkpoint:
-        """The merged checkpoint with other tensors in it."""
+        """The merged checkpoint with other tensors in it, rounded once to the dtypes on disk."""
         root = self.place() / "merged"
         if self.merged.layout == "folder":
             shutil.copytree(self.merged.root, root)
@@ -152,7 +171,7 @@ class Bench:
             root.mkdir()
         for shard in self.merged.shards:
             tensors = load_file(shard.file)
-            found = {name: value for name, value in changes.items() if name in tensors}
+            found = {n: v.to(tensors[n].dtype) for n, v in changes.items() if n in tensors}
             target = root / shard.file.name
             if found or not target.exists():
                 changed = {k: v.contiguous() for k, v in {**tensors, **found}.items()}
@@ -199,9 +218,9 @@ def make(folder: Path, adapters: Sequence[Path], name: str) -> Any:
     return make_job(base, adapters, network=Network(model), proof=None, settings={})
 
 
-def set_up(name: str, folder: Path) -> Bench:
+def set_up(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Bench:
     """Make base and adapters, merge and export."""
-    _make_files(name, folder)
+    _make_files(name, folder, dtype)
     adapters = [folder / one for one in _adapter_names(name)]
     job = make(folder, adapters, name)
     merged = merged_checkpoint(job, folder / "right")
@@ -216,7 +235,7 @@ def set_up(name: str, folder: Path) -> Bench:
 
     with mock.patch.object(writing, "save_model", save_both):
         exported = writing.export(Subject(source, job.plan, merged), file, ExportSettings())
-    return Bench(name, folder, job, merged, source, exported, seen[0], file, external)
+    return Bench(name, folder, job, merged, source, exported, seen[0], file, external, dtype)
 
 
 # Two adapters are summed in these.
@@ -232,19 +251,37 @@ def _other_name(name: str) -> str:
     return "other.pt" if name == LORALIB else "other"
 
 
-def _make_files(name: str, folder: Path) -> None:
+def _make_files(name: str, folder: Path, dtype: torch.dtype) -> None:
+    """Write the base in `dtype`, the same values in float32 under `wide`, and the adapters."""
     wanted = [*_adapter_names(name), _other_name(name)]
+    wide = folder / "wide"
+    wide.mkdir()
     if name == LORALIB:
         model = small_gpt.trained()
         state = {k: v.contiguous() for k, v in model.state_dict().items() if "lora_" not in k}
-        save_file(state, folder / "base.safetensors")
+        rounded = {k: v.to(dtype) for k, v in state.items()}
+        save_file(rounded, folder / "base.safetensors")
+        save_file({k: v.float() for k, v in rounded.items()}, wide / "base.safetensors")
         for seed, adapter in enumerate(wanted):
             torch.save(lora.lora_state_dict(small_gpt.trained(seed)), folder / adapter)
         return
     architecture = ARCHITECTURES[name]
-    architecture.save(torch.float32, folder / "base")
+    architecture.save(dtype, folder / "base")
+    _widen(folder / "base", wide / "base")
     for seed, adapter in enumerate(wanted):
         make_adapter(architecture, OPTIONS["plain"], folder / "base", folder / adapter, seed=seed)
+
+
+def _widen(base: Path, wide: Path) -> None:
+    """Copy a base, with its tensors in float32."""
+    shutil.copytree(base, wide)
+    for file in wide.glob("*.safetensors"):
+        tensors = load_file(file).items()
+        floats = {n: t.float() if t.is_floating_point() else t for n, t in tensors}
+        save_file(floats, file, metadata={"format": "pt"})
+    path = wide / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "dtype": "float32"}))
 
 
 def load_state(checkpoint: Checkpoint) -> State:

@@ -72,7 +72,8 @@ class Outcome:
 
 def judge_merge(bench: Bench, name: str, changes: State) -> Outcome:
     """A wrong checkpoint: by its weights, and as a model where the outputs show the fault."""
-    assert any(not torch.equal(value, bench.right[n]) for n, value in changes.items()), name
+    stored = bench.stored
+    assert any(not torch.equal(v.to(stored[n].dtype), stored[n]) for n, v in changes.items()), name
     merged = bench.doctored(changes)
     model = bench.source.load(merged, full={}, untied=bench.job.plan.separated)
     on_disk = {tensor.rpartition(".")[0] for tensor in changes}
@@ -114,7 +115,7 @@ def file_effect(bench: Bench, path: Path) -> float:
 
 
 def _effect(bench: Bench, outputs: Sequence[Any]) -> float:
-    check = bench.by_model.tolerance.check("", bench.by_model.witnesses.exact, outputs)
+    check = bench.by_model.tolerance.check("", bench.reference, outputs)
     return check.worst / check.tolerance if check.tolerance else float("inf")
 
 

@@ -25,7 +25,8 @@ def told(properties: Iterable[tuple[str, Any]]) -> list[str]:
             clean[value["export"]] = value["alarm"]
     if not faults and not clean:
         return []
-    planted = _faults([*faults.values()], len({name.partition(":")[0] for name in faults}))
+    networks = {name.partition(":")[0].partition(" in ")[0] for name in faults}
+    planted = _faults([*faults.values()], len(networks))
     alarms = f"{len(clean)} clean exports, {sum(clean.values())} false alarms"
     return [f"detection: {planted}; {alarms}"]
 
@@ -35,8 +36,10 @@ def _faults(found: list[dict[str, Any]], architectures: int) -> str:
     stages = Counter(fault["stage"] for fault in right)
     by_stage = ", ".join(f"{stage} {stages[stage]}" for stage in STAGES)
     hidden = sum(not fault["visible"] for fault in found)
+    half = sum(" in " in fault["fault"].partition(":")[0] for fault in found)
     return (
-        f"{len(found)} planted faults over {architectures} architectures, "
+        f"{len(found)} planted faults over {architectures} architectures, {half} of them on a "
+        f"base in half precision, "
         f"{sum(fault['caught'] for fault in found)} caught ({hidden} of them below the noise of "
         f"the outputs, by weights or audit alone), {len(right)} attributed to the right stage "
         f"({by_stage}), of which {sum(fault['named'] for fault in found)} named the module"

@@ -34,8 +34,10 @@ def _scaled(factor: float) -> Callable[[Bench, str], State]:
     return plant
 
 
-def _through(dtype: torch.dtype) -> Callable[[Bench, str], State]:
-    def plant(bench: Bench, name: str) -> State:
+def _through(dtype: torch.dtype) -> Callable[[Bench, str], State | None]:
+    def plant(bench: Bench, name: str) -> State | None:
+        if dtype == bench.dtype:
+            return None  # where they are stored
         return {name: bench.right[name].to(dtype).float()}
 
     return plant
@@ -78,9 +80,11 @@ def _column_zeroed(bench: Bench, name: str) -> State:
 
 
 def _truncated(bench: Bench, name: str) -> State:
-    """Six bits: more than any order of adding up can lose."""
-    bits = bench.right[name].view(torch.int32)
-    return {name: (bits & ~0x3F).view(torch.float32)}
+    """More bits than any order of adding up can lose: six, or one of half precision."""
+    stored = bench.stored[name]
+    if stored.dtype == torch.float32:
+        return {name: (stored.view(torch.int32) & ~0x3F).view(stored.dtype)}
+    return {name: (stored.view(torch.int16) & ~1).view(stored.dtype)}
 
 
 def _one_element(bench: Bench, name: str) -> State:
@@ -90,8 +94,10 @@ def _one_element(bench: Bench, name: str) -> State:
 
 
 def _one_element_slightly(bench: Bench, name: str) -> State:
-    wrong = bench.right[name].clone()
-    wrong[4, 6] *= 1 + 2.0**-16
+    wrong = bench.stored[name].clone()
+    wrong[4, 6] *= 1 + (
+        2.0**-16 if wrong.dtype == torch.float32 else 4 * torch.finfo(wrong.dtype).eps
+    )
     return {name: wrong}
 
 
@@ -143,6 +149,6 @@ WEIGHT_FAULTS: dict[str, Callable[[Bench, str], State | None]] = {
     "another adapter": lambda bench, name: {name: bench.other[name]},
     "last bits cut off": _truncated,
     "one element off": _one_element,
-    "one element off by 64 units in the last place": _one_element_slightly,
+    "one element off by some units in the last place": _one_element_slightly,
     "untouched weight changed": _untouched_changed,
 }

@@ -12,6 +12,7 @@ from detection.bench import LORALIB, set_up
 from detection.cases import CASES
 from detection.clean import MODELS, exports, false_alarms
 from detection.graph_faults import Anatomy
+from whole_run.sampling import drawn
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")
@@ -25,6 +26,7 @@ pytestmark = [
 
 ARCHITECTURES = (LORALIB, "bert", "albert", "gpt2", "gpt-neox", "llama", "t5", "vit", "clip",
                  "whisper")  # fmt: skip
+HALVES = (torch.bfloat16, torch.float16)
 # Every third fault here, the whole table there, in which these are again.
 FEW = {LORALIB: CASES[::3], "vit": CASES[1::3]}
 
@@ -48,14 +50,31 @@ def test_planted_faults(name, tmp_path, record_property):
     judge(name, CASES, tmp_path, record_property)
 
 
-def judge(name, cases, folder, record_property):
+def test_some_planted_faults_in_half_precision(tmp_path, record_property):
+    """A third of the faults, on a base in one of the two dtypes, as the run's seed draws them."""
+    part, dtype = drawn("faults in half precision", 3), drawn("half precision", len(HALVES))
+    judge(LORALIB, CASES[part::3], tmp_path, record_property, HALVES[dtype])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", HALVES, ids=["bf16", "fp16"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_planted_faults_in_half_precision(name, dtype, tmp_path, record_property):
+    """A wrong merge in both dtypes, and each fault of a file or of the runtime in one of them."""
+    turn = HALVES.index(dtype)
+    cases = [c for at, c in enumerate(CASES) if c.kind == "merge" or at % len(HALVES) == turn]
+    judge(name, cases, tmp_path, record_property, dtype)
+
+
+def judge(name, cases, folder, record_property, dtype=torch.float32):
     """Plant one fault after the other; every one must be caught by all that can see it."""
-    bench = set_up(name, folder)
+    bench = set_up(name, folder, dtype)
     anatomy = Anatomy(bench)
     outcomes = [case.judge(bench, anatomy) for case in cases]
     planted = [outcome for outcome in outcomes if outcome is not None]
     for outcome in planted:
-        record_property("detection", outcome.record(name))
+        of = name if dtype == torch.float32 else f"{name} in {str(dtype).removeprefix('torch.')}"
+        record_property("detection", outcome.record(of))
     assert len(planted) > 0.8 * len(cases)  # else the tables have lost their hold on the models
     assert {o.name: o.missed for o in planted if o.missed} == {}
     assert {o.name: o.wrong for o in planted if o.wrong} == {}

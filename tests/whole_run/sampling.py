@@ -29,5 +29,10 @@ def set_seed(given: str | None) -> str:
 
 def is_drawn(name: str) -> bool:
     """Whether the case of this name is one of the third that this run's seed draws."""
+    return drawn(name, ONE_OF) == 0
+
+
+def drawn(name: str, count: int) -> int:
+    """The number below `count` that this run's seed draws for a choice of this name."""
     digest = hashlib.sha256(f"{os.environ[VARIABLE]} {name}".encode()).digest()
-    return digest[0] % ONE_OF == 0
+    return digest[0] % count

@@ -17,6 +17,8 @@ from lora_export.verification.unrounded.adapted_weight import adapted_weight
 from lora_export.verification.unrounded.unrounded_tensor import UnroundedTensor, is_rounded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from torch import nn
 
@@ -61,21 +63,37 @@ def fill_unrounded(model: nn.Module, subject: Subject) -> None:
         FitError: a merged tensor has no place in the model, or other values there.
         InputError, StorageError: a file is damaged or cannot be read.
     """
+    for weight, start, tensor in unrounded_places(model, subject):
+        _fill(weight, start, tensor)
+
+
+def unrounded_places(
+    model: nn.Module, subject: Subject
+) -> Iterator[tuple[torch.Tensor, int, UnroundedTensor]]:
+    """Find the parameter of every rounded tensor; its values are not looked at.
+
+    Yields:
+        The parameter, the first row of the tensor in the matrix of all its rows, and the tensor. A
+        parameter comes more than once where the base stores it in parts.
+
+    Raises:
+        FitError: the model lacks a module, or two names of one parameter have different values.
+        UsageError: the model lacks a module.
+    """
     stored = subject.merged.tensors()
-    filled: dict[tuple[int, int], TensorRef] = {}
+    found: dict[tuple[int, int], TensorRef] = {}
     for step in filter(is_rounded, subject.plan.steps()):
         delta, ref = step.deltas[0], stored[step.out.name]
         weight = adapted_weight(subject.source, model, delta)
-        before = filled.setdefault((weight.data_ptr(), delta.start), ref)
+        before = found.setdefault((id(weight), delta.start), ref)
         if before is ref:
-            tensor = UnroundedTensor(step, subject.plan.recipe, ref)
-            _fill(weight, delta.start, tensor, ref)
+            yield weight, delta.start, UnroundedTensor(step, subject.plan.recipe, ref)
         elif not same_content(before, ref):  # names of one parameter, as tied tables have
             message = f"differs from {before.spec.name}, with which it shares one parameter"
             raise FitError(message, where=step.out.name)
 
 
-def _fill(weight: torch.Tensor, start: int, tensor: UnroundedTensor, stored: TensorRef) -> None:
+def _fill(weight: torch.Tensor, start: int, tensor: UnroundedTensor) -> None:
     """Fill the rows of one stored tensor, in the matrix that holds all rows of the parameter.
 
     start: the row at which the stored tensor begins there.
@@ -89,7 +107,7 @@ def _fill(weight: torch.Tensor, start: int, tensor: UnroundedTensor, stored: Ten
     for first in range(0, rows, size):
         stop = min(first + size, rows)
         place = matrix[start + first : start + stop]
-        held = read_rows(tensor.step, first, stop, stored)
+        held = read_rows(tensor.step, first, stop, tensor.stored)
         if place.shape != held.shape or not torch.equal(place, held.to(place.dtype)):
             message = "the model does not hold the stored values where the update belongs"
             raise FitError(message, where=tensor.step.out.name)

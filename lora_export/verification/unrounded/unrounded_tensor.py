@@ -20,6 +20,7 @@ from lora_export.verification.unrounded.other_orders import OtherOrders
 if TYPE_CHECKING:
     import torch
 
+    from lora_export.execution.arithmetic import StepFactors
     from lora_export.records import Step, TensorRef
 
 
@@ -40,30 +41,28 @@ def in_float32(step: Step) -> Step:
 class UnroundedTensor:
     """One stored merged tensor, plus what rounding took from the merge's own result.
 
-    A right tensor gives the merge's result in float32. Any other tensor keeps its error.
+    A right tensor gives the result of the merge in float32, and any other one keeps its error.
+    Factors are in memory from the first rows that are asked for until the last row of the tensor.
     """
 
     def __init__(self, step: Step, recipe: str, stored: TensorRef) -> None:
-        """Read the factors of all updates of `step`.
+        """Describe the tensor; no file is read yet.
 
         Args:
             step: how the tensor was merged; see `is_rounded`.
             recipe: the plan's recipe.
             stored: the tensor in the result, of the step's dtype and shape.
-
-        Raises:
-            InputError: a factor holds NaN or infinity, or its file is damaged.
-            StorageError: a file cannot be read.
         """
         #: How the tensor was merged.
         self.step = step
         #: (rows, columns) of the matrix in which the tensor was merged.
         self.matrix = matrix_of(step)
-        self._stored = stored
+        #: The tensor in the result.
+        self.stored = stored
+        self._recipe = recipe
         self._half = torch_dtype(step.out.dtype)
-        self._narrow = read_factors(step, recipe)
-        self._wide = read_factors(in_float32(step), recipe)
-        self._orders = OtherOrders(step, in_float32(step), recipe)
+        #: The factors as the merge reads them, the same for a float32 weight, and other orders.
+        self._factors: tuple[StepFactors, StepFactors, OtherOrders] | None = None
         # The merge's own blocks: other blocks may have other last bits.
         self._blocks = row_blocks(step)
         self._last: tuple[tuple[int, int], torch.Tensor] | None = None
@@ -75,7 +74,7 @@ class UnroundedTensor:
             A float32 matrix of these rows, (stop - first, columns).
 
         Raises:
-            InputError: a file ends early.
+            InputError: a factor holds NaN or infinity, or a file is damaged.
             StorageError: a file cannot be read.
         """
         import torch
@@ -92,18 +91,28 @@ class UnroundedTensor:
         if self._last is None or self._last[0] != (first, stop):
             self._last = None  # frees its memory before the next one is computed
             self._last = (first, stop), self._computed(first, stop)
+            if stop == self.matrix[0]:
+                self._factors = None
         return self._last[1]
+
+    def _read(self) -> tuple[StepFactors, StepFactors, OtherOrders]:
+        if self._factors is None:
+            step, wide = self.step, in_float32(self.step)
+            narrow, same = (read_factors(one, self._recipe) for one in (step, wide))
+            self._factors = narrow, same, OtherOrders(step, wide, self._recipe)
+        return self._factors
 
     def _computed(self, first: int, stop: int) -> torch.Tensor:
         import torch
 
+        narrow, wide, orders = self._read()
         source = read_rows(self.step, first, stop)
-        stored = read_rows(self.step, first, stop, self._stored)
+        stored = read_rows(self.step, first, stop, self.stored)
         with one_thread_each():  # as in the merge
-            merged = self._narrow.rows(source.to(self._half), first, stop)
-            unrounded = self._wide.rows(source.float(), first, stop)
+            merged = narrow.rows(source.to(self._half), first, stop)
+            unrounded = wide.rows(source.float(), first, stop)
         if torch.equal(stored, merged):
             return unrounded
         error = stored.float() - merged.float()
-        error[self._orders.explain(first, source, stored, merged)] = 0
+        error[orders.explain(first, source, stored, merged)] = 0
         return unrounded + error
