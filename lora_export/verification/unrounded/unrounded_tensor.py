@@ -61,8 +61,10 @@ class UnroundedTensor:
         self.stored = stored
         self._recipe = recipe
         self._half = torch_dtype(step.out.dtype)
-        #: The factors as the merge reads them, the same for a float32 weight, and other orders.
-        self._factors: tuple[StepFactors, StepFactors, OtherOrders] | None = None
+        #: The factors for a float32 weight.
+        self._wide: StepFactors | None = None
+        #: The factors as the merge reads them; needed where an element is no plain rounding.
+        self._narrow: StepFactors | None = None
         # The merge's own blocks: other blocks may have other last bits.
         self._blocks = row_blocks(step)
         self._last: tuple[tuple[int, int], torch.Tensor] | None = None
@@ -92,27 +94,34 @@ class UnroundedTensor:
             self._last = None  # frees its memory before the next one is computed
             self._last = (first, stop), self._computed(first, stop)
             if stop == self.matrix[0]:
-                self._factors = None
+                self._wide = self._narrow = None
         return self._last[1]
-
-    def _read(self) -> tuple[StepFactors, StepFactors, OtherOrders]:
-        if self._factors is None:
-            step, wide = self.step, in_float32(self.step)
-            narrow, same = (read_factors(one, self._recipe) for one in (step, wide))
-            self._factors = narrow, same, OtherOrders(step, wide, self._recipe)
-        return self._factors
 
     def _computed(self, first: int, stop: int) -> torch.Tensor:
         import torch
 
-        narrow, wide, orders = self._read()
         source = read_rows(self.step, first, stop)
         stored = read_rows(self.step, first, stop, self.stored)
+        self._wide = self._wide or read_factors(in_float32(self.step), self._recipe)
         with one_thread_each():  # as in the merge
-            merged = narrow.rows(source.to(self._half), first, stop)
-            unrounded = wide.rows(source.float(), first, stop)
-        if torch.equal(stored, merged):
-            return unrounded
+            unrounded = self._wide.rows(source.float(), first, stop)
+        if not torch.equal(stored, unrounded.to(self._half)):
+            self._add_error(unrounded, first, source, stored)
+        return unrounded
+
+    def _add_error(
+        self, unrounded: torch.Tensor, first: int, source: torch.Tensor, stored: torch.Tensor
+    ) -> None:
+        """Add to the unrounded rows what the stored ones differ from the merge's, in place.
+
+        A library may round more than once. So its result is computed as the merge computes it.
+        """
+        self._narrow = self._narrow or read_factors(self.step, self._recipe)
+        with one_thread_each():
+            merged = self._narrow.rows(source.to(self._half), first, first + len(source))
         error = stored.float() - merged.float()
-        error[orders.explain(first, source, stored, merged)] = 0
-        return unrounded + error
+        error[stored == unrounded.to(self._half)] = 0
+        if error.any():
+            orders = OtherOrders(self.step, in_float32(self.step), self._recipe)
+            error[orders.explain(first, source, stored, merged)] = 0
+            unrounded += error
