@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    import torch
     from torch import nn
 
     from lora_export.records import (
@@ -140,8 +141,25 @@ class HuggingFaceModel:
         self._refuse_incomplete(info, targets)
         state = model.state_dict()
         for name, ref in full.items():
-            state[targets[name] or name].copy_(read_tensor(ref))
+            self._slot(state[targets[name] or name], name, ref).copy_(read_tensor(ref))
         return model
+
+    def _slot(self, tensor: torch.Tensor, name: str, ref: TensorRef) -> torch.Tensor:
+        """Return the part of the model's `tensor` that holds a checkpoint's `name`.
+
+        Raises:
+            FitError: the part has another shape.
+        """
+        if self.names and tensor.shape != ref.spec.shape:
+            place = self.names.places([name])[name]
+            number, count = place.part
+            if place.expert is not None:
+                stacked = tensor[place.expert]
+                tensor = stacked.chunk(count)[number]
+        if tensor.shape != ref.spec.shape:  # copy_ would repeat a smaller tensor
+            message = f"has shape {list(ref.spec.shape)}, in the model {list(tensor.shape)}"
+            raise FitError(message, where=name, hint=self._hint())
+        return tensor
 
     def blank(
         self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"

@@ -1,6 +1,7 @@
 """Merged models before rounding: every adapted weight is found, and nothing else is changed."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +104,28 @@ def test_it_is_so_for_a_network_of_ones_own(dtype, tmp_path):
     found, wanted = load_unrounded(subject).state_dict(), load_merged(other).state_dict()
     for key, value in wanted.items():
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2"])
+def test_tensors_without_an_update_get_the_values_back_that_they_were_rounded_from(name, tmp_path):
+    """Also experts that the files hold one by one, and the running model in one tensor."""
+    right = of_folder(name, "plain", torch.float32, tmp_path)
+    shards = tuple(
+        replace(
+            shard, steps=tuple(replace(s, out=replace(s.out, dtype="BF16")) for s in shard.steps)
+        )
+        for shard in right.plan.shards
+    )
+    stored = tmp_path / "stored"
+    shutil.copytree(right.merged.root, stored)
+    for file in stored.glob("*.safetensors"):
+        rounded = {key: value.bfloat16() for key, value in load_file(file).items()}
+        save_file(rounded, file, metadata={"format": "pt"})
+    plan = replace(right.plan, shards=shards)
+    subject = Subject(right.source, plan, read_checkpoint(stored))
+    found, wanted = load_unrounded(subject).state_dict(), load_merged(right).state_dict()
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-7, msg=key)
 
 
 def test_a_base_in_float32_has_no_rounding(tmp_path):
