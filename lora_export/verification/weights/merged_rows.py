@@ -117,7 +117,7 @@ class Expectation:
         distance = _distance(there, exact)
         along, slanted = self._along(wide, rows, update, error)
         residual = there.sub_(exact.to(written.dtype))
-        bound = element_bound(exact, error, self._dtype)
+        bound = self._bound(exact, error)
         ulp = torch.maximum(exact.abs_(), wide.abs_()).mul_(2 * UNIT[self._dtype])
         square = along * along
         return Seen(
@@ -163,6 +163,10 @@ class Expectation:
         self._is_changed = self._is_changed or differ(base, written)
         return self._is_changed
 
+    def _bound(self, exact: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+        """Return the bound of elements; `error` has every rounding but the last."""
+        return element_bound(exact, error, self._dtype, once=not self.step.in_turn)
+
     def _look_closer(
         self, rows: torch.Tensor, base: torch.Tensor, written: torch.Tensor
     ) -> tuple[float, float, float]:
@@ -174,7 +178,7 @@ class Expectation:
         update, magnitude = self._update(wide, rows)
         exact = wide + update
         distance = _distance(written, exact)
-        bound = element_bound(exact, magnitude * self._share + self._rest, self._dtype)
+        bound = self._bound(exact, magnitude * self._share + self._rest)
         residual = written.double() - exact.to(written.dtype).double()
         error = float((distance / bound).max())
         return error, float(distance.max()), float((residual * update).sum())

@@ -72,7 +72,9 @@ def update_error(deltas: Sequence[Delta], stored: str, *, exact: bool) -> tuple[
     return max(shares), rest
 
 
-def element_bound(exact: torch.Tensor, error: torch.Tensor, stored: str) -> torch.Tensor:
+def element_bound(
+    exact: torch.Tensor, error: torch.Tensor, stored: str, *, once: bool = False
+) -> torch.Tensor:
     """Return the largest possible error of each stored element, in float64.
 
     It is that of the update, of the addition, and of the rounding to the stored dtype.
@@ -81,7 +83,22 @@ def element_bound(exact: torch.Tensor, error: torch.Tensor, stored: str) -> torc
         exact: the exact elements, in float64.
         error: the largest possible error of the update, of the same shape.
         stored: the weight's dtype, by its name in the file.
+        once: whether the sum in float32 or float64 is rounded once to a dtype of half precision.
+            The bound is then half the distance of two neighbours there, and not a relative error.
     """
+    if once and stored in HALF_DTYPES:
+        return _half_step(exact, error, stored)
     # Half precision is added in float32 and then rounded.
     add = UNIT[stored] + (UNIT["F32"] if stored in HALF_DTYPES else UNIT[stored])
     return exact.abs().add_(error).mul_(add * _HIGHER_ORDER).add_(error).add_(_TINY[stored])
+
+
+def _half_step(exact: torch.Tensor, error: torch.Tensor, stored: str) -> torch.Tensor:
+    """Bound the error of elements that are summed in float32, and then rounded once to `stored`."""
+    import torch
+
+    error = error + exact.abs() * (UNIT["F32"] * _HIGHER_ORDER)
+    # The sum is below 2^exponent, and its neighbours are apart by 2 * unit * 2^(exponent - 1).
+    _, exponent = torch.frexp(exact.abs().add_(error))
+    half_step = torch.ldexp(torch.full_like(error, UNIT[stored] / 2), exponent)
+    return half_step.add_(error).add_(_TINY[stored])
