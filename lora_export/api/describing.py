@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_export.api.job.planned_job import Job
-    from lora_export.records import Check, WrittenFile
+    from lora_export.records import Check, Survival, WrittenFile
 
 
 def describe(
@@ -21,7 +21,9 @@ def describe(
     folder: Path,
     checks: Sequence[Check],
     digests: Mapping[Path, str],
+    *,
     max_shard_size: str | None,
+    survival: Survival | None,
 ) -> tuple[WrittenFile, ...]:
     """Write the model card README.md into `folder`; write nothing where the result is one file.
 
@@ -31,6 +33,7 @@ def describe(
         checks: all of them passed.
         digests: SHA-256 of input files by path, as in the manifest.
         max_shard_size: the option of `merge` that is not among the job's settings.
+        survival: what storing left of the updates; None where nothing was verified.
 
     Returns:
         README.md with its size and SHA-256, or nothing.
@@ -51,5 +54,6 @@ def describe(
         base_files=base_files,
         adapter_files=adapter_files,
         checks=checks,
+        survival=survival,
     )
     return (write_bytes(folder / "README.md", content),)

@@ -161,7 +161,14 @@ def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Repor
     digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
     graph = recorded_graph(stage.path, job, form, made.facts, verify=verify)
     record = build_manifest(
-        job, "onnx", made.files, made.checks, digests, graph=graph, kept=made.kept
+        job,
+        "onnx",
+        made.files,
+        made.checks,
+        digests,
+        graph=graph,
+        kept=made.kept,
+        survival=made.survival,
     )
     written = write_manifest(stage, record)
     stage.publish()

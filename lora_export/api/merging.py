@@ -30,6 +30,7 @@ from lora_export.execution.undo import check_undoable, is_undo_of, write_undo
 from lora_export.planning.folder.sharding import parse_size, resharded
 from lora_export.records import at_level
 from lora_export.report.result import Report
+from lora_export.report.survival import survival_facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -182,8 +183,9 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         progress=writing.progress,
         digest_base=writing.verify or undo is not None,
     )
-    proven = Proven(warnings=not_verified(job))
+    proven, survival = Proven(warnings=not_verified(job)), None
     if proof:
+        survival = proof.survival()
         merged = read_checkpoint(stage.path)
         by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
         proven = prove_further(job, merged, at_level("weights", by_weights))
@@ -191,9 +193,18 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     refuse_failed(checks, str(stage.output), proven.attribution)
     left = [f for adapter in plan.adapters for f in adapter.files() if f not in digests]
     digests = {**digests, **{path: file_sha256(path) for path in left}}
-    card = describe(job, stage.path, checks, digests, writing.max_shard_size)
+    card = describe(
+        job,
+        stage.path,
+        checks,
+        digests,
+        max_shard_size=writing.max_shard_size,
+        survival=survival,
+    )
     files = (*files, *card)
-    record = build_manifest(job, "merge", files, checks, digests, kept=proven.kept)
+    record = build_manifest(
+        job, "merge", files, checks, digests, kept=proven.kept, survival=survival
+    )
     files = (*files, write_manifest(stage, record))
     # The undo file is published before the checkpoint: a run that is killed between the two leaves
     # an undo file too many, never a merged checkpoint that cannot be undone.
@@ -208,8 +219,9 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
             undo.output.unlink()  # it describes a checkpoint that was not published
         raise
     warnings = (*plan.warnings, *proven.warnings)
+    facts = {**space.facts(), **survival_facts(survival)}
     return Report(
-        "merge", str(stage.output), plan, checks, files, warnings, space.facts(), kept=proven.kept
+        "merge", str(stage.output), plan, checks, files, warnings, facts, kept=proven.kept
     )
 
 

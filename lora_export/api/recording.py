@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from lora_export.api.job.planned_job import Job
     from lora_export.checkpoint.output.publish import Staging
-    from lora_export.records import Check, KeptEffect, MergePlan
+    from lora_export.records import Check, KeptEffect, MergePlan, Survival
 
 
 def build_manifest(
@@ -28,6 +28,7 @@ def build_manifest(
     *,
     graph: Mapping[str, Any] | None = None,
     kept: KeptEffect | None = None,
+    survival: Survival | None = None,
 ) -> bytes:
     """Return the manifest of a job as JSON text; see report.manifest.
 
@@ -39,6 +40,7 @@ def build_manifest(
         digests: SHA-256 of input files by path; the base's may be missing.
         graph: of an ONNX file its precision, its interface and how it was run.
         kept: what rounding left of the adapter's effect; None where it was not measured.
+        survival: what storing left of the updates; None where nothing was verified.
     """
     plan = job.plan
     base_files, adapter_files = input_files(plan, digests)
@@ -57,6 +59,7 @@ def build_manifest(
         merged_before=job.merged_before,
         graph=graph,
         kept=kept,
+        survival=survival,
     )
 
 

@@ -26,6 +26,7 @@ from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.onnx_export.settings import ExportSettings
 from lora_export.records import at_level
 from lora_export.report.result import Report
+from lora_export.report.survival import survival_facts
 from lora_export.verification.failure import refuse_failed
 from lora_export.verification.files.manifest_check import check_outputs
 
@@ -230,5 +231,7 @@ def _again(
         return job, proven, {**made.facts, **job.clock.facts()}
     merged = read_checkpoint(path)
     if plan_again:
-        return *prove_foreign(job, merged, plan_again), {}
-    return job, prove_checkpoint(job, merged), {}
+        job, proven = prove_foreign(job, merged, plan_again)
+    else:
+        proven = prove_checkpoint(job, merged)
+    return job, proven, survival_facts(proven.survival)

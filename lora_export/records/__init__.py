@@ -47,6 +47,7 @@ from lora_export.records.proof import (
     spans_of,
 )
 from lora_export.records.runtime import NameTable, Place
+from lora_export.records.survival import KeptUpdate, Survival
 
 __all__ = [
     "DTYPE_BITS",
@@ -64,6 +65,7 @@ __all__ = [
     "Family",
     "InputSpec",
     "KeptEffect",
+    "KeptUpdate",
     "Level",
     "MergePlan",
     "MergeRecipe",
@@ -82,6 +84,7 @@ __all__ = [
     "Stage",
     "Step",
     "StepAction",
+    "Survival",
     "TensorRef",
     "TensorSpec",
     "Terms",

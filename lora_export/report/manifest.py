@@ -10,11 +10,19 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from lora_export.report.result import json_text, tensor_counts, updates_json, verification_json
+from lora_export.report.survival import survival_facts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_export.records import Adapter, Check, KeptEffect, MergePlan, WrittenFile
+    from lora_export.records import (
+        Adapter,
+        Check,
+        KeptEffect,
+        MergePlan,
+        Survival,
+        WrittenFile,
+    )
 
 FORMAT = 1
 _PACKAGES = ("lora-export", "torch", "onnx", "onnxruntime", "onnxscript", "numpy", "transformers")
@@ -33,6 +41,7 @@ def manifest(
     merged_before: Sequence[str] = (),
     graph: Mapping[str, Any] | None = None,
     kept: KeptEffect | None = None,
+    survival: Survival | None = None,
 ) -> bytes:
     """Return the manifest as JSON text in UTF-8, which ends with a line break.
 
@@ -48,6 +57,7 @@ def manifest(
         merged_before: digests of adapters that the base's own manifest names.
         graph: of an ONNX file its precision, its interface and how it was run.
         kept: what rounding left of the adapter's effect; None where it was not measured.
+        survival: what storing left of the updates; None where nothing was verified.
     """
     places = {str(adapter.path): place for place, adapter in enumerate(plan.adapters)}
     document = {
@@ -88,6 +98,7 @@ def manifest(
         "unmatched": list(plan.unmatched),
         "choices": list(plan.choices),
         **({"onnx": dict(graph)} if graph else {}),
+        **survival_facts(survival),
         "verification": verification_json(tuple(checks), kept=kept) if checks else None,
     }
     return json_text(document).encode() + b"\n"

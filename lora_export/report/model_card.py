@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from lora_export.options import ADAPTER
 from lora_export.report.columns import counted
 from lora_export.report.result import tensor_counts
+from lora_export.report.survival import survival_facts, survival_words
 from lora_export.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from lora_export.records import Adapter, Card, Check, MergePlan, WrittenFile
+    from lora_export.records import Adapter, Card, Check, MergePlan, Survival, WrittenFile
 
 _PLAIN = re.compile(r"[A-Za-z][\w./-]*", re.ASCII)
 _RESERVED = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
@@ -38,6 +39,7 @@ def model_card(
     base_files: Sequence[WrittenFile],
     adapter_files: Sequence[Sequence[WrittenFile]],
     checks: Sequence[Check],
+    survival: Survival | None = None,
 ) -> bytes:
     """Return the bytes of README.md in UTF-8.
 
@@ -48,6 +50,7 @@ def model_card(
         base_files: as for the manifest.
         adapter_files: as for the manifest.
         checks: empty where nothing was verified.
+        survival: what storing left of the updates; None where nothing was verified.
     """
     lines = [
         *_front_matter(card.metadata),
@@ -64,6 +67,7 @@ def model_card(
         "## Verification",
         "",
         *_verification(checks),
+        *_survival(survival),
         "",
         "## How it was made",
         "",
@@ -188,6 +192,17 @@ def _verification(checks: Sequence[Check]) -> Iterator[str]:
     yield from (f"- {check.name}" for check in checks)
     yield ""
     yield "`lora-export verify .` holds the files against their digests again."
+
+
+def _survival(survival: Survival | None) -> Iterator[str]:
+    """Yield how much of the updates is left, in a paragraph of its own."""
+    for entry in survival_facts(survival).values():
+        yield ""
+        words = survival_words(entry)
+        yield f"{words[0].upper()}{words[1:]}."
+        if entry["note"]:
+            yield f"Note: {entry['note']}."
+        yield "The manifest has the share of every tensor (`survival`)."
 
 
 def _command(plan: MergePlan, card: Card, options: Mapping[str, Any]) -> str:

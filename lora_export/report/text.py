@@ -9,6 +9,7 @@ from lora_export.report.columns import aligned, counted, first_names, first_rows
 from lora_export.report.found import found_text
 from lora_export.report.lowered import lowered_text
 from lora_export.report.result import tensor_counts
+from lora_export.report.survival import survival_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,10 +39,7 @@ def report_text(report: Report, *, verbose: bool) -> str:
         weights = report.facts.keys().isdisjoint({"graph", "graphs", "lowered"})
         edits = weights and report.command != "onnx"
         parts.append(plan_text(report.plan, verbose=verbose, with_edits=edits))
-    if report.checks:
-        parts.append(checks_text(report.checks, verbose=verbose))
-    if report.kept:
-        parts.append(f"rounding: {report.kept} (the least is of {report.kept.output})")
+    parts += _proof_text(report, verbose=verbose)
     parts += _file_text(report, verbose=verbose)
     if seconds := report.facts.get("seconds"):
         parts.append(_seconds_text(seconds))
@@ -53,6 +51,16 @@ def report_text(report: Report, *, verbose: bool) -> str:
     if report.dry_run:
         parts.append(f"dry run: nothing was written{_space_text(report.facts.get('space'))}")
     return "\n\n".join(parts)
+
+
+def _proof_text(report: Report, *, verbose: bool) -> Iterator[str]:
+    """Yield the checks, and what rounding left of the updates and of their effect."""
+    if report.checks:
+        yield checks_text(report.checks, verbose=verbose)
+    if survival := report.facts.get("survival"):
+        yield survival_text(survival)
+    if report.kept:
+        yield f"rounding: {report.kept} (the least is of {report.kept.output})"
 
 
 def _file_text(report: Report, *, verbose: bool) -> Iterator[str]:

@@ -29,6 +29,7 @@ from lora_export.models.choose import folder_model
 from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.models.generation.cached_pair import CachedPair
 from lora_export.models.subject import Subject
+from lora_export.report.survival import survival_facts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,14 @@ if TYPE_CHECKING:
     from lora_export.api.graph.lower_precision import Form
     from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
-    from lora_export.records import Attribution, Check, Checkpoint, KeptEffect, WrittenFile
+    from lora_export.records import (
+        Attribution,
+        Check,
+        Checkpoint,
+        KeptEffect,
+        Survival,
+        WrittenFile,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,8 @@ class Made:
     attribution: Attribution | None = None
     #: What the rounding of the weights leaves of the adapter; None where it was not measured.
     kept: KeptEffect | None = None
+    #: What storing the merged weights left of the updates; None where nothing was verified.
+    survival: Survival | None = None
 
 
 def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
@@ -115,8 +125,9 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
     source = traced_model(job, merged)
     by_weights: tuple[Check, ...] = ()
     warnings: tuple[str, ...] = ()
+    survival = None
     if verify:
-        by_weights = prove_weights(job, merged)
+        by_weights, survival = prove_weights(job, merged)
     else:
         warnings = not_verified(job, but=["--input"])
     if place.writes or form.is_lowered:  # else no file is made of these weights
@@ -126,7 +137,13 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
     else:
         subject = Subject(source, job.plan, merged)
         made = _make_file(job, form, place, subject, by_weights, verify=verify)
-    return replace(made, checks=(*by_weights, *made.checks), warnings=(*warnings, *made.warnings))
+    return replace(
+        made,
+        checks=(*by_weights, *made.checks),
+        warnings=(*warnings, *made.warnings),
+        facts={**made.facts, **survival_facts(survival)},
+        survival=survival,
+    )
 
 
 def _make_file(

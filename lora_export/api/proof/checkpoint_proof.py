@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_export.api.job.planned_job import Job
     from lora_export.api.job.proof_options import ProofOptions
     from lora_export.models.factory import FactoryModel
-    from lora_export.records import Check, Checkpoint
+    from lora_export.records import Check, Checkpoint, Survival
 
 
 def prove_checkpoint(job: Job, merged: Checkpoint, *, foreign: bool = False) -> Proven:
@@ -34,7 +34,7 @@ def prove_checkpoint(job: Job, merged: Checkpoint, *, foreign: bool = False) -> 
     from lora_export.verification.files.foreign_files import check_foreign_files
     from lora_export.verification.files.side_file_check import check_side_files
 
-    checks = prove_weights(job, merged)
+    checks, survival = prove_weights(job, merged)
     notes: tuple[str, ...] = ()
     if job.plan.base.layout == merged.layout == "folder":
         if foreign:
@@ -43,7 +43,7 @@ def prove_checkpoint(job: Job, merged: Checkpoint, *, foreign: bool = False) -> 
             files = check_side_files(job.plan, merged.root)
         checks = (*checks, *at_level("manifest", files))
     proven = prove_further(job, merged, checks)
-    return replace(proven, warnings=(*notes, *proven.warnings))
+    return replace(proven, warnings=(*notes, *proven.warnings), survival=survival)
 
 
 def not_verified(job: Job, *, but: Sequence[str] = ()) -> tuple[str, ...]:
@@ -79,13 +79,16 @@ def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Pr
     return Proven((*checks, *more.checks), warnings, more.attribution, kept=more.kept)
 
 
-def prove_weights(job: Job, written: Checkpoint) -> tuple[Check, ...]:
-    """Return the checks of level "weights"; see verification.weights.whole_weights."""
+def prove_weights(job: Job, written: Checkpoint) -> tuple[tuple[Check, ...], Survival | None]:
+    """Return the checks of level "weights", and what storing left of the updates.
+
+    See verification.weights.whole_weights.
+    """
     from lora_export.verification.weights.whole_weights import check_weights
 
     with job.clock("proof by weights"):
-        checks = check_weights(job.plan, written.tensors(), allow_noop=job.allow_noop)
-    return at_level("weights", checks)
+        checks, survival = check_weights(job.plan, written.tensors(), allow_noop=job.allow_noop)
+    return at_level("weights", checks), survival
 
 
 def _not_run(job: Job, source: FactoryModel) -> str:

@@ -70,7 +70,7 @@ def _followed(job: Job, merged: Checkpoint, plan_again: PlanAgain) -> Job | None
         except LoraExportError:  # the adapter's library has no such recipe, or the plan is refused
             continue
         same = (other.plan.coupled, other.plan.recipe) == (job.plan.coupled, job.plan.recipe)
-        if not same and all(check.passed for check in prove_weights(other, merged)):
+        if not same and all(check.passed for check in prove_weights(other, merged)[0]):
             return other
     return None
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
     from lora_export.models.subject import Subject
-    from lora_export.records import Attribution, Check, KeptEffect
+    from lora_export.records import Attribution, Check, KeptEffect, Survival
     from lora_export.verification.blame.narrowing import Suspects
     from lora_export.verification.model.tolerance import Tolerance
     from lora_export.verification.model.witnesses import Witnesses
@@ -40,6 +40,8 @@ class Proven:
     saved: Mapping[str, int] | None = None
     #: What the rounding of the weights leaves of the adapter; None where it was not measured.
     kept: KeptEffect | None = None
+    #: What storing left of the updates; None where that was not measured.
+    survival: Survival | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,11 @@ class JoinedProduct:
         # Rounding may bring the sum of a tiny update below zero.
         return max(0.0, float(((left.T @ left) * self.gram).sum()))
 
+    def rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows of the update with these numbers, in float64."""
+        left = self.left[rows].double() * self.scales
+        return left @ self.right.double()
+
 
 def join_products(
     deltas: Sequence[Delta], factors: Sequence[Factors], scales: Sequence[float]

@@ -20,6 +20,7 @@ from lora_export.verification.formulas.unit_roundoff import UNIT
 from lora_export.verification.kinds import proof_of
 from lora_export.verification.weights.joined_product import join_products
 from lora_export.verification.weights.rounding import element_bound, update_error
+from lora_export.verification.weights.survival import Stored, measure, row_step
 from lora_export.verification.weights.tally import Seen, worse
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class Expectation:
         self._wide = [factors_of(delta, exact=exact, narrow=True) for delta in step.deltas]
         self._scales = [scaling_of(delta) for delta in step.deltas]
         self._share, self._rest = update_error(step.deltas, self._dtype, exact=exact)
-        halves = self._dtype in HALF_DTYPES
-        self._screens = halves and all(proof_of(delta).is_screened for delta in step.deltas)
+        self._is_even = all(proof_of(delta).is_screened for delta in step.deltas)
+        self._screens = self._is_even and self._dtype in HALF_DTYPES
         if self._screens:
             self._largest = self._largest_magnitude()
         self._product = None
@@ -115,6 +116,12 @@ class Expectation:
         error = magnitude.mul_(self._share).add_(self._rest)
         exact = wide + update
         distance = _distance(there, exact)
+        some = self._some(first)
+        stored = replace(
+            measure(base[some], written[some], exact[some], update[some], self._dtype),
+            elements=written.numel(),
+            update=_sum_of_squares(update),
+        )
         along, slanted = self._along(wide, rows, update, error)
         residual = there.sub_(exact.to(written.dtype))
         bound = self._bound(exact, error)
@@ -129,6 +136,7 @@ class Expectation:
             variance=float(ulp.add_(error).mul_(error).mul_(square).sum()),
             systematic=float(along.abs().mul_(slanted).sum()),
             changed=self._differs(base, written),
+            stored=stored,
         )
 
     def _screened(self, first: int, base: torch.Tensor, written: torch.Tensor) -> Seen:
@@ -156,7 +164,32 @@ class Expectation:
             variance=error * (error + ulp) * norm,
             systematic=error * (norm * exact.numel()) ** 0.5,
             changed=self._differs(base, written),
+            stored=self._stored(rows, base, written, norm),
         )
+
+    def _stored(
+        self, rows: torch.Tensor, base: torch.Tensor, written: torch.Tensor, norm: float
+    ) -> Stored:
+        """Measure what storing left of some of the screened rows.
+
+        norm: the sum of the squares of the update of all of them.
+        """
+        some = self._some(int(rows[0]))
+        if len(few := base[some]) == 0:
+            return Stored(elements=written.numel(), update=norm)
+        exact = few.double()
+        product = self._product
+        update = product.rows(rows[some]) if product else self._update(exact, rows[some])[0]
+        found = measure(few, written[some], exact.add_(update), update, self._dtype)
+        return replace(found, elements=written.numel(), update=norm)
+
+    def _some(self, first: int) -> slice:
+        """Return which rows of those from `first` on are measured: all where they differ in kind.
+
+        An update of few rows, or one that depends on the weight, may be of any size in a row.
+        """
+        step = row_step(self.rows * matrix_of(self.step)[1]) if self._is_even else 1
+        return slice(-first % step, None, step)
 
     def _differs(self, base: torch.Tensor, written: torch.Tensor) -> bool:
         """Return whether any row so far differs from the base; the first difference is enough."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite, isnan, sqrt
+
+from lora_export.verification.weights.survival import Stored
 
 _GAIN_TOLERANCE = 1e-3
 """The share of the update that may be wrong beyond rounding: 0.1 %."""
@@ -36,6 +38,8 @@ class Seen:
     """The largest part of `along` that the update's own error can cause."""
     changed: bool
     """Whether a row of the tensor differs from the base."""
+    stored: Stored = field(default_factory=Stored)
+    """What storing left of the update."""
 
 
 @dataclass(slots=True)
@@ -52,6 +56,7 @@ class Tally:
     variance: float = 0.0
     systematic: float = 0.0
     changed: bool = False
+    stored: Stored = field(default_factory=Stored)
 
     def add(self, seen: Seen) -> None:
         """Add what a further block of rows shows."""
@@ -63,6 +68,7 @@ class Tally:
         self.variance += seen.variance
         self.systematic += seen.systematic
         self.changed = self.changed or seen.changed
+        self.stored.add(seen.stored)
 
     @property
     def gain(self) -> float:

@@ -16,6 +16,7 @@ from lora_export.verification.blame.mistakes import describe_gain, describe_name
 from lora_export.verification.factors import changes_nothing
 from lora_export.verification.listed_check import listed_check
 from lora_export.verification.weights.merged_rows import Expectation
+from lora_export.verification.weights.survival import survival_of
 from lora_export.verification.weights.tally import Tally
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_export.records import MergePlan, Step, TensorRef
+    from lora_export.records import MergePlan, Step, Survival, TensorRef
 
 
 @dataclass(slots=True)
@@ -95,6 +96,12 @@ class WeightProof:
             checks.append(_check_changed(planned, merged))
         return tuple(checks)
 
+    def survival(self) -> Survival | None:
+        """Return what storing left of the updates; None where no update is known."""
+        dtypes = {step.out.name: step.out.dtype for step in self.plan.steps() if step.deltas}
+        stored = {name: self._tallies[name].stored for name in dtypes if name in self._tallies}
+        return survival_of(stored, dtypes)
+
 
 def _are_same(source: bytes, written: memoryview) -> bool:
     """Return whether the bytes are equal.
@@ -112,7 +119,7 @@ def _are_same(source: bytes, written: memoryview) -> bool:
 
 def check_weights(
     plan: MergePlan, written: Mapping[str, TensorRef], *, allow_noop: bool
-) -> tuple[Check, ...]:
+) -> tuple[tuple[Check, ...], Survival | None]:
     """Compare the tensors of a finished result with `plan`, as a merge does while it writes them.
 
     Args:
@@ -121,7 +128,8 @@ def check_weights(
         allow_noop: whether a merged tensor may be equal to the base's.
 
     Returns:
-        the checks of the level; only that of the names if it failed.
+        the checks of the level; only that of the names if it failed. Then what storing left of
+        the updates; None where no update is known.
 
     Raises:
         InputError: the base or an adapter holds NaN or infinity.
@@ -131,7 +139,7 @@ def check_weights(
     refuse_unusable(plan)
     names = _check_names(plan.steps(), written)
     if not names.passed:
-        return (names,)
+        return (names,), None
     proof = WeightProof(plan)
     for shard in plan.shards:
         for segment in segments_of(plan, shard):
@@ -140,7 +148,7 @@ def check_weights(
     for step in plan.steps():
         if not step.deltas and not _as_planned(step, written[step.out.name]):
             proof.different.append(step.out.name)
-    return proof.checks(written, allow_noop=allow_noop)
+    return proof.checks(written, allow_noop=allow_noop), proof.survival()
 
 
 def _look_at_rows(proof: WeightProof, rows: Rows, written: Mapping[str, TensorRef]) -> None:

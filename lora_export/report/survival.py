@@ -1,0 +1,92 @@
+"""What storing left of the updates, as data and as words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_export.report.columns import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lora_export.records import KeptUpdate, Survival
+
+_NOTED = 0.9
+"""The share of an update below which a note names the dtypes that would keep more."""
+
+_DIGITS = 6
+"""Of a share, so that the manifest does not depend on the order in which threads add up."""
+
+_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+def survival_facts(survival: Survival | None) -> dict[str, Any]:
+    """Return the entry of report and manifest; empty where nothing was measured."""
+    if survival is None:
+        return {}
+    entry = {
+        "dtypes": [_NAMES[dtype] for dtype in survival.dtypes],
+        **_shares(survival.whole, others=True),
+        "note": _note(survival),
+        "tensors": {
+            name: _shares(kept, others=kept.share < _NOTED)
+            for name, kept in survival.tensors.items()
+        },
+    }
+    return {"survival": entry}
+
+
+def _shares(kept: KeptUpdate, *, others: bool) -> dict[str, Any]:
+    """Return the shares of one tensor or of all. others: with those of more precise dtypes."""
+    more = {_NAMES[dtype]: round(share, _DIGITS) for dtype, share in kept.otherwise.items()}
+    shares = {"share": round(kept.share, _DIGITS), "moved": round(kept.moved, _DIGITS)}
+    return {**shares, **({"otherwise": more} if others and more else {})}
+
+
+def survival_text(entry: Mapping[str, Any]) -> str:
+    """Return one line on all updates, and the note where there is one."""
+    line = f"{survival_words(entry)}; {_percent(entry['moved'])} of the elements moved"
+    return f"{line}\n  note: {entry['note']}" if entry["note"] else line
+
+
+def survival_words(entry: Mapping[str, Any]) -> str:
+    """Return how much of the updates is left, as a clause without a full stop."""
+    dtypes = " and ".join(entry["dtypes"])
+    if entry["share"] <= 0:
+        return f"stored in {dtypes}, rounding moves the weights as far as the adapter does"
+    share = _percent(entry["share"])
+    left = "the whole update survives" if share == "all" else f"{share} of the update survives"
+    return f"stored in {dtypes}, {left}"
+
+
+def _note(survival: Survival) -> str:
+    """Return the note on a share below 90 %, of all tensors or of some; empty where none is."""
+    whole, tensors = survival.whole, survival.tensors
+    if whole.share < _NOTED:
+        return _other_dtypes(whole, "")
+    low = {name: kept for name, kept in tensors.items() if kept.share < _NOTED}
+    if not low:
+        return ""
+    name, worst = min(low.items(), key=lambda item: item[1].share)
+    left = f"{_percent(worst.share)} in {name}"
+    number = f"{len(low):,} of {counted(len(tensors), 'tensor')}"
+    more = _other_dtypes(worst, " there")
+    return f"less than 90% survives in {number}, {left}; {more}"
+
+
+def _other_dtypes(kept: KeptUpdate, there: str) -> str:
+    """Return how much other dtypes would keep, the one with fewer bits first."""
+    better = {_NAMES[d]: share for d, share in kept.otherwise.items() if share > kept.share}
+    if not better:
+        return "no dtype of fewer than 64 bits would keep more"
+    [first, *rest] = [f"{name} would keep {_percent(share)}" for name, share in better.items()]
+    return ", ".join([first + there, *(text.replace(" would keep", "") for text in rest)])
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent, with as many digits as show that it is not 100; else "all"."""
+    for digits in (1, 2, 3):
+        text = f"{max(share, 0.0):.{digits}%}"
+        if not text.startswith("100."):
+            return text
+    return "all"
