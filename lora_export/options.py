@@ -194,6 +194,15 @@ _CAPTURE = (
 )
 
 
+_DTYPE = Option(
+    "dtype",
+    "choice",
+    "Dtype of every floating tensor of the result (default: the base's): merged in float32, "
+    "rounded once.",
+    choices=("keep", "float32", "float16", "bfloat16"),
+)
+
+
 def _verify(text: str) -> Option:
     return Option("verify", "flag", text, default=True, opposite="no-verify", shown=True)
 
@@ -226,6 +235,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
             "Whose tokenizer a folder gets (default: the base's, unless the vocabulary grew).",
             choices=("base", "adapter"),
         ),
+        _DTYPE,
         Option(
             "max_shard_size",
             "text",
@@ -268,6 +278,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         *ADAPTER,
         _MODEL,
         *PROOF,
+        _DTYPE,
         *_GRAPH,
         Option("opset", "whole", "The operator set an .onnx was written in."),
         Option(

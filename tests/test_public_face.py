@@ -30,7 +30,7 @@ FACE = {
         {
             "model": None, "task": None, "verify": True, "dry_run": False, "force": False,
             "undo": None, "jobs": None, "max_shard_size": None, "progress": None,
-            **ADAPTER, **PROOF, "tokenizer": None,
+            **ADAPTER, **PROOF, "tokenizer": None, "dtype": None,
         },
     ),
     "export_onnx": (
@@ -45,6 +45,7 @@ FACE = {
         {
             "base": None, "adapters": (), "model": None, "task": None, "kv_cache": False,
             "opset": None, "precision": None, "allow_lossy": False, **CAPTURE, **ADAPTER, **PROOF,
+            "dtype": None,
         },
     ),
     "unmerge": (

@@ -64,10 +64,10 @@ def merge(
 ) -> Report:
     """Merge `adapters` into `base`, prove the result, and publish it at `output`.
 
-    Every weight keeps its name, dtype and shape. By default a merged weight has the bits that the
-    adapter's own library gives: loralib 0.1.2's `model.eval()`, PEFT 0.21's
-    `merge_and_unload()`. A base that is one file gives one safetensors file. A folder gives a
-    folder with the same shards, its other files, and a model card.
+    Every weight keeps its name and shape, and its dtype unless `dtype` names another. By default a
+    merged weight has the bits that the adapter's own library gives: loralib 0.1.2's `model.eval()`,
+    PEFT 0.21's `merge_and_unload()`. A base that is one file gives one safetensors file. A folder
+    gives a folder with the same shards, its other files, and a model card.
 
     Example:
         A folder of PEFT holds every fact of its adapter::
@@ -91,6 +91,8 @@ def merge(
         undo: keep what the merge changes in this file, for `unmerge`.
         jobs: threads; None takes one a processor.
         max_shard_size: lay a folder out anew, in shards of at most e.g. "5GB".
+        dtype: "float32", "float16" or "bfloat16": every floating tensor is in this dtype, merged in
+            float32 and rounded once. None and "keep" take the base's dtypes.
         progress: called with the bytes written so far, and with the bytes in all. None reports
             nothing.
         settings: how adapters are read and merged, and how the network is run to be proven. See

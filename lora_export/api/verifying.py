@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lora_export.api.job.proof_options import ProofOptions
     from lora_export.api.proof.following import PlanAgain
     from lora_export.checkpoint.folder.recorded import Recorded
+    from lora_export.planning.request import AdapterOptions
 
 _WITHOUT = "make it again, or move the manifest away and prove it: --base BASE --adapter ADAPTER"
 
@@ -65,9 +66,9 @@ def verify(
 
     Without `base` and `adapters` the files are compared with the digests of the manifest. With
     them everything is computed again. Facts that no option gives (alpha, blocks, orientation,
-    weight, recipe, rename, precision) are then taken from the manifest, with a warning. Options
-    that accept more than the default are never taken from there. A merge by another tool has no
-    manifest: `verify` tries every recipe.
+    weight, recipe, rename, dtype, precision) are then taken from the manifest, with a warning.
+    Options that accept more than the default are never taken from there. A merge by another tool
+    has no manifest: `verify` tries every recipe.
 
     Example:
         Prove what another tool merged::
@@ -87,6 +88,7 @@ def verify(
         capture_cache: see `export_onnx`.
         no_capture_cache: see `export_onnx`.
         provider: see `export_onnx`.
+        dtype: see `merge`; None takes the manifest's.
         settings: see `merge`.
 
     Returns:
@@ -108,6 +110,7 @@ def verify(
         raise UsageError("--base and --adapter belong together: name both, or neither")
     network = Network(model, task, kv_cache)
     network.refuse_lowered(precision)
+    _refuse_dtype(path, about)
     recorded = read_manifest(path, hint=_WITHOUT)
     for_onnx: dict[str, object] = {
         "opset": opset,
@@ -180,6 +183,17 @@ def _refuse_other_graph(path: Path, network: Network) -> None:
         if any(value.name.startswith(PAST) for value in parse(path).graph.input):
             message = "the graph takes the keys and values of earlier tokens"
             raise UsageError(message, where=str(path), hint="--kv-cache proves such a graph")
+
+
+def _refuse_dtype(path: Path, about: AdapterOptions) -> None:
+    """Refuse --dtype for an ONNX file, whose weights --precision describes.
+
+    Raises:
+        UsageError: the option is given, and the artefact is an .onnx file.
+    """
+    if path.suffix == ".onnx" and about.get("dtype"):
+        message = "describes a checkpoint of merge, and this is an ONNX file"
+        raise UsageError(message, where="--dtype", hint="--precision names that of its weights")
 
 
 def _is_onnx(path: Path, job: Job) -> bool:

@@ -6,7 +6,7 @@ number, products with few rows or columns have other last bits. Blocks of LEAST_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -60,10 +60,10 @@ class StepFactors:
         train) or PEFT 0.21.2 (every layer's merge). Otherwise, or with recipe "exact", it is the
         sum `W + sum(w_i * (change of i))` in float32 (float64 for a float64 base), rounded once.
 
-        base: the same rows of the base, as a matrix of its dtype.
+        base: the same rows of the base, as a matrix of the step's merge_dtype.
 
         Returns:
-            a matrix of the base's shape and dtype.
+            a matrix of the same shape and dtype.
         """
         if stop - first == matrix_of(self.step)[0]:
             with library_threads():
@@ -142,7 +142,7 @@ def read_factors(step: Step, recipe: str) -> StepFactors:
     """
     import torch
 
-    stored = torch_dtype(step.out.dtype)
+    stored = torch_dtype(step.merge_dtype)
     exact = is_exact_sum(step, recipe)
     by_loralib = all(delta.recipe == "loralib" for delta in step.deltas)
     wide = stored if by_loralib and not exact else torch.promote_types(stored, torch.float32)
@@ -188,7 +188,7 @@ def row_blocks(step: Step) -> list[tuple[int, int]]:
     rows, columns = matrix_of(step)
     if not is_cuttable(step) or step.source.strides is not None:
         return [(0, rows)]
-    size = max(LEAST_ROWS, BLOCK_BYTES * rows // max(step.out.nbytes, 1))  # rows of BLOCK_BYTES
+    size = max(LEAST_ROWS, BLOCK_BYTES * rows // max(_merge_bytes(step), 1))  # rows of BLOCK_BYTES
     if rows * columns >= WHOLE_ELEMENTS:
         size = min(size, max(LEAST_ROWS, rows // 2))
     count = max(1, rows // size)
@@ -215,9 +215,14 @@ def memory_needed(plan: MergePlan, jobs: int) -> int:
     return jobs * (32 * BLOCK_BYTES + largest)
 
 
+def _merge_bytes(step: Step) -> int:
+    """Return the bytes of the whole tensor in the dtype in which it is merged."""
+    return replace(step.out, dtype=step.merge_dtype).nbytes
+
+
 def _step_memory(step: Step) -> int:
     factors = sum(ref.length for delta in step.deltas for ref in delta.factors.values())
     rows, columns = matrix_of(step)
-    whole = 4 * step.out.nbytes if len(row_blocks(step)) == 1 else 0
+    whole = 4 * _merge_bytes(step) if len(row_blocks(step)) == 1 else 0
     proof = 0 if is_cuttable(step) else 12 * 8 * rows * columns
     return 4 * factors + whole + proof

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.tensors import iter_chunks, torch_dtype
 from lora_export.errors import FitError, InputError
+from lora_export.execution.casting import wider_dtype
 from lora_export.records import FLOAT_DTYPES, Problem
 
 if TYPE_CHECKING:
@@ -32,7 +34,10 @@ def refuse_unusable(plan: MergePlan) -> None:
     if broken:
         raise InputError.of(broken)
     large = [
-        _problem(step, f"has values that overflow {step.out.dtype}, the base's dtype")
+        replace(
+            _problem(step, f"has values that overflow {step.out.dtype}, the result's dtype"),
+            hint=f"{DIVERGED}; or {wider_dtype(step.out.dtype)}",
+        )
         for step, _, fits in checked
         if not fits
     ]

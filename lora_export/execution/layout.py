@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.execution.arithmetic import row_blocks
+from lora_export.execution.casting import cast_pieces
 from lora_export.execution.rows import Merge, Rows
 from lora_export.execution.segments import Dense, Range, cut, header_segment
 
@@ -53,9 +54,9 @@ def _adjoins(left: Range, right: Range) -> bool:
 
 
 def _made(plan: MergePlan, step: Step) -> Iterator[Segment]:
-    """Yield the pieces of a tensor that is merged, laid out or converted."""
+    """Yield the pieces of a tensor that is merged, laid out or rounded."""
     if not step.deltas:
-        yield Dense(step)
+        yield from cast_pieces(step) if step.source.strides is None else [Dense(step)]
         return
     blocks = row_blocks(step)
     merge = Merge(step, plan.recipe, len(blocks))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.tensors import read_tensor, tensor_bytes, torch_dtype
 from lora_export.errors import FitError, InputError
 from lora_export.execution.arithmetic import matrix_of, read_factors
+from lora_export.execution.casting import wider_dtype
 from lora_export.execution.segments import pwrite_all
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ class Merge:
     """Held while the factors are read, so that one thread reads them for all."""
 
     def rows(self, base: torch.Tensor, first: int, stop: int) -> torch.Tensor:
-        """Compute merged rows; see arithmetic.StepFactors.rows.
+        """Compute merged rows in the output's dtype; see arithmetic.StepFactors.rows.
+
+        base: the rows of the base, in the step's merge_dtype.
 
         Raises:
             InputError: a factor or the base's rows hold NaN or infinity.
@@ -44,19 +47,21 @@ class Merge:
         """
         import torch
 
+        stored = torch_dtype(self.step.out.dtype)
+
         with self._lock:
             factors = self._factors = self._factors or read_factors(self.step, self.recipe)
             self.left -= 1
             if self.left == 0:
                 self._factors = None
-        merged = factors.rows(base, first, stop)
+        merged = factors.rows(base, first, stop).to(stored)
         # A finite sum has finite terms. It takes a tenth of the time of a test of every element.
         if not isfinite(merged.sum()) and not torch.isfinite(merged).all():
             refuse_non_finite(self.step, base)
+            hint = f"check alpha, or {wider_dtype(self.step.out.dtype)}"
             message = f"the merged weight overflows {self.step.out.dtype}"
-            hint = "check alpha, or merge into a base of a wider dtype"
             raise FitError(message, where=self.step.out.name, hint=hint)
-        self.changed = self.changed or differ(base, merged)
+        self.changed = self.changed or differ(base.to(stored), merged)
         return merged
 
 
@@ -108,16 +113,17 @@ class Rows:
         """Show the base's and the written rows to the watcher; return the base's bytes."""
         import torch
 
-        dtype = torch_dtype(self.merge.step.out.dtype)
+        step = self.merge.step
+        dtype = torch_dtype(step.out.dtype)
         rows = torch.frombuffer(written, dtype=dtype).view(self.stop - self.first, -1)
-        base = self.base()
-        watcher.merged(self.merge.step, self.first, base, rows)
-        return tensor_bytes(base) if self.merge.step.action == "merge" else b""
+        read = read_rows(step, self.first, self.stop)
+        watcher.merged(step, self.first, read.to(torch_dtype(step.merge_dtype)), rows)
+        return tensor_bytes(read) if step.action == "merge" else b""
 
     def base(self) -> torch.Tensor:
-        """Read these rows of the base as a matrix of the output's dtype."""
+        """Read these rows of the base as a matrix of the step's merge_dtype."""
         rows = read_rows(self.merge.step, self.first, self.stop)
-        return rows.to(torch_dtype(self.merge.step.out.dtype))
+        return rows.to(torch_dtype(self.merge.step.merge_dtype))
 
 
 def read_rows(step: Step, first: int, stop: int, ref: TensorRef | None = None) -> torch.Tensor:

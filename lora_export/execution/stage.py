@@ -95,7 +95,7 @@ def _task(plan: MergePlan, shard: ShardPlan, root: Path) -> FileTask:
 
 def _refuse_unchanged(plan: MergePlan, tasks: Sequence[FileTask]) -> None:
     """Refuse merged weights that equal the base, unless their factors are zeros."""
-    hint = "merge into a base of higher precision, or accept it with --allow-noop"
+    hint = "merge into a base of higher precision, or with --dtype float32; --allow-noop accepts it"
     message = "the merged weight equals the base: the update is below its precision"
     unchanged = {name for task in tasks for name in task.unchanged}
     steps = [step for step in plan.steps() if step.out.name in unchanged]

@@ -79,7 +79,7 @@ def write_undo(plan: MergePlan, path: Path, digests: Mapping[Path, str], jobs: i
 
 def _lost(plan: MergePlan) -> list[str]:
     """Return the names of the base's tensors that the result changes or lacks."""
-    changed = [step.out.name for step in plan.changed() if step.action != "add"]
+    changed = [step.out.name for step in plan.steps() if step.action not in ("copy", "add")]
     written = {step.out.name for step in plan.steps()}
     return [*changed, *(name for name in plan.base.tensors() if name not in written)]
 

@@ -28,7 +28,13 @@ class ConfigEdits:
 
         words: the edit in words, where `value` is long.
         """
-        path = (inside, key) if inside else (key,)
+        self.edit_at((inside, key) if inside else (key,), value, words)
+
+    def edit_at(self, path: tuple[str, ...], value: object, words: str = "") -> None:
+        """Set the value that these keys lead to, through objects that are there.
+
+        words: the edit in words, where `value` is long.
+        """
         self.values[path] = value
         self.words[path] = words or f"{'.'.join(path)}: {json.dumps(value)}"
 

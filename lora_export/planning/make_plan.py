@@ -38,6 +38,7 @@ from lora_export.planning.full_tensors.vocabulary import plan_vocabulary
 from lora_export.planning.given import Given
 from lora_export.planning.names.base_names import BaseNames
 from lora_export.planning.output_steps import plan_shards, safetensors_name
+from lora_export.planning.stored_dtype import edit_dtype, in_dtype, in_wide
 from lora_export.planning.tensor_changes import TensorChanges
 from lora_export.planning.updates.fit_adapter import fit_adapters
 from lora_export.records import MergePlan
@@ -121,11 +122,13 @@ def make_plan(
     refuse_replaced_updates(changes, findings)
 
     tied = plan_ties(given, changes, edits, findings)
+    edit_dtype(options.dtype, base, edits, findings)
     side_files, card = plan_folder(given, vocabulary, edits, findings)
     findings.stop_on_problems()
 
     shards = plan_shards(given, changes, prepared.layers, tied.in_turn)
     findings.unfit += lost_tensors(fitted.promised, shards)
+    shards = in_dtype(options.dtype, shards, findings)
     findings.stop_on_problems()
     return MergePlan(
         base=prepared.base,
@@ -141,7 +144,7 @@ def make_plan(
         coupled=tuple(tied.coupled),
         separated=tuple(tied.separated),
         reshaped=tuple(edits.reshaped),
-        twins=tuple(tied.twins),
+        twins=in_wide(options.dtype, tied.twins),
         choices=tuple(findings.choices),
         warnings=tuple(findings.warnings),
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Tied = Literal["untie", "eval", "error"]
 Recipe = Literal["auto", "peft", "peft-safe", "exact"]
 Tokenizer = Literal["base", "adapter"]
+Dtype = Literal["keep", "float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Options:
     tokenizer: Tokenizer | None = None
     #: Names of weight files in an adapter's folder that take no part.
     ignore: tuple[str, ...] = ()
+    #: The dtype of all floating tensors of the result; None and "keep" take the base's.
+    dtype: Dtype | None = None
     #: Where an adapter's file and its configuration disagree: True takes the file, False the
     #: configuration, None refuses.
     trust_file: bool | None = None

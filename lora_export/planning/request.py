@@ -16,7 +16,7 @@ from lora_export.planning.checks.beside_base import warnings_of_base
 from lora_export.planning.facts.user_facts import FactTable, parse_enable_lora, read_hparams
 from lora_export.planning.full_tensors.beside import read_joined, refuse_unused_ignore
 from lora_export.planning.make_plan import make_plan
-from lora_export.planning.merge_options import Options, Recipe, Tied, Tokenizer
+from lora_export.planning.merge_options import Dtype, Options, Recipe, Tied, Tokenizer
 from lora_export.planning.prefix_change import PrefixChange
 from lora_export.records import Facts
 from lora_export.report.columns import counted
@@ -70,6 +70,8 @@ class AdapterOptions(TypedDict, total=False):
     #: The owner of the tokenizer files that a folder gets. None takes the base's, unless the
     #: vocabulary was resized.
     tokenizer: Tokenizer | None
+    #: The dtype of all floating tensors of the result; None and "keep" take the base's.
+    dtype: Dtype | None
     #: Names of weight files in an adapter's folder that take no part.
     ignore: Sequence[str]
     #: Where an adapter's file and its configuration disagree: True takes the file, False the
@@ -128,6 +130,7 @@ def make_request(
             rename=_rename(rename) if rename else None,
             unmerged_base=settings.get("unmerged_base", False),
             tokenizer=settings.get("tokenizer"),
+            dtype=settings.get("dtype"),
             ignore=tuple(settings.get("ignore", ())),
             trust_file=settings.get("trust_file"),
             strict=settings.get("strict", False),

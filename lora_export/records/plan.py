@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 StepAction = Literal[
     "copy",  # the base's bytes
+    "cast",  # the base's values, rounded to another dtype
     "merge",  # the base's tensor with deltas
     "replace",  # an adapter's tensor, or another layer's, in place of the base's
     "add",  # a tensor that the base lacks: an adapter's, an untied head, a repeated layer
@@ -39,6 +40,18 @@ class Step:
 
     A library does so that merges several modules of one adapter into one parameter.
     """
+    is_widened: bool = False
+    """Whether the tensor is merged in a wider dtype, and then rounded once to that of `out`."""
+
+    @property
+    def merge_dtype(self) -> str:
+        """Return the dtype of the matrix to which the updates are added.
+
+        It is float32 for a step that is widened, and float64 where the source is float64.
+        """
+        if not self.is_widened:
+            return self.out.dtype
+        return "F64" if self.source.spec.dtype == "F64" else "F32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +122,12 @@ class MergePlan:
         return {step.out.name: step.source for step in steps}
 
     def sources(self) -> dict[str, TensorRef]:
-        """Return what every changed tensor is made from, by name."""
-        return {step.out.name: step.source for step in self.changed()}
+        """Return what every tensor is made from that is no copy of the base's bytes, by name."""
+        return {step.out.name: step.source for step in self.steps() if step.action != "copy"}
 
     def changed(self) -> tuple[Step, ...]:
-        """Return the steps whose output is no copy of the base's bytes."""
-        return tuple(step for step in self.steps() if step.action != "copy")
+        """Return the steps whose output has neither the base's bytes nor its values, rounded."""
+        return tuple(step for step in self.steps() if step.action not in ("copy", "cast"))
 
     def edits(self) -> dict[str, tuple[str, ...]]:
         """Return what differs from the base in each file around the weights, by name."""

@@ -154,7 +154,9 @@ def _code(text: str) -> str:
 def _changes(plan: MergePlan) -> Iterator[str]:
     counts = tensor_counts(plan)
     yield f"Of {counts['total']:,} tensors {counts['changed']:,} are changed and"
-    yield f"{counts['added']:,} are new; all others are the base's, byte for byte. Recipe"
+    cast = sum(step.action == "cast" for step in plan.steps())
+    rounded = f" but for {cast:,} in another dtype, rounded once" if cast else ""
+    yield f"{counts['added']:,} are new; all others are the base's, byte for byte{rounded}. Recipe"
     yield f"`{plan.recipe}`: {_recipe(plan)}."
     yield ""
     files = {name: edits for name, edits in plan.edits().items() if name != "README.md"}
@@ -172,6 +174,7 @@ def _recipe(plan: MergePlan) -> str:
         "several adapters are summed exactly": len(plan.adapters) > 1,
         "an adapter has another weight than 1": any(a.weight != 1 for a in plan.adapters),
         "layers are written more than once": any(a.replication for a in plan.adapters),
+        "the sum in float32 is rounded once": any(step.is_widened for step in plan.steps()),
     }
     applying = [text for text, applies in reasons.items() if applies]
     if plan.recipe != "auto" or not applying:

@@ -79,8 +79,11 @@ def _other_dtypes(kept: KeptUpdate, there: str) -> str:
     better = {_NAMES[d]: share for d, share in kept.otherwise.items() if share > kept.share}
     if not better:
         return "no dtype of fewer than 64 bits would keep more"
-    [first, *rest] = [f"{name} would keep {_percent(share)}" for name, share in better.items()]
-    return ", ".join([first + there, *(text.replace(" would keep", "") for text in rest)])
+    [first, *rest] = better
+    listed = [f"{first} would keep {_percent(better[first])}{there}"]
+    listed += [f"{name} {_percent(better[name])}" for name in rest]
+    enough = next((name for name in better if better[name] >= _NOTED), [*better][-1])
+    return f"{', '.join(listed)} (merge --dtype {enough})"
 
 
 def _percent(share: float) -> str:

@@ -81,7 +81,7 @@ class ModelProof:
         return (
             *self.witnesses.warnings(),
             *([words] if unresolved else []),
-            *([f"{self.kept}; a base in float32 would keep all of it"] if lossy else []),
+            *([f"{self.kept}; --dtype float32 of merge would keep all of it"] if lossy else []),
         )
 
 

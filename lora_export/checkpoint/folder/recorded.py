@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lora_export.records import Adapter, Problem
 
 T = TypeVar("T")
-_OPTIONS = ("dialect", "rename", "tokenizer")
-"""The recorded options that decide how the inputs are read, and which of their files are taken."""
+_OPTIONS = ("dialect", "rename", "tokenizer", "dtype")
+"""The recorded options that decide how inputs are read, which files are taken, and the dtype."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class OtherOrders:
         """Take a step and the same step for a float32 weight; no file is read yet."""
         self._step, self._wide, self._recipe = step, wide, recipe
         self._half = torch_dtype(step.out.dtype)
+        self._base = torch_dtype(step.merge_dtype)
         self._is_exact = is_exact_sum(step, recipe)
         self._expected: list[Expectation] = []
 
@@ -60,7 +61,7 @@ class OtherOrders:
             rows = (stored != merged).any(dim=1).nonzero().flatten()
         size = max(1, WIDE_ELEMENTS // stored.shape[1]) if is_cuttable(self._step) else len(rows)
         for few in (rows[at : at + size] for at in range(0, len(rows), size)):
-            base = source[few].to(self._half).double()
+            base = source[few].to(self._base).double()
             low, high = self._range(base, first + few)
             found[few] = (low <= stored[few]) & (stored[few] <= high)
         return found
@@ -93,7 +94,7 @@ class OtherOrders:
             return self._rounded(base + update)
         kind = all_kinds()[delta.kind]
         if kind.change is None and delta.scaling:
-            computed = product_dtype(delta, self._step.out.dtype, exact=False)
+            computed = product_dtype(delta, self._step.merge_dtype, exact=False)
             if computed in HALF_DTYPES:  # loralib's product and its scaling are rounded
                 update = self._rounded(self._rounded(update / delta.scaling) * delta.scaling)
         if delta.recipe in kind.twice:
@@ -104,4 +105,4 @@ class OtherOrders:
         return self._rounded(base + update)
 
     def _rounded(self, values: torch.Tensor) -> torch.Tensor:
-        return values.to(self._half).double()
+        return values.to(self._base).double()

@@ -35,7 +35,7 @@ def in_float32(step: Step) -> Step:
     The factors are rounded as before, because the unmerged model reads them in the same way.
     """
     deltas = tuple(replace(delta, dtype="F32") for delta in step.deltas)
-    return replace(step, out=replace(step.out, dtype="F32"), deltas=deltas)
+    return replace(step, out=replace(step.out, dtype="F32"), deltas=deltas, is_widened=False)
 
 
 class UnroundedTensor:
@@ -118,7 +118,8 @@ class UnroundedTensor:
         """
         self._narrow = self._narrow or read_factors(self.step, self._recipe)
         with one_thread_each():
-            merged = self._narrow.rows(source.to(self._half), first, first + len(source))
+            base = source.to(torch_dtype(self.step.merge_dtype))
+            merged = self._narrow.rows(base, first, first + len(source)).to(self._half)
         error = stored.float() - merged.float()
         error[stored == unrounded.to(self._half)] = 0
         if error.any():

@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.tensors import torch_dtype
 from lora_export.execution.arithmetic import is_cuttable, is_exact_sum, matrix_of
 from lora_export.execution.rows import differ
 from lora_export.records import HALF_DTYPES
@@ -53,11 +54,11 @@ class Expectation:
         self._dtype = step.out.dtype
         exact = is_exact_sum(step, recipe)
         # A kind that adds twice rounds to delta.dtype between; an exact sum is float32 there.
-        between = "F64" if self._dtype == "F64" else "F32"
+        between = "F64" if step.merge_dtype == "F64" else "F32"
         self._deltas = [replace(d, dtype=between) if exact else d for d in step.deltas]
         self._wide = [factors_of(delta, exact=exact, narrow=True) for delta in step.deltas]
         self._scales = [scaling_of(delta) for delta in step.deltas]
-        self._share, self._rest = update_error(step.deltas, self._dtype, exact=exact)
+        self._share, self._rest = update_error(step.deltas, step.merge_dtype, exact=exact)
         self._is_even = all(proof_of(delta).is_screened for delta in step.deltas)
         self._screens = self._is_even and self._dtype in HALF_DTYPES
         if self._screens:
@@ -75,8 +76,8 @@ class Expectation:
 
         Args:
             first: the number of the first row.
-            base: these rows of the base, in its dtype.
-            written: the same rows as read back, in the same dtype.
+            base: these rows of the base, in the step's merge_dtype.
+            written: the same rows as read back, in the output's dtype.
 
         Returns:
             what each block shows.
@@ -118,7 +119,9 @@ class Expectation:
         distance = _distance(there, exact)
         some = self._some(first)
         stored = replace(
-            measure(base[some], written[some], exact[some], update[some], self._dtype),
+            measure(
+                self._rounded(base[some]), written[some], exact[some], update[some], self._dtype
+            ),
             elements=written.numel(),
             update=_sum_of_squares(update),
         )
@@ -143,7 +146,7 @@ class Expectation:
         import torch
 
         rows = torch.arange(first, first + len(base))
-        exact = base.float()
+        exact = base.to(torch.float32, copy=True)
         norm = self._add_update(exact, rows)
         typical = _typical(exact)
         error = self._largest * self._share + self._rest
@@ -180,7 +183,7 @@ class Expectation:
         exact = few.double()
         product = self._product
         update = product.rows(rows[some]) if product else self._update(exact, rows[some])[0]
-        found = measure(few, written[some], exact.add_(update), update, self._dtype)
+        found = measure(self._rounded(few), written[some], exact.add_(update), update, self._dtype)
         return replace(found, elements=written.numel(), update=norm)
 
     def _some(self, first: int) -> slice:
@@ -193,12 +196,17 @@ class Expectation:
 
     def _differs(self, base: torch.Tensor, written: torch.Tensor) -> bool:
         """Return whether any row so far differs from the base; the first difference is enough."""
-        self._is_changed = self._is_changed or differ(base, written)
+        self._is_changed = self._is_changed or differ(self._rounded(base), written)
         return self._is_changed
+
+    def _rounded(self, base: torch.Tensor) -> torch.Tensor:
+        """Return rows of the base in the output's dtype."""
+        return base.to(torch_dtype(self._dtype))
 
     def _bound(self, exact: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
         """Return the bound of elements; `error` has every rounding but the last."""
-        return element_bound(exact, error, self._dtype, once=not self.step.in_turn)
+        once = self.step.is_widened or not self.step.in_turn
+        return element_bound(exact, error, self._dtype, once=once)
 
     def _look_closer(
         self, rows: torch.Tensor, base: torch.Tensor, written: torch.Tensor

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
+from lora_export.checkpoint.tensors import TORCH_NAMES, iter_chunks, tensor_bytes
+from lora_export.execution.casting import rounded
 from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.layout import segments_of
 from lora_export.execution.rows import Rows, read_rows, refuse_non_finite
-from lora_export.records import Check
+from lora_export.records import DTYPE_BITS, FLOAT_DTYPES, Check
 from lora_export.verification.blame.mistakes import describe_gain, describe_names
 from lora_export.verification.factors import changes_nothing
 from lora_export.verification.listed_check import listed_check
@@ -25,14 +27,18 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lora_export.records import MergePlan, Step, Survival, TensorRef
+    from lora_export.records import MergePlan, Step, Survival, TensorRef, TensorSpec
+
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of a block in which a tensor of another dtype than its source is compared."""
 
 
 @dataclass(slots=True)
 class WeightProof:
     """Collects what the written tensors show, from any number of threads: a segments.Watcher.
 
-    Untouched and replaced tensors must be equal to the byte. Merged ones must be within the
+    Untouched and replaced tensors must be equal to the byte, and those of another dtype to the
+    source's values, rounded once. Merged ones must be within the
     recipe's rounding of an independent recomputation: in every element, and on average along the
     update. The average shows a wrong scaling that the rounding of single elements hides in half
     precision.
@@ -78,7 +84,6 @@ class WeightProof:
         """
         planned = self.plan.steps()
         names = _check_names(planned, written)
-        whole = sum(not step.deltas for step in planned)
         merged = [
             self._tallies.get(step.out.name, Tally(step.out.name))
             for step in planned
@@ -87,7 +92,7 @@ class WeightProof:
         checks = [
             names,
             _check_library(written),
-            listed_check("untouched tensors", self.different, f"{whole} tensors equal to the byte"),
+            listed_check("untouched tensors", self.different, _untouched(planned)),
             _check_seen(planned, merged),
             _check_elements(merged),
             _check_gain(merged),
@@ -101,6 +106,14 @@ class WeightProof:
         dtypes = {step.out.name: step.out.dtype for step in self.plan.steps() if step.deltas}
         stored = {name: self._tallies[name].stored for name in dtypes if name in self._tallies}
         return survival_of(stored, dtypes)
+
+
+def _untouched(planned: Sequence[Step]) -> str:
+    """Return how the tensors without an update were compared."""
+    plain = [step for step in planned if not step.deltas]
+    cast = sum(step.source.spec.dtype != step.out.dtype for step in plain)
+    words = f"{len(plain) - cast} tensors equal to the byte"
+    return f"{words}, {cast} to the source's values rounded once" if cast else words
 
 
 def _are_same(source: bytes, written: memoryview) -> bool:
@@ -160,15 +173,18 @@ def _look_at_rows(proof: WeightProof, rows: Rows, written: Mapping[str, TensorRe
 
 
 def _as_planned(step: Step, found: TensorRef) -> bool:
-    """Return whether the written tensor has the source's bytes, or its values in another dtype."""
-    import torch
-
-    from lora_export.checkpoint.tensors import read_tensor, torch_dtype
-
+    """Return whether the written tensor has the source's bytes, or its values rounded once."""
     if step.source.spec.dtype == step.out.dtype:
         return same_content(step.source, found)
-    wanted = read_tensor(step.source).to(torch_dtype(step.out.dtype))
-    return torch.equal(wanted, read_tensor(found))
+    bits = [DTYPE_BITS[spec.dtype] for spec in (step.source.spec, step.out)]
+    sizes = [BLOCK_ELEMENTS * each // 8 for each in bits]
+    read, there = (
+        iter_chunks(ref, size) for ref, size in zip((step.source, found), sizes, strict=True)
+    )
+    return all(
+        _are_same(bytes(tensor_bytes(rounded(step, wide))), narrow)
+        for wide, narrow in zip(read, there, strict=True)
+    )
 
 
 def _check_names(planned: Sequence[Step], written: Mapping[str, TensorRef]) -> Check:
@@ -176,7 +192,23 @@ def _check_names(planned: Sequence[Step], written: Mapping[str, TensorRef]) -> C
     wrong = [n for n, spec in wanted.items() if n not in written or written[n].spec != spec]
     wrong += [name for name in written if name not in wanted]
     detail = describe_names(wanted, {name: ref.spec for name, ref in written.items()})
-    return listed_check("names, dtypes, shapes", wrong, detail)
+    hint = _other_dtype([(wanted.get(name), written.get(name)) for name in wrong])
+    return listed_check("names, dtypes, shapes", wrong, detail, hint)
+
+
+def _other_dtype(pairs: Sequence[tuple[TensorSpec | None, TensorRef | None]]) -> str:
+    """Return the option that fits, where every wrong tensor is stored in one other float dtype.
+
+    pairs: what is planned and what is stored, None where there is no such tensor.
+    """
+    found = {ref.spec.dtype for spec, ref in pairs if spec and ref and spec.dtype in FLOAT_DTYPES}
+    same = all(
+        spec and ref and spec == replace(ref.spec, dtype=spec.dtype) and spec.dtype in FLOAT_DTYPES
+        for spec, ref in pairs
+    )
+    if not same or len(found) != 1 or not found <= FLOAT_DTYPES - {"F64"}:
+        return ""
+    return f"a result of --dtype {TORCH_NAMES[found.pop()]} is verified with that option"
 
 
 def _check_library(written: Mapping[str, TensorRef]) -> Check:
