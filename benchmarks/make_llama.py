@@ -104,6 +104,7 @@ SHAPES = {
     "tiny": Shape(128, 2, 352, 4, 2, 512),
     "1b": Shape(2048, 22, 5632, 32, 4, 32_000),  # TinyLlama: 1.1 B parameters, 2.2 GB
     "4b": Shape(3072, 38, 8192, 24, 8, 32_000),  # Llama 3.2 3B with more layers: 4 B, 8 GB
+    "8b": Shape(4096, 32, 14336, 32, 8, 128_256),  # Llama 3.1 8B: 16 GB
     "wide": Shape(2048, 1, 5632, 32, 4, 1 << 19),  # table and head of 2 GB each
 }
 

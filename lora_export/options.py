@@ -139,6 +139,20 @@ PROOF = (
     Option("atol", "number", "Absolute tolerance instead of the derived one."),
     Option("rtol", "number", "Tolerance relative to the largest output."),
     Option("seed", "whole", "Seed of the probes.", default=0, least=0, shown=True),
+    Option(
+        "proof",
+        "choice",
+        "How far to prove: the model's outputs as well, or the weights alone.",
+        default="model",
+        choices=("model", "weights"),
+        shown=True,
+    ),
+    Option(
+        "require",
+        "choice",
+        "The proof that must be made: fail where it cannot be run, instead of a note.",
+        choices=("model",),
+    ),
 )
 """How a model is run to be proven."""
 

@@ -19,7 +19,8 @@ ADAPTER = {
     "allow_new": (), "allow_noop": False, "unmerged_base": False, "ignore": (), "trust_file": None,
     "strict": False,
 }  # fmt: skip
-PROOF = {"input": (), "inputs": None, "atol": None, "rtol": None, "seed": 0}
+PROOF = {"input": (), "inputs": None, "atol": None, "rtol": None, "seed": 0, "proof": "model",
+         "require": None}  # fmt: skip
 CAPTURE = {"capture_cache": None, "no_capture_cache": False, "provider": ()}
 NEEDED = inspect.Parameter.empty
 

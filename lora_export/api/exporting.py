@@ -106,6 +106,7 @@ def export_onnx(
     check_opset(opset)
     proof = proof_options(settings, provider)
     proof.check()
+    proof.check_made(verify=verify)
     network = Network(model, task, kv_cache)
     network.refuse_lowered(precision)
     job = make_job(base, adapters, network=network, proof=proof, settings=adapter_options(settings))

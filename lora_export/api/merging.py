@@ -113,11 +113,13 @@ def merge(
         MissingExtraError: transformers is needed and not installed.
             After each of these errors `output` is what it was before the call.
     """
+    proof = proof_options(settings)
+    proof.check_made(verify=verify)
     job = make_job(
         base,
         adapters,
         network=Network(model, task),
-        proof=proof_options(settings),
+        proof=proof,
         settings=adapter_options(settings),
     )
     if max_shard_size:
@@ -205,7 +207,14 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     )
     files = (*files, *card)
     record = build_manifest(
-        job, "merge", files, checks, digests, kept=proven.kept, survival=survival
+        job,
+        "merge",
+        files,
+        checks,
+        digests,
+        kept=proven.kept,
+        survival=survival,
+        not_run=proven.not_run,
     )
     files = (*files, write_manifest(stage, record))
     # The undo file is published before the checkpoint: a run that is killed between the two leaves
@@ -223,7 +232,15 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     warnings = (*plan.warnings, *proven.warnings)
     facts = {**space.facts(), **survival_facts(survival)}
     return Report(
-        "merge", str(stage.output), plan, checks, files, warnings, facts, kept=proven.kept
+        "merge",
+        str(stage.output),
+        plan,
+        checks,
+        files,
+        warnings,
+        facts,
+        kept=proven.kept,
+        not_run=proven.not_run,
     )
 
 

@@ -142,7 +142,14 @@ def verify(
     refuse_failed(checks, str(path), proven.attribution)
     warnings = (*inherited, *unused, *by_manifest, *job.plan.warnings, *proven.warnings)
     return Report(
-        "verify", str(path), job.plan, checks, warnings=warnings, facts=facts, kept=proven.kept
+        "verify",
+        str(path),
+        job.plan,
+        checks,
+        warnings=warnings,
+        facts=facts,
+        kept=proven.kept,
+        not_run=proven.not_run,
     )
 
 

@@ -72,6 +72,17 @@ def read_tensor(ref: TensorRef) -> torch.Tensor:
     return flat.as_strided(ref.spec.shape, ref.strides).clone(memory_format=torch.contiguous_format)
 
 
+def read_tensor_into(ref: TensorRef, into: torch.Tensor) -> None:
+    """Read a dense tensor into the memory of `into`, which has its dtype and number of elements.
+
+    Raises:
+        InputError: the file ends before the tensor does.
+        StorageError: the file cannot be read.
+    """
+    with open_for_reading(ref.file) as descriptor:
+        _fill(tensor_bytes(into), descriptor, ref, 0)
+
+
 def _fill(target: memoryview, descriptor: int, ref: TensorRef, start: int) -> None:
     """Fill all of `target` with the tensor's bytes from `start` on."""
     with system_errors(ref.file, "read"):

@@ -133,13 +133,13 @@ def task_warnings(base: Checkpoint, task: str | None) -> tuple[str, ...]:
 def why_no_model(base: Checkpoint, task: str | None = None) -> str:
     """Return why no model can be built for a merge without --model; empty when one can."""
     if base.layout == "folder" and not base.config:
-        return "the folder has no config.json, which names its model: the proof is by weights only"
+        return "the folder has no config.json, which names its model"
     if not _names_class(base, task):
-        return "no --model was named, so the proof is by weights only"
+        return "no --model was named"
     if not transformers_installed():
-        return "transformers is not installed (extra hf), so the proof is by weights only"
+        return "transformers is not installed (extra hf)"
     if found := base.quantization:
-        return f"the base is described as quantised ({found.method}): the proof is by weights only"
+        return f"the base is described as quantised ({found.method})"
     return ""
 
 

@@ -25,9 +25,10 @@ from lora_export.models.network.loralib_modules import (
     read_facts,
     remove_factors,
 )
-from lora_export.models.network.state import load_strictly, untie
+from lora_export.models.network.state import load_strictly, place_strictly, untie
 from lora_export.planning.names.base_names import BaseNames, join
 from lora_export.planning.names.network_names import NetworkNames
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +48,9 @@ _DECLARE = (
 
 class FactoryModel:
     """A model source backed by the user's factory; see source.ModelSource."""
+
+    #: See source.ModelSource.
+    prefers_streaming = False
 
     def __init__(
         self, target: str, inputs: tuple[InputSpec, ...], arrays: Path | None = None
@@ -129,6 +133,28 @@ class FactoryModel:
         """See source.ModelSource.load."""
         model = self._plain(untied, dtype, zeros=True)
         load_strictly(model, self._placed({**checkpoint.tensors(), **full}), self.target)
+        return model
+
+    def stream(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        full: Mapping[str, TensorRef],
+        untied: Sequence[str],
+        dtype: str = "float32",
+    ) -> nn.Module:
+        """See source.ModelSource.stream: the factory builds its network without weights."""
+        from lora_export.models.network.unweighted import without_weights
+        from lora_export.models.streaming.placing import place_rows, weightless
+        from lora_export.models.streaming.row_sources import FileRows
+
+        with without_weights():
+            model = self._plain(untied, dtype, zeros=True)
+        placed = place_strictly(model, self._placed({**checkpoint.tensors(), **full}), self.target)
+        place_rows(model, {name: FileRows(ref) for name, ref in placed.items()})
+        if names := weightless(model):
+            message = f"the network keeps {first_names(names)} where no weight can be placed"
+            raise UsageError(message, where=self.target)
         return model
 
     def _placed(self, tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:

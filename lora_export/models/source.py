@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 class ModelSource(Protocol):
     """A model that can be built as often as needed, each time with other weights."""
 
+    #: Whether a large model is read while it runs although it would fit into memory. A user's
+    #: network is not: its code may keep copies of weights.
+    prefers_streaming: bool
+
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """Return the model's declared inputs.
@@ -52,6 +56,21 @@ class ModelSource(Protocol):
         Raises:
             FitError: checkpoint and model do not hold the same tensors, or `full` has no place.
             InputError: no model can be built of the checkpoint.
+        """
+
+    def stream(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        full: Mapping[str, TensorRef],
+        untied: Sequence[str],
+        dtype: str = "float32",
+    ) -> nn.Module:
+        """Build the model that `load` builds, whose large weights are read while it runs.
+
+        Raises:
+            FitError, InputError: as `load` does.
+            UsageError: this model's weights cannot be read that way.
         """
 
     def blank(

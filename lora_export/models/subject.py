@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_export.models.opening import open_model
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -45,6 +47,21 @@ class Subject:
         """
         untied = self.plan.separated
         return self.source.load(self.merged, full=full or {}, untied=untied, dtype=dtype)
+
+    def open(
+        self, full: Mapping[str, TensorRef] | None = None, *, dtype: str = "float32"
+    ) -> nn.Module:
+        """Return the network to run it, in eval mode, with the merged weights in `dtype`.
+
+        Of a large network they are read while it runs; see opening.open_model.
+
+        full: tensors, by base name, that go over the merged ones.
+
+        Raises:
+            FitError, InputError, UsageError: see open_model.
+        """
+        untied = self.plan.separated
+        return open_model(self.source, self.merged, full=full or {}, untied=untied, dtype=dtype)
 
     def blank(self, *, dtype: str = "float32") -> nn.Module:
         """Return the network with any weights, to trace it; raises as ModelSource.blank does."""

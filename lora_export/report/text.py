@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.report.columns import aligned, counted, first_names, first_rows
 from lora_export.report.found import found_text
 from lora_export.report.lowered import lowered_text
-from lora_export.report.result import tensor_counts
+from lora_export.report.result import levels_json, tensor_counts
 from lora_export.report.survival import survival_text
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _KEPT = "\n  captured by an earlier run (--no-capture-cache captures it anew)"
 
 def report_text(report: Report, *, verbose: bool) -> str:
     """Return the whole summary; `verbose` lists every module, and not only the first ones."""
-    parts = []
+    parts = [levels_text(report)] if report.checks else []
     if report.plan:
         weights = report.facts.keys().isdisjoint({"graph", "graphs", "lowered"})
         edits = weights and report.command != "onnx"
@@ -51,6 +51,17 @@ def report_text(report: Report, *, verbose: bool) -> str:
     if report.dry_run:
         parts.append(f"dry run: nothing was written{_space_text(report.facts.get('space'))}")
     return "\n\n".join(parts)
+
+
+def levels_text(report: Report) -> str:
+    """Return which levels are proven, and why another one was not run: a line each."""
+    levels = levels_json(report.checks, report.not_run)
+    rows = [
+        ("proven", [level for level, found in levels.items() if found["proven"]]),
+        ("failed", [n for n, f in levels.items() if not f["proven"] and "not_run" not in f]),
+    ]
+    lines = [f"{word:8} {', '.join(names)}" for word, names in rows if names]
+    return "\n".join([*lines, *(f"not run  {n}: {why}" for n, why in report.not_run.items())])
 
 
 def _proof_text(report: Report, *, verbose: bool) -> Iterator[str]:

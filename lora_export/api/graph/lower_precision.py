@@ -230,8 +230,8 @@ def _run(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...], tuple[Ch
     A float16 model runs in torch as well, with every operator in float16. On the CPU, ONNX Runtime
     computes most operators in float32. It would not see a number that is too large for a GPU.
     """
+    from lora_export.verification.model.loading import run_base, run_merged
     from lora_export.verification.model.loss import Limits, loss_checks, measure
-    from lora_export.verification.model.witnesses import run_base, run_merged
     from lora_export.verification.runtime.sessions import find_providers, run_model
 
     job, providers = full.job, find_providers(full.job.proof.provider)

@@ -115,6 +115,10 @@ class Settings(AdapterOptions, total=False):
     rtol: float | None
     #: Seed of the probes, 0 or more.
     seed: int
+    #: How far to prove: "model" runs the network as well, "weights" does not.
+    proof: str
+    #: "model" fails where the network cannot be run; None accepts a proof by weights.
+    require: str | None
 
 
 def no_progress(_done: int, _total: int) -> None:

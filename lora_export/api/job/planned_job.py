@@ -62,7 +62,7 @@ class Job:
     @property
     def is_proof_asked(self) -> bool:
         """Return whether an option describes the run of the model; then it must not be left out."""
-        return self.proof != ProofOptions(seed=self.proof.seed)
+        return self.proof.describes_run
 
 
 def make_job(

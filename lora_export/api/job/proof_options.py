@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from lora_export.errors import InputError, UsageError
 from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.verification.runtime.sessions import find_providers
 
+_EXTENT = ("proof", "require")
+"""The options that decide how far to prove, and describe no run."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProofOptions:
-    """How a network is run to be proven."""
+    """How far a result is proven, and how a network is run for it."""
 
     #: The inputs, each as --input describes one.
     input: tuple[str, ...] = ()
@@ -26,12 +29,38 @@ class ProofOptions:
     rtol: float | None = None
     #: Seed of the probes.
     seed: int = 0
+    #: How far to prove: "model" runs the network as well, "weights" does not.
+    proof: str = "model"
+    #: "model" refuses a result whose network could not be run; None accepts it.
+    require: str | None = None
     #: ONNX Runtime's execution providers by name; empty takes the CPU's.
     provider: tuple[str, ...] = ()
 
     def given(self) -> list[str]:
         """Return the options that were set, by their names on the command line."""
-        return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != f.default]
+        return [
+            f"--{f.name}"
+            for f in fields(self)
+            if getattr(self, f.name) != f.default and f.name not in _EXTENT
+        ]
+
+    @property
+    def describes_run(self) -> bool:
+        """Return whether an option describes how the model is run."""
+        return self != replace(ProofOptions(), **{n: getattr(self, n) for n in ("seed", *_EXTENT)})
+
+    def check_made(self, *, verify: bool) -> None:
+        """Refuse to require a proof that another option leaves out.
+
+        verify: whether anything is proven.
+
+        Raises:
+            UsageError: --require model beside --no-verify or --proof weights.
+        """
+        if self.require and (self.proof == "weights" or not verify):
+            left_out = "--no-verify" if not verify else "--proof weights"
+            message = f"requires a proof that {left_out} leaves out"
+            raise UsageError(message, where="--require model", hint="leave one of both out")
 
     def check(self) -> None:
         """Refuse options that no run could use, also where no model is run.

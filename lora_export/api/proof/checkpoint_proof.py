@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lora_export.api.proof.memory import why_too_large
 from lora_export.api.proof.model_proof import Proven, prove_model
-from lora_export.errors import InputError, UsageError
+from lora_export.errors import InputError, UsageError, VerificationError
 from lora_export.models.choose import folder_model, why_no_model, why_unloadable
+from lora_export.models.memory import why_too_large
+from lora_export.models.opening import open_model
 from lora_export.models.subject import Subject
 from lora_export.records import at_level
 from lora_export.report.columns import first_names
@@ -64,19 +65,32 @@ def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Pr
     checks: those by weights and by side files.
     """
     if not all(check.passed for check in checks):
-        return Proven(checks)
-    if job.source:
-        why = "" if job.is_proof_asked else _not_run(job, job.source)
-        more = (
-            Proven(warnings=(why,))
-            if why
-            else prove_model(job, Subject(job.source, job.plan, merged)).proven()
+        return Proven(checks, not_run={"model": "the weights are wrong"})
+    more = _prove_model(job, merged)
+    if job.proof.require and not more.checks:
+        raise VerificationError(
+            f"the model level could not be run: {more.not_run['model']}",
+            where=str(job.plan.base.root),
+            hint="leave --require model out to accept a proof by weights",
         )
-    else:
-        more = _prove_folder(job, merged)
-    unused = _unused(job.proof) if more.warnings and not more.checks else ()
-    warnings = (*more.warnings, *unused)
-    return Proven((*checks, *more.checks), warnings, more.attribution, kept=more.kept)
+    unused = _unused(job.proof) if more.not_run else ()
+    return replace(more, checks=(*checks, *more.checks), warnings=(*more.warnings, *unused))
+
+
+def _prove_model(job: Job, merged: Checkpoint) -> Proven:
+    if job.proof.proof == "weights":
+        return Proven(not_run={"model": "--proof weights"})
+    if not job.source:
+        return _prove_folder(job, merged)
+    why = "" if job.is_proof_asked else _not_run(job, job.source)
+    if why:
+        return _by_weights_only(why)
+    return prove_model(job, Subject(job.source, job.plan, merged)).proven()
+
+
+def _by_weights_only(why: object) -> Proven:
+    words = f"the proof is by weights only: {why}"
+    return Proven(warnings=(words,), not_run={"model": str(why)})
 
 
 def prove_weights(job: Job, written: Checkpoint) -> tuple[tuple[Check, ...], Survival | None]:
@@ -96,7 +110,7 @@ def _not_run(job: Job, source: FactoryModel) -> str:
     why = source.why_no_inputs()
     if job.unset:
         why = f"neither base nor adapter holds {first_names(job.unset)} of {source.target}"
-    return f"the proof is by weights only: {why}" if why else ""
+    return why
 
 
 def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
@@ -111,16 +125,15 @@ def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
     base = merged if job.plan.reshaped else job.plan.base
     why = why_no_model(base, job.network.task) or why_too_large(base)
     if why:
-        return Proven(warnings=(why,))
+        return _by_weights_only(why)
     try:
         source = folder_model(base, job.proof.input, job.network.task)
         if not job.plan.reshaped:
-            source.load(base, full=job.plan.new_tensors(), untied=())
+            open_model(source, base, full=job.plan.new_tensors(), untied=())
     except UsageError as error:
-        return Proven(warnings=(f"the proof is by weights only: {error.problems[0]}",))
+        return _by_weights_only(error.problems[0])
     except InputError as error:
-        warning = f"{_unloadable(error.problems[0])}; the proof is by weights only"
-        return Proven(warnings=(warning,))
+        return _by_weights_only(_unloadable(error.problems[0]))
     try:
         why = why_unloadable(base)
         subject = Subject(source, job.plan, merged)
@@ -128,7 +141,7 @@ def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
     except UsageError as error:
         if job.is_proof_asked:
             raise  # an option asks for this run, so it may not be left out with a warning
-        return Proven(warnings=(f"the proof is by weights only: {error.problems[0]}",))
+        return _by_weights_only(error.problems[0])
 
 
 def _unloadable(reason: object) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.models.generation.cached_decoder import CachedDecoder
+from lora_export.models.memory import is_large
 from lora_export.records import at_level
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from lora_export.verification.model.tolerance import Tolerance
     from lora_export.verification.model.witnesses import Witnesses
 
+
+FEW = 3
+"""Samples of the only probe of a large model. A graph with a fixed batch fails on them."""
 
 WORTH_A_NOTE = 0.9
 """A smaller share of the adapter's effect that is left gives a warning."""
@@ -42,6 +46,8 @@ class Proven:
     kept: KeptEffect | None = None
     #: What storing left of the updates; None where that was not measured.
     survival: Survival | None = None
+    #: Why a level was not run, by its name.
+    not_run: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +138,5 @@ def probes_for(job: Job, source: ModelSource, rounds: int = 1) -> list[dict[str,
     tokens = dict.fromkeys(token for delta in deltas for token in delta.indices)
     if isinstance(source, CachedDecoder):
         return decoding_probes(source, job.proof.seed, list(tokens))
-    return make_probes(source.inputs, job.proof.seed, list(tokens), rounds)
+    few = FEW if rounds == 1 and is_large(job.plan.base) else 0
+    return make_probes(source.inputs, job.proof.seed, list(tokens), rounds, few=few)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class Wrapper:
     """A model source that passes every call on to another one; see source.ModelSource."""
 
+    #: See source.ModelSource.
+    prefers_streaming = True
+
     def __init__(self, plain: HuggingFaceModel, inputs: tuple[InputSpec, ...]) -> None:
         #: The source of the models as transformers builds them.
         self.plain = plain
@@ -40,6 +43,17 @@ class Wrapper:
     ) -> nn.Module:
         """See source.ModelSource.load."""
         return self.plain.load(checkpoint, full=full, untied=untied, dtype=dtype)
+
+    def stream(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        full: Mapping[str, TensorRef],
+        untied: Sequence[str],
+        dtype: str = "float32",
+    ) -> nn.Module:
+        """See source.ModelSource.stream."""
+        return self.plain.stream(checkpoint, full=full, untied=untied, dtype=dtype)
 
     def blank(
         self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"
@@ -89,6 +103,17 @@ class Rewired(Wrapper):
     ) -> nn.Module:
         """See source.ModelSource.load."""
         return self._rewired(super().load(checkpoint, full=full, untied=untied, dtype=dtype))
+
+    def stream(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        full: Mapping[str, TensorRef],
+        untied: Sequence[str],
+        dtype: str = "float32",
+    ) -> nn.Module:
+        """See source.ModelSource.stream."""
+        return self._rewired(super().stream(checkpoint, full=full, untied=untied, dtype=dtype))
 
     def blank(
         self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, MissingExtraError, UsageError
 from lora_export.models.hf.blank import blank_state, without_notes
+from lora_export.models.hf.full_values import slot, with_value
 from lora_export.models.hf.model_class import class_of, config_of
 from lora_export.models.hf.name_table import read_name_table
 from lora_export.models.hf.plain_folder import without_adapter
+from lora_export.models.hf.streamed import Placed, sources_by_name, stand_ins
 from lora_export.models.inputs.usual_inputs import usual_inputs
 from lora_export.models.network.calling import FAILURES
 from lora_export.models.network.loralib_modules import read_facts
@@ -23,12 +25,12 @@ from lora_export.models.network.state import same_values, untie
 from lora_export.planning.names.base_names import BaseNames
 from lora_export.planning.names.misfit import transformers_installed
 from lora_export.records import Problem
+from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    import torch
     from torch import nn
 
     from lora_export.records import (
@@ -47,6 +49,9 @@ _TASK = "--task builds another class of the model, e.g. text-classification"
 
 class HuggingFaceModel:
     """A model source backed by transformers' from_pretrained; see source.ModelSource."""
+
+    #: See source.ModelSource.
+    prefers_streaming = True
 
     def __init__(
         self, base: Checkpoint, inputs: tuple[InputSpec, ...], task: str | None = None
@@ -76,6 +81,8 @@ class HuggingFaceModel:
         #: The transformers configuration of the models.
         self.config = config_of(base, self.model_class)
         self._given = inputs
+        #: Of each dtype, the model whose weights were placed last.
+        self._kept: dict[str, Placed] = {}
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
@@ -141,25 +148,62 @@ class HuggingFaceModel:
         self._refuse_incomplete(info, targets)
         state = model.state_dict()
         for name, ref in full.items():
-            self._slot(state[targets[name] or name], name, ref).copy_(read_tensor(ref))
+            slot(self.names, state[targets[name] or name], name, ref).copy_(read_tensor(ref))
         return model
 
-    def _slot(self, tensor: torch.Tensor, name: str, ref: TensorRef) -> torch.Tensor:
-        """Return the part of the model's `tensor` that holds a checkpoint's `name`.
+    def stream(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        full: Mapping[str, TensorRef],
+        untied: Sequence[str],
+        dtype: str = "float32",
+    ) -> nn.Module:
+        """See source.ModelSource.stream: transformers places stand-ins for the stored tensors."""
+        from lora_export.models.streaming.placing import replace_tensors
+
+        placed = self._placed(checkpoint, dtype)
+        model = deepcopy(placed.model)
+        names = BaseNames(model.state_dict())
+        targets = {name: self._state_name(names, name) for name in full}
+        self._refuse_unplaced(targets)
+        self._refuse_incomplete(placed.info, targets)
+        unknown = [name for name in placed.unknown if name not in targets.values()]
+        if unknown:
+            message = (
+                f"transformers makes {first_names(unknown)} of stored tensors as it loads them"
+            )
+            raise UsageError(message, where=self._label)
+        self._make_ready(model, untied)
+        state = model.state_dict(keep_vars=True)
+        given = dict(state)
+        for name, ref in full.items():
+            target = targets[name] or name
+            given[target] = with_value(self.names, given[target], name, ref)
+        replace_tensors(model, [(state[n], new) for n, new in given.items() if new is not state[n]])
+        return model
+
+    def _placed(self, checkpoint: Checkpoint, dtype: str) -> Placed:
+        """Place a checkpoint's tensors once; the models that are streamed are copies of this one.
 
         Raises:
-            FitError: the part has another shape.
+            UsageError: transformers converts a stored tensor in a way that no rows follow.
         """
-        if self.names and tensor.shape != ref.spec.shape:
-            place = self.names.places([name])[name]
-            number, count = place.part
-            if place.expert is not None:
-                stacked = tensor[place.expert]
-                tensor = stacked.chunk(count)[number]
-        if tensor.shape != ref.spec.shape:  # copy_ would repeat a smaller tensor
-            message = f"has shape {list(ref.spec.shape)}, in the model {list(tensor.shape)}"
-            raise FitError(message, where=name, hint=self._hint())
-        return tensor
+        from lora_export.models.streaming.placing import place_rows
+
+        kept = self._kept.get(dtype)
+        if kept is not None and kept.checkpoint is checkpoint:
+            return kept
+        marked = self._untied(checkpoint, self.skeleton())
+        made = stand_ins(checkpoint, self.names, dtype, marked=marked)
+        if made.obstacle:
+            raise UsageError(made.obstacle, where=self._label)
+        settings = {"config": deepcopy(self.config), "state_dict": dict(made.state)}
+        model, info = self._from_pretrained(checkpoint, None, dtype, **settings)
+        found, unknown = sources_by_name(model, made)
+        place_rows(model, found)
+        self._kept[dtype] = Placed(checkpoint, model, info, unknown)
+        return self._kept[dtype]
 
     def blank(
         self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"
@@ -235,14 +279,14 @@ class HuggingFaceModel:
 
     def module(self, model: nn.Module, name: str) -> nn.Module:
         """See source.ModelSource.module; names may lack the prefix of the model without head."""
-        modules: dict[str, nn.Module] = dict(model.named_modules())
-        found = next((n for n in self._spellings(name) if n in modules), None)
-        if found is None:
-            found = self._runtime_name(f"{name}.weight").removesuffix(".weight")
-        if found not in modules:
-            hint = "the running model may hold it in another form, as experts in one tensor"
-            raise UsageError("the model has no such module", where=name, hint=hint)
-        return modules[found]
+        for spelled in self._spellings(name):
+            if found := _submodule(model, spelled):
+                return found
+        own = self._runtime_name(f"{name}.weight").removesuffix(".weight")
+        if found := _submodule(model, own):
+            return found
+        hint = "the running model may hold it in another form, as experts in one tensor"
+        raise UsageError("the model has no such module", where=name, hint=hint)
 
     def _spellings(self, name: str) -> list[str]:
         """List the names under which from_pretrained places a checkpoint's `name`, in its order."""
@@ -292,3 +336,10 @@ class HuggingFaceModel:
 
     def _hint(self) -> str:
         return f"is {self.model_class.__name__} the architecture of this checkpoint?"
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None

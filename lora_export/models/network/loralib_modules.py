@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _ATTRIBUTES = ("r", "lora_alpha")
-_FACTORS = ("lora_A", "lora_B")
+FACTORS = ("lora_A", "lora_B")
+"""The names of the factors in a module."""
 
 
 def is_live(module: nn.Module) -> bool:
@@ -28,7 +29,7 @@ def is_live(module: nn.Module) -> bool:
     """
     import torch
 
-    factors = (getattr(module, name, None) for name in _FACTORS)
+    factors = (getattr(module, name, None) for name in FACTORS)
     return all(hasattr(module, name) for name in _ATTRIBUTES) and all(
         isinstance(factor, torch.Tensor) for factor in factors
     )
@@ -143,7 +144,7 @@ def remove_factors(
                 )
             if module in keep:
                 continue
-            plain = {role: torch.zeros_like(getattr(module, role).detach()) for role in _FACTORS}
+            plain = {role: torch.zeros_like(getattr(module, role).detach()) for role in FACTORS}
             for role, zero in plain.items():
                 delattr(module, role)
                 if zeros:

@@ -25,6 +25,21 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, TensorRef], source: st
     source: names where the model's code is, for the hint.
 
     Raises:
+        FitError: see place_strictly.
+    """
+    state = model.state_dict()
+    for name, ref in place_strictly(model, tensors, source).items():
+        state[name].copy_(read_tensor(ref))
+
+
+def place_strictly(
+    model: nn.Module, tensors: Mapping[str, TensorRef], source: str
+) -> dict[str, TensorRef]:
+    """Return `tensors` by the model's names instead of the checkpoint's.
+
+    source: names where the model's code is, for the hint.
+
+    Raises:
         FitError: a tensor has no place or another shape, a parameter is left unset, or two names
             of one parameter have different values.
     """
@@ -46,8 +61,7 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, TensorRef], source: st
         hint = f"does {source} build the model that this checkpoint belongs to?"
         raise FitError.of([Problem(p.message, p.where, hint) for p in problems])
     _refuse_conflicts(model, placed)
-    for name, ref in placed.items():
-        state[name].copy_(read_tensor(ref))
+    return placed
 
 
 def _refuse_conflicts(model: nn.Module, placed: Mapping[str, TensorRef]) -> None:

@@ -12,13 +12,13 @@ from lora_export.verification.blame.attribution import GRAPH, UNREADABLE, by_che
 from lora_export.verification.blame.gap import first_diverging
 from lora_export.verification.blame.graph_modules import read_modules
 from lora_export.verification.model.branches import attach
-from lora_export.verification.model.probes import make_probes, other_sizes, probe_of_sizes
-from lora_export.verification.model.runs import nudge, run
-from lora_export.verification.model.witnesses import (
+from lora_export.verification.model.loading import (
     load_merged,
     load_unmerged,
     load_unrounded,
 )
+from lora_export.verification.model.probes import make_probes, other_sizes, probe_of_sizes
+from lora_export.verification.model.runs import nudge, run
 from lora_export.verification.runtime.sessions import LEVELS, open_session, run_model
 
 if TYPE_CHECKING:

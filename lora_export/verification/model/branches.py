@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
     from lora_export.models.source import ModelSource
     from lora_export.records import Delta, MergePlan
-    from lora_export.verification.formulas.signatures import LiveBranch, LiveOutput
+    from lora_export.verification.formulas.signatures import Factors, LiveBranch, LiveOutput
 
 
-def branch_of(module: nn.Module, delta: Delta, *, exact: bool = False) -> LiveBranch:
+def branch_of(
+    module: nn.Module, delta: Delta, *, exact: bool = False, factors: Factors | None = None
+) -> LiveBranch:
     """Attach the live branch of `delta` to `module`.
 
+    factors: those of another model's branch of the same update, which are not read again.
     exact: the factors have the values of their file, as in an exact sum; otherwise they are rounded
         to the dtype in which the library loads them.
 
@@ -37,17 +40,27 @@ def branch_of(module: nn.Module, delta: Delta, *, exact: bool = False) -> LiveBr
         InputError, StorageError: the factors cannot be read.
     """
     attach = proof_of(delta).live_parameter
-    return attach(module, delta) if attach else Branch(module, delta, exact=exact)
+    if attach:
+        return attach(module, delta)
+    return Branch(module, delta, exact=exact, factors=factors)
 
 
-def attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[LiveBranch]:
+def attach(
+    source: ModelSource,
+    model: nn.Module,
+    plan: MergePlan,
+    like: Sequence[LiveBranch] = (),
+) -> list[LiveBranch]:
     """Attach the live branches of all updates to the model's modules, and return them.
+
+    like: the branches of another model of the same plan, whose factors are used again.
 
     Raises:
         FitError, UsageError: the model lacks a module, or a layer kind has no live branch.
     """
     seen = set()
     branches: list[LiveBranch] = []
+    factors = {id(one.delta): one.factors for one in like if isinstance(one, Branch)}
     merged = [step for step in plan.steps() if step.deltas]
     exact = {id(d) for step in merged if is_exact_sum(step, plan.recipe) for d in step.deltas}
     for delta in (*(d for step in merged for d in step.deltas), *plan.twins):
@@ -56,17 +69,25 @@ def attach(source: ModelSource, model: nn.Module, plan: MergePlan) -> list[LiveB
         key = (delta.adapter, id(module), delta.parameter)
         if key not in seen:
             seen.add(key)
-            branches.append(branch_of(module, delta, exact=id(delta) in exact))
+            read = factors.get(id(delta))
+            branches.append(branch_of(module, delta, exact=id(delta) in exact, factors=read))
     return branches
 
 
 class Branch:
     """A forward hook that applies one update to its layer's output, and counts its calls."""
 
-    def __init__(self, module: nn.Module, delta: Delta, *, exact: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        delta: Delta,
+        *,
+        exact: bool = False,
+        factors: Factors | None = None,
+    ) -> None:
         """Attach to `module`; the branch computes in the dtype of the module's output.
 
-        exact: see `branch_of`.
+        exact, factors: see `branch_of`.
         """
         self.delta = delta
         # The module owns the branch. A reference back would keep both alive after the model.
@@ -74,7 +95,8 @@ class Branch:
         self.calls = 0
         #: The dtype and shape of the layer's input; None for an axis whose size has changed.
         self.taken: tuple[str, tuple[int | None, ...]] = ("", ())
-        self._factors = factors_of(delta, exact=exact)
+        #: The factors of the update, by role.
+        self.factors = factors or _narrowed(factors_of(delta, exact=exact))
         self.form = _live_output(delta)
         module.register_forward_hook(self, with_kwargs=True)
 
@@ -85,7 +107,7 @@ class Branch:
         x = args[0] if args else next(iter(kwargs.values()))
         self._note(x)
         self.calls += 1
-        factors = {role: factor.to(output.dtype) for role, factor in self._factors.items()}
+        factors = {role: factor.to(output.dtype) for role, factor in self.factors.items()}
         return self.form(module, x, output, factors, self.delta)
 
     def key(self) -> tuple[object, ...]:
@@ -134,6 +156,15 @@ def distinct_sites(branches: Sequence[LiveBranch]) -> list[Site]:
         module = group[0]._module()  # noqa: SLF001 - of the same file
         sites += [Site(module, group[0], len(group))] if module is not None else []
     return sites
+
+
+def _narrowed(factors: Factors) -> Factors:
+    """Return factors in float32 where it has all their values: half of the memory."""
+    import torch
+
+    narrow = {role: factor.float() for role, factor in factors.items()}
+    same = {role: torch.equal(narrow[role].to(f.dtype), f) for role, f in factors.items()}
+    return {role: narrow[role] if same[role] else factor for role, factor in factors.items()}
 
 
 def _live_output(delta: Delta) -> LiveOutput:

@@ -35,7 +35,12 @@ SHORT = (3, 1)
 
 
 def make_probes(
-    specs: Sequence[InputSpec], seed: int, tokens: Sequence[int] = (), rounds: int = 1
+    specs: Sequence[InputSpec],
+    seed: int,
+    tokens: Sequence[int] = (),
+    rounds: int = 1,
+    *,
+    few: int = 0,
 ) -> list[Probe]:
     """Make seeded probes: batches of 1 and 3, and odd lengths, none of which was traced.
 
@@ -49,6 +54,8 @@ def make_probes(
         tokens: tokens whose rows an adapter has trained. Every second id is one of them, because
             random ids would hardly meet them.
         rounds: multiplies the rows; without a dimension that counts samples, the probes.
+        few: make only one probe, of so many short samples. The time that a large model takes grows
+            with the number of tokens.
 
     Returns:
         one dict a probe: input name -> array of the declared dtype.
@@ -56,7 +63,8 @@ def make_probes(
     import numpy as np
 
     random = np.random.default_rng(seed)
-    probes = [_probe(specs, sizes, random) for sizes in _size_tables(specs, rounds)]
+    tables = _few_sizes(specs, few) if few else _size_tables(specs, rounds)
+    probes = [_probe(specs, sizes, random) for sizes in tables]
     if tokens and (ids := _ids(specs, max(tokens))):
         leading = next(spec.leading[1] if spec.leading else 0 for spec in specs if spec.name == ids)
         for probe in probes:
@@ -96,6 +104,13 @@ def _size_tables(specs: Sequence[InputSpec], rounds: int = 1) -> list[dict[str, 
             table[name] = spans[name].size(usable[(place + turn) % len(usable)])
         tables.append(table)
     return tables * rounds if batch is None else tables
+
+
+def _few_sizes(specs: Sequence[InputSpec], samples: int) -> list[dict[str, int]]:
+    """Return the sizes of one small probe."""
+    spans, batch = spans_of(specs), _batch_name(specs)
+    table = {} if batch is None else {batch: samples}
+    return [{**{name: span.size(SHORT[0]) for name, span in spans.items()}, **table}]
 
 
 def _batch_name(specs: Sequence[InputSpec]) -> str | None:

@@ -68,6 +68,19 @@ def refuse_random(model: nn.Module, probe: Probe, before: Outputs) -> None:
 
     state = torch.get_rng_state()
     [again] = run(model, [probe])
+    refuse_differing(before, again, state)
+
+
+def refuse_differing(before: Outputs, again: Outputs, state: torch.Tensor) -> None:
+    """Refuse two runs of one model on one probe that differ, or that drew random numbers.
+
+    state: of torch's generator before the second run.
+
+    Raises:
+        UsageError: nothing can be proven of the model.
+    """
+    import torch
+
     far = distance(before, again)
     same = all(before[name].tobytes() == again[name].tobytes() for name in before if name in again)
     if not torch.equal(state, torch.get_rng_state()):
@@ -124,19 +137,22 @@ def run_otherwise(model: nn.Module, probes: Sequence[Probe]) -> list[list[Output
     """
     import torch
 
+    from lora_export.models.streaming.placing import replace_tensors
+    from lora_export.models.streaming.streamed_weight import StreamedWeight
     from lora_export.verification.model.orders import Backwards
 
     with Backwards():  # type: ignore[no-untyped-call]
         backwards = run(model, probes)
     kept = [parameter.detach().clone() for parameter in model.parameters()]
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            _move(parameter, torch.finfo(torch.float32).eps, generator)
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    _move(model, floating, torch.Generator().manual_seed(0))
     moved = run(model, probes)
+    pairs = list(zip(model.parameters(), kept, strict=True))
+    replace_tensors(model, [pair for pair in pairs if isinstance(pair[0], StreamedWeight)])
     with torch.no_grad():
-        for parameter, own in zip(model.parameters(), kept, strict=True):
-            parameter.copy_(own)
+        for parameter, own in pairs:
+            if not isinstance(parameter, StreamedWeight):
+                parameter.copy_(own)
     return [backwards, moved]
 
 
@@ -159,21 +175,63 @@ def nudge(model: nn.Module, source: ModelSource, plan: MergePlan) -> None:
     """
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    done = set()
-    for step in plan.steps():
-        if step.deltas:
-            weight = adapted_weight(source, model, step.deltas[0])
-            if id(weight) in done:
-                continue  # stored in several tensors: experts one by one, or a copy
-            done.add(id(weight))
-            _move(weight, torch.finfo(torch.float32).eps, generator)
+    adapted = [
+        adapted_weight(source, model, step.deltas[0]) for step in plan.steps() if step.deltas
+    ]
+    # A weight may be stored in several tensors: experts one by one, or a copy.
+    once = list({id(weight): weight for weight in adapted}.values())
+    _move(model, once, torch.Generator().manual_seed(0))
 
 
-def _move(weight: torch.Tensor, eps: float, generator: torch.Generator) -> None:
-    """Move each element up or down by half of `eps`, as a share of itself."""
+def _move(model: nn.Module, weights: Sequence[torch.Tensor], generator: torch.Generator) -> None:
+    """Move each element up or down by half a unit in the last place of float32.
+
+    A weight that is read while the model runs is replaced by one that is moved as it is read.
+    """
     import torch
 
-    signs = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
-    with torch.no_grad():
-        weight.add_(weight.abs() * (eps / 2) * signs)
+    from lora_export.models.streaming.placing import changed, replace_tensors
+    from lora_export.models.streaming.streamed_weight import StreamedWeight
+
+    half = torch.finfo(torch.float32).eps / 2
+    replaced = []
+    for weight in weights:
+        if isinstance(weight, StreamedWeight):
+            columns = weight.shape[-1]
+            rows = weight.numel() // columns
+            move = _Moving(_signs((rows, 1), generator), _signs((columns,), generator) * half)
+            replaced.append((weight, changed(weight, move, columns)))
+        else:
+            with torch.no_grad():
+                weight.add_(weight.abs() * half * _signs(tuple(weight.shape), generator))
+    replace_tensors(model, replaced)
+
+
+def _signs(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    import torch
+
+    return torch.randint(0, 2, shape, generator=generator) * 2 - 1
+
+
+class _Moving:
+    """Changes rows by a sign for each row and one for each column.
+
+    To draw a sign for each element would take longer than to read it.
+    """
+
+    def __init__(self, by_row: torch.Tensor, by_column: torch.Tensor) -> None:
+        """Take the signs, (rows, 1) and (columns,); those of columns times the move's size."""
+        self._by_row, self._by_column = by_row.float(), by_column
+
+    def __call__(self, first: int, rows: torch.Tensor) -> None:
+        """Move rows from `first` on, in place."""
+        rows.addcmul_(rows * self._by_row[first : first + len(rows)], self._by_column)
+
+    def product(self, first: int, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Multiply by the moved rows: the sum of the product and of what the moves add to it."""
+        import torch
+        import torch.nn.functional as F
+
+        signs = self._by_row[first : first + len(rows), 0]
+        right, moved = F.linear(torch.stack((x, x * self._by_column)), rows)
+        return torch.addcmul(right, moved, signs)

@@ -1,4 +1,4 @@
-"""The level "model": runs the unmerged model and the merged one, and measures the noise of both.
+"""The level "model": what the unmerged model and the merged one gave, and the noise of both.
 
 The unmerged model is the base with live low-rank branches. The user's own loralib modules are a
 second witness, if the user gives them.
@@ -6,45 +6,22 @@ second witness, if the user gives them.
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lora_export.errors import FitError, InputError, VerificationError
-from lora_export.models.network.casting import to_float32
-from lora_export.records import Attribution, Check
+from lora_export.models.memory import is_large
 from lora_export.report.columns import first_names
-from lora_export.verification.model.branches import attach, distinct_sites
 from lora_export.verification.model.compare import shifted
-from lora_export.verification.model.runs import (
-    nudge,
-    refuse_random,
-    run,
-    run_exact,
-    run_otherwise,
-    run_split,
-)
-from lora_export.verification.model.silent_modules import (
-    load_own_modules,
-    missing_media,
-    silent_modules,
-)
+from lora_export.verification.model.in_turn import run_in_turn
+from lora_export.verification.model.together import run_together
 from lora_export.verification.model.tolerance import Tolerance, derive
 from lora_export.verification.unrounded.kept_effect import kept_effect
-from lora_export.verification.unrounded.unrounded_model import (
-    fill_unrounded,
-    has_rounding,
-    wider_sources,
-)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from torch import nn
+    from collections.abc import Sequence
 
     from lora_export.models.subject import Subject
-    from lora_export.records import InputSpec, KeptEffect, MergePlan, TensorRef
+    from lora_export.records import Check, InputSpec, KeptEffect, MergePlan
     from lora_export.verification.model.branches import Site
     from lora_export.verification.model.runs import Outputs, Probe
 
@@ -186,10 +163,10 @@ class Witnesses:
 def call_witnesses(
     subject: Subject, probes: Sequence[Probe], specs: Sequence[InputSpec]
 ) -> Witnesses:
-    """Run every witness on every probe; one model is in memory at a time.
+    """Run every witness on every probe.
 
-    The base is the unmerged model before its branches are attached, unless a full tensor of an
-    adapter replaces one of the base's.
+    The witnesses of a large model run at once, and share the reading of its weights. Of a small one
+    they run in turn: one model is in memory at a time.
 
     Args:
         subject: the merged network.
@@ -202,102 +179,6 @@ def call_witnesses(
         UsageError: the model cannot be run, or gives other outputs when it is run again.
         VerificationError: the model does not take the merged tensors.
     """
-    import torch
-
-    source, plan = subject.source, subject.plan
-    model = load_unmerged(subject)
-    is_base = plan.reshaped or plan.full_tensors() == plan.new_tensors()
-    base = run(model, probes) if is_base else []
-    if "torch._dynamo" in sys.modules:  # compiled code of the bare base would not call the branches
-        torch.compiler.reset()
-    branches = attach(source, model, plan)
-    unmerged = run(model, probes)
-    silent = silent_modules(branches)
-    if silent:
-        model = load_own_modules(source, plan, silent, missing_media(model, probes[0]))
-        unmerged = run(model, probes)
-    refuse_random(model, probes[0], unmerged[0])
-    split = [run_split(model, p, out, specs) for p, out in zip(probes, unmerged, strict=True)]
-    exact, narrow = run_exact(model, probes)
-    others = run_otherwise(model, probes) if narrow else []
-    nudge(to_float32(model), source, plan)  # last: the weights stay moved
-    nudged = run(model, probes)
-    sites = distinct_sites(branches)
-    del model, branches
-    merged = run(load_merged(subject), probes)
-    unrounded = run(load_unrounded(subject), probes) if has_rounding(plan) else merged
-    if not is_base:
-        base = run(source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
-    live = None if plan.reshaped else source.load_live(plan)
-    own = run(live, probes) if live is not None else []
-    return Witnesses(
-        unmerged, exact, nudged, split, merged, unrounded, base, own, sites, others, narrow, silent
-    )  # fmt: skip
-
-
-def run_base(subject: Subject, probes: Sequence[Probe]) -> list[Outputs]:
-    """Return the outputs of the base without adapter, for every probe."""
-    plan = subject.plan
-    if plan.reshaped:  # the base's own model has other outputs
-        return run(load_unmerged(subject), probes)
-    return run(subject.source.load(plan.base, full=plan.new_tensors(), untied=()), probes)
-
-
-def run_merged(subject: Subject, probes: Sequence[Probe], dtype: str = "float32") -> list[Outputs]:
-    """Return the outputs of the merged model in torch, for every probe, loaded in `dtype`."""
-    return run(load_merged(subject, dtype=dtype), probes)
-
-
-def load_unmerged(subject: Subject) -> nn.Module:
-    """Load the base with every full tensor of the adapters, and without their updates.
-
-    Full tensors may change the model's shape, and only the result's own config builds that. The
-    merged model is then loaded, with the source of every tensor that the merge has changed.
-
-    Raises:
-        FitError, InputError, UsageError: the model cannot be built, or does not take the tensors.
-    """
-    plan = subject.plan
-    if plan.reshaped:
-        return load_merged(subject, full=plan.sources())
-    return subject.source.load(plan.base, full=plan.full_tensors(), untied=plan.separated)
-
-
-def load_merged(
-    subject: Subject, full: Mapping[str, TensorRef] | None = None, dtype: str = "float32"
-) -> nn.Module:
-    """Load the merged model in `dtype`.
-
-    full: tensors that replace those of the result, by name.
-
-    Raises:
-        VerificationError: the model does not take the result. That is a fault of the merge.
-    """
-    with _as_fault():
-        return subject.load(full, dtype=dtype)
-
-
-def load_unrounded(subject: Subject) -> nn.Module:
-    """Load the merged model in float32, with the weights that the merge had before it rounded them.
-
-    Raises:
-        VerificationError: the model does not take the result. That is a fault of the merge.
-        UsageError: the model lacks an adapted module.
-    """
-    if not has_rounding(subject.plan):
-        return load_merged(subject)
-    model = load_merged(subject, full=wider_sources(subject))
-    with _as_fault():
-        fill_unrounded(model, subject)
-    return model
-
-
-@contextmanager
-def _as_fault() -> Iterator[None]:
-    """Turn the refusal of a result into a fault of the merge that made it."""
-    try:
-        yield
-    except (FitError, InputError) as error:
-        refusal = VerificationError.of(error.problems)
-        refusal.attribution = Attribution("merge", detail="the model does not take its result")
-        raise refusal from error
+    at_once = subject.source.prefers_streaming and is_large(subject.plan.base)
+    way = run_together if at_once else run_in_turn
+    return Witnesses(**way(subject, probes, specs))

@@ -1,4 +1,4 @@
-"""The merged model before its weights were rounded, in memory: filled in place.
+"""The merged model before its weights were rounded.
 
 A tensor that has no place in the model, or another value there, is an error: what is not filled
 would be compared with its rounding.
@@ -14,6 +14,7 @@ from lora_export.errors import FitError
 from lora_export.execution.rows import read_rows
 from lora_export.records import FLOAT_DTYPES, HALF_DTYPES
 from lora_export.verification.unrounded.adapted_weight import adapted_weight
+from lora_export.verification.unrounded.unrounded_rows import StreamedChanges
 from lora_export.verification.unrounded.unrounded_tensor import UnroundedTensor, is_rounded
 
 if TYPE_CHECKING:
@@ -63,8 +64,11 @@ def fill_unrounded(model: nn.Module, subject: Subject) -> None:
         FitError: a merged tensor has no place in the model, or other values there.
         InputError, StorageError: a file is damaged or cannot be read.
     """
+    streamed = StreamedChanges()
     for weight, start, tensor in unrounded_places(model, subject):
-        _fill(weight, start, tensor)
+        if not streamed.take(weight, tensor):
+            _fill(weight, start, tensor)
+    streamed.apply(model)
 
 
 def unrounded_places(

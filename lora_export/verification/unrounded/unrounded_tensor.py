@@ -16,6 +16,7 @@ from lora_export.execution.rows import read_rows
 from lora_export.layers.threads import one_thread_each
 from lora_export.records import HALF_DTYPES
 from lora_export.verification.unrounded.other_orders import OtherOrders
+from lora_export.verification.weights.merged_rows import rows_that_differ
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +70,10 @@ class UnroundedTensor:
         self._blocks = row_blocks(step)
         self._last: tuple[tuple[int, int], torch.Tensor] | None = None
 
-    def rows(self, first: int, stop: int) -> torch.Tensor:
+    def rows(self, first: int, stop: int, source: torch.Tensor | None = None) -> torch.Tensor:
         """Compute rows `first` to `stop` - 1 of the matrix.
+
+        source: the same rows of the base in float32, if they are read already.
 
         Returns:
             A float32 matrix of these rows, (stop - first, columns).
@@ -81,6 +84,8 @@ class UnroundedTensor:
         """
         import torch
 
+        if source is not None and (first, stop) in self._blocks:
+            return self._block(first, stop, source)
         parts = []
         for low, high in self._blocks:
             if low < stop and first < high:
@@ -88,24 +93,25 @@ class UnroundedTensor:
                 parts.append(self._block(low, high)[inside])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _block(self, first: int, stop: int) -> torch.Tensor:
+    def _block(self, first: int, stop: int, source: torch.Tensor | None = None) -> torch.Tensor:
         """Compute one of the merge's blocks, or return it where it is the last that was asked."""
         if self._last is None or self._last[0] != (first, stop):
             self._last = None  # frees its memory before the next one is computed
-            self._last = (first, stop), self._computed(first, stop)
-            if stop == self.matrix[0]:
-                self._wide = self._narrow = None
-        return self._last[1]
+            self._last = (first, stop), self._computed(first, stop, source)
+        block = self._last[1]
+        if stop == self.matrix[0]:
+            self._wide = self._narrow = self._last = None
+        return block
 
-    def _computed(self, first: int, stop: int) -> torch.Tensor:
-        import torch
+    def _computed(self, first: int, stop: int, source: torch.Tensor | None) -> torch.Tensor:
 
-        source = read_rows(self.step, first, stop)
+        if source is None:
+            source = read_rows(self.step, first, stop)
         stored = read_rows(self.step, first, stop, self.stored)
         self._wide = self._wide or read_factors(in_float32(self.step), self._recipe)
         with one_thread_each():  # as in the merge
             unrounded = self._wide.rows(source.float(), first, stop)
-        if not torch.equal(stored, unrounded.to(self._half)):
+        if rows_that_differ(unrounded.to(self._half), stored).numel():
             self._add_error(unrounded, first, source, stored)
         return unrounded
 

@@ -145,7 +145,10 @@ def test_no_model_is_built_of_it(folder):
 
     base, lora, out = folder(FP8, adapter=(V,), architectures=["LlamaForCausalLM"])
     report = merge(base, [lora], out, alpha=4)
-    assert any("(FP8): the proof is by weights only" in told for told in report.warnings)
+    assert any(
+        "by weights only: the base is described as quantised (FP8)" in told
+        for told in report.warnings
+    )
     with pytest.raises(InputError, match="quantised"):
         folder_model(report.plan.base, ())
 

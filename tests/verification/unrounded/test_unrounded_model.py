@@ -20,7 +20,7 @@ from lora_export.api.job.planned_job import make_job
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import VerificationError
 from lora_export.models.subject import Subject
-from lora_export.verification.model.witnesses import load_merged, load_unrounded
+from lora_export.verification.model.loading import load_merged, load_unrounded
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{message}")

@@ -25,19 +25,43 @@ _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 memory.stat for the cache that the system gives back first. One row for each version of them."""
 
 
-def why_too_large(base: Checkpoint) -> str:
-    """Return why the model of `base` is not run; empty where it fits, or memory is not known.
+IN_MEMORY = 512 << 20
+"""The most bytes that a model may take to be loaded whole; a larger one is read while it runs."""
+
+STREAMED = 640 << 20
+"""Bytes that a model takes which is read while it runs, beside its activations and the adapter."""
+
+
+def whole_bytes(checkpoint: Checkpoint) -> int:
+    """Return the bytes that a checkpoint's model takes in a proof if it is loaded whole.
 
     16 bytes an element are needed: 8 for the float64 weights, and room for the float32 weights that
     lie beside them while they load.
     """
-    elements = sum(math.prod(ref.spec.shape) for ref in base.tensors().values())
-    needed, available = 16 * elements, available_memory()
+    return 16 * sum(math.prod(ref.spec.shape) for ref in checkpoint.tensors().values())
+
+
+def is_large(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint's model is read while it runs, and not loaded whole."""
+    return whole_bytes(checkpoint) > IN_MEMORY
+
+
+def why_too_large(checkpoint: Checkpoint, *, whole: bool = False) -> str:
+    """Return why a checkpoint's model does not fit into memory; empty where it does.
+
+    It is empty as well where the available memory is not known.
+
+    whole: the model cannot be read while it runs.
+    """
+    needed = whole_bytes(checkpoint)
+    if not whole:
+        needed = min(needed, STREAMED)
+    available = available_memory()
     if available is None or needed <= available:
         return ""
     return (
-        f"running the model in float64 needs about {needed / 2**30:.1f} GB of memory, "
-        f"{available / 2**30:.1f} GB are available: the proof is by weights only"
+        f"running the model needs about {needed / 2**30:.1f} GB of memory, "
+        f"{available / 2**30:.1f} GB are available"
     )
 
 

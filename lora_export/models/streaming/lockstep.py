@@ -1,0 +1,238 @@
+"""Runs several models at once, so that a weight which all of them need is read and cast once.
+
+Each model runs in a thread of its own and stops where it needs the product with a streamed weight.
+When all have stopped, the thread that started them reads the weight and makes all products.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+
+from lora_export.models.streaming.row_sources import ChangedRows
+from lora_export.models.streaming.streamed_weight import StreamedWeight, bounds, memory_of, products
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from lora_export.models.streaming.row_sources import RowSource
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class Wish:
+    """A product that a stopped model waits for."""
+
+    x: Tensor
+    """The layer's input, (..., in)."""
+    weight: StreamedWeight
+    """(out, in)."""
+    bias: Tensor | None
+    """(out,); None without one."""
+    product: Tensor | None = None
+    """The layer's output, (..., out), once it is made."""
+    error: BaseException | None = None
+    """What was raised in place of a product."""
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether the model can go on."""
+        return self.product is not None or self.error is not None
+
+    @property
+    def origin(self) -> RowSource:
+        """Return the source whose rows are read, before any change of them."""
+        rows = self.weight.rows
+        return rows.origin if isinstance(rows, ChangedRows) else rows
+
+    @property
+    def fits(self) -> bool:
+        """Return whether the input has the weight's dtype and number of columns."""
+        columns = self.x.shape[-1] if self.x.dim() else 0
+        return self.x.dtype == self.weight.dtype and columns == self.weight.shape[1]
+
+
+class _Products:
+    """The products of inputs with the same rows of one weight."""
+
+    def __init__(self, wishes: Sequence[Wish]) -> None:
+        """Join the inputs of several wishes, or take the only one."""
+        self._wishes = wishes
+        self._weight = wishes[0].weight
+        flat = [wish.x.reshape(-1, wish.x.shape[-1]) for wish in wishes]
+        self._x = torch.cat(flat) if len(flat) > 1 else wishes[0].x
+        self._made: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the products."""
+        return self._weight.dtype
+
+    def take(self, first: int, stop: int, block: Tensor) -> None:
+        """Make the part of the products that rows `first` to `stop` of the weight give.
+
+        block: the origin's rows in the weight's dtype; they stay as they are.
+        """
+        part = self._part(first, block)
+        if (first, stop) == (0, len(self._weight)):
+            self._made = part
+            return
+        if self._made is None:
+            self._made = part.new_empty((*part.shape[:-1], len(self._weight)))
+        self._made[..., first:stop] = part
+
+    def _part(self, first: int, block: Tensor) -> Tensor:
+        rows = self._weight.rows
+        if isinstance(rows, ChangedRows):
+            product = rows.product(first, self._x, block)
+            if product is not None:
+                return product
+            changed = memory_of(block.dtype, tuple(block.shape), "changed").copy_(block)
+            rows.apply(first, changed)
+            block = changed
+        return F.linear(self._x, block)
+
+    def finish(self) -> None:
+        """Give each wish its product, with the bias added."""
+        made: Any = self._made
+        sizes = [wish.x.numel() // wish.x.shape[-1] for wish in self._wishes]
+        parts = made.split(sizes) if len(sizes) > 1 else [made]
+        for wish, part in zip(self._wishes, parts, strict=True):
+            product = part.view(*wish.x.shape[:-1], len(self._weight))
+            wish.product = product if wish.bias is None else product + wish.bias
+
+
+class Lockstep:
+    """Threads that run models and wait for each other at every product with a streamed weight."""
+
+    def __init__(self) -> None:
+        """Start with no models."""
+        self._change = threading.Condition()
+        self._waiting: list[Wish] = []
+        self._running = 0
+
+    def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+        """Run every task in a thread of its own; return their results in order.
+
+        Raises:
+            what the first of the tasks that failed raised.
+        """
+        results: list[Any] = [None] * len(tasks)
+        errors: list[BaseException | None] = [None] * len(tasks)
+        grad = torch.is_grad_enabled()
+
+        def work(place: int, task: Callable[[], Result]) -> None:
+            try:
+                with products(self._ask), torch.set_grad_enabled(grad):
+                    results[place] = task()
+            except BaseException as error:  # noqa: BLE001 - it is raised again by the caller
+                errors[place] = error
+            finally:
+                with self._change:
+                    self._running -= 1
+                    self._change.notify_all()
+
+        self._running = len(tasks)
+        threads = [
+            threading.Thread(target=work, args=pair, daemon=True) for pair in enumerate(tasks)
+        ]
+        for thread in threads:
+            thread.start()
+        self._serve()
+        for thread in threads:
+            thread.join()
+        for error in filter(None, errors):
+            raise error
+        return results
+
+    def _ask(self, x: Tensor, weight: StreamedWeight, bias: Tensor | None) -> Tensor:
+        """Wait for a product; see streamed_weight.products."""
+        wish = Wish(x, weight, bias)
+        with self._change:
+            self._waiting.append(wish)
+            self._change.notify_all()
+            self._change.wait_for(lambda: wish.is_done)
+        if wish.error is not None:
+            raise wish.error
+        return wish.product  # type: ignore[return-value]
+
+    def _serve(self) -> None:
+        """Make products until every task has ended."""
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: len(self._waiting) == self._running)
+                if not self._running:
+                    return
+                # Those that are behind go first: the others wait for them, and all meet again.
+                place = min(wish.weight.place for wish in self._waiting)
+                chosen = [wish for wish in self._waiting if wish.weight.place == place]
+            for wishes in _by_origin(chosen):
+                _make(wishes)
+            with self._change:
+                self._waiting = [wish for wish in self._waiting if not wish.is_done]
+                self._change.notify_all()
+
+
+def _by_origin(wishes: Sequence[Wish]) -> list[list[Wish]]:
+    groups: dict[RowSource, list[Wish]] = {}
+    for wish in wishes:
+        groups.setdefault(wish.origin, []).append(wish)
+    return list(groups.values())
+
+
+def _make(wishes: Sequence[Wish]) -> None:
+    """Make the products of several models with one weight; each block of it is read once."""
+    try:
+        made = [_Products(group) for group in _alike(wishes)]
+        for first, stop, blocks in _blocks(wishes[0].origin, {one.dtype for one in made}):
+            for one in made:
+                one.take(first, stop, blocks[one.dtype])
+        for one in made:
+            one.finish()
+    except BaseException as error:  # noqa: BLE001 - what cannot be read is each model's error
+        for wish in wishes:
+            wish.error = wish.error or error
+
+
+def _alike(wishes: Sequence[Wish]) -> list[list[Wish]]:
+    """Group the wishes for the same rows in one dtype, whose inputs may be joined.
+
+    A wish whose input does not fit gets the error that torch raises for it.
+    """
+    groups: dict[tuple[object, ...], list[Wish]] = {}
+    for wish in wishes:
+        if wish.fits:
+            groups.setdefault((wish.weight.rows, wish.weight.dtype), []).append(wish)
+            continue
+        try:
+            F.linear(wish.x, wish.weight.read(0, 1))
+        except BaseException as error:  # noqa: BLE001 - the model raises it, as it would alone
+            wish.error = error
+        else:
+            wish.error = RuntimeError("an input does not fit its layer")
+    return list(groups.values())
+
+
+def _blocks(
+    rows: RowSource, dtypes: set[torch.dtype]
+) -> Iterator[tuple[int, int, dict[torch.dtype, Tensor]]]:
+    """Yield (first row, stop, the rows in each dtype); the next block overwrites the one before."""
+    least, *wider = sorted(dtypes, key=lambda dtype: dtype.itemsize)
+    is_exact = torch.promote_types(rows.dtype, least) == least
+    for first, stop in bounds(rows.shape):
+        shape = (stop - first, *rows.shape[1:])
+        blocks = {dtype: memory_of(dtype, shape) for dtype in dtypes}
+        rows.fill(first, blocks[least])
+        for dtype in wider:
+            if is_exact:  # the stored values pass through the narrower dtype unchanged
+                blocks[dtype].copy_(blocks[least])
+            else:
+                rows.fill(first, blocks[dtype])
+        yield first, stop, blocks

@@ -1,0 +1,114 @@
+"""Models that run at once give what each gives alone, and read each weight once."""
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lora_export.models.streaming import streamed_weight
+from lora_export.models.streaming.lockstep import Lockstep
+from lora_export.models.streaming.row_sources import ChangedRows
+from lora_export.models.streaming.streamed_weight import StreamedWeight
+
+DRAW = torch.Generator().manual_seed(4)
+
+
+class Counted:
+    """Rows in memory that count how often each was read."""
+
+    dtype = torch.float32
+
+    def __init__(self, tensor):
+        self.tensor, self.shape, self.read = tensor, tuple(tensor.shape), Counter()
+
+    def fill(self, first, into):
+        self.read.update(range(first, first + len(into)))
+        into.copy_(self.tensor[first : first + len(into)])
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(streamed_weight, "BLOCK_ELEMENTS", 100)
+
+
+@pytest.fixture
+def layers():
+    return [Counted(torch.randn(90, 90, generator=DRAW)) for _ in range(3)]
+
+
+def network(layers, x, dtype=torch.float32, times=1, change=None):
+    """Run the layers one after the other, the second one `times`."""
+
+    def run():
+        y = x.to(dtype)
+        for place, rows in enumerate(layers):
+            read = ChangedRows(rows, change, 90) if change else rows
+            weight = StreamedWeight(read, dtype, place)
+            for _ in range(times if place == 1 else 1):
+                y = torch.tanh(F.linear(y, weight))
+        return y
+
+    return run
+
+
+def test_each_gives_what_it_gives_alone(layers):
+    x = torch.randn(4, 90, generator=DRAW)
+    runs = [
+        network(layers, x),
+        network(layers, x[:1]),
+        network(layers, x, torch.float64),
+        network(layers, x, change=lambda _first, rows: rows.mul_(1.01)),
+        network(layers, x, times=3),
+    ]
+    alone = [run() for run in runs]
+    for rows in layers:
+        rows.read.clear()
+    together = Lockstep().run(runs)
+    for pair in zip(alone, together, strict=True):  # joined inputs may have other last bits
+        torch.testing.assert_close(*pair, rtol=0, atol=1e-4)
+    # The one that calls the second layer three times is waited for.
+    assert [set(rows.read.values()) for rows in layers] == [{1}, {3}, {1}]
+
+
+def test_an_error_reaches_the_caller_and_the_others_end(layers):
+    ended = []
+
+    def fails():
+        network(layers[:1], torch.zeros(1, 90))()
+        raise ValueError("a layer's own error")
+
+    def goes_on():
+        ended.append(network(layers, torch.ones(1, 90))())
+
+    with pytest.raises(ValueError, match="own error"):
+        Lockstep().run([fails, goes_on])
+    assert len(ended) == 1
+
+
+def test_a_weight_that_cannot_be_read_is_every_readers_error(layers):
+    class Cut(Counted):
+        def fill(self, first, into):
+            raise OSError("cut short")
+
+    cut = Cut(layers[1].tensor)
+    runs = [network([layers[0], cut], torch.ones(1, 90))] * 2
+    with pytest.raises(OSError, match="cut short"):
+        Lockstep().run(runs)
+
+
+def test_a_shape_that_does_not_fit_is_that_models_error(layers):
+    results = []
+    right = network(layers, torch.ones(1, 90))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        Lockstep().run([network(layers, torch.ones(1, 91)), lambda: results.append(right())])
+    torch.testing.assert_close(results[0], right(), rtol=0, atol=1e-4)
+
+
+def test_gradients_are_as_off_as_in_the_calling_thread():
+    with torch.no_grad():
+        assert Lockstep().run([torch.is_grad_enabled]) == [False]
+
+
+def test_nothing_to_run():
+    assert Lockstep().run([]) == []
