@@ -31,6 +31,11 @@ _COMPARED: dict[Level, str] = {
 
 _KEPT = "\n  captured by an earlier run (--no-capture-cache captures it anew)"
 
+_MAPPED = (
+    "ONNX Runtime ran on the weights in their mapped files, without its copies of them in the "
+    "order of its kernels: they take 1 GiB or more"
+)
+
 
 def report_text(report: Report, *, verbose: bool) -> str:
     """Return the whole summary; `verbose` lists every module, and not only the first ones."""
@@ -82,6 +87,8 @@ def _file_text(report: Report, *, verbose: bool) -> Iterator[str]:
         yield lowered_text(lowered, verbose=verbose)
     for name, each in report.facts.get("graphs", {}).items():
         yield f"{name}: {_graph_text(each, proven=bool(report.checks))}"
+    if report.facts.get("session", {}).get("weights") == "mapped":
+        yield _MAPPED
 
 
 def _graph_text(graph: Mapping[str, Any], *, proven: bool) -> str:

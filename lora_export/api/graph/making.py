@@ -137,13 +137,22 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
     else:
         subject = Subject(source, job.plan, merged)
         made = _make_file(job, form, place, subject, by_weights, verify=verify)
+    session = _session_facts(place.path) if verify else {}
     return replace(
         made,
         checks=(*by_weights, *made.checks),
         warnings=(*warnings, *made.warnings),
-        facts={**made.facts, **survival_facts(survival)},
+        facts={**made.facts, **session, **survival_facts(survival)},
         survival=survival,
     )
+
+
+def _session_facts(path: Path) -> dict[str, Any]:
+    """Return how ONNX Runtime used the weights of a file, or of the files in a folder."""
+    from lora_export.verification.runtime.sessions import is_mapped
+
+    files = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+    return {"session": {"weights": "mapped" if any(map(is_mapped, files)) else "copied"}}
 
 
 def _make_file(

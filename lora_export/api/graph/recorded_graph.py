@@ -26,7 +26,10 @@ def recorded_graph(
     from lora_export.verification.runtime.sessions import find_providers
 
     name = form.precision.name
-    ran = {"providers": list(find_providers(job.proof.provider))} if verify else {}
+    ran: dict[str, Any] = {}
+    if verify:
+        providers = list(find_providers(job.proof.provider))
+        ran = {"providers": providers, "session": facts["session"]}
     if path.is_dir():
         faces = {part: interface(path / f"{part}.onnx", name) for part in facts["graphs"]}
         return {"precision": name, "graphs": faces, **ran}

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lora_export.errors import UsageError, VerificationError
+from lora_export.verification.runtime import sessions
 from lora_export.verification.runtime.sessions import (
     LEVELS,
     find_providers,
+    is_mapped,
     open_session,
     run_model,
     try_model,
@@ -125,3 +128,35 @@ def test_a_session_that_falls_back_is_refused(tmp_path, monkeypatch):
     assert providers == ("CUDAExecutionProvider",)
     with pytest.raises(VerificationError, match="fell back to CPUExecutionProvider"):
         run_model(save(tmp_path / "m.onnx"), [], providers=providers)
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_only_large_external_data_is_mapped(tmp_path, monkeypatch, external):
+    """What a user's own session does by default is proven wherever that fits into memory."""
+    path = save(tmp_path / "m.onnx", weight_shape=(3, 500))
+    if external:
+        onnx.save(onnx.load(path), path, save_as_external_data=True, size_threshold=1024)
+    seen = []
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda graph, options, **more: seen.append(options) or real(graph, options, **more),
+    )
+    probes = [{"x": np.full((2, 3), 2, np.float32)}]
+    outputs = []
+    for limit in (6001, 6000):
+        monkeypatch.setattr(sessions, "MAPPED_FROM", limit)
+        mapped = external and limit == 6000
+        assert is_mapped(path) == mapped
+        outputs += run_model(path, probes)
+        assert seen[-1].enable_cpu_mem_arena != mapped
+        if mapped:
+            assert seen[-1].get_session_config_entry("session.disable_prepacking") == "1"
+    assert outputs[0]["y"].tobytes() == outputs[1]["y"].tobytes()
+
+
+def test_a_file_that_is_no_onnx_is_not_mapped(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"no")
+    assert not is_mapped(tmp_path / "m.onnx")
+    assert not is_mapped(tmp_path / "missing.onnx")
