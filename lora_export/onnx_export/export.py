@@ -11,6 +11,7 @@ from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import read_bindings
 from lora_export.onnx_export.file.save import opset_of, save_model, written_opset
 from lora_export.onnx_export.file.topology import Topology, describe
+from lora_export.onnx_export.stored_weights import graph_dtypes, stored_dtype, weights_of
 from lora_export.records import Problem
 from lora_export.report.stopwatch import Stopwatch
 
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import onnx
-    from torch import Tensor, nn
+    from torch import nn
 
     from lora_export.models.subject import Subject
     from lora_export.onnx_export.capture.captures import Beside, Captures
+    from lora_export.onnx_export.file.weight_blocks import Weight
     from lora_export.onnx_export.settings import ExportSettings
     from lora_export.records import InputSpec, WrittenFile
 
@@ -37,8 +39,8 @@ class Exported:
     opset: int
     #: As declared in the graph.
     inputs: tuple[InputSpec, ...]
-    #: Loads the merged weights by parameter; the caller decides how long they stay in memory.
-    weights: Callable[[], Mapping[str, Tensor]]
+    #: Loads the merged weights by parameter, to be read block by block; see `stored_weights`.
+    weights: Callable[[], Mapping[str, Weight]]
     #: "new" where the graph was captured just now, "cached" where an earlier run kept it.
     captured: str
     #: The weights that no output of the graph depends on.
@@ -61,7 +63,7 @@ def export(
     """Write the merged network to `path`; with None make all but the file.
 
     The graph is captured without weights, so that it cannot depend on them. The merged weights are
-    then written into it by its bindings, one at a time. Without a file, the result is what a
+    then written into it by its bindings, block by block. Without a file, the result is what a
     finished file is compared with.
 
     Args:
@@ -96,18 +98,19 @@ def _prepare(subject: Subject, settings: ExportSettings) -> tuple[onnx.ModelProt
             return capture(blank, inputs, opset=settings.opset)
         except (InputError, UsageError):
             # A checkpoint that does not fill the model is the better reason: it is raised here.
-            subject.load(dtype=dtype)
+            subject.load(dtype=stored_dtype(subject.merged))
             raise
 
     key = _key(subject, inputs, settings)
     graph, how, warnings = _kept(settings.captures, key, fresh)
-    unused = frozenset(read_bindings(graph).unused)
+    unused, dtypes = frozenset(read_bindings(graph).unused), graph_dtypes(graph)
 
-    def weights() -> Mapping[str, Tensor]:
-        model = subject.load(dtype=dtype)
+    def weights() -> Mapping[str, Weight]:
+        model = subject.load(dtype=stored_dtype(subject.merged))
         if settings.whole:
             refuse_unused(subject, model, unused)
-        return {name: value for name, value in model.state_dict().items() if name not in unused}
+        found = weights_of(model, dtypes)
+        return {name: weight for name, weight in found.items() if name not in unused}
 
     planned = Exported(describe(graph), opset_of(graph), inputs, weights, how, unused, warnings)
     if settings.captures and key:

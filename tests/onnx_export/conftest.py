@@ -165,7 +165,7 @@ def weights_of(model: nn.Module, graph: Any) -> dict[str, torch.Tensor]:
 def fill(graph: Any, weights: Any) -> Any:
     """Put weights into a graph in memory, as `save_model` puts them into a file; in place."""
     for placed in place_weights(graph, weights).values():
-        placed.slot.raw_data = placed.data().tobytes()
+        placed.slot.raw_data = b"".join(map(bytes, placed.blocks()))
     return graph
 
 

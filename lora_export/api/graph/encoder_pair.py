@@ -80,19 +80,20 @@ def export_pair(
 
 
 def _account(pair: Pair, parts: Parts) -> int:
-    """Return the bytes of the weights that both graphs use.
+    """Return the bytes of the weights that both graphs use, in float32 as both hold them.
 
     Raises:
         FitError: an adapted weight is used by neither graph.
     """
     from lora_export.onnx_export.export import refuse_unused
+    from lora_export.onnx_export.stored_weights import stored_dtype
 
-    model = pair.plain.load()
+    model = pair.plain.load(dtype=stored_dtype(pair.merged))
     unused = [part.unused for part in parts.values()]
     refuse_unused(pair.plain, model, frozenset.intersection(*unused))
     left_out = frozenset.union(*unused)
     both = {
-        tensor.data_ptr(): tensor.nbytes
+        tensor.data_ptr(): tensor.numel() * (4 if tensor.is_floating_point() else tensor.itemsize)
         for name, tensor in model.state_dict().items()
         if name not in left_out
     }

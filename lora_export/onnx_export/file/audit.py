@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any
 from lora_export.errors import InputError
 from lora_export.onnx_export.capture import dimensions
 from lora_export.onnx_export.file import external
-from lora_export.onnx_export.file.bindings import as_array, element_dtype, read_bindings
+from lora_export.onnx_export.file.bindings import element_dtype, read_bindings
 from lora_export.onnx_export.file.topology import describe
+from lora_export.onnx_export.file.weight_blocks import Cast, as_array, dtype_of, parts, turn
 from lora_export.records import Check
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     import onnx
     from numpy.typing import NDArray
     from torch import Tensor
 
     from lora_export.onnx_export.file.bindings import Bindings
     from lora_export.onnx_export.file.topology import Topology
+    from lora_export.onnx_export.file.weight_blocks import Weight
     from lora_export.records import InputSpec
 
 PARAMETER_SIZE = 1024
@@ -31,7 +34,7 @@ PARAMETER_SIZE = 1024
 def audit(
     path: Path,
     *,
-    expected: Callable[[], Mapping[str, Tensor | NDArray[Any]]],
+    expected: Callable[[], Mapping[str, Weight]],
     base: Topology,
     inputs: Sequence[InputSpec],
 ) -> tuple[Check, ...]:
@@ -41,7 +44,7 @@ def audit(
         path: the `.onnx` file, external data beside it.
         expected: gives the value of EVERY bound parameter and buffer: merged where the adapter
             changes it, the base's elsewhere. Dtypes are those of the file. It is called when the
-            values are needed. The file's own values are read one tensor at a time.
+            values are needed. Both sides are read block by block.
         base: `describe` of the captured base.
         inputs: as declared; named dimensions must be symbolic in the file, under these names.
 
@@ -109,10 +112,7 @@ def _unbound(
 
 
 def _values(
-    path: Path,
-    model: onnx.ModelProto,
-    bindings: Bindings,
-    expected: Mapping[str, Tensor | NDArray[Any]],
+    path: Path, model: onnx.ModelProto, bindings: Bindings, expected: Mapping[str, Weight]
 ) -> tuple[Check, Check]:
     """Check that every bound initializer has the expected bits, and that parameters are finite.
 
@@ -124,12 +124,13 @@ def _values(
     for name, binding in bindings.parameters.items():
         if binding.initializer not in slots:
             continue
-        stored = external.read_array(path, slots[binding.initializer])
+        stored = external.map_array(path, slots[binding.initializer])
         if binding.kind == "parameter" and not _is_finite(stored):
             faults.append(f"{name}: holds a NaN or an infinity")
         if name not in expected:
             continue
-        count = different_bits(binding.apply, as_array(expected[name]), stored)
+        fits = len(binding.perm) in {0, stored.ndim}
+        count = different_bits(expected[name], turn(stored, binding.back)) if fits else inf
         total += count
         if count and not first:
             first = f"{name}: {count:.0f} elements of {binding.initializer!r} differ"
@@ -143,32 +144,43 @@ def _is_finite(array: NDArray[Any]) -> bool:
 
     if array.dtype.kind not in "fV":
         return True
-    return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
+    return all(bool(np.isfinite(p.astype(np.float32, copy=False)).all()) for p in parts(array))
 
 
-def different_bits(
-    transform: Callable[[NDArray[Any]], NDArray[Any]],
-    wanted: NDArray[Any],
-    stored: NDArray[Any],
-) -> float:
+def different_bits(wanted: Weight, stored: NDArray[Any]) -> float:
     """Count the elements whose bits differ; infinity where dtype or shape differ.
 
-    transform: makes the initializer's value of the parameter's value `wanted`.
+    A weight that is cast is rounded by NumPy here, and by torch where the file is written. The
+    stored axes are put back here, and the weight's own are turned there.
+
+    Args:
+        wanted: a parameter's value.
+        stored: the initializer's value with the parameter's axes; it may be a mapped file.
     """
+    if tuple(wanted.shape) != stored.shape or dtype_of(wanted) != stored.dtype:
+        return inf
+    inner = wanted.tensor if isinstance(wanted, Cast) else wanted
+    pairs = zip(parts(inner), parts(stored), strict=True)
+    return sum(_different(_rounded(left, stored.dtype), right) for left, right in pairs)
+
+
+def _rounded(part: Tensor | NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     import numpy as np
 
-    try:
-        value = transform(wanted)
-    except ValueError:
-        return inf
-    if value.shape != stored.shape or value.dtype != stored.dtype:
-        return inf
-    width = value.dtype.itemsize
-    left = value.reshape(-1).view(np.uint8)
-    right = np.asarray(stored, order="C").reshape(-1).view(np.uint8)
-    if np.array_equal(left, right):
+    # NumPy warns of the infinities of masks. half.refuse_too_large has refused those of weights.
+    with np.errstate(over="ignore"):
+        return as_array(part).astype(dtype, copy=False)
+
+
+def _different(left: NDArray[Any], right: NDArray[Any]) -> float:
+    """Count the elements of two arrays of one shape and dtype whose bits differ."""
+    import numpy as np
+
+    width = left.dtype.itemsize
+    first, second = (np.asarray(one, order="C").reshape(-1).view(np.uint8) for one in (left, right))
+    if np.array_equal(first, second):
         return 0.0
-    differing = left.reshape(-1, width) != right.reshape(-1, width)
+    differing = first.reshape(-1, width) != second.reshape(-1, width)
     return float(np.count_nonzero(differing.any(axis=1)))
 
 

@@ -12,15 +12,17 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_export.errors import FitError, InputError
+from lora_export.onnx_export.file.weight_blocks import blocks, dtype_of, same_memory
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
     import onnx
     from numpy.typing import NDArray
-    from torch import Tensor
+
+    from lora_export.onnx_export.file.weight_blocks import Weight
 
 KEY = "lora_export.bindings"
 """The table's key in the model's metadata."""
@@ -41,12 +43,10 @@ class Binding:
     kind: Kind = "parameter"
     """What the tensor is in the module."""
 
-    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return the initializer's value for a parameter's value: same dtype, dense."""
-        import numpy as np
-
-        # ascontiguousarray would give a scalar one dimension.
-        return np.asarray(array.transpose(self.perm) if self.perm else array, order="C")
+    @property
+    def back(self) -> tuple[int, ...]:
+        """Return the permutation of axes from the initializer to the parameter."""
+        return tuple(sorted(range(len(self.perm)), key=self.perm.__getitem__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,30 +127,30 @@ def _binding(entry: Mapping[str, Any]) -> Binding:
 class Placed:
     """An initializer and the tensor that goes into it.
 
-    The data is made when it is asked for: memory holds that of one tensor at a time.
+    The data is made when it is asked for: memory holds one block of one tensor at a time.
     """
 
     slot: onnx.TensorProto
     """The initializer, in most graphs without data."""
     binding: Binding
     """From the tensor to the initializer."""
-    tensor: Tensor | NDArray[Any] | None
+    tensor: Weight | None
     """The parameter's value; None where the initializer holds its data already."""
     size: int
     """Bytes of the data."""
 
-    def data(self) -> NDArray[np.uint8]:
-        """Return the initializer's bytes, as uint8."""
+    def blocks(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield the initializer's bytes in order, as uint8."""
         import numpy as np
 
         if self.tensor is None:
-            return np.frombuffer(_own_data(self.slot), np.uint8)
-        return self.binding.apply(as_array(self.tensor)).reshape(-1).view(np.uint8)
+            yield np.frombuffer(_own_data(self.slot), np.uint8)
+            return
+        for block in blocks(self.tensor, self.binding.perm):
+            yield block.reshape(-1).view(np.uint8)
 
 
-def place_weights(
-    graph: onnx.ModelProto, tensors: Mapping[str, Tensor | NDArray[Any]]
-) -> dict[str, Placed]:
+def place_weights(graph: onnx.ModelProto, tensors: Mapping[str, Weight]) -> dict[str, Placed]:
     """Find the tensor of every initializer, by initializer, in the graph's order.
 
     Args:
@@ -211,18 +211,18 @@ def _own_data(slot: onnx.TensorProto) -> bytes:
 def _same_bits(left: Placed, right: Placed) -> bool:
     import numpy as np
 
-    if left is right:
+    if left is right or left.tensor is None or right.tensor is None:
+        return left is right
+    if same_memory(left.tensor, right.tensor) and left.binding.perm == right.binding.perm:
         return True
-    first, second = left.data(), right.data()
-    same_memory = first.ctypes.data == second.ctypes.data  # two names of one tensor
-    return first.size == second.size and (same_memory or np.array_equal(first, second))
+    return left.size == right.size and all(map(np.array_equal, left.blocks(), right.blocks()))
 
 
 def _prepare(
     bindings: Bindings,
     slots: Mapping[str, onnx.TensorProto],
     name: str,
-    tensor: Tensor | NDArray[Any],
+    tensor: Weight,
 ) -> Placed | Problem:
     """Pair a parameter's tensor with its initializer; return a problem where they do not fit."""
     binding = bindings.parameters.get(name)
@@ -234,7 +234,7 @@ def _prepare(
         )
     if binding is None or binding.initializer not in slots:
         return Problem("is bound to no initializer of the graph", name)
-    slot, dtype, shape = slots[binding.initializer], _dtype(tensor), tuple(tensor.shape)
+    slot, dtype, shape = slots[binding.initializer], dtype_of(tensor), tuple(tensor.shape)
     placed = shape
     if len(binding.perm) == len(shape):
         placed = tuple(shape[axis] for axis in binding.perm)
@@ -247,31 +247,8 @@ def _prepare(
     return Placed(slot, binding, tensor, prod(shape) * dtype.itemsize)
 
 
-def _dtype(tensor: Tensor | NDArray[Any]) -> np.dtype[Any]:
-    """Return the dtype that `as_array` gives, without reading the values."""
-    import numpy as np
-
-    return tensor.dtype if isinstance(tensor, np.ndarray) else as_array(tensor.new_empty(0)).dtype
-
-
 def element_dtype(tensor: onnx.TensorProto) -> np.dtype[Any]:
     """Return the numpy dtype of an initializer's elements (ml_dtypes' for bfloat16)."""
     from onnx import helper
 
     return helper.tensor_dtype_to_np_dtype(tensor.data_type)
-
-
-def as_array(tensor: Tensor | NDArray[Any]) -> NDArray[Any]:
-    """Return a dense array of the same bits; bfloat16 becomes ml_dtypes' bfloat16."""
-    import numpy as np
-
-    if isinstance(tensor, np.ndarray):
-        return np.asarray(tensor, order="C")
-    import torch
-
-    dense = tensor.detach().cpu().contiguous()
-    if dense.dtype is not torch.bfloat16:
-        return np.asarray(dense.numpy())
-    import ml_dtypes
-
-    return np.asarray(dense.view(torch.int16).numpy().view(ml_dtypes.bfloat16))

@@ -46,7 +46,7 @@ def bring_in(model: onnx.ModelProto, path: Path, *, but: Container[str]) -> None
     """
     for tensor in _external(model):
         if tensor.name not in but:
-            data = read_array(path, tensor).tobytes()
+            data = map_array(path, tensor).tobytes()
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
             tensor.raw_data = data
@@ -59,8 +59,10 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
-def read_array(path: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
-    """Read the values of one tensor of the checked file `path`, inside it or beside it.
+def map_array(path: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
+    """Return the values of one tensor of the checked file `path`, inside it or beside it.
+
+    Values beside it are a read-only view of the mapped file: they take no memory of their own.
 
     Raises:
         InputError: the file beside it has become shorter since it was checked.
@@ -73,14 +75,17 @@ def read_array(path: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
 
     one = _range(tensor)
     file = path.parent / one.location
-    data = np.fromfile(file, np.uint8, one.length, offset=one.offset)
-    if data.size != one.length:
+    missing = one.offset + one.length - file.stat().st_size
+    if missing > 0:
         raise InputError(
-            f"has become {one.length - data.size} bytes too short since it was checked",
+            f"has become {missing} bytes too short since it was checked",
             where=str(file),
             hint="let nothing else write into the folder meanwhile",
         )
-    return data.view(element_dtype(tensor)).reshape(tuple(tensor.dims))
+    if not one.length:
+        return np.empty(tuple(tensor.dims), element_dtype(tensor))
+    data = np.memmap(file, np.uint8, "r", one.offset, (one.length,))
+    return np.asarray(data).view(element_dtype(tensor)).reshape(tuple(tensor.dims))
 
 
 def total_size(path: Path) -> int:

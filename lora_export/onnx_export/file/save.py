@@ -1,6 +1,6 @@
 """A graph and its weights as a file: the same model of any size gives the same bytes.
 
-The weights go from where they are into the file one at a time. There is never a second copy of all.
+The weights go from where they are into the file block by block. There is never a second copy.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from lora_export.records import WrittenFile
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from typing import Any, BinaryIO
+    from typing import BinaryIO
 
     import onnx
-    from numpy.typing import NDArray
-    from torch import Tensor
 
     from lora_export.onnx_export.file.bindings import Placed
+    from lora_export.onnx_export.file.weight_blocks import Weight
 
 GIBIBYTE = 1 << 30
 """In bytes."""
@@ -38,7 +37,7 @@ MINIMUM = 1024
 def save_model(
     graph: onnx.ModelProto,
     path: Path,
-    weights: Mapping[str, Tensor | NDArray[Any]],
+    weights: Mapping[str, Weight],
     *,
     external_threshold: int = GIBIBYTE,
 ) -> tuple[WrittenFile, ...]:
@@ -84,6 +83,14 @@ class _Sink:
         self.file.write(data)
         self.digest.update(data)
         self.size += len(data)
+
+    def send_all(self, placed: Placed) -> None:
+        """Write the data of a tensor, of exactly its size: references behind it count on that."""
+        start = self.size
+        for block in placed.blocks():
+            self.send(block.data)
+        if self.size - start != placed.size:
+            raise AssertionError(placed.slot.name, self.size - start, placed.size)
 
     def written(self, name: str) -> WrittenFile:
         return WrittenFile(name, self.digest.hexdigest(), self.size)
@@ -133,7 +140,7 @@ class _Tensor:
     def send(self, sink: _Sink) -> None:
         sink.send(self.head)
         if self.weight is not None:
-            sink.send(self.weight.data().data)
+            sink.send_all(self.weight)
 
 
 def _write_data(
@@ -151,7 +158,7 @@ def _write_data(
             if one.size >= MINIMUM:
                 sink.send(b"\0" * (-sink.size % ALIGNMENT))
                 offsets[name] = sink.size
-                sink.send(one.data().data)
+                sink.send_all(one)
     location = f"{path.stem}-{sink.digest.hexdigest()[:8]}.onnx.data"
     temporary.rename(path.with_name(location))
     references = {n: _reference(placed[n], location, offset) for n, offset in offsets.items()}

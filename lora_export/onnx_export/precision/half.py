@@ -1,60 +1,48 @@
-"""Weights in float16: rounded once, from float32, and refused where they do not fit."""
+"""Weights in float16: refused where they do not fit."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_export.errors import FitError
-from lora_export.onnx_export.file.bindings import as_array
+from lora_export.onnx_export.file.weight_blocks import blocks, dtype_of
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-    from torch import Tensor
+    from lora_export.onnx_export.file.weight_blocks import Weight
 
 
-def refuse_too_large(weights: Mapping[str, Tensor]) -> None:
-    """Refuse finite float32 weights that float16 rounds to infinity.
+def refuse_too_large(weights: Mapping[str, Weight]) -> None:
+    """Refuse finite weights that float16 rounds to infinity.
 
     Raises:
         FitError: there are such weights; all are named.
     """
+    largest = {name: _lost(weight) for name, weight in weights.items()}
     problems = [
         Problem(
-            f"holds {_largest(value):.4g}, and the largest float16 is 65504",
+            f"holds {value:.4g}, and the largest float16 is 65504",
             name,
             "--precision fp32, int8 or int8-weights; or leave it out of the adapter",
         )
-        for name, value in weights.items()
-        if value.is_floating_point() and bool((value.half().isinf() & value.isfinite()).any())
+        for name, value in largest.items()
+        if value
     ]
     if problems:
         raise FitError.of(problems)
 
 
-def _largest(value: Tensor) -> float:
-    return float(value[value.isfinite()].abs().max())
-
-
-def rounded_once(
-    weights: Mapping[str, Tensor], half: Mapping[str, Tensor]
-) -> dict[str, NDArray[Any]]:
-    """Round float32 weights to what a float16 file must hold.
-
-    numpy rounds here, and not torch, which rounds the weights of the file.
-
-    Args:
-        weights: the merged float32 weights.
-        half: those of the float16 model, for their dtypes: some may be kept in float32.
-    """
+def _lost(weight: Weight) -> float:
+    """Return the largest finite magnitude that float16 rounds to infinity; 0 where none is."""
     import numpy as np
 
-    rounded = {}
-    for name, value in weights.items():
-        array, other = as_array(value), as_array(half[name])
-        # numpy warns of the infinities of masks. refuse_too_large has refused those of weights.
-        with np.errstate(over="ignore"):
-            rounded[name] = array.astype(np.float16) if other.dtype == np.float16 else array
-    return rounded
+    if dtype_of(weight).kind not in "fV":
+        return 0.0
+    most = 0.0
+    for block in blocks(weight):
+        finite = np.abs(block[np.isfinite(block)]).max(initial=0)
+        most = max(most, float(finite))
+    with np.errstate(over="ignore"):
+        return most if np.isinf(np.float64(most).astype(np.float16)) else 0.0

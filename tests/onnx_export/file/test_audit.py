@@ -8,11 +8,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from lora_export.onnx_export.file import external
-from lora_export.onnx_export.file.audit import audit
+from lora_export.onnx_export.file import bindings, external, weight_blocks
+from lora_export.onnx_export.file.audit import audit, different_bits
 from lora_export.onnx_export.file.bindings import KEY, read_bindings
 from lora_export.onnx_export.file.save import save_model
 from lora_export.onnx_export.file.topology import describe
+from lora_export.onnx_export.file.weight_blocks import Cast, as_array
 from lora_export.verification.model.tolerance import derive
 from lora_export.verification.runtime.sessions import run_model
 
@@ -301,6 +302,52 @@ def test_torch_tensors_and_bfloat16_are_compared_by_bits(merged, tmp_path):
     checks = audit(tmp_path / "model.onnx", expected=lambda: state, base=base, inputs=case.specs)
     [check] = [check for check in checks if not check.passed]
     assert (check.worst, check.where) == (float("inf"), "last.bias")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("wanted", ["float16", "float32"])
+def test_numpy_rounds_a_weight_as_torch_does(wanted, dtype):
+    torch.manual_seed(0)
+    values = (torch.randn(1000) * 10.0 ** torch.randint(-9, 4, (1000,))).to(dtype)
+    stored = values.to(getattr(torch, wanted)).numpy()
+    weight = Cast(values, np.dtype(wanted))
+    assert different_bits(weight, stored) == 0
+    other = stored.copy()
+    other.view(np.uint8)[-1] ^= 1
+    assert different_bits(weight, other) == 1
+    assert different_bits(weight, stored[:-1]) == float("inf")
+
+
+def shifted(weight, perm=()):
+    """The blocks of a weight, each from one row further on."""
+    for part in weight_blocks.parts(weight_blocks.turn(weight, perm)):
+        yield np.roll(as_array(part), 1, axis=0) if part.ndim else as_array(part)
+
+
+def twice(weight, perm=()):
+    """The first block of a weight in the place of every block."""
+    found = [as_array(part) for part in weight_blocks.parts(weight_blocks.turn(weight, perm))]
+    return [found[0] if one.shape == found[0].shape else one for one in found]
+
+
+@pytest.mark.parametrize("fault", [shifted, twice])
+def test_a_fault_in_the_order_of_blocks_is_found(merged, tmp_path, fault, monkeypatch):
+    """The audit cuts other blocks than the writer: those of the parameter, not of the graph."""
+    case, model, _ = merged
+    monkeypatch.setattr(weight_blocks, "BLOCK", 64)
+    right, wrong = tmp_path / "right.onnx", tmp_path / "wrong.onnx"
+    save_model(case.graph(), right, case.weights(model), external_threshold=1)
+    assert failed(right, case, model) == set()
+    monkeypatch.setattr(bindings, "blocks", fault)
+    save_model(case.graph(), wrong, case.weights(model), external_threshold=1)
+    assert failed(wrong, case, model) == {"every weight bit-equal"}
+
+
+def test_blocks_of_another_size_than_the_weight_are_not_written(merged, tmp_path, monkeypatch):
+    case, model, _ = merged
+    monkeypatch.setattr(bindings, "blocks", lambda weight, perm=(): [as_array(weight)[:-1]])
+    with pytest.raises(AssertionError):
+        save_model(case.graph(), tmp_path / "x.onnx", case.weights(model))
 
 
 def test_the_number_of_differing_elements_is_told(merged, tmp_path):
