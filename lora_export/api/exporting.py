@@ -79,7 +79,7 @@ def export_onnx(
             present.0.key, and so on. Of an encoder-decoder two graphs are made.
         opset: ONNX operator set; None takes the exporter's own.
         precision: "fp32", "fp16", "int8", "int8-weights" or "int4". The lower ones are made from
-            the float32 file, which is proven first and not published.
+            the merged weights, after the float32 graph is proven.
         allow_lossy: accept a lower precision whose rounding outweighs the adapter.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         force: replace an earlier export at `output`.

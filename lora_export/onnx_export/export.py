@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 class Exported:
     """An ONNX file that was written, or what a finished file is compared with."""
 
+    #: As captured: bound initializers hold no data.
+    graph: onnx.ModelProto
     #: Of the base's graph.
     topology: Topology
     #: ONNX operator set of the graph.
@@ -79,16 +81,16 @@ def export(
     """
     clock = clock or Stopwatch()
     with clock("capture"):
-        graph, planned = _prepare(subject, settings)
+        planned = _prepare(subject, settings)
     if path is None:
         return planned
     with clock("fill and save"):
-        files = save_model(graph, path, planned.weights())
+        files = save_model(planned.graph, path, planned.weights())
     _check_opset(path, planned.opset)
     return replace(planned, files=files)
 
 
-def _prepare(subject: Subject, settings: ExportSettings) -> tuple[onnx.ModelProto, Exported]:
+def _prepare(subject: Subject, settings: ExportSettings) -> Exported:
     dtype = settings.dtype
     inputs = _inputs(subject.source.inputs, dtype)
 
@@ -112,10 +114,12 @@ def _prepare(subject: Subject, settings: ExportSettings) -> tuple[onnx.ModelProt
         found = weights_of(model, dtypes)
         return {name: weight for name, weight in found.items() if name not in unused}
 
-    planned = Exported(describe(graph), opset_of(graph), inputs, weights, how, unused, warnings)
+    planned = Exported(
+        graph, describe(graph), opset_of(graph), inputs, weights, how, unused, warnings
+    )
     if settings.captures and key:
         planned = replace(planned, beside=settings.captures.beside(key))
-    return graph, planned
+    return planned
 
 
 def _key(subject: Subject, inputs: tuple[InputSpec, ...], settings: ExportSettings) -> str | None:

@@ -7,7 +7,7 @@ block at a time, on the way into a file or into a comparison.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.tensors import TORCH_NAMES
 from lora_export.onnx_export.file.bindings import element_dtype, read_bindings
@@ -15,6 +15,8 @@ from lora_export.onnx_export.file.weight_blocks import Cast, dtype_of
 from lora_export.records import FLOAT_DTYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     import onnx
     from torch import nn
@@ -35,7 +37,7 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
     return TORCH_NAMES[found.pop()] if len(found) == 1 and found <= _MAPPED else "float32"
 
 
-def graph_dtypes(graph: onnx.ModelProto) -> dict[str, np.dtype[np.generic]]:
+def graph_dtypes(graph: onnx.ModelProto) -> dict[str, np.dtype[Any]]:
     """Return the dtype of every bound parameter and buffer in the graph."""
     slots = {slot.name: slot for slot in graph.graph.initializer}
     bound = read_bindings(graph).parameters
@@ -46,7 +48,7 @@ def graph_dtypes(graph: onnx.ModelProto) -> dict[str, np.dtype[np.generic]]:
     }
 
 
-def weights_of(model: nn.Module, dtypes: dict[str, np.dtype[np.generic]]) -> dict[str, Weight]:
+def weights_of(model: nn.Module, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, Weight]:
     """Return the weights and buffers of a network, to be cast to the dtypes of a graph.
 
     Args:
@@ -55,7 +57,8 @@ def weights_of(model: nn.Module, dtypes: dict[str, np.dtype[np.generic]]) -> dic
     """
     weights: dict[str, Weight] = {}
     for name, tensor in model.state_dict().items():
-        wanted, found = dtypes.get(name), dtype_of(tensor)
-        floats = wanted is not None and wanted.kind == "f" and tensor.is_floating_point()
+        found = dtype_of(tensor)
+        wanted = dtypes.get(name, found)
+        floats = wanted.kind == "f" and tensor.is_floating_point()
         weights[name] = Cast(tensor, wanted) if floats and wanted != found else tensor
     return weights

@@ -24,7 +24,7 @@ _COMPARED: dict[Level, str] = {
     "model": "model: outputs of the merged torch model with the unmerged one's",
     "file": "file: the graph and its weights with the base's graph and the merged weights",
     "runtime": "runtime: outputs of ONNX Runtime with the torch models'",
-    "precision": "precision: the lower file, its weights and its outputs, with the float32 file's",
+    "precision": "precision: the lower file, its weights and its outputs, with the float32 graph's",
 }
 """What is compared at each level."""
 

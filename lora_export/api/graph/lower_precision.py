@@ -1,4 +1,4 @@
-"""The ONNX file in a lower precision: made from the proven float32 file, and proven itself."""
+"""The ONNX file in a lower precision: made from the proven float32 graph, and proven itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_export.models.subject import Subject
     from lora_export.onnx_export.export import Exported
     from lora_export.onnx_export.precision.grids import Precision
-    from lora_export.onnx_export.precision.rounded_audit import Weights
+    from lora_export.onnx_export.precision.rounded_sizes import Weights
     from lora_export.onnx_export.settings import ExportSettings
     from lora_export.records import Check, WrittenFile
     from lora_export.verification.model.loss import Loss
@@ -49,13 +49,32 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """The float32 file that a lowered one is made from, with its origin."""
+    """The float32 graph and the merged weights that a lowered file is made from."""
 
     job: Job
     #: The network with its base and merged weights.
     subject: Subject
     exported: Exported
+    #: Runs the graph on the merged weights; see onnx_export.file.linked. It is there for a proof.
     path: Path
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of the float32 file, which is not written."""
+        from lora_export.onnx_export.file.save import written_size
+
+        return written_size(self.exported.graph, self.path, self.exported.weights())
+
+    def link(self) -> None:
+        """Write the file at `path`.
+
+        Raises:
+            FitError: the weights do not fit the graph.
+        """
+        from lora_export.onnx_export.file.linked import save_linked
+
+        stored = self.subject.merged.tensors()
+        save_linked(self.exported.graph, self.path, self.exported.weights(), stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +87,10 @@ class Lowered:
 
 
 def full_proof(job: Job, form: Form) -> Job:
-    """Return the job for the proof of the float32 file.
+    """Return the job for the proof of the float32 graph.
 
     The user's tolerance applies to the file that they asked for. So it does not apply to the
-    float32 file from which a lowered one is made.
+    float32 graph from which a lowered one is made.
     """
     if not form.is_lowered:
         return job
@@ -94,8 +113,8 @@ def lower_into(
     facts: dict[str, Any] = {}
     if verify:
         checks, facts = prove_lowered(full, path, form, lowered.half)
-    sizes = (sum(f.size for f in files) for files in (lowered.files, full.exported.files))
-    return lowered.files, checks, {"lowered": {**_words(form), **_sizes(*sizes), **facts}}
+    sizes = _sizes(sum(file.size for file in lowered.files), full.size)
+    return lowered.files, checks, {"lowered": {**_words(form), **sizes, **facts}}
 
 
 def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], dict[str, Any]]:
@@ -110,8 +129,7 @@ def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], 
     checks, facts = prove_lowered(full, path, form, half)
     intact = checks[0].passed  # else the file may name any path as its external data
     now = external.total_size(path) if intact else path.stat().st_size
-    before = sum(file.size for file in full.exported.files)
-    return checks, {"lowered": {**_words(form), **_sizes(now, before), **facts}}
+    return checks, {"lowered": {**_words(form), **_sizes(now, full.size), **facts}}
 
 
 def _words(form: Form) -> dict[str, Any]:
@@ -129,16 +147,18 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
         FitError: a weight is too large for float16, or no weight can be quantised.
         InputError: the model does not run or cannot be captured in float16.
     """
-    from lora_export.onnx_export.file import external
+    import onnx
+
     from lora_export.onnx_export.file.save import save_model
     from lora_export.onnx_export.precision.round_graph import lower
 
     if form.precision.name == "fp16":
         half = _half(full, form, path)
         return Lowered(half.files, half)
-    model = external.load(full.path)
-    lower(model, form.precision)
-    return Lowered(save_model(model, path, {}))
+    model = onnx.ModelProto()
+    model.CopyFrom(full.exported.graph)
+    kept, made = lower(model, form.precision, full.exported.weights())
+    return Lowered(save_model(model, path, kept, made=made))
 
 
 def _half(full: Full, form: Form, path: Path | None) -> Exported:
@@ -169,7 +189,7 @@ def prove_lowered(
     """Prove a lowered file: by its static audit, then by how far its outputs moved.
 
     Args:
-        full: the float32 file, which is proven already.
+        full: the float32 graph, which is proven already.
         path: the lowered file.
         form: the form that it must have.
         half: the export in float16 that an fp16 file must equal; None for other precisions.
@@ -197,15 +217,13 @@ def _prove(
 def _audit(
     full: Full, path: Path, precision: Precision, half: Exported | None
 ) -> tuple[tuple[Check, ...], Weights | None]:
-    from lora_export.onnx_export.file import external
     from lora_export.onnx_export.file.audit import audit
-    from lora_export.onnx_export.precision.rounded_audit import audit_lowered
+    from lora_export.onnx_export.precision.rounded_audit import FloatGraph, audit_lowered
 
     if half is None:
-        model = external.load(full.path)
-        return audit_lowered(
-            path, full=model, precision=precision, inputs=full.subject.source.inputs
-        )
+        made_from = FloatGraph(full.exported.graph, full.exported.weights())
+        inputs = full.subject.source.inputs
+        return audit_lowered(path, full=made_from, precision=precision, inputs=inputs)
 
     return audit(path, expected=half.weights, base=half.topology, inputs=half.inputs), None
 

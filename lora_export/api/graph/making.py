@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lora_export.api.graph.lower_precision import Form
     from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
+    from lora_export.onnx_export.export import Exported
     from lora_export.records import (
         Attribution,
         Check,
@@ -54,8 +55,8 @@ class Place:
 
     #: The .onnx file, or the folder of an encoder and its decoder.
     path: Path
-    #: A new folder for files that are deleted at the end: merged weights, and the float32 file
-    #: that a lowered one is made from.
+    #: A new folder for files that are deleted at the end: merged weights, and the float32 graph
+    #: that a lowered file is compared with.
     work: Path
     #: The path as the user named it, for messages.
     shown: str
@@ -171,31 +172,42 @@ def _make_file(
     from lora_export.onnx_export.export import export
     from lora_export.verification.failure import refuse_failed
 
-    path = place.work / place.path.name if form.is_lowered else place.path
-    writes = place.writes or form.is_lowered
-    exported = export(subject, path if writes else None, form.settings, clock=job.clock)
+    writes = place.writes and not form.is_lowered
+    exported = export(subject, place.path if writes else None, form.settings, clock=job.clock)
+    if form.is_lowered:
+        full = Full(job, subject, exported, place.work / place.path.name)
+        return _make_lowered(place, full, form, before, verify=verify)
+    proven = prove_file(place.path, exported, job, subject) if verify else Proven()
+    if writes:
+        refuse_failed((*before, *proven.checks), place.shown, proven.attribution)
+    return _made(exported, proven, {"graph": graph_facts(exported, proven.saved)})
+
+
+def _make_lowered(
+    place: Place, full: Full, form: Form, before: tuple[Check, ...], *, verify: bool
+) -> Made:
+    """Make and prove a file in a lower precision, after the float32 graph that it is made from."""
+    from lora_export.verification.failure import refuse_failed
+
     proven = Proven()
     if verify:
-        proven = prove_file(path, exported, full_proof(job, form), subject)
-    if writes:  # a lowered file is compared with this one, so this one must be right
+        full.link()
+        job = full_proof(full.job, form)
+        proven = prove_file(full.path, full.exported, job, full.subject, linked=True)
+        # The lowered file is compared with this graph, so the graph must be right.
         refuse_failed((*before, *proven.checks), place.shown, proven.attribution)
-    files, checks = exported.files, proven.checks
-    facts: dict[str, Any] = {"graph": graph_facts(exported, proven.saved)}
-    if form.is_lowered:
-        full = Full(job, subject, exported, path)
-        files, more, facts = _lower(place, full, form, verify=verify)
-        checks = (*checks, *more)
-    warnings = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
-    return Made(files, facts, checks, warnings, proven.attribution, proven.kept)
-
-
-def _lower(
-    place: Place, full: Full, form: Form, *, verify: bool
-) -> tuple[tuple[WrittenFile, ...], tuple[Check, ...], dict[str, Any]]:
-    """Return (files, checks, facts) of the lowered file, which is written or compared."""
     if place.writes:
-        return lower_into(place.path, full, form, verify=verify)
-    return ((), *prove_again(place.path, full, form))
+        files, more, facts = lower_into(place.path, full, form, verify=verify)
+    else:
+        files = ()
+        more, facts = prove_again(place.path, full, form)
+    made = _made(full.exported, proven, facts)
+    return replace(made, files=files, checks=(*made.checks, *more))
+
+
+def _made(exported: Exported, proven: Proven, facts: Mapping[str, Any]) -> Made:
+    warnings = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
+    return Made(exported.files, facts, proven.checks, warnings, proven.attribution, proven.kept)
 
 
 def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) -> Made:

@@ -30,6 +30,7 @@ def prove_file(
     subject: Subject,
     *,
     opener: Opener | None = None,
+    linked: bool = False,
 ) -> Proven:
     """Prove one ONNX file: the torch models, the file's static audit, then ONNX Runtime.
 
@@ -40,11 +41,13 @@ def prove_file(
         subject: the network with its base and merged weights.
         opener: opens the session on the file; None takes the one of
             verification.runtime.sessions, with the user's providers.
+        linked: the file is not published, and refers to the merged weights themselves; see
+            onnx_export.file.linked. Only whether it can be read is audited.
 
     Raises:
         FitError, UsageError, InputError: the torch model cannot be built or run.
     """
-    from lora_export.onnx_export.file.audit import audit
+    from lora_export.onnx_export.file.audit import audit, check_readable
     from lora_export.verification.blame.attribution import blame
     from lora_export.verification.blame.narrowing import Artifact, attribute_file
     from lora_export.verification.runtime.sessions import find_providers, opener_on
@@ -53,7 +56,11 @@ def prove_file(
     by_model = prove_model(job, subject)
     weights, topology = exported.weights, exported.topology
     with job.clock("static audit"):
-        static = audit(path, expected=weights, base=topology, inputs=exported.inputs)
+        static = (
+            check_readable(path)
+            if linked
+            else audit(path, expected=weights, base=topology, inputs=exported.inputs)
+        )
     checks = (*by_model.checks, *at_level("file", static))
     artifact = Artifact(
         path, by_model.tolerance, opener or opener_on(find_providers(job.proof.provider))

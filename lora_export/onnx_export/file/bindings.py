@@ -12,11 +12,11 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_export.errors import FitError, InputError
-from lora_export.onnx_export.file.weight_blocks import blocks, dtype_of, same_memory
+from lora_export.onnx_export.file.weight_blocks import Made, Matrix, blocks, dtype_of, same_memory
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     import numpy as np
     import onnx
@@ -150,13 +150,16 @@ class Placed:
             yield block.reshape(-1).view(np.uint8)
 
 
-def place_weights(graph: onnx.ModelProto, tensors: Mapping[str, Weight]) -> dict[str, Placed]:
+def place_weights(
+    graph: onnx.ModelProto, tensors: Mapping[str, Weight], made: Mapping[str, Made] | None = None
+) -> dict[str, Placed]:
     """Find the tensor of every initializer, by initializer, in the graph's order.
 
     Args:
         graph: a captured graph, whose bound initializers may be without data.
         tensors: parameter or buffer name -> value, of the parameter's own shape and of the
             initializer's dtype. Names in `read_bindings(graph).unused` have no place in the graph.
+        made: initializer -> value, of initializers that are no parameter as it is.
 
     Raises:
         FitError: a name has no binding, a shape or dtype differs, two names that share one
@@ -166,7 +169,10 @@ def place_weights(graph: onnx.ModelProto, tensors: Mapping[str, Weight]) -> dict
     """
     bindings = read_bindings(graph) if tensors or _hollow(graph) else Bindings({})
     slots = {slot.name: slot for slot in graph.graph.initializer}
-    placed: dict[str, Placed] = {}
+    placed = {
+        name: Placed(slots[name], Binding(name), one, prod(one.shape) * one.dtype.itemsize)
+        for name, one in (made or {}).items()
+    }
     problems = []
     for name, tensor in tensors.items():
         found = _prepare(bindings, slots, name, tensor)
@@ -189,6 +195,29 @@ def place_weights(graph: onnx.ModelProto, tensors: Mapping[str, Weight]) -> dict
         name: placed.get(name) or Placed(slot, Binding(name), None, len(_own_data(slot)))
         for name, slot in slots.items()
     }
+
+
+def matrices_of(
+    model: onnx.ModelProto, weights: Mapping[str, Weight], initializers: Collection[str]
+) -> dict[str, Matrix]:
+    """Return the values of initializers of two axes, by the initializer's name.
+
+    Args:
+        model: a graph with bindings.
+        weights: parameter or buffer name -> value.
+        initializers: those that are wanted.
+
+    Raises:
+        FitError: see place_weights.
+    """
+    from onnx import numpy_helper
+
+    found = {}
+    for name, placed in place_weights(model, weights).items():
+        if name in initializers and not isinstance(placed.tensor, Made):
+            given = numpy_helper.to_array(placed.slot) if placed.tensor is None else placed.tensor
+            found[name] = Matrix(given, turned=bool(placed.binding.perm))
+    return found
 
 
 def _hollow(graph: onnx.ModelProto) -> list[str]:

@@ -88,6 +88,21 @@ def map_array(path: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
     return np.asarray(data).view(element_dtype(tensor)).reshape(tuple(tensor.dims))
 
 
+def refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> onnx.TensorProto:
+    """Make a tensor without data refer to a byte range of a file in the model's folder; return it.
+
+    Args:
+        tensor: with dtype and shape; changed in place.
+        location: the file's name.
+        offset: in bytes.
+        length: in bytes.
+    """
+    tensor.data_location = tensor.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
 def total_size(path: Path) -> int:
     """Sum the bytes of the file and of the files that hold its external data."""
     names = {_range(tensor).location for tensor in _external(parse(path))}

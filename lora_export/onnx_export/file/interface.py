@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from lora_export.onnx_export.file import wire
 from lora_export.onnx_export.file.save import opset_of
 
 if TYPE_CHECKING:
@@ -31,9 +32,8 @@ def interface(path: Path, precision: str) -> dict[str, Any]:
         precision, note (where there is one), opset, inputs and outputs (name, dtype, dims: numbers
         and names of dynamic dimensions), operators (the count of each kind).
     """
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
+    with path.open("rb") as file:
+        model = wire.without_data(file)
     note = {"note": _NOTES[precision]} if precision in _NOTES else {}
     return {
         "precision": precision,

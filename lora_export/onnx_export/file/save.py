@@ -9,7 +9,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from lora_export.errors import OutputError, StorageError
-from lora_export.onnx_export.file import wire
+from lora_export.onnx_export.file import external, wire
 from lora_export.onnx_export.file.bindings import place_weights
 from lora_export.onnx_export.file.topology import ONNX_DOMAINS
 from lora_export.records import WrittenFile
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx
 
     from lora_export.onnx_export.file.bindings import Placed
-    from lora_export.onnx_export.file.weight_blocks import Weight
+    from lora_export.onnx_export.file.weight_blocks import Made, Weight
 
 GIBIBYTE = 1 << 30
 """In bytes."""
@@ -39,6 +39,7 @@ def save_model(
     path: Path,
     weights: Mapping[str, Weight],
     *,
+    made: Mapping[str, Made] | None = None,
     external_threshold: int = GIBIBYTE,
 ) -> tuple[WrittenFile, ...]:
     """Write the graph with its weights to `path`, which must not exist yet.
@@ -48,6 +49,7 @@ def save_model(
         path: the `.onnx` file, in a staging folder.
         weights: parameter or buffer name -> value, of the parameter's own shape and of the
             initializer's dtype; every bound name. Tied names may all be given.
+        made: values of initializers that are no parameter, by initializer.
         external_threshold: bytes of all tensors from which they go into a file of their own beside
             it, named `<stem>-<8 hex digits of its SHA-256>.onnx.data`.
 
@@ -60,7 +62,7 @@ def save_model(
         OutputError: a file of that name exists.
         StorageError: the system refused to write.
     """
-    placed = place_weights(graph, weights)
+    placed = place_weights(graph, weights, made)
     size = sum(one.size for one in placed.values())
     try:
         if size < min(external_threshold, MESSAGE_LIMIT):
@@ -73,16 +75,50 @@ def save_model(
         raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
 
 
-class _Sink:
+def written_size(
+    graph: onnx.ModelProto,
+    path: Path,
+    weights: Mapping[str, Weight],
+    *,
+    external_threshold: int = GIBIBYTE,
+) -> int:
+    """Return the bytes of the files that `save_model` would write; no weight is read.
+
+    Raises:
+        FitError, InputError: as for `save_model`.
+    """
+    placed, data, model = place_weights(graph, weights), _Counter(), _Counter()
+    places: dict[str, onnx.TensorProto] = {}
+    if sum(one.size for one in placed.values()) >= min(external_threshold, MESSAGE_LIMIT):
+        places = _references(placed, _location(path, "0" * 8), _lay_out(data, placed))
+    _send_model(model, graph, placed, places)
+    return data.size + model.size
+
+
+class _Counter:
+    """A file that is not written: only its size is computed."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def send(self, data: bytes | memoryview) -> None:
+        self.size += len(data)
+
+    def send_all(self, placed: Placed) -> None:
+        self.size += placed.size
+
+
+class _Sink(_Counter):
     """A new file; its digest and size are computed while it is written."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+        super().__init__()
+        self.file, self.digest = file, hashlib.sha256()
 
     def send(self, data: bytes | memoryview) -> None:
+        super().send(data)
         self.file.write(data)
         self.digest.update(data)
-        self.size += len(data)
 
     def send_all(self, placed: Placed) -> None:
         """Write the data of a tensor, of exactly its size: references behind it count on that."""
@@ -102,6 +138,18 @@ def _write(
     placed: Mapping[str, Placed],
     places: Mapping[str, onnx.TensorProto],
 ) -> WrittenFile:
+    with path.open("xb") as file:
+        sink = _Sink(file)
+        _send_model(sink, model, placed, places)
+    return sink.written(path.name)
+
+
+def _send_model(
+    sink: _Counter,
+    model: onnx.ModelProto,
+    placed: Mapping[str, Placed],
+    places: Mapping[str, onnx.TensorProto],
+) -> None:
     """Write the model: the tensors in `places` as these references, the others with their data.
 
     The bytes are those of protobuf's own deterministic serialiser: fields in order of their number.
@@ -110,13 +158,10 @@ def _write(
     head, tail = wire.around(model, "graph")
     tensors = [_Tensor(places.get(name), one) for name, one in placed.items()]
     length = len(graph_head) + sum(one.size for one in tensors) + len(graph_tail)
-    with path.open("xb") as file:
-        sink = _Sink(file)
-        sink.send(head + wire.field_head(wire.number(type(model), "graph"), length) + graph_head)
-        for tensor in tensors:
-            tensor.send(sink)
-        sink.send(graph_tail + tail)
-    return sink.written(path.name)
+    sink.send(head + wire.field_head(wire.number(type(model), "graph"), length) + graph_head)
+    for tensor in tensors:
+        tensor.send(sink)
+    sink.send(graph_tail + tail)
 
 
 class _Tensor:
@@ -137,7 +182,7 @@ class _Tensor:
         self.head = wire.field_head(wire.number(onnx.GraphProto, "initializer"), inner) + head
         self.size = len(self.head) - len(head) + inner
 
-    def send(self, sink: _Sink) -> None:
+    def send(self, sink: _Counter) -> None:
         sink.send(self.head)
         if self.weight is not None:
             sink.send_all(self.weight)
@@ -151,26 +196,36 @@ def _write_data(
     The file is named after its digest, which is known at its end.
     """
     temporary = path.with_name(f"{path.stem}.onnx.data.part")
-    offsets: dict[str, int] = {}
     with temporary.open("xb") as file:
         sink = _Sink(file)
-        for name, one in placed.items():
-            if one.size >= MINIMUM:
-                sink.send(b"\0" * (-sink.size % ALIGNMENT))
-                offsets[name] = sink.size
-                sink.send_all(one)
-    location = f"{path.stem}-{sink.digest.hexdigest()[:8]}.onnx.data"
+        offsets = _lay_out(sink, placed)
+    location = _location(path, sink.digest.hexdigest()[:8])
     temporary.rename(path.with_name(location))
-    references = {n: _reference(placed[n], location, offset) for n, offset in offsets.items()}
-    return references, sink.written(location)
+    return _references(placed, location, offsets), sink.written(location)
 
 
-def _reference(placed: Placed, location: str, offset: int) -> onnx.TensorProto:
-    new = _bare(placed.slot)
-    new.data_location = new.EXTERNAL
-    for key, value in (("location", location), ("offset", offset), ("length", placed.size)):
-        new.external_data.add(key=key, value=str(value))
-    return new
+def _location(path: Path, digest: str) -> str:
+    return f"{path.stem}-{digest}.onnx.data"
+
+
+def _lay_out(sink: _Counter, placed: Mapping[str, Placed]) -> dict[str, int]:
+    """Write the tensors that are not small, each from a page on; return their offsets."""
+    offsets: dict[str, int] = {}
+    for name, one in placed.items():
+        if one.size >= MINIMUM:
+            sink.send(b"\0" * (-sink.size % ALIGNMENT))
+            offsets[name] = sink.size
+            sink.send_all(one)
+    return offsets
+
+
+def _references(
+    placed: Mapping[str, Placed], location: str, offsets: Mapping[str, int]
+) -> dict[str, onnx.TensorProto]:
+    return {
+        name: external.refer(_bare(placed[name].slot), location, offset, placed[name].size)
+        for name, offset in offsets.items()
+    }
 
 
 def _bare(slot: onnx.TensorProto) -> onnx.TensorProto:

@@ -7,15 +7,19 @@ written one after another, between the bytes that protobuf makes of all other fi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     import onnx
     from google.protobuf.message import Message  # type: ignore[import-untyped]
 
     Known = TypeVar("Known", onnx.ModelProto, onnx.GraphProto, onnx.TensorProto)
+
+SHORT = 4096
+"""The most bytes of an initializer that `without_data` reads."""
 
 _LENGTH_DELIMITED = 2  # the wire type of messages, strings and bytes
 _FIXED = {1: 8, 5: 4}  # wire types of numbers of fixed size, and that size in bytes
@@ -58,21 +62,65 @@ def without(file: BinaryIO, kind: type[Known], field: str) -> Known:
         google.protobuf.message.DecodeError: the rest is no such message.
     """
     skipped, kept = number(kind, field), bytearray()
-    end = file.seek(0, 2)
-    file.seek(0)
-    while (start := file.tell()) < end:
-        tag = _read_varint(file)
-        size = _size(file, tag & 7)
-        if file.tell() + size > end:
-            raise ValueError(f"the field at byte {start} ends behind the end of the file")
-        after = file.tell() + size
-        if tag >> 3 != skipped:
-            file.seek(start)
-            kept += file.read(after - start)
-        file.seek(after)
+    for one in _fields(file, 0, file.seek(0, 2)):
+        if one.number != skipped:
+            kept += _read(file, one.start, one.end)
     message = kind()
     message.ParseFromString(bytes(kept))
     return message
+
+
+def without_data(file: BinaryIO) -> onnx.ModelProto:
+    """Read the model in `file` without the initializers that hold more than a few values.
+
+    References to external data are kept: they are short.
+
+    Raises:
+        ValueError, google.protobuf.message.DecodeError: as for `without`.
+    """
+    import onnx
+
+    model = without(file, onnx.ModelProto, "graph")
+    at, inner = number(onnx.ModelProto, "graph"), number(onnx.GraphProto, "initializer")
+    kept = bytearray()
+    for graph in _fields(file, 0, file.seek(0, 2)):
+        if graph.number == at:
+            for one in _fields(file, graph.body, graph.end):
+                if one.number != inner or one.end - one.start <= SHORT:
+                    kept += _read(file, one.start, one.end)
+    model.graph.ParseFromString(bytes(kept))
+    return model
+
+
+class _Field(NamedTuple):
+    """Where a field lies in a file, in bytes: its tag, what follows tag and length, its end."""
+
+    number: int
+    start: int
+    body: int
+    end: int
+
+
+def _fields(file: BinaryIO, start: int, end: int) -> Iterator[_Field]:
+    """Yield the fields of the message at these bytes.
+
+    Raises:
+        ValueError: the message ends inside a field, or holds what protobuf does not write.
+    """
+    while start < end:
+        file.seek(start)
+        tag = _read_varint(file)
+        size = _size(file, tag & 7)
+        body = file.tell()
+        if body + size > end:
+            raise ValueError(f"the field at byte {start} ends behind the end of the file")
+        yield _Field(tag >> 3, start, body, body + size)
+        start = body + size
+
+
+def _read(file: BinaryIO, start: int, end: int) -> bytes:
+    file.seek(start)
+    return file.read(end - start)
 
 
 def _size(file: BinaryIO, wire_type: int) -> int:

@@ -28,14 +28,16 @@ _KNOWN_ATTRIBUTES = {"K", "N", "bits", "block_size"}
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A rounded weight as it is stored."""
+    """A rounded weight as it is stored; its parts may lie in mapped files."""
 
-    values: Array
-    """The float32 rows [R, C] that the codes stand for; of a product, R are the outputs."""
+    shape: tuple[int, int]
+    """Of the float32 rows [R, C] that the codes stand for; of a product, R are the outputs."""
     scales: Array
     """float32 [R, blocks]."""
     grid: Grid
     """As the layout of codes and scales shows it."""
+    read: Callable[[slice], Array]
+    """Computes some of the float32 rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,8 @@ class Raised:
     """The float32 node that it replaces."""
     parts: tuple[str, ...]
     """The initializers that hold the weight: codes, scales, zero points."""
-    read: Callable[[], Stored]
-    """Reads them."""
+    find: Callable[[], Stored]
+    """Finds out their layout."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -59,13 +61,20 @@ class Reader:
     """A reader of the uses of rounded weights in a graph.
 
     Args:
-        graph: with rounded weights, and its tensors in memory.
+        graph: with rounded weights.
         uses: those of the float32 graph, by the output's name.
+        load: returns the values of a tensor of the graph.
     """
 
-    def __init__(self, graph: onnx.GraphProto, uses: Mapping[str, Use]) -> None:
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        uses: Mapping[str, Use],
+        load: Callable[[onnx.TensorProto], Array],
+    ) -> None:
         self._graph = graph
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._load = load
         self._producers = {name: node for node in graph.node for name in node.output if name}
         self._known = {use.stem: use for use in uses.values()}
 
@@ -134,39 +143,51 @@ class Reader:
         return None if use is None else Raised(use, parts, lambda: self._rows(*parts))
 
     def _blocks(self, node: onnx.NodeProto, parts: Sequence[str]) -> Stored:
-        """Read MatMulNBits: codes [N, blocks, bytes], scales [N, blocks], packed zero points."""
+        """Find MatMulNBits' codes [N, blocks, bytes], scales [N, blocks], packed zero points."""
         import numpy as np
 
         attributes = {item.name: item.i for item in node.attribute}
         bits, block = attributes["bits"], attributes["block_size"]
         outer, inner = attributes["N"], attributes["K"]
         blocks = -(-inner // block)
-        codes = _unpack(self._array(parts[0]), bits).reshape(outer, blocks, block)
+        codes, zeros = (self._array(parts[place]).reshape(outer, -1) for place in (0, 2))
         scales = self._array(parts[1]).reshape(outer, blocks)
-        zeros = _unpack(self._array(parts[2]), bits).reshape(outer, -1)[:, :blocks, None]
-        values = (codes.astype(np.float32) - zeros.astype(np.float32)) * scales[..., None]
-        rows = values.reshape(outer, -1)[:, :inner]
-        return Stored(rows, scales, Grid(bits, block))
+
+        def read(part: slice) -> Array:
+            code = _unpack(codes[part], bits).reshape(-1, blocks, block).astype(np.float32)
+            zero = _unpack(zeros[part], bits)[:, :blocks, None].astype(np.float32)
+            values: Array = (code - zero) * scales[part][..., None]
+            return values.reshape(len(values), -1)[:, :inner]
+
+        return Stored((outer, inner), scales, Grid(bits, block), read)
 
     def _columns(self, codes: str, scales: str, zeros: str) -> Stored:
-        """Read MatMulInteger: codes [K, N], one scale and one zero point a column."""
+        """Find MatMulInteger's codes [K, N], one scale and one zero point a column."""
         import numpy as np
 
         columns, scale, zero = self._array(codes).T, self._array(scales), self._array(zeros)
-        values = (columns.astype(np.float32) - zero.astype(np.float32)[:, None]) * scale[:, None]
-        return Stored(values, scale[:, None], _grid(columns))
+
+        def read(part: slice) -> Array:
+            shifted = columns[part].astype(np.float32) - zero[part].astype(np.float32)[:, None]
+            values: Array = shifted * scale[part][:, None]
+            return values
+
+        return Stored(columns.shape, scale[:, None], _grid(columns), read)
 
     def _rows(self, codes: str, scales: str) -> Stored:
-        """Read a table: codes [rows, width], scales [rows, 1]."""
+        """Find a table's codes [rows, width], scales [rows, 1]."""
         import numpy as np
 
         rows, scale = self._array(codes), self._array(scales)
-        return Stored(rows.astype(np.float32) * scale, scale, _grid(rows))
+
+        def read(part: slice) -> Array:
+            values: Array = rows[part].astype(np.float32) * scale[part]
+            return values
+
+        return Stored(rows.shape, scale, _grid(rows), read)
 
     def _array(self, name: str) -> Array:
-        from onnx import numpy_helper
-
-        return numpy_helper.to_array(self._tensors[name])
+        return self._load(self._tensors[name])
 
 
 def _unpack(data: Array, bits: int) -> Array:

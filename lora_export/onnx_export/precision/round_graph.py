@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_export.errors import FitError
-from lora_export.onnx_export.file.bindings import Bindings, read_bindings, write_bindings
+from lora_export.onnx_export.file.bindings import (
+    Bindings,
+    matrices_of,
+    read_bindings,
+    write_bindings,
+)
 from lora_export.onnx_export.precision import products
 from lora_export.onnx_export.precision.grids import KEY as PRECISION_KEY
 from lora_export.onnx_export.precision.grids import TABLE
-from lora_export.onnx_export.precision.quantize import pack, quantize_rows
+from lora_export.onnx_export.precision.quantize import RoundedRows
+from lora_export.onnx_export.precision.rounded_parts import (
+    Names,
+    block_parts,
+    column_parts,
+    table_parts,
+)
 
 if TYPE_CHECKING:
-    import onnx
-    from numpy.typing import NDArray
+    from collections.abc import Mapping
 
+    import onnx
+
+    from lora_export.onnx_export.file.weight_blocks import Made, Matrix, Weight
     from lora_export.onnx_export.precision.grids import Grid, Precision
     from lora_export.onnx_export.precision.products import Use
 
@@ -29,47 +41,42 @@ SHORTEST = 64
 does not average out. On MiniLM it makes twelve times the error of the table of words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The names of the initializers that hold a rounded weight."""
-
-    codes: str
-    scales: str
-    zeros: str
-    """The zero points; "" on a symmetric grid."""
-
-
 def lowered_names(use: Use) -> Names:
     """Name the parts of the weight that is rounded for this use."""
     zeros = f"{use.stem}.zero_point" if use.kind == "product" else ""
     return Names(use.stem, f"{use.stem}.scale", zeros)
 
 
-def lower(model: onnx.ModelProto, precision: Precision) -> None:
-    """Round every weight that only products and lookups use, in place.
+def lower(
+    model: onnx.ModelProto, precision: Precision, weights: Mapping[str, Weight]
+) -> tuple[dict[str, Weight], dict[str, Made]]:
+    """Round every weight that only products and lookups use; the graph is changed in place.
 
-    They are replaced by nodes that take the rounded weight.
+    They are replaced by nodes that take the rounded weight. It is computed when it is written.
 
     Args:
-        model: a float32 graph with bindings and its weights in memory. Products of activations
-            with a weight (MatMul, Gemm, MatMul with a transposed weight) and lookups in a table
-            are changed; convolutions, biases and normalisations stay as they are.
+        model: a float32 graph with bindings, whose bound initializers need no data. Products of
+            activations with a weight (MatMul, Gemm, MatMul with a transposed weight) and lookups in
+            a table are changed; convolutions, biases and normalisations stay as they are.
         precision: one that rounds products.
+        weights: parameter or buffer name -> value, as for `bindings.place_weights`.
+
+    Returns:
+        The weights that are left as they are, and the initializers of the rounded ones.
 
     Raises:
         FitError: there is no weight to be rounded, so that the file would be the float32 one.
     """
     graph = model.graph
     bindings = read_bindings(model)
-    weights = {b.initializer for b in bindings.parameters.values() if b.kind == "parameter"}
+    names = {b.initializer for b in bindings.parameters.values() if b.kind == "parameter"}
     uses = {
-        output: use
-        for output, use in products.find_uses(graph, weights).items()
-        if _is_worth_it(use)
+        output: use for output, use in products.find_uses(graph, names).items() if _is_worth_it(use)
     }
     if not uses:
         raise _nothing_to_round(model, precision)
-    _Lowering(model, precision, uses).run()
+    matrices = matrices_of(model, weights, {use.weight for use in uses.values()})
+    made = _Lowering(model, precision, uses, matrices).run()
     # A weight with another use beside its products is needed still: it stays, in float32 as well.
     present = products.needed(graph)
     kept = [tensor for tensor in graph.initializer if tensor.name in present]
@@ -77,6 +84,7 @@ def lower(model: onnx.ModelProto, precision: Precision) -> None:
     left = {name: b for name, b in bindings.parameters.items() if b.initializer in present}
     write_bindings(model, Bindings(left, bindings.unused, bindings.constants))
     model.metadata_props.add(key=PRECISION_KEY, value=precision.name)
+    return {name: weight for name, weight in weights.items() if name in left}, made
 
 
 def _is_worth_it(use: Use) -> bool:
@@ -108,16 +116,23 @@ def _keep_initializers(graph: onnx.GraphProto, kept: list[onnx.TensorProto]) -> 
 class _Lowering:
     """One pass over the nodes; every weight and every activation is rounded once in a form."""
 
-    def __init__(self, model: onnx.ModelProto, precision: Precision, uses: dict[str, Use]) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        precision: Precision,
+        uses: dict[str, Use],
+        matrices: Mapping[str, Matrix],
+    ) -> None:
         self._model = model
         self._graph = model.graph
         self._precision = precision
         self._uses = uses
-        self._weights = {t.name: t for t in model.graph.initializer}
-        self._rounded: set[str] = set()
+        self._matrices = matrices
+        self._made: dict[str, Made] = {}
         self._dynamic: set[str] = set()
 
-    def run(self) -> None:
+    def run(self) -> dict[str, Made]:
+        """Replace the nodes; return the values of the new initializers."""
         nodes: list[onnx.NodeProto] = []
         for node in self._graph.node:
             use = self._uses.get(node.output[0]) if node.output else None
@@ -131,6 +146,7 @@ class _Lowering:
         products.drop_unused(self._graph, {"Transpose"})
         if not self._precision.dynamic:
             self._import_microsoft()
+        return self._made
 
     def _import_microsoft(self) -> None:
         if all(entry.domain != MICROSOFT for entry in self._model.opset_import):
@@ -141,11 +157,8 @@ class _Lowering:
         from onnx import TensorProto, helper
 
         names, out = lowered_names(use), use.output
-        if names.codes not in self._rounded:
-            found = quantize_rows(self._array(use.weight), TABLE)
-            self._add(names.codes, found.codes.reshape(use.shape))
-            self._add(names.scales, found.scales)
-            self._rounded.add(names.codes)
+        if names.codes not in self._made:
+            self._add(table_parts(names, RoundedRows(self._matrices[use.weight], TABLE)))
         return [
             helper.make_node("Gather", [names.codes, use.data], [f"{out}.codes"], axis=0),
             helper.make_node("Gather", [names.scales, use.data], [f"{out}.scale"], axis=0),
@@ -158,29 +171,17 @@ class _Lowering:
         if grid is None:
             raise AssertionError(self._precision.name)
         names = lowered_names(use)
-        if names.codes not in self._rounded:
-            self._round(use, grid, names)
-            self._rounded.add(names.codes)
+        if names.codes not in self._made:
+            matrix = self._matrices[use.weight]
+            rounded = RoundedRows(matrix if use.transposed else matrix.T, grid)
+            whole = self._precision.dynamic
+            self._add(column_parts(names, rounded) if whole else block_parts(names, rounded))
         place = f"{use.output}.product" if use.bias else use.output
         if self._precision.dynamic:
             nodes = self._integer_product(use, names, place)
         else:
             nodes = [self._block_product(use, grid, names, place)]
         return [*nodes, *products.bias_nodes(use, place)]
-
-    def _round(self, use: Use, grid: Grid, names: Names) -> None:
-        weight = self._array(use.weight)
-        found = quantize_rows(weight if use.transposed else weight.T, grid)
-        if found.zeros is None:
-            raise AssertionError(grid)
-        if self._precision.dynamic:
-            self._add(names.codes, found.codes.reshape(len(found.codes), -1).T)
-            self._add(names.scales, found.scales[:, 0])
-            self._add(names.zeros, found.zeros[:, 0])
-        else:
-            self._add(names.codes, pack(found.codes, grid.bits))
-            self._add(names.scales, found.scales)
-            self._add(names.zeros, pack(found.zeros, grid.bits))
 
     def _integer_product(self, use: Use, names: Names, place: str) -> list[onnx.NodeProto]:
         """Make the nodes of the product of both sides' codes in integers, times both scales."""
@@ -217,14 +218,10 @@ class _Lowering:
             block_size=grid.block,
         )
 
-    def _array(self, name: str) -> NDArray[Any]:
-        from onnx import numpy_helper
+    def _add(self, made: dict[str, Made]) -> None:
+        from onnx import helper
 
-        return numpy_helper.to_array(self._weights[name])
-
-    def _add(self, name: str, array: NDArray[Any]) -> None:
-        import numpy as np
-        from onnx import numpy_helper
-
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
-        self._graph.initializer.append(tensor)
+        for name, one in made.items():
+            kind = helper.np_dtype_to_tensor_dtype(one.dtype)
+            self._graph.initializer.add(name=name, data_type=kind, dims=one.shape)
+        self._made.update(made)

@@ -1,8 +1,9 @@
-"""Static audit of a file with rounded weights, against the proven float32 graph it is made from."""
+"""Static audit of a file with rounded weights, against the float32 graph and the merged weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +15,30 @@ from lora_export.onnx_export.file.audit import (
     dimension_differences,
     is_large_float,
 )
-from lora_export.onnx_export.file.bindings import read_bindings, write_bindings
+from lora_export.onnx_export.file.bindings import (
+    matrices_of,
+    place_weights,
+    read_bindings,
+    write_bindings,
+)
 from lora_export.onnx_export.file.topology import describe
+from lora_export.onnx_export.file.weight_blocks import spans, turn
 from lora_export.onnx_export.precision import products
 from lora_export.onnx_export.precision.grids import NEGLIGIBLE, TABLE
 from lora_export.onnx_export.precision.read_rounded import Reader
+from lora_export.onnx_export.precision.rounded_sizes import Weights, sizes_of
 from lora_export.records import Check
 from lora_export.report.columns import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import onnx
     from numpy.typing import NDArray
 
-    from lora_export.onnx_export.file.bindings import Bindings
+    from lora_export.onnx_export.file.bindings import Bindings, Placed
+    from lora_export.onnx_export.file.weight_blocks import Matrix, Weight
     from lora_export.onnx_export.precision.grids import Grid, Precision
     from lora_export.onnx_export.precision.products import Use
     from lora_export.onnx_export.precision.read_rounded import Raised, Stored
@@ -45,57 +54,63 @@ SCALE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """The parameters by name, with their bytes in float32 and in the file."""
+class FloatGraph:
+    """The float32 graph that a file is made from, and its weights."""
 
-    rounded: Mapping[str, tuple[int, int]]
-    """Those that are stored as codes."""
-    kept: Mapping[str, tuple[int, int]]
-    """The others, bit for bit the merged ones."""
+    model: onnx.ModelProto
+    """With bindings; bound initializers need no data. It is not changed."""
+    weights: Mapping[str, Weight]
+    """Parameter or buffer name -> value."""
 
 
 def audit_lowered(
-    path: Path, *, full: onnx.ModelProto, precision: Precision, inputs: Sequence[InputSpec]
+    path: Path, *, full: FloatGraph, precision: Precision, inputs: Sequence[InputSpec]
 ) -> tuple[tuple[Check, ...], Weights]:
-    """Compare a file with rounded weights with the float32 model `full`, which is proven already.
+    """Compare a file with rounded weights with the float32 graph and the merged weights.
 
-    Every rounded weight is computed back from codes, scales and zero points. It must lie within
-    half a step of the merged one; the step is the one that the merged block needs. Every other
-    initializer is bit-equal. With the float32 nodes put back, the graph is the float32 one.
+    Every rounded weight is computed back from codes, scales and zero points, block by block. It
+    must lie within half a step of the merged one; the step is the one that the merged block needs.
+    Every other initializer is bit-equal. With the float32 nodes put back, the graph is the float32
+    one.
 
     Args:
         path: the `.onnx` file, external data beside it.
-        full: with bindings, and its weights in memory. It is not changed.
+        full: what it must be made from.
         precision: of the file, as it was asked for or as its manifest names it.
         inputs: as declared.
 
     Returns:
         the checks, fewer when the file cannot be read, and what became of the weights.
+
+    Raises:
+        FitError: `full` lacks a weight.
     """
     checks = check_readable(path)
     if not all(check.passed for check in checks):
         return checks, Weights({}, {})
-    model = external.load(path)
-    uses = products.find_uses(full.graph, {tensor.name for tensor in full.graph.initializer})
-    raised = Reader(model.graph, uses).find()
+    model = external.parse(path)
+    uses = products.find_uses(
+        full.model.graph, {tensor.name for tensor in full.model.graph.initializer}
+    )
+    raised = Reader(model.graph, uses, partial(external.map_array, path)).find()
     found = (
         *checks,
         *_rounded(full, raised, precision),
-        _others(model, full, raised),
-        external.count_check("bindings", _bindings(model, full, raised)),
-        external.count_check("same graph but for the rounding", _graph(model, full, uses, raised)),
+        _others(path, model, full, raised),
+        external.count_check("bindings", _bindings(model, full.model, raised)),
+        external.count_check(
+            "same graph but for the rounding", _graph(model, full.model, uses, raised)
+        ),
         external.count_check("dynamic dimensions", dimension_differences(model, inputs)),
     )
-    return found, _weights(model, full, raised)
+    return found, sizes_of(model, full.model, raised)
 
 
 def _rounded(
-    full: onnx.ModelProto, raised: Mapping[str, Raised], precision: Precision
+    full: FloatGraph, raised: Mapping[str, Raised], precision: Precision
 ) -> tuple[Check, ...]:
     """Check every rounded weight against the merged one, once: several nodes may use it."""
-    from onnx import numpy_helper
-
-    tensors = {tensor.name: tensor for tensor in full.graph.initializer}
+    matrices = matrices_of(full.model, full.weights, {one.use.weight for one in raised.values()})
     first: dict[tuple[str, str], Raised] = {}
     worst, where = 0.0, ""
     faults = [] if raised else ["graph: no weight is rounded in it"]
@@ -105,10 +120,10 @@ def _rounded(
             if first[one.key].parts != one.parts:
                 faults.append(f"{name}: is stored twice, in {one.parts} as well")
             continue
-        merged = numpy_helper.to_array(tensors[one.use.weight])
+        merged = matrices[one.use.weight]
         rows = merged if one.use.transposed or one.use.kind == "lookup" else merged.T
         wanted = precision.product if one.use.kind == "product" else TABLE
-        off, fault = _compare(one.read(), rows, wanted)
+        off, fault = _compare(one.find(), rows, wanted)
         faults += [f"{name}: {fault}"] if fault else []
         if off > worst:
             worst, where = off, name
@@ -119,26 +134,38 @@ def _rounded(
     )
 
 
-def _compare(stored: Stored, rows: Array, wanted: Grid | None) -> tuple[float, str]:
+def _compare(stored: Stored, rows: Matrix, wanted: Grid | None) -> tuple[float, str]:
     """Return (steps that the farthest value is off, what is wrong with layout or scales)."""
-    import numpy as np
-
     if wanted is None or stored.grid != wanted:
         return inf, f"is stored as {stored.grid}, not as {wanted}"
-    if stored.values.shape != rows.shape:
-        return inf, f"stands for {stored.values.shape} values, the weight has {rows.shape}"
+    if stored.shape != rows.shape:
+        return inf, f"stands for {stored.shape} values, the weight has {rows.shape}"
+    blocks = -(-rows.shape[1] // (wanted.block or rows.shape[1]))
+    if stored.scales.shape != (rows.shape[0], blocks):
+        return inf, f"has scales {stored.scales.shape}, needed are {(rows.shape[0], blocks)}"
+    farthest, wrong = 0.0, 0
+    # Other blocks than the writer's: a fault at the edges of those would look right in the same.
+    for start, stop in spans(rows.shape[0], 2 * rows.shape[1]):
+        part = slice(start, stop)
+        found = stored.read(part), stored.scales[part]
+        off, faults = _compare_rows(*found, rows.rows(start, stop), wanted)
+        farthest, wrong = max(farthest, off), wrong + faults
+    return farthest, f"{wrong} blocks have another scale than they need" if wrong else ""
+
+
+def _compare_rows(values: Array, scales: Array, rows: Array, wanted: Grid) -> tuple[float, int]:
+    """Return (steps that the farthest value is off, number of wrong scales) of some rows."""
+    import numpy as np
+
     steps = _needed_steps(rows, wanted)
-    if steps.shape != stored.scales.shape:
-        return inf, f"has scales {stored.scales.shape}, needed are {steps.shape}"
-    close = np.abs(stored.scales - steps) <= SCALE * steps  # False for a NaN
-    fault = f"{close.size - np.count_nonzero(close)} blocks have another scale than they need"
+    close = np.abs(scales - steps) <= SCALE * steps  # False for a NaN
     each = np.repeat(steps, wanted.block or rows.shape[1], axis=1)[:, : rows.shape[1]]
-    gap = np.abs(stored.values.astype(np.float64) - rows)
+    gap = np.abs(values.astype(np.float64) - rows)
     # A block without a step is stored as zeros: its values must be negligible, else they are lost.
     lost = np.where(gap <= NEGLIGIBLE * wanted.levels, 0.0, inf)
     off = np.divide(gap, each, out=lost, where=each > 0)
     farthest = float(np.nan_to_num(off, nan=inf).max(initial=0.0))
-    return farthest, "" if close.all() else fault
+    return farthest, int(close.size - np.count_nonzero(close))
 
 
 def _needed_steps(rows: Array, grid: Grid) -> Array:
@@ -156,17 +183,16 @@ def _needed_steps(rows: Array, grid: Grid) -> Array:
     return np.where(steps < NEGLIGIBLE, 0.0, steps)
 
 
-def _others(model: onnx.ModelProto, full: onnx.ModelProto, raised: Mapping[str, Raised]) -> Check:
+def _others(
+    path: Path, model: onnx.ModelProto, full: FloatGraph, raised: Mapping[str, Raised]
+) -> Check:
     """Check that the other initializers are the float32 model's, bit for bit, and no more."""
-    from onnx import numpy_helper
-
     explained = {name for one in raised.values() for name in one.parts}
-    known = {tensor.name: tensor for tensor in full.graph.initializer}
+    known = place_weights(full.model, full.weights)
     faults = []
     for tensor in model.graph.initializer:
         if tensor.name in known:
-            pair = numpy_helper.to_array(known[tensor.name]), numpy_helper.to_array(tensor)
-            if count := different_bits(lambda value: value, *pair):
+            if count := _different(path, tensor, known[tensor.name]):
                 faults.append(f"{tensor.name}: {count:.0f} elements differ from the merged ones")
         elif tensor.name not in explained:
             faults.append(f"{tensor.name}: is neither the float32 model's nor a rounded weight")
@@ -176,6 +202,18 @@ def _others(model: onnx.ModelProto, full: onnx.ModelProto, raised: Mapping[str, 
         if is_large_float(tensor)
     ]
     return external.count_check("every other weight bit-equal", faults)
+
+
+def _different(path: Path, tensor: onnx.TensorProto, wanted: Placed) -> float:
+    """Count the elements of a tensor whose bits are not the wanted ones."""
+    from onnx import numpy_helper
+
+    stored, back = external.map_array(path, tensor), wanted.binding.back
+    if wanted.tensor is None:
+        return different_bits(numpy_helper.to_array(wanted.slot), stored)
+    return (
+        different_bits(wanted.tensor, turn(stored, back)) if len(back) in {0, stored.ndim} else inf
+    )
 
 
 def _bindings(
@@ -244,31 +282,3 @@ def _light(model: onnx.ModelProto, full: onnx.ModelProto, bindings: Bindings) ->
             graph.initializer.add().CopyFrom(tensor)
     write_bindings(light, bindings)
     return light
-
-
-def _weights(
-    model: onnx.ModelProto, full: onnx.ModelProto, raised: Mapping[str, Raised]
-) -> Weights:
-    """Sum the bytes of every parameter in float32 and in the file."""
-    sizes = {tensor.name: len(tensor.raw_data) for tensor in model.graph.initializer}
-    before = {tensor.name: len(tensor.raw_data) for tensor in full.graph.initializer}
-    holders: dict[str, set[str]] = {}
-    for one in raised.values():
-        holders.setdefault(one.use.weight, {one.use.weight}).update(one.parts)
-    rounded, kept = {}, {}
-    for name, initializer in _owners(full):
-        if initializer in holders:
-            now = sum(sizes.get(part, 0) for part in holders[initializer])
-            rounded[name] = before[initializer], now
-        else:
-            kept[name] = before[initializer], sizes.get(initializer, 0)
-    return Weights(rounded, kept)
-
-
-def _owners(full: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """List (first name, initializer) of every bound initializer; tied names share one."""
-    seen = set()
-    for name, binding in read_bindings(full).parameters.items():
-        if binding.initializer not in seen:
-            seen.add(binding.initializer)
-            yield name, binding.initializer

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TypeAlias
 
+    import onnx
     import onnxruntime
     from numpy.typing import NDArray
 
@@ -36,6 +37,9 @@ LEVELS: tuple[Optimisation, ...] = ("basic", "extended", "all")
 
 MAPPED_FROM = 1 << 30
 """Bytes of external data from which ONNX Runtime uses weights where they are; see `is_mapped`."""
+
+GRAPH_MOST = 256 << 20
+"""Bytes of a file above which it holds its weights itself, and is not parsed to find that out."""
 
 _UNPACKED = "session.disable_prepacking"
 """ONNX Runtime's option against copies of weights in the order that its kernels prefer."""
@@ -243,12 +247,19 @@ def is_mapped(path: Path) -> bool:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
+        if path.stat().st_size > GRAPH_MOST:
+            return False
         graph = onnx.load(str(path), load_external_data=False).graph
     except (DecodeError, OSError, ValueError):
         return False
-    entries = (e for tensor in graph.initializer for e in tensor.external_data)
-    sizes = (e.value for e in entries if e.key == "length")
-    return sum(int(size) for size in sizes if size.isdecimal()) >= MAPPED_FROM
+    return sum(map(_bytes_used, graph.initializer)) >= MAPPED_FROM
+
+
+def _bytes_used(tensor: onnx.TensorProto) -> int:
+    """Return the bytes of external data that a tensor takes; half precision is run in float32."""
+    length = next((one.value for one in tensor.external_data if one.key == "length"), "")
+    wider = 2 if tensor.data_type in {tensor.FLOAT16, tensor.BFLOAT16} else 1
+    return wider * int(length) if length.isdecimal() else 0
 
 
 def _exposed(path: Path, names: Sequence[str]) -> bytes:

@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError
 from lora_export.errors import OutputError, StorageError
 from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.onnx_export.capture.trace import capture
-from lora_export.onnx_export.file import external
-from lora_export.onnx_export.file.save import opset_of, save_model, written_opset
+from lora_export.onnx_export.file import external, wire
+from lora_export.onnx_export.file.save import opset_of, save_model, written_opset, written_size
 from lora_export.verification.model.compare import distance
 from lora_export.verification.runtime.sessions import run_model
 
@@ -77,6 +77,30 @@ def test_the_opset_is_read_back_without_the_graph(zoo, tmp_path):
         path.write_bytes(damage)
         with pytest.raises((ValueError, DecodeError)):
             written_opset(path)
+
+
+@pytest.mark.parametrize("threshold", [1, 1 << 30])
+def test_a_model_is_read_back_without_its_data(zoo, tmp_path, threshold):
+    case, path = zoo.captured("bert"), tmp_path / "model.onnx"
+    save_model(case.graph(), path, case.weights(), external_threshold=threshold)
+    whole = onnx.load(path, load_external_data=False)
+    with path.open("rb") as file:
+        light = wire.without_data(file)
+    kept = [one for one in whole.graph.initializer if one.ByteSize() < wire.SHORT - 10]
+    assert {one.name for one in kept} <= {one.name for one in light.graph.initializer}
+    assert light.ByteSize() < 0.5 * case.proto().ByteSize()
+    for model in (whole, light):
+        del model.graph.initializer[:]
+    assert light == whole
+
+
+@pytest.mark.parametrize("threshold", [1, 1 << 30])
+def test_the_size_is_known_before_a_file_is_written(zoo, tmp_path, threshold):
+    case = zoo.captured("bert")
+    settings = {"external_threshold": threshold}
+    files = save_model(case.graph(), tmp_path / "model.onnx", case.weights(), **settings)
+    known = written_size(case.graph(), tmp_path / "model.onnx", case.weights(), **settings)
+    assert known == sum(file.size for file in files)
 
 
 def digest():

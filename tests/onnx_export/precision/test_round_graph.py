@@ -9,10 +9,11 @@ from onnx import numpy_helper
 from lora_export.errors import FitError
 from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.onnx_export.capture.trace import capture
+from lora_export.onnx_export.file.bindings import place_weights
 from lora_export.onnx_export.file.save import save_model
 from lora_export.onnx_export.precision.grids import PRECISIONS
 from lora_export.onnx_export.precision.round_graph import lower
-from lora_export.onnx_export.precision.rounded_audit import audit_lowered
+from lora_export.onnx_export.precision.rounded_audit import FloatGraph, audit_lowered
 from lora_export.verification.runtime.sessions import run_model
 
 ROUNDING = ["int8", "int8-weights", "int4"]
@@ -21,15 +22,22 @@ CASES = ["net", "gpt", "bert", "roberta", "llama", "gpt2"]
 
 
 def lowered(captured, name):
-    model = captured.proto()
-    lower(model, PRECISIONS[name])
+    """The lowered graph with all its values in memory, so that a fault can be planted."""
+    return lowered_graph(captured.graph(), captured.weights(), name)
+
+
+def lowered_graph(model, weights, name):
+    rest, made = lower(model, PRECISIONS[name], weights)
+    for placed in place_weights(model, rest, made).values():
+        placed.slot.raw_data = b"".join(map(bytes, placed.blocks()))
     return model
 
 
 def audited(captured, model, name, path):
     save_model(model, path, {})
+    full = FloatGraph(captured.graph(), captured.weights())
     found, weights = audit_lowered(
-        path, full=captured.proto(), precision=PRECISIONS[name], inputs=captured.specs
+        path, full=full, precision=PRECISIONS[name], inputs=captured.specs
     )
     return {check.name: check for check in found}, weights
 
@@ -79,12 +87,11 @@ def test_a_weight_used_in_two_directions_is_rounded_in_each(precision, tmp_path)
     torch.manual_seed(0)
     model, specs = Both().eval(), parse_inputs(("x=float32[batch,32]",))
     weights = {"inner.weight": model.inner.weight.detach()}
-    save_model(capture(model, specs), tmp_path / "full.onnx", weights)
-    full = onnx.load(tmp_path / "full.onnx")
-    small = onnx.ModelProto.FromString(full.SerializeToString())
-    lower(small, PRECISIONS[precision])
+    full = FloatGraph(capture(model, specs), weights)
+    small = onnx.ModelProto.FromString(full.model.SerializeToString())
     path = tmp_path / "lowered.onnx"
-    save_model(small, path, {})
+    rest, made = lower(small, PRECISIONS[precision], weights)
+    save_model(small, path, rest, made=made)
     found, _ = audit_lowered(path, full=full, precision=PRECISIONS[precision], inputs=specs)
     assert not [check for check in found if not check.passed]
     x = torch.randn(3, 32)
@@ -99,7 +106,7 @@ def test_a_graph_without_linear_layers_is_refused():
     specs = parse_inputs(("image=float32[batch,1,8,8]",))
     model = capture(torch.nn.Conv2d(1, 4, 3).eval(), specs)
     with pytest.raises(FitError, match="1 Conv without such"):
-        lower(model, PRECISIONS["int8"])
+        lower(model, PRECISIONS["int8"], {})
 
 
 def initializer(model, suffix):
@@ -200,9 +207,10 @@ def test_another_precision_than_said_is_caught(zoo, tmp_path):
 def test_weights_of_an_earlier_merge_are_caught(zoo, tmp_path):
     """Stale data: a file of the same base and another adapter."""
     captured = zoo.captured("llama")
-    model = captured.proto()
-    edit(model, "layers.1.mlp.up_proj.weight.T", lambda a: a * np.float32(1.02))
-    lower(model, PRECISIONS["int4"])
+    weights = captured.weights()
+    name = "model.layers.1.mlp.up_proj.weight"
+    stale = {**weights, name: weights[name] * np.float32(1.02)}
+    model = lowered_graph(captured.graph(), stale, "int4")
     checks, _ = audited(captured, model, "int4", tmp_path / "lowered.onnx")
     assert not checks[SCALES].passed
     assert not checks[STEPS].passed
