@@ -225,6 +225,10 @@ def _output(text: str, *, needed: bool) -> Option:
     return Option("output", "path", text, short="o", needed=needed)
 
 
+_DRY_RUN = Option(
+    "dry_run", "flag", "Print the plan and the room it needs; write nothing.", default=False
+)
+
 VERBS: Mapping[str, tuple[Option, ...]] = {
     "merge": (
         _output("The file or folder to write.", needed=False),
@@ -233,12 +237,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         *PROOF,
         _TASK,
         _verify("Prove before publishing."),
-        Option(
-            "dry_run",
-            "flag",
-            "Print the plan and the room it needs; write nothing.",
-            default=False,
-        ),
+        _DRY_RUN,
         _FORCE,
         Option(
             "undo", "path", "Keep what the merge changes in this file, for lora-export unmerge."
@@ -259,7 +258,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         _JOBS,
     ),
     "onnx": (
-        _output("The .onnx to write (a folder, where there are two).", needed=True),
+        _output("The .onnx to write (a folder, where there are two).", needed=False),
         *ADAPTER,
         _MODEL,
         *PROOF,
@@ -277,6 +276,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         _LOSSY,
         _PROVIDER,
         _verify("Prove in ONNX Runtime before publishing."),
+        _DRY_RUN,
         _FORCE,
     ),
     "verify": (

@@ -43,6 +43,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weight, a, b = (draw(shape).astype("f4") for shape in ((6, 4), (2, 4), (6, 2)))
     save_file({"fc.weight": weight, "out.weight": weight}, folder / "base.safetensors")
     save_file({"fc.lora_A": a, "fc.lora_B": b}, folder / "lora.safetensors")
+    (folder / "named").mkdir()
+    save_file({"fc.weight": weight}, folder / "named" / "model.safetensors")
+    (folder / "named" / "config.json").write_text('{"architectures": ["FlatModel"]}')
     save_file({"gone.lora_A": a, "gone.lora_B": b}, folder / "unfit.safetensors")
     state = {"fc.lora_A": torch.from_numpy(a), "fc.lora_B": torch.from_numpy(b)}
     torch.save({"model_state_dict": state}, folder / "lora.pt")
@@ -80,6 +83,14 @@ CASES = {
     "dry run": (0, (*MERGE, "lora.safetensors", *DRY)),
     "dry run as JSON": (0, (*MERGE, "lora.safetensors", *DRY, "--json")),
     "dry run of a pickle": (0, (*MERGE, "lora.pt", *DRY)),
+    "ONNX dry run": (
+        0,
+        ("onnx", "named", "lora.safetensors", "--alpha", "4", "--dry-run"),
+    ),
+    "ONNX dry run without a model": (
+        2,
+        ("onnx", "base.safetensors", "lora.safetensors", "--alpha", "4", "--dry-run"),
+    ),
     "an unknown option": (2, (*MERGE, "lora.safetensors", "--no-such-option")),
     "a missing alpha": (2, (*MERGE, "lora.pt", "-o", "new.safetensors")),
     "ONNX without a model": (

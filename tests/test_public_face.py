@@ -35,10 +35,11 @@ FACE = {
         },
     ),
     "export_onnx": (
-        {"base": NEEDED, "adapters": NEEDED, "output": NEEDED},
+        {"base": NEEDED, "adapters": NEEDED, "output": None},
         {
             "model": None, "task": None, "kv_cache": False, "opset": None, "precision": "fp32",
-            "allow_lossy": False, "verify": True, "force": False, **CAPTURE, **ADAPTER, **PROOF,
+            "allow_lossy": False, "verify": True, "dry_run": False, "force": False,
+            **CAPTURE, **ADAPTER, **PROOF,
         },
     ),
     "verify": (

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from lora_export.api.graph.encoder_pair import is_pair
 from lora_export.api.graph.lower_precision import Form
 from lora_export.api.graph.making import Place, make_graph, traced_model
+from lora_export.api.graph.needs import needs, refuse_too_large, why_too_large
 from lora_export.api.graph.recorded_graph import recorded_graph
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
 from lora_export.api.job.planned_job import make_job
 from lora_export.api.recording import build_manifest, input_paths, write_manifest
-from lora_export.api.space import float32_bytes, refuse_too_little, space_for
+from lora_export.api.space import refuse_too_little
 from lora_export.checkpoint.folder.side_files import manifest_beside
 from lora_export.checkpoint.output.publish import staging
 from lora_export.errors import UsageError
+from lora_export.models.choose import why_no_model
 from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.onnx_export.settings import ExportSettings
 from lora_export.report.result import Report
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from lora_export.api.job.keywords import Settings
     from lora_export.api.job.planned_job import Job
+    from lora_export.api.space import Space
     from lora_export.checkpoint.output.publish import Staging
 
 
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 def export_onnx(
     base: str | Path,
     adapters: Sequence[str | Path],
-    output: str | Path,
+    output: str | Path | None = None,
     *,
     model: str | None = None,
     task: str | None = None,
@@ -46,6 +49,7 @@ def export_onnx(
     precision: str = "fp32",
     allow_lossy: bool = False,
     verify: bool = True,
+    dry_run: bool = False,
     force: bool = False,
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
@@ -68,7 +72,7 @@ def export_onnx(
         adapters: files or folders, of PEFT, loralib, litgpt, or with alpha beside the factors.
             Several are summed from the unmerged base.
         output: the .onnx file, or with `kv_cache` of an encoder-decoder the folder of two; must
-            not exist unless `force`.
+            not exist unless `force`. A `dry_run` needs none.
         model: "package.module:function" or "file.py:function", which names the function that
             builds your network. Its code is run. None builds a Hugging Face folder's own class
             (extra hf).
@@ -82,6 +86,8 @@ def export_onnx(
             the merged weights, after the float32 graph is proven.
         allow_lossy: accept a lower precision whose rounding outweighs the adapter.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
+        dry_run: return the plan, and the bytes that the export takes on disk and in memory; write
+            nothing.
         force: replace an earlier export at `output`.
         capture_cache: the folder in which captured graphs of Hugging Face folders are kept; None
             takes the user's cache.
@@ -110,14 +116,21 @@ def export_onnx(
     network = Network(model, task, kv_cache)
     network.refuse_lowered(precision)
     job = make_job(base, adapters, network=network, proof=proof, settings=adapter_options(settings))
+    target = Path(output) if output else None
+    space = needs(job, lower, target, verify=verify)
+    pair = is_pair(job)
+    if target:
+        _check_name(target, pair=pair)
+    if dry_run:
+        return _planned(job, target, space)
+    if target is None:
+        raise UsageError("no output is named", hint="-o OUT, or --dry-run to see the plan")
+    refuse_too_large(space, target, verify=verify)
     if not job.plan.reshaped:
         with job.clock("plan"):
             traced_model(job, job.plan.base)  # refuse before the merge what cannot be built
     captures = open_captures(capture_cache, off=no_capture_cache)
     form = Form(ExportSettings(opset, captures), lower, allow_lossy=allow_lossy)
-    target = Path(output)
-    pair = is_pair(job)
-    _check_name(target, pair=pair)
     with staging(
         target,
         force=force,
@@ -125,8 +138,22 @@ def export_onnx(
         kind="folder" if pair else "file",
         beside=() if pair else (manifest_beside(target),),
     ) as stage:
-        report = _export_into(stage, job, form, verify=verify)
+        report = _export_into(stage, job, form, space, verify=verify)
     return replace(report, output=str(target))
+
+
+def _planned(job: Job, target: Path | None, space: Space) -> Report:
+    """Return the report of a dry run, with a warning where the export does not fit into memory.
+
+    Raises:
+        UsageError, InputError, MissingExtraError: no network can be built of the base.
+    """
+    if not job.source and why_no_model(job.plan.base, job.network.task):
+        traced_model(job, job.plan.base)  # refuses; a network that can be built is not built here
+    why = why_too_large(space)
+    warnings = (*job.plan.warnings, *((why,) if why else ()))
+    place = str(target or "")
+    return Report("onnx", place, job.plan, warnings=warnings, facts=space.facts(), dry_run=True)
 
 
 def _check_name(target: Path, *, pair: bool) -> None:
@@ -144,12 +171,10 @@ def _check_name(target: Path, *, pair: bool) -> None:
         raise UsageError(message, where=str(target), hint=f"-o {target}.onnx")
 
 
-def _export_into(stage: Staging, job: Job, form: Form, *, verify: bool) -> Report:
+def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: bool) -> Report:
     from lora_export.execution.digests import hash_files
     from lora_export.verification.failure import refuse_failed
 
-    # The merged weights lie on the same disk as the ONNX file until that file is proven.
-    space = space_for(job.plan, stage.output).beside(float32_bytes(job.plan))
     refuse_too_little(space, stage.output)
     work = stage.folder / "merged"
     place = Place(stage.path, work, str(stage.output), writes=True)

@@ -1,0 +1,75 @@
+"""What an export takes on disk and in memory, known before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from lora_export.api.proof.memory import available_memory
+from lora_export.api.space import float32_bytes, space_for
+from lora_export.errors import LimitError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lora_export.api.job.planned_job import Job
+    from lora_export.api.space import Space
+    from lora_export.onnx_export.precision.grids import Precision
+
+GRAPH = 600 << 20
+"""Bytes that an export takes beside Python and torch: libraries, a graph, and blocks of weights."""
+
+TORCH = 16
+"""Bytes that the proof as a model takes an element: 8 in float64, and 8 while the model loads."""
+
+SHARES = {"fp32": 1.0, "fp16": 0.5, "int8": 0.3, "int8-weights": 0.35, "int4": 0.3}
+"""About what part of the float32 weights a file holds, by precision; tables stay at 8 bits."""
+
+
+def needs(job: Job, precision: Precision, output: Path | None, *, verify: bool) -> Space:
+    """Return what an export takes: on disk with the merged weights, which lie there meanwhile.
+
+    Args:
+        job: the plan, and the user's own network.
+        precision: of the file.
+        output: where it goes; None for no place.
+        verify: whether the torch models are run as well.
+    """
+    space = space_for(job.plan, output)
+    written = int(SHARES[precision.name] * float32_bytes(job.plan))
+    memory = max(GRAPH, _torch_bytes(job, verify=verify))
+    return replace(space.beside(written), memory=max(space.memory, memory))
+
+
+def _torch_bytes(job: Job, *, verify: bool) -> int:
+    """Return the bytes of the largest torch model.
+
+    Without a proof, only a user's own factory makes a model with weights in memory: in float32.
+    """
+    elements = sum(prod(ref.spec.shape) for ref in job.plan.base.tensors().values())
+    if verify:
+        return TORCH * elements
+    return 4 * elements + GRAPH if job.source else 0
+
+
+def why_too_large(space: Space) -> str:
+    """Return why an export does not fit into memory; empty where it does, or is not known."""
+    available = available_memory()
+    if available is None or space.memory <= available:
+        return ""
+    return (
+        f"the export takes about {space.memory / 2**30:.1f} GB of memory, "
+        f"{available / 2**30:.1f} GB are available"
+    )
+
+
+def refuse_too_large(space: Space, output: Path, *, verify: bool) -> None:
+    """Refuse an export for which there is no memory, before the system ends the process.
+
+    Raises:
+        LimitError: the machine or a control group has less available than the export takes.
+    """
+    if why := why_too_large(space):
+        hint = "--no-verify runs no torch model" if verify else ""
+        raise LimitError(why, where=str(output), hint=hint)
