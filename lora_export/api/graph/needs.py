@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_export.api.proof.memory import available_memory
 from lora_export.api.space import float32_bytes, space_for
 from lora_export.errors import LimitError
+from lora_export.records import FLOAT_DTYPES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,12 +18,16 @@ if TYPE_CHECKING:
     from lora_export.api.job.planned_job import Job
     from lora_export.api.space import Space
     from lora_export.onnx_export.precision.grids import Precision
+    from lora_export.records import MergePlan
 
 GRAPH = 600 << 20
 """Bytes that an export takes beside Python and torch: libraries, a graph, and blocks of weights."""
 
 TORCH = 16
 """Bytes that the proof as a model takes an element: 8 in float64, and 8 while the model loads."""
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+"""Occurs in the names of experts that are stored one by one."""
 
 SHARES = {"fp32": 1.0, "fp16": 0.5, "int8": 0.3, "int8-weights": 0.35, "int4": 0.3}
 """About what part of the float32 weights a file holds, by precision; tables stay at 8 bits."""
@@ -38,8 +44,20 @@ def needs(job: Job, precision: Precision, output: Path | None, *, verify: bool) 
     """
     space = space_for(job.plan, output)
     written = int(SHARES[precision.name] * float32_bytes(job.plan))
-    memory = max(GRAPH, _torch_bytes(job, verify=verify))
+    memory = max(GRAPH + _copied_bytes(job.plan), _torch_bytes(job, verify=verify))
     return replace(space.beside(written), memory=max(space.memory, memory))
+
+
+def _copied_bytes(plan: MergePlan) -> int:
+    """Return the bytes of merged weights that are copied when they are loaded to fill a graph.
+
+    The others stay in their mapped files; see onnx_export.stored_weights. Copied are all weights of
+    several dtypes, and experts that are stored one by one.
+    """
+    specs = [step.out for step in plan.steps() if step.out.dtype in FLOAT_DTYPES]
+    if len({spec.dtype for spec in specs}) > 1:
+        return 4 * sum(spec.elements for spec in specs)
+    return sum(spec.nbytes for spec in specs if _EXPERT.search(spec.name))
 
 
 def _torch_bytes(job: Job, *, verify: bool) -> int:

@@ -1,5 +1,7 @@
 """What an export takes is said before it runs, and what does not fit is refused."""
 
+from types import SimpleNamespace
+
 import pytest
 from peft import LoraConfig
 from peft_folders import llama, save
@@ -7,6 +9,7 @@ from peft_folders import llama, save
 from lora_export.api import export_onnx
 from lora_export.api.graph import needs
 from lora_export.errors import LimitError, StorageError, UsageError
+from lora_export.records import TensorSpec
 from lora_export.report.result import report_json
 from lora_export.report.text import report_text
 
@@ -74,6 +77,22 @@ def test_the_torch_models_of_a_large_base_count(export, monkeypatch):
     report = export(dry_run=True)
     assert report.facts["space"]["memory"] == MB * elements(report)
     assert export(dry_run=True, verify=False).facts["space"]["memory"] == 600 * MB
+
+
+@pytest.mark.parametrize(
+    ("names", "dtypes", "copied"),
+    [
+        (["a", "b"], ["BF16", "BF16"], 0),
+        (["a", "b"], ["F32", "F32"], 0),
+        (["a", "b"], ["F32", "BF16"], 4 * 40),
+        (["a", "b"], ["BF16", "I64"], 0),
+        (["m.experts.0.up", "b"], ["BF16", "BF16"], 2 * 20),
+    ],
+)
+def test_weights_that_are_copied_count(names, dtypes, copied):
+    specs = [TensorSpec(name, dtype, (4, 5)) for name, dtype in zip(names, dtypes, strict=True)]
+    plan = SimpleNamespace(steps=lambda: [SimpleNamespace(out=spec) for spec in specs])
+    assert needs._copied_bytes(plan) == copied
 
 
 def test_too_little_disk_is_refused(export, tmp_path, monkeypatch):

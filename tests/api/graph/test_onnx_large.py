@@ -8,18 +8,18 @@ import sys
 
 import pytest
 
-GIGABYTES = 2.5
+START = 300 << 20
+"""Bytes that Python, torch and transformers take at least."""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
-def test_a_large_model_is_exported_and_verified_in_less_than_two_and_a_half_times_its_weights(
-    root, tmp_path
-):
-    """Random weights; float64 alone takes twice the float32 weights, so nothing else may live."""
+@pytest.mark.parametrize("mode", ["onnx --no-verify", "onnx"])
+def test_the_memory_of_a_large_model_is_bounded(root, tmp_path, mode):
+    """Random weights. Without a proof the bound holds for any size, as no model is in memory."""
     done = subprocess.run(
-        [sys.executable, root / "benchmarks/onnx_memory.py", "--gb", str(GIGABYTES),
-         "--mode", "onnx", "--folder", tmp_path, "--json"],
+        [sys.executable, root / "benchmarks/onnx_memory.py", "--size", "0.6b",
+         "--mode", mode, "--folder", tmp_path, "--json"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -27,8 +27,9 @@ def test_a_large_model_is_exported_and_verified_in_less_than_two_and_a_half_time
     assert run["weights"] > 2.4e9
     assert run["written"] > run["weights"]
     assert run["files"] == 3  # the graph, its external data, the manifest
-    assert run["anonymous"] <= run["allowed"], run
-    assert run["ratio"] < 2.5
     assert not run["stopped"]
-    # A run that was looked at too late would seem to take nothing.
-    assert run["anonymous"] > 1.9 * run["weights"]
+    assert run["anonymous"] > START  # a run that was looked at too late would seem to take nothing
+    if mode == "onnx":
+        assert run["ratio"] < 2.5
+    else:
+        assert run["kept"], run
