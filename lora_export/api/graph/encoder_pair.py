@@ -157,7 +157,7 @@ def _prove_runtime(folder: Path, job: Job, pair: Pair, by_model: ModelProof) -> 
         if expected:
             checks.append(tolerance.check(f"ONNX Runtime = {side}", expected, outputs))
     with job.clock("generation"):
-        model = pair.plain.load()
+        model = pair.plain.open()
         checks += check_answers(folder, pair.source, model, tolerance, probes, opener=opener)
     return at_level("runtime", checks)
 

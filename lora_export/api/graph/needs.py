@@ -7,9 +7,9 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from lora_export.api.proof.memory import available_memory
 from lora_export.api.space import float32_bytes, space_for
 from lora_export.errors import LimitError
+from lora_export.models.memory import STREAMED, available_memory, whole_bytes
 from lora_export.records import FLOAT_DTYPES
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 GRAPH = 600 << 20
 """Bytes that an export takes beside Python and torch: libraries, a graph, and blocks of weights."""
-
-TORCH = 16
-"""Bytes that the proof as a model takes an element: 8 in float64, and 8 while the model loads."""
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 """Occurs in the names of experts that are stored one by one."""
@@ -61,14 +58,15 @@ def _copied_bytes(plan: MergePlan) -> int:
 
 
 def _torch_bytes(job: Job, *, verify: bool) -> int:
-    """Return the bytes of the largest torch model.
+    """Return the bytes of the torch models.
 
-    Without a proof, only a user's own factory makes a model with weights in memory: in float32.
+    A model that does not fit is read while it runs. Only a user's own factory makes one with its
+    weights in memory, to be captured: in float32.
     """
-    elements = sum(prod(ref.spec.shape) for ref in job.plan.base.tensors().values())
-    if verify:
-        return TORCH * elements
-    return 4 * elements + GRAPH if job.source else 0
+    base = job.plan.base
+    elements = sum(prod(ref.spec.shape) for ref in base.tensors().values())
+    own = 4 * elements + GRAPH if job.source else 0
+    return max(own, min(whole_bytes(base), STREAMED) if verify else 0)
 
 
 def why_too_large(space: Space) -> str:

@@ -93,7 +93,7 @@ def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[
     subject = by_model.suspects.subject
     if isinstance(subject.source, CachedDecoder):
         with job.clock("generation"):
-            model = replace(subject, source=subject.source.plain).load()
+            model = replace(subject, source=subject.source.plain).open()
             checks += check_generation(
                 artifact.path,
                 subject.source,

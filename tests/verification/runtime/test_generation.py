@@ -20,7 +20,12 @@ from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import read_bindings
 from lora_export.onnx_export.file.save import save_model
 from lora_export.verification.model.tolerance import OutputTolerance, Tolerance
-from lora_export.verification.runtime.generation import PROMPTS, check_generation, same_tokens
+from lora_export.verification.runtime.generation import (
+    PROMPTS,
+    check_generation,
+    new_tokens,
+    same_tokens,
+)
 from lora_export.verification.runtime.sessions import open_session
 
 NEAR = Tolerance((OutputTolerance("logits", 2e-6, 2e-6, 2e-6, 5.0, 1.0),))
@@ -163,3 +168,20 @@ def test_another_token_is_a_failure(best):
     check = same_tokens([text(best, 1.0, 1)], allowed=1e-5)
     assert not check.passed
     assert check.where == "text 0, row 0, token 0"
+
+
+@pytest.mark.parametrize(
+    ("elements", "most", "count"),
+    [
+        (10, None, 32),
+        (1 << 29, None, 32),
+        (1 << 30, None, 16),
+        (8 << 30, None, 8),
+        (10, 7, 7),
+        (8 << 30, 7, 7),
+    ],
+)
+def test_a_large_model_generates_fewer_tokens(elements, most, count):
+    model = torch.nn.Module()
+    model.weight = torch.nn.Parameter(torch.empty(elements, device="meta"))
+    assert new_tokens(model, most) == count
