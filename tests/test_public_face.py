@@ -39,15 +39,15 @@ FACE = {
         {
             "model": None, "task": None, "kv_cache": False, "opset": None, "precision": "fp32",
             "allow_lossy": False, "verify": True, "dry_run": False, "force": False,
-            **CAPTURE, **ADAPTER, **PROOF,
+            "progress": None, **CAPTURE, **ADAPTER, **PROOF,
         },
     ),
     "verify": (
         {"artifact": NEEDED},
         {
             "base": None, "adapters": (), "model": None, "task": None, "kv_cache": False,
-            "opset": None, "precision": None, "allow_lossy": False, **CAPTURE, **ADAPTER, **PROOF,
-            "dtype": None,
+            "opset": None, "precision": None, "allow_lossy": False, "progress": None, "dtype": None,
+            **CAPTURE, **ADAPTER, **PROOF,
         },
     ),
     "unmerge": (

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.job.keywords import Settings
+    from lora_export.api.job.keywords import Progress, Settings
     from lora_export.api.job.planned_job import Job
     from lora_export.api.space import Space
     from lora_export.checkpoint.output.publish import Staging
@@ -54,6 +54,7 @@ def export_onnx(
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
     provider: Sequence[str] = (),
+    progress: Progress | None = None,
     **settings: Unpack[Settings],
 ) -> Report:
     """Write the merged model as ONNX, and prove it in ONNX Runtime against both torch models.
@@ -93,6 +94,8 @@ def export_onnx(
             takes the user's cache.
         no_capture_cache: capture again, and keep nothing.
         provider: ONNX Runtime's execution providers to verify with; empty takes the CPU's.
+        progress: called with the bytes that the proof of a large model has read, and with those in
+            all. None reports nothing.
         settings: how adapters are read and merged, and how the network is run to be proven. See
             `lora_export.api.job.keywords.Settings`, or the command's options of the same names.
 
@@ -116,6 +119,7 @@ def export_onnx(
     network = Network(model, task, kv_cache)
     network.refuse_lowered(precision)
     job = make_job(base, adapters, network=network, proof=proof, settings=adapter_options(settings))
+    job = replace(job, progress=progress)
     target = Path(output) if output else None
     space = needs(job, lower, target, verify=verify)
     pair = is_pair(job)
@@ -195,6 +199,7 @@ def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: 
         graph=graph,
         kept=made.kept,
         survival=made.survival,
+        not_run=made.not_run,
     )
     written = write_manifest(stage, record)
     stage.publish()
@@ -207,4 +212,5 @@ def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: 
         (*job.plan.warnings, *made.warnings),
         {**made.facts, "onnx": graph, **space.facts(), **job.clock.facts()},
         kept=made.kept,
+        not_run=made.not_run,
     )

@@ -18,6 +18,7 @@ from lora_export.api.job.keywords import (
 )
 from lora_export.api.job.planned_job import make_job
 from lora_export.api.proof.checkpoint_proof import not_verified, prove_further
+from lora_export.api.proof.expected import expected_proof
 from lora_export.api.proof.model_proof import Proven
 from lora_export.api.recording import build_manifest, input_paths, write_manifest
 from lora_export.api.space import refuse_too_little, space_for
@@ -93,8 +94,8 @@ def merge(
         max_shard_size: lay a folder out anew, in shards of at most e.g. "5GB".
         dtype: "float32", "float16" or "bfloat16": every floating tensor is in this dtype, merged in
             float32 and rounded once. None and "keep" take the base's dtypes.
-        progress: called with the bytes written so far, and with the bytes in all. None reports
-            nothing.
+        progress: called with the bytes written so far, and with the bytes in all; then with those
+            that the proof of a large model reads. None reports nothing.
         settings: how adapters are read and merged, and how the network is run to be proven. See
             `lora_export.api.job.keywords.Settings`, or the command's options of the same names.
 
@@ -122,6 +123,7 @@ def merge(
         proof=proof,
         settings=adapter_options(settings),
     )
+    job = replace(job, progress=progress)
     if max_shard_size:
         job = replace(job, plan=_resharded(job.plan, max_shard_size))
     plan = job.plan
@@ -131,7 +133,7 @@ def merge(
     if dry_run:
         space = space_for(plan, target if output else None, jobs)
         output = str(output or "")
-        facts = space.facts()
+        facts = {**space.facts(), **expected_proof(job, verify=verify)}
         return Report("merge", output, plan, warnings=plan.warnings, facts=facts, dry_run=True)
     kind = plan.base.layout
     beside = (manifest_beside(target),) if kind == "file" else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.job.keywords import Settings
+    from lora_export.api.job.keywords import Progress, Settings
     from lora_export.api.job.planned_job import Job
     from lora_export.api.job.proof_options import ProofOptions
     from lora_export.api.proof.following import PlanAgain
@@ -60,6 +61,7 @@ def verify(
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
     provider: Sequence[str] = (),
+    progress: Progress | None = None,
     **settings: Unpack[Settings],
 ) -> Report:
     """Prove `artifact` again: a folder, a .safetensors or an .onnx file.
@@ -88,6 +90,8 @@ def verify(
         capture_cache: see `export_onnx`.
         no_capture_cache: see `export_onnx`.
         provider: see `export_onnx`.
+        progress: called with the bytes that the proof of a large model has read, and with those in
+            all. None reports nothing.
         dtype: see `merge`; None takes the manifest's.
         settings: see `merge`.
 
@@ -118,12 +122,14 @@ def verify(
         "allow_lossy": allow_lossy or None,
     }
     if base is None:
+        proof.check_made(verify=False, left_out="verify without --base and --adapter")
         unused = _unused(proof, {**about, **network.given(), **for_onnx})
         return _by_manifest(path, recorded, unused)
     lower, by_manifest = recorded_precision(recorded, precision)
     job, before, inherited = recorded_job(
         path, recorded, base, adapters, network=network, proof=proof, settings=about
     )
+    job = replace(job, progress=progress)
     if recorded is None:  # else the manifest names the kind of graph, or a digest fails
         _refuse_other_graph(path, job.network)
     unused = ()
@@ -248,7 +254,9 @@ def _again(
         with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
             place = Place(path, Path(folder) / "merged", str(path), writes=False)
             made = make_graph(job, form, place)
-        proven = Proven(made.checks, made.warnings, made.attribution, kept=made.kept)
+        proven = Proven(
+            made.checks, made.warnings, made.attribution, kept=made.kept, not_run=made.not_run
+        )
         return job, proven, {**made.facts, **job.clock.facts()}
     merged = read_checkpoint(path)
     if plan_again:

@@ -28,4 +28,4 @@ def command(context: click.Context, /, **values: Any) -> None:
 
     from lora_export.api import export_onnx
 
-    output.run(lambda _: export_onnx(**settings))
+    output.run(lambda progress: export_onnx(**settings, progress=progress))

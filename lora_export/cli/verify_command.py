@@ -28,4 +28,4 @@ def command(context: click.Context, /, **values: Any) -> None:
 
     from lora_export.api import verify
 
-    output.run(lambda _: verify(**settings))
+    output.run(lambda progress: verify(**settings, progress=progress))

@@ -46,6 +46,11 @@ def is_large(checkpoint: Checkpoint) -> bool:
     return whole_bytes(checkpoint) > IN_MEMORY
 
 
+def proof_bytes(checkpoint: Checkpoint) -> int:
+    """Return the bytes that a proof as a model takes, beside its activations and the adapter."""
+    return min(whole_bytes(checkpoint), STREAMED)
+
+
 def why_too_large(checkpoint: Checkpoint, *, whole: bool = False) -> str:
     """Return why a checkpoint's model does not fit into memory; empty where it does.
 
@@ -53,9 +58,7 @@ def why_too_large(checkpoint: Checkpoint, *, whole: bool = False) -> str:
 
     whole: the model cannot be read while it runs.
     """
-    needed = whole_bytes(checkpoint)
-    if not whole:
-        needed = min(needed, STREAMED)
+    needed = whole_bytes(checkpoint) if whole else proof_bytes(checkpoint)
     available = available_memory()
     if available is None or needed <= available:
         return ""

@@ -54,7 +54,8 @@ def report_text(report: Report, *, verbose: bool) -> str:
         lines = [f"  {f.path}  {f.size:,} bytes  sha256 {f.sha256[:16]}" for f in report.files]
         parts.append("\n".join([f"wrote {report.output}", *lines]))
     if report.dry_run:
-        parts.append(f"dry run: nothing was written{_space_text(report.facts.get('space'))}")
+        planned = _space_text(report.facts.get("space")) + _expected_text(report.facts.get("proof"))
+        parts.append(f"dry run: nothing was written{planned}")
     return "\n\n".join(parts)
 
 
@@ -122,6 +123,17 @@ def _space_text(space: Mapping[str, Any] | None) -> str:
     free = "" if space["free"] is None else f", of {space['free']:,} that are free there"
     memory = f"about {space['memory'] // 10**6:,} MB of memory beside Python and torch"
     return f"; it takes {space['needed']:,} bytes{free}, and {memory}"
+
+
+def _expected_text(proof: Mapping[str, Any] | None) -> str:
+    """Return what the proof will take; empty where nothing is known of it."""
+    if proof is None:
+        return ""
+    if proof["not_run"]:
+        return f"\n  the proof will be by weights only: {proof['not_run']}"
+    seconds = "" if proof["seconds"] is None else f" in about {proof['seconds']:g} seconds"
+    memory = f"about {proof['memory'] // 10**6:,} MB of memory"
+    return f"\n  the proof as a model reads {proof['read']:,} bytes{seconds}, and takes {memory}"
 
 
 def plan_text(plan: MergePlan, *, verbose: bool, with_edits: bool = True) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_export.api.graph.encoder_pair import (
@@ -25,6 +25,7 @@ from lora_export.api.proof.checkpoint_proof import not_verified, prove_weights
 from lora_export.api.proof.file_proof import prove_file
 from lora_export.api.proof.model_proof import Proven
 from lora_export.checkpoint.index import read_checkpoint
+from lora_export.errors import UsageError
 from lora_export.models.choose import folder_model
 from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.models.generation.cached_pair import CachedPair
@@ -80,6 +81,8 @@ class Made:
     kept: KeptEffect | None = None
     #: What storing the merged weights left of the updates; None where nothing was verified.
     survival: Survival | None = None
+    #: Why a level of the proof was not run, by its name.
+    not_run: Mapping[str, str] = field(default_factory=dict)
 
 
 def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
@@ -122,6 +125,8 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
     """
     from lora_export.verification.failure import refuse_failed
 
+    if verify and job.proof.proof == "weights":
+        _refuse_weights_only(job, form)
     merged = merged_checkpoint(job, place.work)
     source = traced_model(job, merged)
     by_weights: tuple[Check, ...] = ()
@@ -146,6 +151,18 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
         facts={**made.facts, **session, **survival_facts(survival)},
         survival=survival,
     )
+
+
+def _refuse_weights_only(job: Job, form: Form) -> None:
+    """Refuse a proof without runs of a file that only runs can prove.
+
+    Raises:
+        UsageError: the precision is not fp32, or the graphs are those of an encoder and a decoder.
+    """
+    if form.is_lowered or is_pair(job):
+        what = f"--precision {form.precision.name}" if form.is_lowered else "--kv-cache of a pair"
+        message = f"{what} is proven by runs, which --proof weights leaves out"
+        raise UsageError(message, where="--proof weights", hint="leave it out, or --no-verify")
 
 
 def _session_facts(path: Path) -> dict[str, Any]:
@@ -207,7 +224,15 @@ def _make_lowered(
 
 def _made(exported: Exported, proven: Proven, facts: Mapping[str, Any]) -> Made:
     warnings = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
-    return Made(exported.files, facts, proven.checks, warnings, proven.attribution, proven.kept)
+    return Made(
+        exported.files,
+        facts,
+        proven.checks,
+        warnings,
+        proven.attribution,
+        proven.kept,
+        not_run=proven.not_run,
+    )
 
 
 def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) -> Made:

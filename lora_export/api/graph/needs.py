@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from math import prod
 from typing import TYPE_CHECKING
 
 from lora_export.api.space import float32_bytes, space_for
 from lora_export.errors import LimitError
-from lora_export.models.memory import STREAMED, available_memory, whole_bytes
+from lora_export.models.memory import available_memory, proof_bytes, whole_bytes
 from lora_export.records import FLOAT_DTYPES
 
 if TYPE_CHECKING:
@@ -60,13 +59,12 @@ def _copied_bytes(plan: MergePlan) -> int:
 def _torch_bytes(job: Job, *, verify: bool) -> int:
     """Return the bytes of the torch models.
 
-    A model that does not fit is read while it runs. Only a user's own factory makes one with its
-    weights in memory, to be captured: in float32.
+    A user's own factory makes a model with weights in memory, in float32, to capture it.
     """
     base = job.plan.base
-    elements = sum(prod(ref.spec.shape) for ref in base.tensors().values())
-    own = 4 * elements + GRAPH if job.source else 0
-    return max(own, min(whole_bytes(base), STREAMED) if verify else 0)
+    own = whole_bytes(base) // 4 + GRAPH if job.source else 0
+    runs = verify and job.proof.proof == "model"
+    return max(own, proof_bytes(base)) if runs else own
 
 
 def why_too_large(space: Space) -> str:

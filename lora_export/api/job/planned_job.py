@@ -25,7 +25,7 @@ from lora_export.planning.request import make_request, plan_request, read_inputs
 from lora_export.report.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from lora_export.api.job.chosen_network import Network
@@ -53,6 +53,8 @@ class Job:
     merged_before: tuple[str, ...] = ()
     #: Counts the seconds of each stage of the command.
     clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
+    #: Is called with the bytes that the proof of a large model has read, and with those in all.
+    progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     @property
     def allow_noop(self) -> bool:

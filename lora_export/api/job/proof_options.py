@@ -49,17 +49,19 @@ class ProofOptions:
         """Return whether an option describes how the model is run."""
         return self != replace(ProofOptions(), **{n: getattr(self, n) for n in ("seed", *_EXTENT)})
 
-    def check_made(self, *, verify: bool) -> None:
+    def check_made(self, *, verify: bool, left_out: str = "--no-verify") -> None:
         """Refuse to require a proof that another option leaves out.
 
-        verify: whether anything is proven.
+        Args:
+            verify: whether anything but digests is proven.
+            left_out: what leaves the proof out otherwise, for the message.
 
         Raises:
             UsageError: --require model beside --no-verify or --proof weights.
         """
         if self.require and (self.proof == "weights" or not verify):
-            left_out = "--no-verify" if not verify else "--proof weights"
-            message = f"requires a proof that {left_out} leaves out"
+            what = left_out if not verify else "--proof weights"
+            message = f"requires a proof that {what} leaves out"
             raise UsageError(message, where="--require model", hint="leave one of both out")
 
     def check(self) -> None:

@@ -52,9 +52,13 @@ def prove_file(
     from lora_export.verification.blame.narrowing import Artifact, attribute_file
     from lora_export.verification.runtime.sessions import find_providers, opener_on
 
+    weights, topology = exported.weights, exported.topology
+    if job.proof.proof == "weights":
+        static = audit(path, expected=weights, base=topology, inputs=exported.inputs)
+        left_out = dict.fromkeys(("model", "runtime"), "--proof weights")
+        return Proven(at_level("file", static), not_run=left_out)
     # One after the other, so that only one of the three has its weights in memory at a time.
     by_model = prove_model(job, subject)
-    weights, topology = exported.weights, exported.topology
     with job.clock("static audit"):
         static = (
             check_readable(path)

@@ -103,7 +103,7 @@ def prove_model(job: Job, subject: Subject) -> ModelProof:
     source = subject.source
     probes = probes_for(job, source)
     with job.clock("proof as a model"):
-        witnesses = call_witnesses(subject, probes, source.inputs)
+        witnesses = call_witnesses(subject, probes, source.inputs, job.progress)
     tolerance = witnesses.tolerance(atol=job.proof.atol, rtol=job.proof.rtol)
     equal = not job.plan.coupled
     checks = witnesses.checks(tolerance, equal=equal, allow_noop=job.allow_noop)

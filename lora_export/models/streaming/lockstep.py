@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.nn.functional as F
 
-from lora_export.models.streaming.row_sources import ChangedRows
+from lora_export.models.streaming.row_sources import ChangedRows, bytes_of
 from lora_export.models.streaming.streamed_weight import StreamedWeight, bounds, memory_of, products
 
 if TYPE_CHECKING:
@@ -112,8 +112,12 @@ class _Products:
 class Lockstep:
     """Threads that run models and wait for each other at every product with a streamed weight."""
 
-    def __init__(self) -> None:
-        """Start with no models."""
+    def __init__(self, read: Callable[[int], None] | None = None) -> None:
+        """Start with no models.
+
+        read: called with the bytes of each weight after it was read and multiplied.
+        """
+        self._read = read
         self._change = threading.Condition()
         self._waiting: list[Wish] = []
         self._running = 0
@@ -175,6 +179,8 @@ class Lockstep:
                 chosen = [wish for wish in self._waiting if wish.weight.place == place]
             for wishes in _by_origin(chosen):
                 _make(wishes)
+                if self._read:
+                    self._read(bytes_of(wishes[0].origin))
             with self._change:
                 self._waiting = [wish for wish in self._waiting if not wish.is_done]
                 self._change.notify_all()

@@ -273,6 +273,11 @@ def with_part(rows: RowSource, place: tuple[int, int], other: RowSource) -> RowS
     return with_others(rows, {found.parts[part]: other})
 
 
+def bytes_of(source: RowSource) -> int:
+    """Return the bytes of a weight as it is stored."""
+    return elements_of(source) * source.dtype.itemsize
+
+
 def elements_of(source: RowSource) -> int:
     """Return the number of elements of a weight."""
     return prod(source.shape)

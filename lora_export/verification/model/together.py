@@ -35,18 +35,25 @@ from lora_export.verification.unrounded.unrounded_model import has_rounding
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    Progress = Callable[[int, int], None]
+
     from torch import nn
 
     from lora_export.models.subject import Subject
-    from lora_export.records import InputSpec
+    from lora_export.records import Checkpoint, InputSpec
     from lora_export.verification.formulas.signatures import LiveBranch
     from lora_export.verification.model.runs import Probe
 
 
 def run_together(
-    subject: Subject, probes: Sequence[Probe], specs: Sequence[InputSpec]
+    subject: Subject,
+    probes: Sequence[Probe],
+    specs: Sequence[InputSpec],
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run every witness in lockstep; see witnesses.call_witnesses for arguments and errors.
+
+    progress: called with the bytes of weights that were read so far, and with those in all.
 
     Returns:
         the fields of witnesses.Witnesses, by name.
@@ -74,7 +81,8 @@ def run_together(
         for each in samples
     ]
     every: list[Callable[[], Any]] = [*tasks.values(), *(task for each in singles for task in each)]
-    results = iter(Lockstep().run(every))
+    read = Reading(progress, [subject.plan.base, subject.merged]) if progress else None
+    results = iter(Lockstep(read).run(every))
     found: dict[str, Any] = {name: next(results) for name in tasks}
     refuse_differing(found["unmerged"][0], found.pop("again")[0], state)
     found["exact"], found["narrow"] = found["exact"]
@@ -89,6 +97,22 @@ def run_together(
     found["sites"] = distinct_sites(live.branches)
     found.setdefault("unrounded", found["merged"])
     return found
+
+
+class Reading:
+    """Reports the bytes that were read of the products' weights."""
+
+    def __init__(self, progress: Progress, checkpoints: Sequence[Checkpoint]) -> None:
+        """Take the function to call, and the checkpoints each of which is read once."""
+        self._progress = progress
+        refs = [ref for checkpoint in checkpoints for ref in checkpoint.tensors().values()]
+        self._total = sum(ref.length for ref in refs if len(ref.spec.shape) > 1)
+        self._done = 0
+
+    def __call__(self, size: int) -> None:
+        """Add the bytes of one weight."""
+        self._done = min(self._done + size, self._total)
+        self._progress(self._done, self._total)
 
 
 class Live:

@@ -18,7 +18,7 @@ from lora_export.verification.model.tolerance import Tolerance, derive
 from lora_export.verification.unrounded.kept_effect import kept_effect
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lora_export.models.subject import Subject
     from lora_export.records import Check, InputSpec, KeptEffect, MergePlan
@@ -161,7 +161,10 @@ class Witnesses:
 
 
 def call_witnesses(
-    subject: Subject, probes: Sequence[Probe], specs: Sequence[InputSpec]
+    subject: Subject,
+    probes: Sequence[Probe],
+    specs: Sequence[InputSpec],
+    progress: Callable[[int, int], None] | None = None,
 ) -> Witnesses:
     """Run every witness on every probe.
 
@@ -172,6 +175,8 @@ def call_witnesses(
         subject: the merged network.
         probes: its inputs.
         specs: the declared inputs.
+        progress: called with the bytes of a large model that were read so far, and with those in
+            all.
 
     Raises:
         FitError: model and checkpoints do not hold the same tensors, or an adapted module is
@@ -179,6 +184,6 @@ def call_witnesses(
         UsageError: the model cannot be run, or gives other outputs when it is run again.
         VerificationError: the model does not take the merged tensors.
     """
-    at_once = subject.source.prefers_streaming and is_large(subject.plan.base)
-    way = run_together if at_once else run_in_turn
-    return Witnesses(**way(subject, probes, specs))
+    if subject.source.prefers_streaming and is_large(subject.plan.base):
+        return Witnesses(**run_together(subject, probes, specs, progress))
+    return Witnesses(**run_in_turn(subject, probes, specs))

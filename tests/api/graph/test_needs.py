@@ -9,7 +9,6 @@ from peft_folders import llama, save
 from lora_export.api import export_onnx
 from lora_export.api.graph import needs
 from lora_export.errors import LimitError, StorageError, UsageError
-from lora_export.models.memory import STREAMED
 from lora_export.records import TensorSpec
 from lora_export.report.result import report_json
 from lora_export.report.text import report_text
@@ -74,8 +73,9 @@ def test_what_fits_or_is_not_known_is_made(export, tmp_path, monkeypatch, known)
 
 
 def test_the_torch_models_of_a_large_base_count(export, monkeypatch):
-    monkeypatch.setattr(needs, "whole_bytes", lambda base: 700 * MB)
-    assert export(dry_run=True).facts["space"]["memory"] == STREAMED > 600 * MB
+    monkeypatch.setattr(needs, "proof_bytes", lambda base: 900 * MB)
+    assert export(dry_run=True).facts["space"]["memory"] == 900 * MB
+    assert export(dry_run=True, proof="weights").facts["space"]["memory"] == 600 * MB
     assert export(dry_run=True, verify=False).facts["space"]["memory"] == 600 * MB
 
 

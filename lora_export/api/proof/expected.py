@@ -1,0 +1,62 @@
+"""What the proof of a merge will take, known before anything is written."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from lora_export.models.choose import why_no_model
+from lora_export.models.memory import is_large, proof_bytes, why_too_large
+
+if TYPE_CHECKING:
+    from lora_export.api.job.planned_job import Job
+    from lora_export.records import Checkpoint
+
+_SECONDS = 12e-9
+"""Processor seconds an element that the witnesses of a large model take, measured on x86."""
+
+
+def expected_proof(job: Job, *, verify: bool) -> dict[str, Any]:
+    """Return the entry of a dry run about the proof.
+
+    Returns:
+        `level`, "weights" or "model"; `not_run`, why not as a model; `memory` and `read`, in bytes;
+        `seconds`, about, of a large model alone. The last three are of the model level.
+    """
+    if not verify:
+        return {}
+    why = _why_not(job)
+    if why:
+        return {"proof": {"level": "weights", "not_run": why}}
+    base = job.plan.base
+    large = is_large(base)
+    entry = {
+        "level": "model",
+        "not_run": "",
+        "memory": proof_bytes(base),
+        "read": 2 * _bytes(base),
+        "seconds": round(_SECONDS * _elements(base) / _processors(), 1) if large else None,
+    }
+    return {"proof": entry}
+
+
+def _why_not(job: Job) -> str:
+    if job.proof.proof == "weights":
+        return "--proof weights"
+    base = job.plan.base
+    if job.source:
+        return job.source.why_no_inputs()
+    return why_no_model(base, job.network.task) or why_too_large(base)
+
+
+def _bytes(checkpoint: Checkpoint) -> int:
+    return sum(ref.length for ref in checkpoint.tensors().values())
+
+
+def _elements(checkpoint: Checkpoint) -> int:
+    return sum(ref.spec.elements for ref in checkpoint.tensors().values())
+
+
+def _processors() -> int:
+    """Return how many processors share the work; products of few tokens use few of them."""
+    return min(os.cpu_count() or 1, 4)
