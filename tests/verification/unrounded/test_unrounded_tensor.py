@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.tensors import read_tensor, torch_dtype
 from lora_export.execution.arithmetic import matrix_of, read_factors, row_blocks
-from lora_export.records import Step, TensorSpec
+from lora_export.planning.findings import Findings
+from lora_export.planning.stored_dtype import in_dtype
+from lora_export.records import ShardPlan, Step, TensorSpec
 from lora_export.verification.formulas.scaling import scaling_of
 from lora_export.verification.unrounded.unrounded_tensor import UnroundedTensor, in_float32
 from lora_export.verification.weights.merged_rows import Expectation
@@ -57,7 +59,9 @@ def stored(step, matrix, folder):
 def by_merge(step, plan):
     """What the merge writes."""
     factors, base = read_factors(step, plan), read_tensor(step.source).reshape(matrix_of(step))
-    return torch.cat([factors.rows(base[a:b], a, b) for a, b in row_blocks(step)])
+    base = base.to(torch_dtype(step.merge_dtype))
+    merged = torch.cat([factors.rows(base[a:b], a, b) for a, b in row_blocks(step)])
+    return merged.to(torch_dtype(step.out.dtype))
 
 
 def by_formula(step, plan):
@@ -80,6 +84,28 @@ def test_a_right_tensor_gives_the_formula_in_float32(case, recipe, plan, dtype, 
     assert float(((found.double() - exact).abs() / error).max()) <= 1
     # The stored values are far from it, so the comparison shows something.
     assert float(((merged.double() - exact).abs() / error).max()) > 10
+
+
+def in_another(step, dtype):
+    """The same step of a merge with --dtype."""
+    [shard] = in_dtype(dtype, [ShardPlan("x", (step,))], Findings())
+    return shard.steps[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("case", "recipe"), [(c, r) for c, r, plan in MERGES if plan == "auto"])
+def test_so_does_a_tensor_in_another_dtype_than_the_base_s(case, recipe, dtype, tmp_path):
+    step = in_another(a_step(case, recipe, "BF16", tmp_path), dtype)
+    merged = by_merge(step, "auto")
+    found = UnroundedTensor(step, "auto", stored(step, merged, tmp_path)).rows(0, len(merged))
+    assert torch.equal(found.to(merged.dtype), merged)
+    exact, error = by_formula(step, "auto")
+    assert float(((found.double() - exact).abs() / error).max()) <= 1
+    wrong = merged.clone()
+    wrong[3, 0] = wrong[3, 0] * 1.5 + 1
+    kept = UnroundedTensor(step, "auto", stored(step, wrong, tmp_path)).rows(0, len(merged))
+    assert (kept - found).nonzero().tolist() == [[3, 0]]
+    assert kept[3, 0] - found[3, 0] == pytest.approx(float(wrong[3, 0]) - float(merged[3, 0]))
 
 
 @pytest.mark.parametrize("case", ["linear", "merged_linear", "conv", "litgpt_qkv"])
