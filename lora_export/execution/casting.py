@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.tensors import read_bytes, tensor_bytes, torch_dtype
+from lora_export.checkpoint.contents import same_content
+from lora_export.checkpoint.tensors import iter_chunks, read_bytes, tensor_bytes, torch_dtype
 from lora_export.errors import FitError
 from lora_export.execution.segments import CHUNK, pwrite_all
 from lora_export.records import DTYPE_BITS, FLOAT_DTYPES
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from lora_export.execution.segments import Content, Watcher
     from lora_export.records import Step, TensorRef
+
+BLOCK_ELEMENTS = 1 << 20
+"""Elements of a block in which a stored tensor is compared with its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,25 @@ def rounded(step: Step, content: bytes | memoryview) -> torch.Tensor:
         message = f"has values up to {largest:.3g}, which overflow {step.out.dtype}"
         raise FitError(message, where=step.out.name, hint=wider_dtype(step.out.dtype))
     return narrow
+
+
+def holds_source(step: Step, stored: TensorRef) -> bool:
+    """Return whether a stored tensor has the source's bytes, or its values rounded once.
+
+    step: a step without updates. stored: its tensor in a result, of the planned dtype and shape.
+
+    Raises:
+        InputError, StorageError: a file ends early or cannot be read.
+        FitError: a finite element is too large for the dtype.
+    """
+    if step.source.spec.dtype == step.out.dtype:
+        return same_content(step.source, stored)
+    sizes = [BLOCK_ELEMENTS * DTYPE_BITS[ref.spec.dtype] // 8 for ref in (step.source, stored)]
+    read, there = iter_chunks(step.source, sizes[0]), iter_chunks(stored, sizes[1])
+    return all(
+        bytes(tensor_bytes(rounded(step, wide))) == bytes(narrow)
+        for wide, narrow in zip(read, there, strict=True)
+    )
 
 
 def wider_dtype(dtype: str) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
-from lora_export.checkpoint.tensors import read_tensor, torch_dtype
 from lora_export.errors import FitError
+from lora_export.execution.casting import holds_source
 from lora_export.execution.rows import read_rows
 from lora_export.records import FLOAT_DTYPES, HALF_DTYPES
 from lora_export.verification.unrounded.adapted_weight import adapted_weight
@@ -46,15 +46,12 @@ def wider_sources(subject: Subject) -> dict[str, TensorRef]:
 
     A stored tensor that is no rounding of its source is left out, and keeps its error.
     """
-    import torch
-
     stored = subject.merged.tensors()
-    found = {}
-    for step in filter(is_narrowed, subject.plan.steps()):
-        rounded = read_tensor(step.source).to(torch_dtype(step.out.dtype))
-        if torch.equal(read_tensor(stored[step.out.name]), rounded):
-            found[step.out.name] = step.source
-    return found
+    return {
+        step.out.name: step.source
+        for step in filter(is_narrowed, subject.plan.steps())
+        if holds_source(step, stored[step.out.name])
+    }
 
 
 def fill_unrounded(model: nn.Module, subject: Subject) -> None:

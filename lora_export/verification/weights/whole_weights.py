@@ -7,13 +7,12 @@ from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.contents import same_content
-from lora_export.checkpoint.tensors import TORCH_NAMES, iter_chunks, tensor_bytes
-from lora_export.execution.casting import rounded
+from lora_export.checkpoint.tensors import TORCH_NAMES
+from lora_export.execution.casting import holds_source
 from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.layout import segments_of
 from lora_export.execution.rows import Rows, read_rows, refuse_non_finite
-from lora_export.records import DTYPE_BITS, FLOAT_DTYPES, Check
+from lora_export.records import FLOAT_DTYPES, Check
 from lora_export.verification.blame.mistakes import describe_gain, describe_names
 from lora_export.verification.factors import changes_nothing
 from lora_export.verification.listed_check import listed_check
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from lora_export.records import MergePlan, Step, Survival, TensorRef, TensorSpec
-
-BLOCK_ELEMENTS = 1 << 20
-"""Elements of a block in which a tensor of another dtype than its source is compared."""
 
 
 @dataclass(slots=True)
@@ -159,7 +155,7 @@ def check_weights(
             if isinstance(segment, Rows):
                 _look_at_rows(proof, segment, written)
     for step in plan.steps():
-        if not step.deltas and not _as_planned(step, written[step.out.name]):
+        if not step.deltas and not holds_source(step, written[step.out.name]):
             proof.different.append(step.out.name)
     return proof.checks(written, allow_noop=allow_noop), proof.survival()
 
@@ -170,21 +166,6 @@ def _look_at_rows(proof: WeightProof, rows: Rows, written: Mapping[str, TensorRe
     base = rows.base()
     refuse_non_finite(step, base)
     proof.merged(step, rows.first, base, found)
-
-
-def _as_planned(step: Step, found: TensorRef) -> bool:
-    """Return whether the written tensor has the source's bytes, or its values rounded once."""
-    if step.source.spec.dtype == step.out.dtype:
-        return same_content(step.source, found)
-    bits = [DTYPE_BITS[spec.dtype] for spec in (step.source.spec, step.out)]
-    sizes = [BLOCK_ELEMENTS * each // 8 for each in bits]
-    read, there = (
-        iter_chunks(ref, size) for ref, size in zip((step.source, found), sizes, strict=True)
-    )
-    return all(
-        _are_same(bytes(tensor_bytes(rounded(step, wide))), narrow)
-        for wide, narrow in zip(read, there, strict=True)
-    )
 
 
 def _check_names(planned: Sequence[Step], written: Mapping[str, TensorRef]) -> Check:

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from lora_export.api import merge, unmerge, verify
 from lora_export.errors import FitError, UsageError, VerificationError
 from lora_export.execution import arithmetic, casting
-from lora_export.verification.weights import whole_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of old names, in transformers and PEFT
 
@@ -83,7 +82,7 @@ def test_what_is_no_float_stays_and_all_else_is_rounded_in_blocks(
 ):
     monkeypatch.setattr(casting, "CHUNK", 1000)
     monkeypatch.setattr(arithmetic, "BLOCK_BYTES", 5000)
-    monkeypatch.setattr(whole_weights, "BLOCK_ELEMENTS", 300)
+    monkeypatch.setattr(casting, "BLOCK_ELEMENTS", 300)
     tensors = mixed()
     files = plain(tmp_path, tensors)
     out = tmp_path / "out.safetensors"
