@@ -111,7 +111,7 @@ def _choice(dtype: str, before: Sequence[Step], made: Sequence[Step]) -> str:
     sizes = [sum(step.out.nbytes for step in steps) for steps in (before, made)]
     parts = [
         f"{counted(merged, 'tensor')} merged in float32 and rounded once",
-        f"{actions['cast']:,} of the base rounded once",
+        f"{actions['cast']:,} of the base cast",
         *(f"{number:,} of {name} as they are" for name, number in sorted(other.items())),
         f"{sizes[1]:,} bytes in place of {sizes[0]:,}",
     ]

@@ -16,7 +16,7 @@ from lora_export.execution.rows import read_rows
 from lora_export.layers.threads import one_thread_each
 from lora_export.records import HALF_DTYPES
 from lora_export.verification.unrounded.other_orders import OtherOrders
-from lora_export.verification.weights.merged_rows import rows_that_differ
+from lora_export.verification.weights.reductions import rows_that_differ
 
 if TYPE_CHECKING:
     import torch

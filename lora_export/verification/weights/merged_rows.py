@@ -8,7 +8,6 @@ in float64.
 from __future__ import annotations
 
 from dataclasses import replace
-from math import isfinite, sqrt
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.tensors import torch_dtype
@@ -20,6 +19,12 @@ from lora_export.verification.formulas.scaling import scaling_of
 from lora_export.verification.formulas.unit_roundoff import UNIT
 from lora_export.verification.kinds import proof_of
 from lora_export.verification.weights.joined_product import join_products
+from lora_export.verification.weights.reductions import (
+    distances,
+    root_mean_square,
+    rows_that_differ,
+    sum_of_squares,
+)
 from lora_export.verification.weights.rounding import element_bound, update_error
 from lora_export.verification.weights.survival import Stored, measure, row_step
 from lora_export.verification.weights.tally import Seen, worse
@@ -116,14 +121,14 @@ class Expectation:
         update, magnitude = self._update(wide, rows)
         error = magnitude.mul_(self._share).add_(self._rest)
         exact = wide + update
-        distance = _distance(there, exact)
+        distance = distances(there, exact)
         some = self._some(first)
         stored = replace(
             measure(
                 self._rounded(base[some]), written[some], exact[some], update[some], self._dtype
             ),
             elements=written.numel(),
-            update=_sum_of_squares(update),
+            update=sum_of_squares(update),
         )
         along, slanted = self._along(wide, rows, update, error)
         residual = there.sub_(exact.to(written.dtype))
@@ -148,7 +153,7 @@ class Expectation:
         rows = torch.arange(first, first + len(base))
         exact = base.to(torch.float32, copy=True)
         norm = self._add_update(exact, rows)
-        typical = _typical(exact)
+        typical = root_mean_square(exact)
         error = self._largest * self._share + self._rest
         ulp = 2 * UNIT[self._dtype] * typical
         odd = rows_that_differ(exact.to(written.dtype), written)
@@ -218,7 +223,7 @@ class Expectation:
         wide = base.double()
         update, magnitude = self._update(wide, rows)
         exact = wide + update
-        distance = _distance(written, exact)
+        distance = distances(written, exact)
         bound = self._bound(exact, magnitude * self._share + self._rest)
         residual = written.double() - exact.to(written.dtype).double()
         error = float((distance / bound).max())
@@ -263,7 +268,7 @@ class Expectation:
             return self._product.add_to(exact, int(rows[0]))
         update = self._update32(rows)
         exact.add_(update)
-        return _sum_of_squares(update)
+        return sum_of_squares(update)
 
     def _update32(self, rows: torch.Tensor) -> torch.Tensor:
         parts = []
@@ -288,40 +293,3 @@ class Expectation:
             * float(factors["B"].norm(dim=1).max())
             for factors, scale in zip(self._wide, self._scales, strict=True)
         )
-
-
-def _sum_of_squares(matrix: torch.Tensor) -> float:
-    import torch
-
-    flat = matrix.reshape(-1)
-    return float(torch.dot(flat, flat))
-
-
-def _typical(matrix: torch.Tensor) -> float:
-    """Return the root of the mean square of all elements.
-
-    The squares are summed in float64 if they overflow float32.
-    """
-    squares = _sum_of_squares(matrix)
-    if not isfinite(squares):
-        squares = _sum_of_squares(matrix.double())
-    return sqrt(squares / matrix.numel())
-
-
-def rows_that_differ(expected: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
-    """Return the numbers of the rows whose bits are not equal, of half-precision matrices."""
-    import torch
-
-    # Four elements at once, if a row is a whole number of them.
-    whole = torch.int64 if expected.shape[1] % 4 == 0 else torch.int16
-    one, other = (each.view(whole).numpy() for each in (expected, written))
-    unlike = one != other  # numpy compares integers three times as fast as torch
-    return torch.from_numpy(unlike.any(axis=1).nonzero()[0])
-
-
-def _distance(written: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Return the absolute differences in float64, infinite for a written NaN or infinity.
-
-    `exact` is finite: the merge refuses a base and factors that are not.
-    """
-    return (written.double() - exact).abs_().nan_to_num_(nan=float("inf"), posinf=float("inf"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.tensors import torch_dtype
 from lora_export.records import KeptUpdate, Survival
+from lora_export.verification.weights.reductions import sum_of_squares
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,7 +101,7 @@ def measure(
     import torch
 
     others = {name: exact.to(torch_dtype(name)) for name in _MORE_PRECISE.get(dtype, ())}
-    size = _sum_of_squares(update)
+    size = sum_of_squares(update)
     return Stored(
         elements=written.numel(),
         update=size,
@@ -108,17 +109,10 @@ def measure(
         moved=int(torch.count_nonzero(base != written)),
         part=size,
         lost={
-            name: _sum_of_squares(torch.sub(exact, stored.double()))
+            name: sum_of_squares(torch.sub(exact, stored.double()))
             for name, stored in {dtype: written, **others}.items()
         },
     )
-
-
-def _sum_of_squares(matrix: torch.Tensor) -> float:
-    import torch
-
-    flat = matrix.reshape(-1)
-    return float(torch.dot(flat, flat))
 
 
 def survival_of(stored: Mapping[str, Stored], dtypes: Mapping[str, str]) -> Survival | None:
