@@ -12,13 +12,14 @@ from pathlib import Path
 
 #: (step, what is counted, where its log says so, how many there are at least)
 COUNTS = [
-    ("tests", "tests", r"([\d,]+) passed", 5500),
+    ("tests", "tests", r"([\d,]+) passed", 5940),
     ("tests", "matrix cases", r"PEFT matrix: ([\d,]+) cases passed", 210),
-    ("tests", "planted faults", r"detection: ([\d,]+) planted faults", 39),
+    # 39 on bases in float32; on those in half precision 17 or more, as the seed draws them.
+    ("tests", "planted faults", r"detection: ([\d,]+) planted faults", 56),
     ("tests", "clean exports", r"detection: .* ([\d,]+) clean exports", 12),
-    ("slow", "tests", r"([\d,]+) passed", 790),
+    ("slow", "tests", r"([\d,]+) passed", 810),
     ("slow", "matrix cases", r"PEFT matrix: ([\d,]+) cases passed", 422),
-    ("slow", "planted faults", r"detection: ([\d,]+) planted faults", 570),
+    ("slow", "planted faults", r"detection: ([\d,]+) planted faults", 1290),
     ("slow", "clean exports", r"detection: .* ([\d,]+) clean exports", 234),
     ("faults", "tests", r"([\d,]+) passed", 56),
     # 3,677 calls and ways to break them, and more than half of 200 kills: how many of these come in
