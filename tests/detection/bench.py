@@ -36,6 +36,7 @@ from lora_export.models.subject import Subject
 from lora_export.onnx_export import export as writing
 from lora_export.onnx_export.file import audit as auditing
 from lora_export.onnx_export.file.save import save_model
+from lora_export.onnx_export.file.weight_blocks import as_array
 from lora_export.onnx_export.settings import ExportSettings
 from lora_export.verification.blame.attribution import by_checks
 from lora_export.verification.model.runs import run
@@ -135,7 +136,8 @@ class Bench:
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
         """What the right file holds, by parameter."""
-        return self.exported.weights()
+        weights = self.exported.weights().items()
+        return {name: torch.from_numpy(as_array(weight).copy()) for name, weight in weights}
 
     @cached_property
     def by_model(self) -> Any:
