@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from faults.driver import Pool, build_shim
 
-POINTS = pytest.StashKey[dict[str, tuple[int, int]]]()
+POINTS = pytest.StashKey[dict[str, tuple[int, int, int]]]()
 
 
 def pytest_configure(config):
@@ -45,10 +45,10 @@ def pool(shim, run_folder, request):
 
 @pytest.fixture
 def count_points(request):
-    """Note how many fault points there were, and how many outputs were torn."""
+    """Note how many fault points, torn outputs and states for the next run there were."""
 
-    def count(name, number, torn):
-        request.config.stash[POINTS][name] = (number, torn)
+    def count(name, number, torn, states):
+        request.config.stash[POINTS][name] = (number, torn, states)
 
     return count
 
@@ -58,7 +58,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if not counted:
         return
     terminalreporter.section("fault points")
-    for name, (number, torn) in counted.items():
-        terminalreporter.write_line(f"{number:6,}  {torn} torn  {name}")
-    total, torn = (sum(column) for column in zip(*counted.values(), strict=True))
-    terminalreporter.write_line(f"{total:6,} fault points, {torn} torn")
+    for name, (number, torn, states) in counted.items():
+        terminalreporter.write_line(f"{number:6,}  {torn} torn  {states:4} states  {name}")
+    total, torn, states = (sum(column) for column in zip(*counted.values(), strict=True))
+    line = f"{total:6,} fault points, {torn} torn; {states:,} states for the next run"
+    terminalreporter.write_line(line)

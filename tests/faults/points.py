@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from faults.driver import Call, Mode
-from faults.scenarios import STAGING, part, stagings, tree
+from faults.scenarios import OWNER, STAGING, content, part, stagings, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from faults.driver import Outcome, Pool
     from faults.scenarios import Prepared, Tree
 
+T = TypeVar("T")
 STORAGE, KILLED = 7, -9
 # A failure of these may be got over: the bytes are written or freed in another way, the folder is
 # there. What comes out must be right all the same.
@@ -137,7 +138,37 @@ def _wrong_refusal(prepared: Prepared, point: Point, broken: Outcome, case: Path
         yield "failed, but the output is not as it was before"
 
 
-def wrong_again(pool: Pool, prepared: Prepared, case: Path) -> Iterator[str]:
+def wrong_again(pool: Pool, prepared: Prepared, case: Path) -> tuple[str, ...]:
+    """What is wrong with the next run in `case`.
+
+    All that it finds are the files there, and most faults leave the files that another has left. So
+    it is run once for each state.
+    """
+    state = state_of(case)
+    if state not in prepared.again:
+        prepared.again[state] = tuple(_wrong_again(pool, prepared, case))
+    return prepared.again[state]
+
+
+def state_of(case: Path) -> tuple[tuple[object, ...], ...]:
+    """Everything that the next run can find; a staging has a number in the place of its name's."""
+    stagings: dict[str, int] = {}
+    files: dict[int, int] = {}
+    found = []
+    for path in sorted(case.rglob("*")):
+        name = path.relative_to(case).as_posix()
+        name = OWNER.sub(lambda one: str(_number(stagings, one[0])), name)
+        status = path.lstat()
+        found.append((name, status.st_mode, _number(files, status.st_ino), content(path)))
+    return tuple(found)
+
+
+def _number(known: dict[T, int], key: T) -> int:
+    """The same for what is met again: two names of one file, what one process has made."""
+    return known.setdefault(key, len(known))
+
+
+def _wrong_again(pool: Pool, prepared: Prepared, case: Path) -> Iterator[str]:
     """The same command again; where the output is in place already, with --force."""
     run = prepared.run(case, "again")
     there = (case / "out" / prepared.scenario.output).exists()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ALPHA, OLD_ALPHA, RANK = 4, 9, 2
 FACTS = ("--no-fan-in-fan-out",)
 STAGING = re.compile(r"\..*\.lora-export-\d+-[0-9a-f]{16}(\.old)?")
+OWNER = re.compile(r"(?<=\.lora-export-)\d+-[0-9a-f]{16}")
 HAS_UNMERGE = "unmerge" in _COMMANDS
 HAS_JOBS = any("--jobs" in option.opts for option in main.get_command(None, "merge").params)
 NET = """
@@ -149,6 +150,8 @@ class Prepared:
     old: Tree
     new: Tree
     calls: tuple[Call, ...]
+    #: What is wrong with the next run, by the state that it starts from: see points.wrong_again.
+    again: dict[Any, tuple[str, ...]] = field(default_factory=dict)
 
     def run(self, case: Path, name: str, call: int = 0, mode: Mode = Mode.NONE) -> Run:
         argv = fill(self.scenario.argv, case, self.code)
@@ -177,12 +180,15 @@ def tree(folder: Path) -> Tree:
         name = path.relative_to(folder).as_posix()
         if STAGING.fullmatch(name.partition("/")[0]):
             continue
-        if path.is_symlink():
-            found[name] = f"-> {path.readlink()}"
-        else:
-            content = b"" if path.is_dir() else path.read_bytes()
-            found[name] = "/" if path.is_dir() else hashlib.sha256(content).hexdigest()
+        found[name] = content(path)
     return found
+
+
+def content(path: Path) -> str:
+    """Of a file its SHA-256, of a link its text, of a folder a slash."""
+    if path.is_symlink():
+        return f"-> {path.readlink()}"
+    return "/" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def stagings(folder: Path) -> list[str]:

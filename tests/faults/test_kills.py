@@ -49,7 +49,8 @@ def test_a_kill_at_any_moment(pool, fault_root, request, count_points):
     killed = [status for status, *_ in found if status]
     assert len(killed) > kills / 2
     assert sum(half_done for _, half_done, *_ in found) > kills / 20, "they came too early or late"
-    count_points("SIGKILL at a random moment", len(killed), sum(torn for *_, torn, _ in found))
+    torn, states = sum(torn for *_, torn, _ in found), sum(len(p.again) for p in ready)
+    count_points("SIGKILL at a random moment", len(killed), torn, states)
     for prepared in ready:
         shutil.rmtree(prepared.template.parent)
 

@@ -6,7 +6,7 @@ import random
 import shutil
 
 import pytest
-from faults.points import points, try_point
+from faults.points import points, state_of, try_point
 from faults.scenarios import SCENARIOS, prepare
 
 SAMPLE = 12
@@ -39,7 +39,7 @@ def run_points(pool, prepared, chosen):
 def test_every_fault_point(pool, prepared, count_points):
     chosen = list(points(prepared.calls))
     fired, torn = run_points(pool, prepared, chosen)
-    count_points(prepared.scenario.name, fired, torn)
+    count_points(prepared.scenario.name, fired, torn, len(prepared.again))
     assert fired >= len(chosen) * 0.95  # threads may take their calls in another order
     assert torn == 0
 
@@ -68,3 +68,43 @@ def test_the_head_start_is_reached(prepared):
     assert {"fallocate", "copy_file_range"} <= {name for name, _ in ahead}
     opened = [path for name, path in ahead if name == "open"]
     assert len(set(opened)) < len(opened), "the pipeline opens what the head start has made"
+
+
+def left(folder, owner="7-0123456789abcdef", **files):
+    """What a killed run may leave: an output and a staging of it."""
+    staging = folder / "out" / f".out.lora-export-{owner}"
+    staging.mkdir(parents=True)
+    for name, text in {"done": "a", "begun": "b", **files}.items():
+        (staging / name).write_text(text)
+    (folder / "out" / "out").write_text("old")
+    return folder
+
+
+def test_what_two_runs_leave_is_one_state(tmp_path):
+    first = state_of(left(tmp_path / "1"))
+    assert first == state_of(left(tmp_path / "2", owner="8-fedcba9876543210"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "out" / "out").write_text("new"),
+        lambda folder: (folder / "out" / "out").chmod(0o400),
+        lambda folder: (folder / "out" / "out").unlink(),
+        lambda folder: (folder / "out" / "link").symlink_to("out"),
+        lambda folder: next(folder.glob("out/.out*/done")).write_text("c"),
+        lambda folder: next(folder.glob("out/.out*/done")).rename(folder / "out" / "done"),
+        lambda folder: next(folder.glob("out/.out*")).rename(folder / "out" / "staging"),
+        lambda folder: relink(next(folder.glob("out/.out*/done")), folder / "out" / "out"),
+    ],
+)
+def test_every_difference_makes_another_state(tmp_path, change):
+    first = state_of(left(tmp_path / "1", done="old"))
+    change(left(tmp_path / "2", done="old"))
+    assert state_of(tmp_path / "2") != first
+
+
+def relink(path, target):
+    """Make `path` another name of `target`, with the same content as before."""
+    path.unlink()
+    path.hardlink_to(target)
