@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import threading
+from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.reading import open_for_reading, system_errors
@@ -96,11 +97,13 @@ class HeadStart:
                     return
 
 
+@cache
 def keep_freed_memory() -> None:
     """Let glibc reuse freed blocks of memory instead of returning them to the system.
 
     Every page of a new block costs a page fault, and a merge takes and frees some megabytes a
     block. glibc raises its threshold for mmap to the size of a freed block, up to 32 MiB
-    (M_MMAP_THRESHOLD in mallopt(3)). Such a block is made here and freed, untouched.
+    (M_MMAP_THRESHOLD in mallopt(3)). Such a block is made here and freed, untouched. Once a process
+    is enough: a second block would come from the memory that is kept, and be filled with zeros.
     """
     bytes(31 << 20)
