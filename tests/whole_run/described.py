@@ -1,6 +1,7 @@
 """A digest of everything in a network that decides what it computes, but for its weights' values.
 
-It names classes with their code, attributes, shapes, dtypes, ties and the values of buffers.
+It names classes with their code, attributes, shapes, dtypes, ties and the values of buffers. Of the
+weights' values it says whether all are zero, as in a network that was made without them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import re
 import sys
 import types
 from contextlib import suppress
@@ -51,9 +53,11 @@ class Description:
         self._places: list[tuple[int, int, int, int]] = []
         #: The classes and functions of the package under test that were met.
         self.ours: list[Any] = []
+        self._is_blank = True
 
     def digest(self) -> bytes:
         """Return the digest of everything that was added."""
+        self._say("blank" if self._is_blank else "with weights")
         ordered = sorted(self._places)
         for left, right in pairwise(ordered):
             if left[0] == right[0] and right[1] < left[2]:
@@ -91,6 +95,9 @@ class Description:
 
     def _torch_word(self, value: object) -> None:
         self._say(type(value).__name__, str(value))
+
+    def _pattern(self, value: re.Pattern) -> None:
+        self._say("pattern", value.pattern, value.flags)
 
     def _enum(self, value: enum.Enum) -> None:
         self._class(type(value))
@@ -154,6 +161,7 @@ class Description:
                 continue
             self._numbers[id(parameter)] = len(self._numbers)
             self._tensor(parameter, with_values=False)
+            self._is_blank = self._is_blank and not is_filled(parameter)
         for name, buffer in value._buffers.items():
             self._say("buffer", name)
             self.add(buffer)
@@ -267,6 +275,15 @@ class Description:
         self._attributes(value)
 
 
+def is_filled(tensor: Any) -> bool:
+    """Return whether it holds anything but zeros; one without memory holds nothing."""
+    import torch
+
+    if tensor.device.type == "meta":
+        return False
+    return bool(tensor.detach().reshape(-1).view(torch.uint8).any())
+
+
 @functools.cache
 def _methods() -> tuple[tuple[Any, Any], ...]:
     """(kinds, how they are described), the narrower first."""
@@ -279,6 +296,7 @@ def _methods() -> tuple[tuple[Any, Any], ...]:
         (torch.Tensor, Description._tensor),
         (torch.nn.Module, Description._network),
         (words, Description._torch_word),
+        (re.Pattern, Description._pattern),
         (enum.Enum, Description._enum),
         (PurePath, Description._path),
         ((np.ndarray, np.generic), Description._array),

@@ -2,8 +2,9 @@
 
 A capture takes seconds, and most tests want the graph of a network that another test has captured.
 `install` puts a shared folder behind `trace.capture`. An entry is named by everything that decides
-the graph, so a test never gets the graph of another network. Where the key cannot say what decides,
-the capture is made anew and is not kept:
+the graph, so a test never gets the graph of another network. A network without weights has an entry
+of its own, so that test_blank.py can compare both. Where the key cannot say what decides, the
+capture is made anew and is not kept:
 
 - a module that the capture runs through has another function than at the start of the test;
 - the network has a hook, a patched method or an attribute of an unknown kind;
@@ -146,10 +147,16 @@ class SharedCaptures:
         description = Description()
         description.add(torch.get_default_dtype())
         description.add(tuple(inputs))
-        description.add(dict(sorted(settings.items())))
+        description.add(self._whole(settings))
         description.add(model)
         self._refuse_patches([self.right, *description.ours])
         return hashlib.sha256(_versions() + description.digest()).hexdigest()
+
+    def _whole(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings with the values of those that are not given."""
+        named = inspect.signature(self.right).parameters.values()
+        usual = {one.name: one.default for one in named if one.kind is one.KEYWORD_ONLY}
+        return {**usual, **settings}
 
     def _refuse_patches(self, functions: Iterable[Any]) -> None:
         """Compare what the capture and the network's own functions use with the test's start.

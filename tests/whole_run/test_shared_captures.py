@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from itertools import count
 
@@ -97,6 +98,16 @@ def test_a_network_with_other_weights_takes_the_graph_of_the_first(shared):
     assert name(shared, Net()) == name(shared, Net()) == "0"
 
 
+def test_a_network_without_weights_has_a_graph_of_its_own(shared):
+    """Else a test that compares the two would compare a graph with itself."""
+    blank, filled = Net(), Net()
+    with torch.no_grad():
+        for one in (*blank.parameters(), *list(filled.parameters())[1:]):
+            one.zero_()
+    assert name(shared, Net()) == name(shared, filled) == "0"
+    assert name(shared, blank) == name(shared, blank) == "1"
+
+
 def test_a_hash_that_every_process_makes_anew_decides_nothing(shared):
     from transformers import GenerationConfig
 
@@ -141,6 +152,17 @@ def test_other_inputs_opsets_and_names_have_graphs_of_their_own(shared):
         name(shared, Net()),
     ]
     assert made == ["0", "1", "2", "3", "4", "0"]
+
+
+def test_a_setting_that_is_given_its_usual_value_changes_nothing(shared):
+    assert name(shared, Net()) == name(shared, Net(), opset=None, output_names=None) == "0"
+
+
+def test_what_two_patterns_match_is_told_apart(shared):
+    nets = [Net(), Net(), Net()]
+    for net, pattern in zip(nets, ("a", "b", "a"), strict=True):
+        net.pattern = re.compile(pattern)
+    assert [name(shared, net) for net in nets] == ["0", "1", "0"]
 
 
 def test_what_a_forward_calls_decides(shared, monkeypatch):

@@ -53,12 +53,12 @@ def source_of(name, tmp_path, layers=None):
     return HuggingFaceModel(base, parse_inputs(INPUTS.get(name, ()))), base
 
 
-@pytest.mark.own_captures
 @pytest.mark.parametrize(
     ("name", "layers"),
     [*BY_DEFAULT, *(pytest.param(n, None, marks=pytest.mark.slow) for n in ARCHITECTURES)],
 )
 def test_the_blank_model_is_the_loaded_one_but_for_its_weights(name, layers, tmp_path):
+    """Each graph may be shared with other tests: of blank networks the one, of filled the other."""
     source, base = source_of(name, tmp_path, layers)
     blank, loaded = source.blank(base, untied=()), source.load(base, full={}, untied=())
     weights, others = loaded.state_dict(), blank.state_dict()

@@ -77,8 +77,8 @@ def test_our_graph_is_no_larger_than_torchs_optimised_one(name, tmp_path):
     # With weights: torch's optimiser looks at them, and of zeros it would merge whole layers.
     model = source.load(base, full={}, untied=())
     specs = source.inputs
+    proto = capture(model, specs)
     with quiet(), without_cache(model), _flat_forward(model, specs):
         optimised = by_torch(model, specs)
-    proto = capture(model, specs)
     assert len(proto.graph.node) <= optimised + of_weights_alone(proto) + guards(proto)
     assert guards(proto) == GUARDS.get(name, 0)
