@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -54,6 +55,9 @@ def pytest_configure(config: pytest.Config) -> None:
     Nothing is kept in the user's own cache, whoever exports: fixtures and other processes too.
     """
     os.environ[CAPTURES] = tempfile.mkdtemp(prefix="lora-export-captures-")
+    # Python's collector goes through the million objects of torch and transformers again and again,
+    # which takes a twentieth of a run. It does so a hundred times as rarely.
+    gc.set_threshold(10_000, 20, 50)
     if find_spec("hypothesis") is None:
         return  # the pages are checked without what the other tests need
     from hypothesis import HealthCheck, settings
