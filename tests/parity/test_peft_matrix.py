@@ -77,7 +77,8 @@ def test_merge(case, is_compared, bases, tmp_path, record_property):
     merge(base, [adapter], ours, recipe=recipe, **architecture.merging)
 
     adapted = load_adapted(architecture, base, adapter)
-    theirs = merged(deepcopy(adapted), tmp_path / "theirs", safe=case.safe)
+    spare = deepcopy(adapted) if is_compared else adapted
+    theirs = merged(spare, tmp_path / "theirs", safe=case.safe)
     if option.of_transformers_4:
         theirs |= merged_modules(base, adapter)
     compare_files(architecture, weights(ours), theirs, exact=not case.why_wrong)

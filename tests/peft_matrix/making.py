@@ -42,6 +42,8 @@ def make_adapter(
     assert not unexplained, f"these parameters kept their initial values: {unexplained}"
     if option.allocated:
         _allocate(adapted)
+    # Its card takes PEFT as long as its weights, and only people read it.
+    adapted.create_or_update_model_card = lambda _: None
     adapted.save_pretrained(folder, safe_serialization=option.safetensors)
     option.edit(folder)
     if option.half:
