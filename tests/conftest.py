@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from detection.summary import told as detection_figures
 from processes.fixtures import fork_python, fork_server, forked, real, run_folder
+from whole_run.order import ending_with_short
 from whole_run.sampling import VARIABLE, is_drawn, set_seed
 from whole_run.shared_captures import SharedCaptures, install
 from whole_run.small_networks import Watch
@@ -70,6 +71,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[SHARED] = tempfile.mkdtemp(prefix="lora-export-shared-")
     allowed = not config.getoption("--own-captures")
     _shared.append(install(Path(os.environ[SHARED]), is_allowed=allowed))
+
+
+@pytest.hookimpl(trylast=True)  # what is left out is no longer among them
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let no worker have long tests left when the others have none: see order.py."""
+    if hasattr(config, "workerinput"):
+        items[:] = ending_with_short(items, config.workerinput["workercount"])
 
 
 def pytest_collection_finish() -> None:
