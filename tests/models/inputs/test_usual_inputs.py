@@ -4,46 +4,30 @@ import pytest
 import torch
 import transformers as tr
 from peft import LoraConfig, get_peft_model
+from peft_matrix.architectures import ARCHITECTURES
 
 from lora_export.api import export_onnx, merge
 from lora_export.models.inputs.usual_inputs import positions
 
-TEXT = {"vocab_size": 80, "d_model": 32}
 PAIR = {
-    **TEXT, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+    "vocab_size": 80, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
 }  # fmt: skip
-TOWER = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
-}  # fmt: skip
-SOUND = {"num_mel_bins": 8, "max_source_positions": 30, "max_target_positions": 32}
-TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
 
+# Those of the matrix: their graphs are captured once for all tests.
 MODELS = {
-    "T5": (
-        tr.T5ForConditionalGeneration,
-        lambda: tr.T5Config(**TEXT, d_kv=8, d_ff=48, num_layers=1, num_heads=4),
-        ["q", "v"],
-    ),
+    "T5": (tr.T5ForConditionalGeneration, ARCHITECTURES["t5"].config, ["q", "v"]),
     "Bart": (
         tr.BartForConditionalGeneration,
         lambda: tr.BartConfig(**PAIR, max_position_embeddings=64),
         ["q_proj", "v_proj"],
     ),
     "Whisper": (
-        tr.WhisperForConditionalGeneration,
-        lambda: tr.WhisperConfig(**PAIR, **SOUND, **TOKENS),
-        ["q_proj", "v_proj"],
+        tr.WhisperForConditionalGeneration, ARCHITECTURES["whisper"].config, ["q_proj", "v_proj"],
     ),
-    "CLIP": (
-        tr.CLIPModel,
-        lambda: tr.CLIPConfig(
-            text_config={**TOWER, "vocab_size": 80, "max_position_embeddings": 32},
-            vision_config={**TOWER, "image_size": 16, "patch_size": 8},
-        ),
-        ["q_proj"],
-    ),
-}
+    "CLIP": (tr.CLIPModel, ARCHITECTURES["clip"].config, ["q_proj"]),
+}  # fmt: skip
 
 
 def saved(name, folder):
