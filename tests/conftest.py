@@ -125,6 +125,17 @@ def _small_networks(request) -> Iterator[None]:
 
 
 @pytest.fixture
+def streamed(monkeypatch) -> None:
+    """Let models of Hugging Face folders be read while they run, as only large ones are."""
+    from lora_export.models import memory
+    from lora_export.models.streaming import placing, streamed_weight
+
+    monkeypatch.setattr(memory, "IN_MEMORY", 0)
+    monkeypatch.setattr(placing, "HELD_ELEMENTS", 0)
+    monkeypatch.setattr(streamed_weight, "BLOCK_ELEMENTS", 256)
+
+
+@pytest.fixture
 def proven_by_weights(monkeypatch) -> Callable[[], None]:
     """Return a function after which merges of this test are proven by their weights alone."""
 

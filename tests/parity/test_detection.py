@@ -28,6 +28,7 @@ ARCHITECTURES = (LORALIB, "bert", "albert", "gpt2", "gpt-neox", "llama", "t5", "
                  "whisper")  # fmt: skip
 HALVES = (torch.bfloat16, torch.float16)
 # Every third fault here, the whole table there, in which these are again.
+MERGES = [case for case in CASES if case.kind == "merge"]
 FEW = {LORALIB: CASES[::3], "vit": CASES[1::3]}
 
 
@@ -64,6 +65,20 @@ def test_planted_faults_in_half_precision(name, dtype, tmp_path, record_property
     turn = HALVES.index(dtype)
     cases = [c for at, c in enumerate(CASES) if c.kind == "merge" or at % len(HALVES) == turn]
     judge(name, cases, tmp_path, record_property, dtype)
+
+
+@pytest.mark.usefixtures("streamed")
+def test_some_planted_faults_in_a_model_that_is_read_while_it_runs(tmp_path, record_property):
+    """Wrong merges, as the seed draws them: what is run is read from the file that is wrong."""
+    part = drawn("faults in a streamed model", 4)
+    judge("llama", MERGES[part::4], tmp_path, record_property, torch.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("name", ["bert", "gpt2", "mixtral", "t5"])
+def test_planted_faults_in_a_model_that_is_read_while_it_runs(name, tmp_path, record_property):
+    judge(name, MERGES, tmp_path, record_property)
 
 
 def judge(name, cases, folder, record_property, dtype=torch.float32):

@@ -6,7 +6,9 @@ When all have stopped, the thread that started them reads the weight and makes a
 
 from __future__ import annotations
 
+import sys
 import threading
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -147,11 +149,14 @@ class Lockstep:
         threads = [
             threading.Thread(target=work, args=pair, daemon=True) for pair in enumerate(tasks)
         ]
-        for thread in threads:
-            thread.start()
-        self._serve()
-        for thread in threads:
-            thread.join()
+        # Each call of a model sends stdout to stderr and back. Threads that overlap would leave it
+        # there, unless it is there already.
+        with redirect_stdout(sys.stderr):
+            for thread in threads:
+                thread.start()
+            self._serve()
+            for thread in threads:
+                thread.join()
         for error in filter(None, errors):
             raise error
         return results

@@ -1,6 +1,9 @@
 """Models that run at once give what each gives alone, and read each weight once."""
 
+import sys
+import threading
 from collections import Counter
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -108,6 +111,26 @@ def test_a_shape_that_does_not_fit_is_that_models_error(layers):
 def test_gradients_are_as_off_as_in_the_calling_thread():
     with torch.no_grad():
         assert Lockstep().run([torch.is_grad_enabled]) == [False]
+
+
+def test_stdout_is_what_it_was(layers):
+    """Each call of a model redirects it for a while, and the calls overlap."""
+    first, last = threading.Event(), threading.Event()
+
+    def enters_first():
+        with redirect_stdout(sys.stderr):
+            first.set()
+            last.wait()
+
+    def leaves_last():
+        first.wait()
+        with redirect_stdout(sys.stderr):
+            last.set()
+            network(layers, torch.ones(1, 90))()
+
+    before = sys.stdout
+    Lockstep().run([enters_first, leaves_last])
+    assert sys.stdout is before
 
 
 def test_nothing_to_run():

@@ -8,16 +8,8 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.models.hf.huggingface import HuggingFaceModel
 from lora_export.models.network.calling import call_model
 from lora_export.models.network.casting import to_float64
-from lora_export.models.streaming import placing, streamed_weight
 from lora_export.models.streaming.lockstep import Lockstep
 from lora_export.models.streaming.streamed_weight import StreamedWeight
-
-
-@pytest.fixture
-def nothing_held(monkeypatch):
-    """Stream each matrix of a tiny network, as only those of large networks are."""
-    monkeypatch.setattr(placing, "HELD_ELEMENTS", 0)
-    monkeypatch.setattr(streamed_weight, "BLOCK_ELEMENTS", 256)
 
 
 def same(left, right):
@@ -31,7 +23,7 @@ def architecture(request):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_the_bits_are_those_of_the_model_in_memory(architecture, dtype, tmp_path, nothing_held):
+def test_the_bits_are_those_of_the_model_in_memory(architecture, dtype, tmp_path, streamed):
     architecture.save(DTYPES[dtype], tmp_path)
     base = read_checkpoint(tmp_path)
     source = HuggingFaceModel(base, ())
