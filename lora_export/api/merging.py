@@ -180,15 +180,16 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     space = space_for(plan, stage.output, writing.jobs)
     refuse_too_little(space, stage.output)
     proof = WeightProof(plan) if writing.verify else None
-    files, digests = write_plan(
-        plan,
-        stage.path,
-        allow_noop=job.allow_noop,
-        jobs=writing.jobs,
-        watcher=proof,
-        progress=writing.progress,
-        digest_base=writing.verify or undo is not None,
-    )
+    with job.clock("merge"):
+        files, digests = write_plan(
+            plan,
+            stage.path,
+            allow_noop=job.allow_noop,
+            jobs=writing.jobs,
+            watcher=proof,
+            progress=writing.progress,
+            digest_base=writing.verify or undo is not None,
+        )
     proven, survival = Proven(warnings=not_verified(job)), None
     if proof:
         survival = proof.survival()
@@ -232,7 +233,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
             undo.output.unlink()  # it describes a checkpoint that was not published
         raise
     warnings = (*plan.warnings, *proven.warnings)
-    facts = {**space.facts(), **survival_facts(survival)}
+    facts = {**space.facts(), **survival_facts(survival), **job.clock.facts()}
     return Report(
         "merge",
         str(stage.output),
