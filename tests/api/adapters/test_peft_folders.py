@@ -97,5 +97,5 @@ def test_a_folder(name, dtype, tmp_path):
     names = type(base).from_pretrained(tmp_path / "out", dtype=DTYPES[dtype]).state_dict()
     assert [key for key in names if not torch.equal(names[key], wanted[key])] == []
     assert {tensor.dtype for tensor in merged.values()} == {DTYPES[dtype]}
-    sides = "merged" if dtype == "fp32" else "merged before rounding"
+    sides = "merged" if dtype in ("fp32", "F32") else "merged before rounding"
     assert f"{sides} = unmerged (torch)" in {check.name for check in report.checks}
