@@ -51,8 +51,9 @@ def measure(shape: str, data: Path, rounds: int) -> dict[str, object]:
     """Return the figures of one shape: ratios by round, seconds, and bytes of memory."""
     base, adapter = made(shape, data)
     output = data / "out"
-    merge = [*lora_export(), "merge", str(base), str(adapter), "-o", str(output), "--force"]
+    merge = [*lora_export(), "merge", str(base), str(adapter), "-o", str(output)]
     plain = run([*merge, *UNVERIFIED], sampled=True)
+    shutil.rmtree(output)
     proven = run([*merge, *REQUIRED], sampled=True)
     seconds = []
     for turn in range(rounds):

@@ -16,6 +16,7 @@ from lora_export.models.hf.full_values import slot, with_value
 from lora_export.models.hf.model_class import class_of, config_of
 from lora_export.models.hf.name_table import read_name_table
 from lora_export.models.hf.plain_folder import without_adapter
+from lora_export.models.hf.spelling import Spelling
 from lora_export.models.hf.streamed import Placed, sources_by_name, stand_ins
 from lora_export.models.inputs.usual_inputs import usual_inputs
 from lora_export.models.network.calling import FAILURES
@@ -81,6 +82,7 @@ class HuggingFaceModel:
         #: The transformers configuration of the models.
         self.config = config_of(base, self.model_class)
         self._given = inputs
+        self._spelling = Spelling(self.model_class.base_model_prefix, lambda: self.names)
         #: Of each dtype, the model whose weights were placed last.
         self._kept: dict[str, Placed] = {}
 
@@ -104,7 +106,9 @@ class HuggingFaceModel:
         """
         found = self.facts()
         modules = {name: replace(f, source=found.source) for name, f in found.modules.items()}
-        return lambda name: next((modules[n] for n in self._spellings(name) if n in modules), None)
+        return lambda name: next(
+            (modules[n] for n in self._spelling.of(name) if n in modules), None
+        )
 
     @cached_property
     def names(self) -> NameTable | None:
@@ -143,7 +147,7 @@ class HuggingFaceModel:
         model, info = self._from_pretrained(checkpoint, checkpoint.root, dtype)
         self._make_ready(model, untied)
         names = BaseNames(model.state_dict())
-        targets = {name: self._state_name(names, name) for name in full}
+        targets = {name: self._spelling.state_name(names, name) for name in full}
         self._refuse_unplaced(targets)
         self._refuse_incomplete(info, targets)
         state = model.state_dict()
@@ -165,7 +169,7 @@ class HuggingFaceModel:
         placed = self._placed(checkpoint, dtype)
         model = deepcopy(placed.model)
         names = BaseNames(model.state_dict())
-        targets = {name: self._state_name(names, name) for name in full}
+        targets = {name: self._spelling.state_name(names, name) for name in full}
         self._refuse_unplaced(targets)
         self._refuse_incomplete(placed.info, targets)
         unknown = [name for name in placed.unknown if name not in targets.values()]
@@ -194,13 +198,16 @@ class HuggingFaceModel:
         kept = self._kept.get(dtype)
         if kept is not None and kept.checkpoint is checkpoint:
             return kept
-        marked = self._untied(checkpoint, self.skeleton())
+        skeleton = self.skeleton()
+        names, apart = BaseNames(skeleton.state_dict()), self._untied(checkpoint, skeleton)
+        own = {name: self._spelling.state_name(names, name) for name in checkpoint.tensors()}
+        marked = {name for name, found in own.items() if found in apart}
         made = stand_ins(checkpoint, self.names, dtype, marked=marked)
         if made.obstacle:
             raise UsageError(made.obstacle, where=self._label)
         settings = {"config": deepcopy(self.config), "state_dict": dict(made.state)}
         model, info = self._from_pretrained(checkpoint, None, dtype, **settings)
-        found, unknown = sources_by_name(model, made)
+        found, unknown = sources_by_name(model, made, own)
         place_rows(model, found)
         self._kept[dtype] = Placed(checkpoint, model, info, unknown)
         return self._kept[dtype]
@@ -233,7 +240,7 @@ class HuggingFaceModel:
         names, groups = BaseNames(state), read_facts(skeleton, self._label).ties
         shapes = {tuple(state[name].shape) for group in groups for name in group}
         stored = {
-            self._state_name(names, name): ref
+            self._spelling.state_name(names, name): ref
             for name, ref in checkpoint.tensors().items()
             if groups and ref.spec.shape in shapes
         }
@@ -279,31 +286,10 @@ class HuggingFaceModel:
 
     def module(self, model: nn.Module, name: str) -> nn.Module:
         """See source.ModelSource.module; names may lack the prefix of the model without head."""
-        for spelled in self._spellings(name):
-            if found := _submodule(model, spelled):
-                return found
-        own = self._runtime_name(f"{name}.weight").removesuffix(".weight")
-        if found := _submodule(model, own):
-            return found
-        hint = "the running model may hold it in another form, as experts in one tensor"
-        raise UsageError("the model has no such module", where=name, hint=hint)
-
-    def _spellings(self, name: str) -> list[str]:
-        """List the names under which from_pretrained places a checkpoint's `name`, in its order."""
-        prefix = f"{self.model_class.base_model_prefix}."
-        return [name, prefix + name, name.removeprefix(prefix)]
-
-    def _runtime_name(self, name: str) -> str:
-        """Return the model's name for a checkpoint's, by transformers' table, where it has one."""
-        return self.names.places([name])[name].name if self.names else name
-
-    def _state_name(self, names: BaseNames, name: str) -> str | None:
-        """Find the name of the state dict for a checkpoint's; None where there is none."""
-        spellings = [*self._spellings(name), self._runtime_name(name)]
-        return next((n for n in map(names.tensor, spellings) if n), None)
+        return self._spelling.module(model, name)
 
     def _own_name(self, model: nn.Module, name: str) -> str:
-        return self._state_name(BaseNames(model.state_dict()), name) or name
+        return self._spelling.state_name(BaseNames(model.state_dict()), name) or name
 
     def _is_tied(self, model: nn.Module, name: str) -> bool:
         groups = read_facts(model, self._label).ties
@@ -336,10 +322,3 @@ class HuggingFaceModel:
 
     def _hint(self) -> str:
         return f"is {self.model_class.__name__} the architecture of this checkpoint?"
-
-
-def _submodule(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None

@@ -95,22 +95,38 @@ def _stack(members: Mapping[str, Place], stored: Mapping[str, TensorRef]) -> Sta
     return StackedRows(tuple(JoinedRows(parts) for parts in rows))
 
 
-def sources_by_name(model: nn.Module, made: StandIns) -> tuple[dict[str, RowSource], list[str]]:
+def sources_by_name(
+    model: nn.Module, made: StandIns, own: Mapping[str, str | None]
+) -> tuple[dict[str, RowSource], list[str]]:
     """Find where each tensor of a loaded model comes from, by the memory of its stand-in.
+
+    transformers keeps some tensors in float32 whatever the model's dtype is, which gives them
+    memory of their own. They are found by name.
+
+    own: the model's name of each stored tensor, as far as known.
 
     Returns:
         the rows by the model's names, and the names that hold none of the stand-ins.
     """
     by_memory = {_address(tensor): name for name, tensor in made.state.items() if tensor.numel()}
+    by_name = {name: stored for stored, name in own.items() if name and stored in made.sources}
     found: dict[str, RowSource] = {}
     unknown = []
     for name, tensor in model.state_dict().items():
         stored = by_memory.get(_address(tensor))
+        if stored is None and name in by_name and _is_cast(tensor, made.state[by_name[name]]):
+            stored = by_name[name]
         if stored is None or tuple(tensor.shape) != made.sources[stored].shape:
             unknown.append(name)
         else:
             found[name] = made.sources[stored]
     return found, unknown
+
+
+def _is_cast(tensor: Tensor, stand_in: Tensor) -> bool:
+    """Return whether a tensor may be the stand-in in another floating dtype."""
+    floating = tensor.is_floating_point() and stand_in.is_floating_point()
+    return floating and tensor.dtype != stand_in.dtype and tensor.shape == stand_in.shape
 
 
 def _address(tensor: Any) -> int:

@@ -61,54 +61,45 @@ class Wish:
         return self.x.dtype == self.weight.dtype and columns == self.weight.shape[1]
 
 
-class _Products:
-    """The products of inputs with the same rows of one weight."""
+class _Product:
+    """The product of one model's input, made of the blocks of its weight.
 
-    def __init__(self, wishes: Sequence[Wish]) -> None:
-        """Join the inputs of several wishes, or take the only one."""
-        self._wishes = wishes
-        self._weight = wishes[0].weight
-        flat = [wish.x.reshape(-1, wish.x.shape[-1]) for wish in wishes]
-        self._x = torch.cat(flat) if len(flat) > 1 else wishes[0].x
+    The inputs of several models are not joined: a matrix product may have other last bits for the
+    same row in another place, and two runs of one model must be equal.
+    """
+
+    def __init__(self, wish: Wish) -> None:
+        """Take what a model waits for."""
+        self._wish = wish
         self._made: Tensor | None = None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the dtype of the products."""
-        return self._weight.dtype
-
     def take(self, first: int, stop: int, block: Tensor) -> None:
-        """Make the part of the products that rows `first` to `stop` of the weight give.
+        """Make the part of the product that rows `first` to `stop` of the weight give.
 
         block: the origin's rows in the weight's dtype; they stay as they are.
         """
-        part = self._part(first, block)
-        if (first, stop) == (0, len(self._weight)):
-            self._made = part
+        wish = self._wish
+        part = self._part(first, stop, block)
+        if (first, stop) == (0, len(wish.weight)):
+            wish.product = part
             return
         if self._made is None:
-            self._made = part.new_empty((*part.shape[:-1], len(self._weight)))
+            self._made = part.new_empty((*part.shape[:-1], len(wish.weight)))
         self._made[..., first:stop] = part
+        if stop == len(wish.weight):
+            wish.product = self._made
 
-    def _part(self, first: int, block: Tensor) -> Tensor:
-        rows = self._weight.rows
+    def _part(self, first: int, stop: int, block: Tensor) -> Tensor:
+        wish = self._wish
+        rows, bias = wish.weight.rows, None if wish.bias is None else wish.bias[first:stop]
         if isinstance(rows, ChangedRows):
-            product = rows.product(first, self._x, block)
+            product = rows.product(first, wish.x, block)
             if product is not None:
-                return product
+                return product if bias is None else product + bias
             changed = memory_of(block.dtype, tuple(block.shape), "changed").copy_(block)
             rows.apply(first, changed)
             block = changed
-        return F.linear(self._x, block)
-
-    def finish(self) -> None:
-        """Give each wish its product, with the bias added."""
-        made: Any = self._made
-        sizes = [wish.x.numel() // wish.x.shape[-1] for wish in self._wishes]
-        parts = made.split(sizes) if len(sizes) > 1 else [made]
-        for wish, part in zip(self._wishes, parts, strict=True):
-            product = part.view(*wish.x.shape[:-1], len(self._weight))
-            wish.product = product if wish.bias is None else product + wish.bias
+        return F.linear(wish.x, block, bias)
 
 
 class Lockstep:
@@ -123,6 +114,7 @@ class Lockstep:
         self._change = threading.Condition()
         self._waiting: list[Wish] = []
         self._running = 0
+        self._ended: BaseException | None = None
 
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         """Run every task in a thread of its own; return their results in order.
@@ -154,17 +146,31 @@ class Lockstep:
         with redirect_stdout(sys.stderr):
             for thread in threads:
                 thread.start()
-            self._serve()
-            for thread in threads:
-                thread.join()
+            try:
+                self._serve()
+            except BaseException as error:
+                self._end(error)
+                raise
+            finally:
+                for thread in threads:
+                    thread.join()
         for error in filter(None, errors):
             raise error
         return results
+
+    def _end(self, error: BaseException) -> None:
+        """Raise an error in every model, now or at its next product, so that no thread is left."""
+        with self._change:
+            self._ended = error
+            for wish in self._waiting:
+                wish.error = wish.error or error
+            self._change.notify_all()
 
     def _ask(self, x: Tensor, weight: StreamedWeight, bias: Tensor | None) -> Tensor:
         """Wait for a product; see streamed_weight.products."""
         wish = Wish(x, weight, bias)
         with self._change:
+            wish.error = self._ended
             self._waiting.append(wish)
             self._change.notify_all()
             self._change.wait_for(lambda: wish.is_done)
@@ -201,34 +207,29 @@ def _by_origin(wishes: Sequence[Wish]) -> list[list[Wish]]:
 def _make(wishes: Sequence[Wish]) -> None:
     """Make the products of several models with one weight; each block of it is read once."""
     try:
-        made = [_Products(group) for group in _alike(wishes)]
-        for first, stop, blocks in _blocks(wishes[0].origin, {one.dtype for one in made}):
-            for one in made:
-                one.take(first, stop, blocks[one.dtype])
-        for one in made:
-            one.finish()
+        fitting = [wish for wish in wishes if wish.fits]
+        for wish in wishes:
+            if not wish.fits:
+                _refuse(wish)
+        products = [(wish.weight.dtype, _Product(wish)) for wish in fitting]
+        if not products:
+            return
+        for first, stop, blocks in _blocks(wishes[0].origin, {dtype for dtype, _ in products}):
+            for dtype, product in products:
+                product.take(first, stop, blocks[dtype])
     except BaseException as error:  # noqa: BLE001 - what cannot be read is each model's error
         for wish in wishes:
             wish.error = wish.error or error
 
 
-def _alike(wishes: Sequence[Wish]) -> list[list[Wish]]:
-    """Group the wishes for the same rows in one dtype, whose inputs may be joined.
-
-    A wish whose input does not fit gets the error that torch raises for it.
-    """
-    groups: dict[tuple[object, ...], list[Wish]] = {}
-    for wish in wishes:
-        if wish.fits:
-            groups.setdefault((wish.weight.rows, wish.weight.dtype), []).append(wish)
-            continue
-        try:
-            F.linear(wish.x, wish.weight.read(0, 1))
-        except BaseException as error:  # noqa: BLE001 - the model raises it, as it would alone
-            wish.error = error
-        else:
-            wish.error = RuntimeError("an input does not fit its layer")
-    return list(groups.values())
+def _refuse(wish: Wish) -> None:
+    """Give a wish whose input does not fit the error that torch raises for it."""
+    try:
+        F.linear(wish.x, wish.weight.read(0, 1))
+    except BaseException as error:  # noqa: BLE001 - the model raises it, as it would alone
+        wish.error = error
+    else:
+        wish.error = RuntimeError("an input does not fit its layer")
 
 
 def _blocks(

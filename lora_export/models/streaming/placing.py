@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from lora_export.models.network.loralib_modules import FACTORS
 from lora_export.models.streaming.row_sources import ChangedRows, elements_of
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 HELD_ELEMENTS = 1 << 22
 """Elements that are read and stay in memory: of the smallest weights, as many as fit (16 MB)."""
+
+
+_APART = frozenset({"_parameters", "_buffers", "_modules", "_flat_weights", "lora_ind"})
+"""Attributes of modules that hold no other names of weights.
+
+A recurrent layer makes `_flat_weights` anew when its weights have changed. loralib reads `lora_ind`
+for an update, and there is none.
+"""
 
 
 def place_rows(model: nn.Module, sources: Mapping[str, RowSource]) -> None:
@@ -103,5 +112,17 @@ def weightless(model: nn.Module) -> list[str]:
     for name, buffer in model.named_buffers():
         if buffer.is_meta and name.rpartition(".")[2] in FACTORS:
             replace_tensors(model, [(buffer, torch.zeros_like(buffer, device="cpu"))])
-    tensors = [*model.named_parameters(), *model.named_buffers()]
+    tensors = [*model.named_parameters(), *model.named_buffers(), *_aliases(model)]
     return [name for name, tensor in tensors if tensor.is_meta]
+
+
+def _aliases(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that modules keep beside their parameters and buffers, in containers too.
+
+    torch multiplies by a tensor on the meta device without an error, and gives any numbers.
+    """
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in _APART:
+                kept = [one for one in tree_leaves(value) if isinstance(one, torch.Tensor)]
+                yield from ((f"{path}.{name}".lstrip("."), one) for one in kept)

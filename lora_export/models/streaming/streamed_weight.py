@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map_only
 
-from lora_export.models.streaming.row_sources import RowSource, elements_of
+from lora_export.models.streaming.row_sources import ChangedRows, RowSource, elements_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +31,9 @@ LEAST_ROWS = 64
 
 _KEPT = threading.local()
 """Of each thread, the memory of its blocks, by dtype."""
+
+_WHOLE = threading.RLock()
+"""Is entered while a weight is read whole, so that one thread at a time has one in memory."""
 
 _aten = torch.ops.aten
 
@@ -136,8 +139,9 @@ class StreamedWeight(torch.Tensor):
             if found is not NotImplemented:
                 return found
         _refuse_change(func, args)
-        read = tree_map_only(StreamedWeight, lambda weight: weight.read(), (args, kwargs or {}))
-        return func(*read[0], **read[1])
+        with _WHOLE:
+            read = tree_map_only(StreamedWeight, lambda weight: weight.read(), (args, kwargs or {}))
+            return func(*read[0], **read[1])
 
 
 def bounds(shape: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -271,12 +275,33 @@ def _index(weight: Any, indices: Sequence[Any]) -> Any:
     is_list = isinstance(first, Tensor) and first.dtype in (torch.int64, torch.int32)
     if not isinstance(weight, StreamedWeight) or more or not is_list:
         return NotImplemented
-    numbers = [int(number) % len(weight) for number in first.reshape(-1)]
+    size = len(weight)
+    numbers = [int(n) + (size if n < 0 else 0) for n in first.reshape(-1)]
     return _rows(weight, numbers).view(*first.shape, *weight.shape[1:])
 
 
 def _cast(weight: Any, dtype: torch.dtype | None = None, **_: object) -> Any:
-    return weight.like(dtype=dtype)
+    """Cast as the weight is read, unless its own dtype has rounded the stored values first."""
+    is_rounded = torch.promote_types(weight.rows.dtype, weight.dtype) != weight.dtype
+    return NotImplemented if is_rounded else weight.like(dtype=dtype)
+
+
+def _baddbmm(stack: Any, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    """Add a product to each entry of a stack as it is read: the experts of a live branch."""
+    if not isinstance(stack, StreamedWeight) or beta != 1:
+        return NotImplemented
+    height, columns = stack.shape[1:]
+
+    def change(first: int, rows: Tensor) -> None:
+        done = 0
+        while done < len(rows):
+            entry, row = divmod(first + done, height)
+            count = min(height - row, len(rows) - done)
+            part = left[entry, row : row + count].to(rows.dtype)
+            rows[done : done + count].addmm_(part, right[entry].to(rows.dtype), alpha=alpha)
+            done += count
+
+    return stack.like(ChangedRows(stack.rows, change, columns))
 
 
 def _same(weight: Any, *_: object, **__: object) -> Any:
@@ -313,6 +338,7 @@ _OPERATORS: Mapping[Any, Callable[..., Any]] = {
     _aten.alias.default: _same,
     _aten.view.default: _view,
     _aten.bmm.default: _bmm,
+    _aten.baddbmm.default: _baddbmm,
 }
 """Operators of the dispatcher that need not read the whole weight."""
 

@@ -24,16 +24,32 @@ def _live(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Tensor:
 
     PEFT recomputes the base's output without its bias.
     """
-    import torch
     import torch.nn.functional as F
 
     scaling = scaling_of(delta)
     weight = module.weight.T if delta.fan_in_fan_out else module.weight
-    low_rank = factors["B"] @ factors["A"]
-    factor = factors["M"] / torch.linalg.vector_norm(weight + scaling * low_rank, dim=1)
+    factor = factors["M"] / _lengths(weight, factors, scaling)
     branch = F.linear(F.linear(x, factors["A"]), factors["B"]) * scaling
     change: torch.Tensor = (factor - 1) * F.linear(x, weight) + factor * branch
     return change
+
+
+def _lengths(weight: Any, factors: Factors, scaling: float) -> torch.Tensor:
+    """Return the lengths of the rows of the weight with its update.
+
+    A weight that is read while the model runs gives its rows block by block.
+    """
+    import torch
+
+    blocks = getattr(weight, "blocks", None)
+    if blocks is None:
+        low_rank = factors["B"] @ factors["A"]
+        return torch.linalg.vector_norm(weight + scaling * low_rank, dim=1)
+    parts = [
+        torch.linalg.vector_norm(rows + scaling * (factors["B"][first:stop] @ factors["A"]), dim=1)
+        for first, stop, rows in blocks()
+    ]
+    return torch.cat(parts)
 
 
 PROOF = ProofOfKind(

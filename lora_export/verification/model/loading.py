@@ -35,6 +35,18 @@ def run_merged(subject: Subject, probes: Sequence[Probe], dtype: str = "float32"
     return run(load_merged(subject, dtype=dtype), probes)
 
 
+def is_streamed(subject: Subject) -> bool:
+    """Return whether the unmerged model is read while it runs; any other is in memory whole.
+
+    Raises:
+        FitError, InputError, UsageError: see load_unmerged.
+    """
+    from lora_export.models.streaming.streamed_weight import StreamedWeight
+
+    parameters = load_unmerged(subject).parameters()
+    return any(isinstance(parameter, StreamedWeight) for parameter in parameters)
+
+
 def load_base(subject: Subject) -> nn.Module:
     """Load the base without anything of the adapters but tensors that the base lacks.
 

@@ -13,6 +13,7 @@ from lora_export.models.memory import is_large
 from lora_export.report.columns import first_names
 from lora_export.verification.model.compare import shifted
 from lora_export.verification.model.in_turn import run_in_turn
+from lora_export.verification.model.loading import is_streamed
 from lora_export.verification.model.together import run_together
 from lora_export.verification.model.tolerance import Tolerance, derive
 from lora_export.verification.unrounded.kept_effect import kept_effect
@@ -184,6 +185,6 @@ def call_witnesses(
         UsageError: the model cannot be run, or gives other outputs when it is run again.
         VerificationError: the model does not take the merged tensors.
     """
-    if subject.source.prefers_streaming and is_large(subject.plan.base):
+    if subject.source.prefers_streaming and is_large(subject.plan.base) and is_streamed(subject):
         return Witnesses(**run_together(subject, probes, specs, progress))
     return Witnesses(**run_in_turn(subject, probes, specs))

@@ -52,6 +52,7 @@ NETWORKS = {
         ),
         "self.n(self.a(x)) * self.ramp",
     ),
+    "a recurrent layer": ("self.a = nn.LSTM(6, 40)", "self.a(x)[0]"),
     "a convolution": ("self.a = nn.Conv1d(1, 40, 3)", "self.a(x[:, None])"),
     "a parameter": ("self.a = nn.Parameter(torch.empty(6, 40))", "x @ self.a"),
 }
@@ -109,6 +110,13 @@ def test_a_network_with_a_copy_of_a_weight_is_loaded_whole(tmp_path, monkeypatch
     monkeypatch.setattr(opening, "why_too_large", lambda *_, **__: "it needs 9 GB")
     with pytest.raises(UsageError, match="it needs 9 GB, and it cannot be read while it runs: "):
         open_model(source, base, full={}, untied=())
+
+
+def test_a_network_with_another_name_of_a_weight_is_loaded_whole(tmp_path):
+    init = "self.a = nn.Linear(6, 40); self.others = [self.a.weight]"
+    source, base = factory(tmp_path, init, "x @ self.others[0].T")
+    with pytest.raises(UsageError, match="keeps others where no weight can be placed"):
+        source.stream(base, full={}, untied=())
 
 
 def test_only_a_network_that_does_not_fit_is_read_while_it_runs(tmp_path, monkeypatch):

@@ -155,6 +155,32 @@ def test_rows_that_the_table_lacks(stored):
         F.embedding(torch.tensor([200]), StreamedWeight(rows, torch.float32))
 
 
+@pytest.mark.parametrize("ids", [[[200]], [[-201]]])
+def test_rows_by_number_that_the_table_lacks(ids, stored):
+    rows, tensor = stored((200, 24))
+    with pytest.raises(IndexError):
+        tensor[torch.tensor(ids)]
+    with pytest.raises(IndexError):
+        StreamedWeight(rows, torch.float32)[torch.tensor(ids)]
+
+
+def test_a_wider_dtype_after_a_narrower_one(stored):
+    rows, tensor = stored((200, 24))
+    narrow = StreamedWeight(rows, torch.float16)
+    assert torch.equal(read(narrow.float()), tensor.half().float())
+    assert torch.equal(read(narrow.to(torch.bfloat16)), tensor.half().bfloat16())
+
+
+@pytest.mark.parametrize("size", [slice(None), 3])
+def test_a_product_is_added_to_each_expert(size, stored):
+    rows, tensor = stored((5, 70, 24))
+    left, right = torch.randn(5, 70, 4, generator=DRAW), torch.randn(5, 4, 24, generator=DRAW)
+    found = torch.baddbmm(StreamedWeight(rows, torch.float32), left, right, alpha=0.5)
+    assert isinstance(found, StreamedWeight)
+    wanted = torch.baddbmm(tensor, left, right, alpha=0.5)
+    torch.testing.assert_close(read(found[size]), wanted[size], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(200, 24), (5, 70, 24)])
 def test_changed_rows_know_their_places(shape, stored):
     rows, tensor = stored(shape)
