@@ -31,7 +31,7 @@ from lora_export.execution.undo import check_undoable, is_undo_of, write_undo
 from lora_export.planning.folder.sharding import parse_size, resharded
 from lora_export.records import at_level
 from lora_export.report.result import Report
-from lora_export.report.survival import survival_facts
+from lora_export.report.survival import survival_facts, survival_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -232,7 +232,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         if undo and undo.is_published:
             undo.output.unlink()  # it describes a checkpoint that was not published
         raise
-    warnings = (*plan.warnings, *proven.warnings)
+    warnings = (*plan.warnings, *proven.warnings, *survival_warnings(survival))
     facts = {**space.facts(), **survival_facts(survival), **job.clock.facts()}
     return Report(
         "merge",

@@ -27,7 +27,7 @@ from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.onnx_export.settings import ExportSettings
 from lora_export.records import at_level
 from lora_export.report.result import Report
-from lora_export.report.survival import survival_facts
+from lora_export.report.survival import survival_facts, survival_warnings
 from lora_export.verification.failure import refuse_failed
 from lora_export.verification.files.manifest_check import check_outputs
 
@@ -107,6 +107,7 @@ def verify(
     path = Path(artifact)
     proof = proof_options(settings, provider)
     proof.check()
+    proof.check_made(verify=True)
     about = adapter_options(settings, complete=False)
     if not path.exists():
         raise InputError("no such file or folder", where=str(path))
@@ -122,7 +123,11 @@ def verify(
         "allow_lossy": allow_lossy or None,
     }
     if base is None:
-        proof.check_made(verify=False, left_out="verify without --base and --adapter")
+        proof.check_made(
+            verify=False,
+            left_out="verify without --base and --adapter",
+            hint="name both: --base BASE --adapter ADAPTER",
+        )
         unused = _unused(proof, {**about, **network.given(), **for_onnx})
         return _by_manifest(path, recorded, unused)
     lower, by_manifest = recorded_precision(recorded, precision)
@@ -146,7 +151,8 @@ def verify(
         raise
     checks = (*before, *proven.checks)
     refuse_failed(checks, str(path), proven.attribution)
-    warnings = (*inherited, *unused, *by_manifest, *job.plan.warnings, *proven.warnings)
+    lossy = survival_warnings(proven.survival)
+    warnings = (*inherited, *unused, *by_manifest, *job.plan.warnings, *proven.warnings, *lossy)
     return Report(
         "verify",
         str(path),

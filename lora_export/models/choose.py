@@ -135,7 +135,9 @@ def why_no_model(base: Checkpoint, task: str | None = None) -> str:
     if base.layout == "folder" and not base.config:
         return "the folder has no config.json, which names its model"
     if not _names_class(base, task):
-        return "no --model was named"
+        return (
+            "no --model was named, and no config.json with architectures (--task names the class)"
+        )
     if not transformers_installed():
         return "transformers is not installed (extra hf)"
     if found := base.quantization:

@@ -43,7 +43,7 @@ class Report:
     dry_run: bool = False
     #: What rounding left of the adapter's effect on the outputs; None where it was not measured.
     kept: KeptEffect | None = None
-    #: Why a level of the proof was not run, by its name.
+    #: Why a level of the proof was not run, or shows nothing, by its name.
     not_run: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -151,11 +151,11 @@ def verification_json(
 
 
 def levels_json(checks: tuple[Check, ...], not_run: Mapping[str, str]) -> dict[str, Any]:
-    """Return for each level whether it is proven, and why not where it was not run."""
+    """Return for each level whether it is proven, and why not where it shows nothing."""
     ran = dict.fromkeys(check.level for check in checks if check.level)
     passed = {level: all(c.passed for c in checks if c.level == level) for level in ran}
     found: dict[str, Any] = {level: {"proven": right} for level, right in passed.items()}
-    return found | {level: {"proven": False, "not_run": why} for level, why in not_run.items()}
+    return found | {level: {"proven": False, "why": why} for level, why in not_run.items()}
 
 
 def plan_json(plan: MergePlan, *, whole: bool) -> dict[str, Any]:

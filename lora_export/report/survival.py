@@ -49,6 +49,12 @@ def survival_text(entry: Mapping[str, Any]) -> str:
     return f"{line}\n  note: {entry['note']}" if entry["note"] else line
 
 
+def survival_warnings(survival: Survival | None) -> tuple[str, ...]:
+    """Return a warning where a note says that much of the update is lost; else none."""
+    entries = survival_facts(survival).values()
+    return tuple(f"{survival_words(e)}: {e['note']}" for e in entries if e["note"])
+
+
 def survival_words(entry: Mapping[str, Any]) -> str:
     """Return how much of the updates is left, as a clause without a full stop."""
     dtypes = " and ".join(entry["dtypes"])

@@ -64,10 +64,10 @@ def levels_text(report: Report) -> str:
     levels = levels_json(report.checks, report.not_run)
     rows = [
         ("proven", [level for level, found in levels.items() if found["proven"]]),
-        ("failed", [n for n, f in levels.items() if not f["proven"] and "not_run" not in f]),
+        ("failed", [n for n, f in levels.items() if not f["proven"] and "why" not in f]),
     ]
     lines = [f"{word:8} {', '.join(names)}" for word, names in rows if names]
-    return "\n".join([*lines, *(f"not run  {n}: {why}" for n, why in report.not_run.items())])
+    return "\n".join([*lines, *(f"unproven {n}: {why}" for n, why in report.not_run.items())])
 
 
 def _proof_text(report: Report, *, verbose: bool) -> Iterator[str]:

@@ -24,8 +24,10 @@ COMMANDS = {
     "a signal": 'python -c "import os; os.kill(os.getpid(), 9)"; echo $?',
     "at exit": "python -c \"import atexit; atexit.register(print, 'late'); print('early')\"",
 }
-# What differs between two real processes: the disk's free space, memory, a process's number.
-OTHER = re.compile(rb'"(free|memory)": \d+|(?<=line 1: ) *\d+')
+# What differs between two real processes: free space, memory, seconds, a process's number.
+OTHER = re.compile(
+    rb'"(free|memory)": \d+|(?<=line 1: ) *\d+|^seconds: .*$|"seconds": \{[^}]*\}', re.MULTILINE
+)
 SCRIPT = "import beside, sys\nif __name__ == '__main__':\n    beside.fail(sys.argv)\n"
 BESIDE = "def fail(words):\n    raise ValueError(words)\n"
 

@@ -30,7 +30,7 @@ from lora_export.models.choose import folder_model
 from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.models.generation.cached_pair import CachedPair
 from lora_export.models.subject import Subject
-from lora_export.report.survival import survival_facts
+from lora_export.report.survival import survival_facts, survival_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,7 +147,7 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
     return replace(
         made,
         checks=(*by_weights, *made.checks),
-        warnings=(*warnings, *made.warnings),
+        warnings=(*warnings, *made.warnings, *survival_warnings(survival)),
         facts={**made.facts, **session, **survival_facts(survival)},
         survival=survival,
     )

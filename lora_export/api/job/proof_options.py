@@ -49,12 +49,19 @@ class ProofOptions:
         """Return whether an option describes how the model is run."""
         return self != replace(ProofOptions(), **{n: getattr(self, n) for n in ("seed", *_EXTENT)})
 
-    def check_made(self, *, verify: bool, left_out: str = "--no-verify") -> None:
+    def check_made(
+        self,
+        *,
+        verify: bool,
+        left_out: str = "--no-verify",
+        hint: str = "leave one of both out",
+    ) -> None:
         """Refuse to require a proof that another option leaves out.
 
         Args:
             verify: whether anything but digests is proven.
             left_out: what leaves the proof out otherwise, for the message.
+            hint: what to do about it.
 
         Raises:
             UsageError: --require model beside --no-verify or --proof weights.
@@ -62,7 +69,7 @@ class ProofOptions:
         if self.require and (self.proof == "weights" or not verify):
             what = left_out if not verify else "--proof weights"
             message = f"requires a proof that {what} leaves out"
-            raise UsageError(message, where="--require model", hint="leave one of both out")
+            raise UsageError(message, where="--require model", hint=hint)
 
     def check(self) -> None:
         """Refuse options that no run could use, also where no model is run.

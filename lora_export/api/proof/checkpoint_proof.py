@@ -68,13 +68,16 @@ def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Pr
         return Proven(checks, not_run={"model": "the weights are wrong"})
     more = _prove_model(job, merged)
     if job.proof.require and not more.checks:
-        raise VerificationError(
-            f"the model level could not be run: {more.not_run['model']}",
-            where=str(job.plan.base.root),
-            hint="leave --require model out to accept a proof by weights",
-        )
-    unused = _unused(job.proof) if more.not_run else ()
+        raise unproven_model(job, more.not_run["model"])
+    unused = _unused(job.proof) if more.not_run and not more.checks else ()
     return replace(more, checks=(*checks, *more.checks), warnings=(*more.warnings, *unused))
+
+
+def unproven_model(job: Job, why: str) -> VerificationError:
+    """Return the error of a model level that is required and cannot be run."""
+    message = f"the model level could not be run: {' '.join(why.split())}"
+    hint = "leave --require model out to accept a proof by weights"
+    return VerificationError(message, where=str(job.plan.base.root), hint=hint)
 
 
 def _prove_model(job: Job, merged: Checkpoint) -> Proven:

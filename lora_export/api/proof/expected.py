@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from lora_export.models.choose import why_no_model
+from lora_export.api.proof.checkpoint_proof import unproven_model
+from lora_export.errors import InputError, UsageError
+from lora_export.models.choose import folder_model, why_no_model
 from lora_export.models.memory import is_large, proof_bytes, why_too_large
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ _SECONDS = 12e-9
 def expected_proof(job: Job, *, verify: bool) -> dict[str, Any]:
     """Return the entry of a dry run about the proof.
 
+    Raises:
+        VerificationError: the model level is required, and cannot be run.
+
     Returns:
         `level`, "weights" or "model"; `not_run`, why not as a model; `memory` and `read`, in bytes;
         `seconds`, about, of a large model alone. The last three are of the model level.
@@ -26,6 +31,8 @@ def expected_proof(job: Job, *, verify: bool) -> dict[str, Any]:
     if not verify:
         return {}
     why = _why_not(job)
+    if why and job.proof.require:
+        raise unproven_model(job, why)
     if why:
         return {"proof": {"level": "weights", "not_run": why}}
     base = job.plan.base
@@ -46,7 +53,14 @@ def _why_not(job: Job) -> str:
     base = job.plan.base
     if job.source:
         return job.source.why_no_inputs()
-    return why_no_model(base, job.network.task) or why_too_large(base)
+    why = why_no_model(base, job.network.task) or why_too_large(base)
+    if why:
+        return why
+    try:
+        _ = folder_model(base, job.proof.input, job.network.task).inputs
+    except (InputError, UsageError) as error:
+        return error.problems[0].message
+    return ""
 
 
 def _bytes(checkpoint: Checkpoint) -> int:

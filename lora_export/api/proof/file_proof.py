@@ -73,11 +73,13 @@ def prove_file(
         checks = (*checks, *_prove_runtime(artifact, by_model, job))
     if not all(check.passed for check in by_model.checks):
         attribution = by_model.proven().attribution
-        return Proven(checks, by_model.warnings, attribution, kept=by_model.kept)
+        return Proven(
+            checks, by_model.warnings, attribution, kept=by_model.kept, not_run=by_model.unproven
+        )
     found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
     with job.clock("overhead"):
         extra = None if found else saved(job.plan, by_model.witnesses.sites, exported.beside)
-    return Proven(checks, by_model.warnings, found, extra, by_model.kept)
+    return Proven(checks, by_model.warnings, found, extra, by_model.kept, not_run=by_model.unproven)
 
 
 def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:

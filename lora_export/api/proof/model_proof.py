@@ -76,12 +76,21 @@ class ModelProof:
 
         found = blame(self.checks, partial(attribute_model, self.suspects))
         warnings = (*((warning,) if warning else ()), *self.warnings)
-        return Proven(self.checks, warnings, found, kept=self.kept)
+        return Proven(self.checks, warnings, found, kept=self.kept, not_run=self.unproven)
+
+    @property
+    def unproven(self) -> dict[str, str]:
+        """Return why the level shows nothing of the adapter, by the level's name; else nothing."""
+        why = self._unresolved()
+        return {"model": f"does not resolve the adapter: {why}"} if why else {}
+
+    def _unresolved(self) -> str:
+        return "" if self.allow_noop else self.tolerance.unresolved()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Return the warnings about how the level ran."""
-        unresolved = "" if self.allow_noop else self.tolerance.unresolved()
+        unresolved = self._unresolved()
         words = f"the model level does not resolve this adapter, the weights prove it: {unresolved}"
         lossy = self.kept is not None and self.kept.share < WORTH_A_NOTE
         return (

@@ -1,6 +1,7 @@
 """Which levels of a proof ran, which did not and why; and the options that decide it."""
 
 import json
+import shutil
 
 import pytest
 from peft import LoraConfig
@@ -42,9 +43,9 @@ def test_every_level_is_named_first(merged, tmp_path):
 
 def test_the_weights_alone_where_the_user_asks_for_no_more(merged):
     report = merged(proof="weights")
-    why = {"proven": False, "not_run": "--proof weights"}
+    why = {"proven": False, "why": "--proof weights"}
     assert levels(report) == {"weights": {"proven": True}, "model": why}
-    first = "proven   weights\nnot run  model: --proof weights\n\n"
+    first = "proven   weights\nunproven model: --proof weights\n\n"
     assert report_text(report, verbose=False).startswith(first)
     assert not report.warnings
 
@@ -66,7 +67,7 @@ def test_what_could_not_run_is_a_failure_where_it_is_required(
         make(require="model")
     if command == "merge":
         assert not list(tmp_path.iterdir())
-    [why] = [found["not_run"] for found in levels(make()).values() if "not_run" in found]
+    [why] = [found["why"] for found in levels(make()).values() if "why" in found]
     assert "0.0 GB are available" in why
 
 
@@ -87,8 +88,9 @@ def test_a_proof_that_is_required_and_left_out_is_refused(settings, message, mer
 
 def test_digests_alone_are_no_required_proof(merged, tmp_path):
     merged()
-    with pytest.raises(UsageError, match="verify without --base and --adapter leaves out"):
+    with pytest.raises(UsageError, match="verify without --base and --adapter leaves out") as told:
         verify(tmp_path / "out", require="model")
+    assert "name both" in told.value.problems[0].hint
 
 
 def test_an_onnx_file_may_be_proven_without_runs(folders, tmp_path, monkeypatch):
@@ -97,9 +99,36 @@ def test_an_onnx_file_may_be_proven_without_runs(folders, tmp_path, monkeypatch)
     report = export_onnx(base, [adapter], tmp_path / "x.onnx", proof="weights")
     found = levels(report)
     assert [name for name, level in found.items() if level["proven"]] == ["weights", "file"]
-    assert [name for name, level in found.items() if "not_run" in level] == ["model", "runtime"]
+    assert [name for name, level in found.items() if "why" in level] == ["model", "runtime"]
     with pytest.raises(UsageError, match="--precision fp16 is proven by runs"):
         export_onnx(base, [adapter], tmp_path / "y.onnx", proof="weights", precision="fp16")
+
+
+def test_a_model_that_shows_nothing_of_the_adapter_is_not_called_proven(merged, monkeypatch):
+    """It ran, so it is no failure where it is required; the weights prove the update."""
+    from lora_export.verification.model.tolerance import Tolerance
+
+    monkeypatch.setattr(Tolerance, "unresolved", lambda _: "it moves logits by 1e-9")
+    report = merged(require="model", seed=1)
+    assert levels(report)["model"] == {
+        "proven": False,
+        "why": "does not resolve the adapter: it moves logits by 1e-9",
+    }
+    assert not any("had no effect" in warning for warning in report.warnings)
+
+
+def test_a_dry_run_fails_where_the_run_would(merged, folders, tmp_path, monkeypatch):
+    base, adapter = folders
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    config = json.loads((other / "config.json").read_text())
+    config["architectures"] = ["NoSuchForCausalLM"]
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(VerificationError, match=r"not be run: config\.json names"):
+        merge(other, [adapter], dry_run=True, require="model")
+    assert (
+        "names the architectures" in merge(other, [adapter], dry_run=True).facts["proof"]["not_run"]
+    )
 
 
 PLANS = [
