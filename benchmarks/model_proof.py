@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from make_llama import SHAPES, make_adapters, make_base
 from running import lora_export, run
@@ -47,7 +48,7 @@ def witnesses(command: list[str]) -> float:
     return float(json.loads(done.stdout)["seconds"]["proof as a model"])
 
 
-def measure(shape: str, data: Path, rounds: int) -> dict[str, object]:
+def measure(shape: str, data: Path, rounds: int) -> dict[str, Any]:
     """Return the figures of one shape: ratios by round, seconds, and bytes of memory."""
     base, adapter = made(shape, data)
     output = data / "out"

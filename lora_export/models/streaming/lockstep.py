@@ -154,8 +154,8 @@ class Lockstep:
             finally:
                 for thread in threads:
                     thread.join()
-        for error in filter(None, errors):
-            raise error
+        for failure in filter(None, errors):
+            raise failure
         return results
 
     def _end(self, error: BaseException) -> None:

@@ -44,7 +44,8 @@ def _lengths(weight: Any, factors: Factors, scaling: float) -> torch.Tensor:
     blocks = getattr(weight, "blocks", None)
     if blocks is None:
         low_rank = factors["B"] @ factors["A"]
-        return torch.linalg.vector_norm(weight + scaling * low_rank, dim=1)
+        whole: torch.Tensor = torch.linalg.vector_norm(weight + scaling * low_rank, dim=1)
+        return whole
     parts = [
         torch.linalg.vector_norm(rows + scaling * (factors["B"][first:stop] @ factors["A"]), dim=1)
         for first, stop, rows in blocks()
