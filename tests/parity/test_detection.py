@@ -71,7 +71,8 @@ def test_planted_faults_in_half_precision(name, dtype, tmp_path, record_property
 def test_some_planted_faults_in_a_model_that_is_read_while_it_runs(tmp_path, record_property):
     """Wrong merges, as the seed draws them: what is run is read from the file that is wrong."""
     part = drawn("faults in a streamed model", 4)
-    judge("llama", MERGES[part::4], tmp_path, record_property, torch.bfloat16)
+    # One of the five may be a fault that no bfloat16 base can have.
+    judge("llama", MERGES[part::4], tmp_path, record_property, torch.bfloat16, least=0.6)
 
 
 @pytest.mark.slow
@@ -81,7 +82,7 @@ def test_planted_faults_in_a_model_that_is_read_while_it_runs(name, tmp_path, re
     judge(name, MERGES, tmp_path, record_property)
 
 
-def judge(name, cases, folder, record_property, dtype=torch.float32):
+def judge(name, cases, folder, record_property, dtype=torch.float32, least=0.8):
     """Plant one fault after the other; every one must be caught by all that can see it."""
     bench = set_up(name, folder, dtype)
     anatomy = Anatomy(bench)
@@ -90,7 +91,7 @@ def judge(name, cases, folder, record_property, dtype=torch.float32):
     for outcome in planted:
         of = name if dtype == torch.float32 else f"{name} in {str(dtype).removeprefix('torch.')}"
         record_property("detection", outcome.record(of))
-    assert len(planted) > 0.8 * len(cases)  # else the tables have lost their hold on the models
+    assert len(planted) > least * len(cases)  # else the tables have lost their hold on the models
     assert {o.name: o.missed for o in planted if o.missed} == {}
     assert {o.name: o.wrong for o in planted if o.wrong} == {}
     # Which of two tensors that overlap lies wrong, or which size a failing node was given, no check
