@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -53,7 +53,7 @@ class Cast:
         return read if self.step.action == "cast" else b""
 
     def _read(self) -> bytes:
-        return read_bytes(_part(self.step.source, self.start, self.count))
+        return read_bytes(self.step.source.part(self.start, (self.count,)))
 
 
 def cast_pieces(step: Step) -> Iterator[Cast]:
@@ -62,12 +62,6 @@ def cast_pieces(step: Step) -> Iterator[Cast]:
     size = CHUNK // wider
     for start in range(0, step.out.elements, size):
         yield Cast(step, start, min(size, step.out.elements - start))
-
-
-def _part(ref: TensorRef, start: int, count: int) -> TensorRef:
-    width = DTYPE_BITS[ref.spec.dtype] // 8
-    spec = replace(ref.spec, shape=(count,))
-    return replace(ref, spec=spec, offset=ref.offset + start * width, length=count * width)
 
 
 def rounded(step: Step, content: bytes | memoryview) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -139,7 +139,4 @@ def read_rows(step: Step, first: int, stop: int, ref: TensorRef | None = None) -
     ref = ref or step.source
     if (first, stop) == (0, rows) or ref.strides is not None:  # strided rows lie anywhere
         return read_tensor(ref).reshape(rows, columns)[first:stop]
-    row = ref.spec.nbytes // rows
-    spec = replace(ref.spec, shape=(stop - first, columns))
-    part = replace(ref, spec=spec, offset=ref.offset + first * row, length=(stop - first) * row)
-    return read_tensor(part)
+    return read_tensor(ref.part(first * columns, (stop - first, columns)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -79,6 +79,15 @@ class TensorRef:
 
     Only a torch pickle may hold a tensor with strides.
     """
+
+    def part(self, start: int, shape: tuple[int, ...]) -> TensorRef:
+        """Return where elements of a dense tensor lie that follow each other in row-major order.
+
+        start: the number of the first one. shape: in which they are read.
+        """
+        spec = replace(self.spec, shape=shape)
+        offset = self.offset + start * DTYPE_BITS[self.spec.dtype] // 8
+        return replace(self, spec=spec, offset=offset, length=spec.nbytes)
 
 
 @dataclass(frozen=True, slots=True)

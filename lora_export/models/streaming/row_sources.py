@@ -127,7 +127,7 @@ class FileRows:
         if self.ref.strides is not None:  # strided rows lie anywhere
             into.copy_(read_tensor(self.ref)[first : first + len(into)])
             return
-        ref = _cut(self.ref, first, tuple(into.shape))
+        ref = self.ref.part(first * prod(self.shape[1:]), tuple(into.shape))
         if into.dtype == self.dtype:
             read_tensor_into(ref, into)
             return
@@ -138,14 +138,14 @@ class FileRows:
     def part(self, place: int) -> RowSource:
         """See RowSource.part."""
         if self.ref.strides is not None:
-            stepped = self.ref.strides[0] * place * torch_dtype(self.ref.spec.dtype).itemsize
+            stepped = self.ref.strides[0] * place * self.dtype.itemsize
             spec = replace(self.ref.spec, shape=self.shape[1:])
             offset, strides = self.ref.offset + stepped, self.ref.strides[1:]
             length = self.ref.length - stepped
             return FileRows(
                 replace(self.ref, spec=spec, offset=offset, length=length, strides=strides)
             )
-        return FileRows(_cut(self.ref, place, self.shape[1:]))
+        return FileRows(self.ref.part(place * prod(self.shape[1:]), self.shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -214,16 +214,6 @@ def _widest(sources: Sequence[RowSource]) -> torch.dtype:
     import torch
 
     return reduce(torch.promote_types, (source.dtype for source in sources))
-
-
-def _cut(ref: TensorRef, first: int, shape: tuple[int, ...]) -> TensorRef:
-    """Return the place of entries of a dense tensor from `first` of its first axis on.
-
-    shape: of the part; it may lack the first axis.
-    """
-    entry = ref.spec.nbytes // ref.spec.shape[0] if ref.spec.shape[0] else 0
-    spec = replace(ref.spec, shape=shape)
-    return replace(ref, spec=spec, offset=ref.offset + first * entry, length=spec.nbytes)
 
 
 _KEPT = threading.local()
