@@ -21,10 +21,10 @@ def slot(names: NameTable | None, tensor: torch.Tensor, name: str, ref: TensorRe
     Raises:
         FitError: the part has another shape than the stored tensor.
     """
-    place = _place(names, name)
-    if tensor.shape != ref.spec.shape and place.expert is not None:
+    if tensor.shape != ref.spec.shape:
+        place = _place(names, name)
         number, count = place.part
-        tensor = tensor[place.expert].chunk(count)[number]
+        tensor = tensor if place.expert is None else tensor[place.expert].chunk(count)[number]
     if tensor.shape != ref.spec.shape:  # copy_ would repeat a smaller tensor
         raise _other_shape(name, ref, tuple(tensor.shape))
     return tensor
@@ -47,10 +47,11 @@ def with_value(
     if not isinstance(tensor, StreamedWeight):
         slot(names, tensor, name, ref).copy_(read_tensor(ref))
         return tensor
-    place = _place(names, name)
     rows: RowSource | None = FileRows(ref)
-    if place.expert is not None and ref.spec.shape != tensor.rows.shape:
-        rows = with_part(tensor.rows, (place.expert, place.part[0]), FileRows(ref))
+    if ref.spec.shape != tensor.rows.shape:
+        place = _place(names, name)
+        if place.expert is not None:
+            rows = with_part(tensor.rows, (place.expert, place.part[0]), FileRows(ref))
     if rows is None or rows.shape != tensor.rows.shape:
         raise _other_shape(name, ref, tensor.rows.shape)
     return tensor.like(rows)

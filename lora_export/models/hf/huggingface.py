@@ -29,7 +29,7 @@ from lora_export.records import Problem
 from lora_export.report.columns import first_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -146,13 +146,10 @@ class HuggingFaceModel:
 
         model, info = self._from_pretrained(checkpoint, checkpoint.root, dtype)
         self._make_ready(model, untied)
-        names = BaseNames(model.state_dict())
-        targets = {name: self._spelling.state_name(names, name) for name in full}
-        self._refuse_unplaced(targets)
-        self._refuse_incomplete(info, targets)
+        targets = self._targets(model, info, full)
         state = model.state_dict()
         for name, ref in full.items():
-            slot(self.names, state[targets[name] or name], name, ref).copy_(read_tensor(ref))
+            slot(self.names, state[targets[name]], name, ref).copy_(read_tensor(ref))
         return model
 
     def stream(
@@ -168,10 +165,7 @@ class HuggingFaceModel:
 
         placed = self._placed(checkpoint, dtype)
         model = deepcopy(placed.model)
-        names = BaseNames(model.state_dict())
-        targets = {name: self._spelling.state_name(names, name) for name in full}
-        self._refuse_unplaced(targets)
-        self._refuse_incomplete(placed.info, targets)
+        targets = self._targets(model, placed.info, full)
         unknown = [name for name in placed.unknown if name not in targets.values()]
         if unknown:
             message = (
@@ -182,7 +176,7 @@ class HuggingFaceModel:
         state = model.state_dict(keep_vars=True)
         given = dict(state)
         for name, ref in full.items():
-            target = targets[name] or name
+            target = targets[name]
             given[target] = with_value(self.names, given[target], name, ref)
         replace_tensors(model, [(state[n], new) for n, new in given.items() if new is not state[n]])
         return model
@@ -200,7 +194,7 @@ class HuggingFaceModel:
             return kept
         skeleton = self.skeleton()
         names, apart = BaseNames(skeleton.state_dict()), self._untied(checkpoint, skeleton)
-        own = {name: self._spelling.state_name(names, name) for name in checkpoint.tensors()}
+        own = self._spelling.state_names(names, checkpoint.tensors())
         marked = {name for name, found in own.items() if found in apart}
         made = stand_ins(checkpoint, self.names, dtype, marked=marked)
         if made.obstacle:
@@ -239,11 +233,9 @@ class HuggingFaceModel:
         state = skeleton.state_dict()
         names, groups = BaseNames(state), read_facts(skeleton, self._label).ties
         shapes = {tuple(state[name].shape) for group in groups for name in group}
-        stored = {
-            self._spelling.state_name(names, name): ref
-            for name, ref in checkpoint.tensors().items()
-            if groups and ref.spec.shape in shapes
-        }
+        alike = {n: r for n, r in checkpoint.tensors().items() if r.spec.shape in shapes}
+        own = self._spelling.state_names(names, alike)
+        stored = {own[name]: ref for name, ref in alike.items()}
         found = [[name for name in group if name in stored] for group in groups]
         return {
             other  # the first of a group keeps the tie's name
@@ -276,7 +268,8 @@ class HuggingFaceModel:
         """Separate ties and set eval mode, in place."""
         if hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("eager")  # the others have no kernels for float64
-        own = [self._own_name(model, name) for name in untied]
+        found = self._spelling.state_names(BaseNames(model.state_dict()), untied)
+        own = [target or name for name, target in found.items()]
         untie(model, [name for name in own if self._is_tied(model, name)])
         model.eval().requires_grad_(requires_grad=False)
 
@@ -288,25 +281,34 @@ class HuggingFaceModel:
         """See source.ModelSource.module; names may lack the prefix of the model without head."""
         return self._spelling.module(model, name)
 
-    def _own_name(self, model: nn.Module, name: str) -> str:
-        return self._spelling.state_name(BaseNames(model.state_dict()), name) or name
-
     def _is_tied(self, model: nn.Module, name: str) -> bool:
         groups = read_facts(model, self._label).ties
         return any(name in group for group in groups)
 
-    def _refuse_unplaced(self, targets: Mapping[str, str | None]) -> None:
+    def _targets(
+        self, model: nn.Module, info: Mapping[str, Any], full: Iterable[str]
+    ) -> dict[str, str]:
+        """Find the model's tensors for full tensors; refuse a model that is not filled with them.
+
+        info: what transformers reports of missing and mismatched keys.
+
+        Raises:
+            FitError: the model has no place for a full tensor.
+            InputError: a parameter has no value, or one of another shape.
+        """
+        found = self._spelling.state_names(BaseNames(model.state_dict()), full)
         problems = [
             Problem("the model has no such parameter", name, f"{self._hint()} {_TASK}")
-            for name, target in targets.items()
+            for name, target in found.items()
             if target is None
         ]
         if problems:
             raise FitError.of(problems)
+        targets = {name: target for name, target in found.items() if target is not None}
+        self._refuse_incomplete(info, targets)
+        return targets
 
-    def _refuse_incomplete(
-        self, info: Mapping[str, Any], targets: Mapping[str, str | None]
-    ) -> None:
+    def _refuse_incomplete(self, info: Mapping[str, Any], targets: Mapping[str, str]) -> None:
         """Refuse missing and mismatched keys: transformers would draw their values at random."""
         problems = [
             Problem("the checkpoint holds no value for it", key, self._hint())

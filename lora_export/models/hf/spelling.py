@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lora_export.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from torch import nn
 
@@ -27,15 +27,22 @@ class Spelling:
         """List the names under which from_pretrained places a checkpoint's `name`, in its order."""
         return [name, self._prefix + name, name.removeprefix(self._prefix)]
 
-    def runtime_name(self, name: str) -> str:
-        """Return the model's name for a checkpoint's, by transformers' table, where it has one."""
-        table = self._table()
-        return table.places([name])[name].name if table else name
+    def runtime_names(self, names: Collection[str]) -> dict[str, str]:
+        """Return the model's names for a checkpoint's, by transformers' table, where it has one.
 
-    def state_name(self, names: BaseNames, name: str) -> str | None:
-        """Find the name of the state dict for a checkpoint's; None where there is none."""
-        spellings = [*self.of(name), self.runtime_name(name)]
-        return next((n for n in map(names.tensor, spellings) if n), None)
+        The table is asked once for all names: each question makes its rules anew.
+        """
+        table = self._table()
+        if not names or table is None:
+            return {name: name for name in names}
+        return {name: place.name for name, place in table.places(names).items()}
+
+    def state_names(self, own: BaseNames, names: Iterable[str]) -> dict[str, str | None]:
+        """Find the names of the state dict for a checkpoint's; None where there is none."""
+        found = {name: _first(own, self.of(name)) for name in names}
+        missing = [name for name, target in found.items() if target is None]
+        runtime = self.runtime_names(missing)
+        return {**found, **{name: own.tensor(runtime[name]) for name in missing}}
 
     def module(self, model: nn.Module, name: str) -> nn.Module:
         """Return the module that a checkpoint calls `name`.
@@ -46,11 +53,16 @@ class Spelling:
         for spelled in self.of(name):
             if (found := _submodule(model, spelled)) is not None:
                 return found
-        own = self.runtime_name(f"{name}.weight").removesuffix(".weight")
+        weight = f"{name}.weight"
+        own = self.runtime_names([weight])[weight].removesuffix(".weight")
         if (found := _submodule(model, own)) is not None:
             return found
         hint = "the running model may hold it in another form, as experts in one tensor"
         raise UsageError("the model has no such module", where=name, hint=hint)
+
+
+def _first(own: BaseNames, spellings: Sequence[str]) -> str | None:
+    return next((found for found in map(own.tensor, spellings) if found), None)
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
