@@ -128,11 +128,11 @@ def _small_networks(request) -> Iterator[None]:
 def streamed(monkeypatch) -> None:
     """Let models of Hugging Face folders be read while they run, as only large ones are."""
     from lora_export.models import memory
-    from lora_export.models.streaming import placing, streamed_weight
+    from lora_export.models.streaming import blocks, placing
 
     monkeypatch.setattr(memory, "IN_MEMORY", 0)
     monkeypatch.setattr(placing, "HELD_ELEMENTS", 0)
-    monkeypatch.setattr(streamed_weight, "BLOCK_ELEMENTS", 256)
+    monkeypatch.setattr(blocks, "ELEMENTS", 256)
 
 
 @pytest.fixture

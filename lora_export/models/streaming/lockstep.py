@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.nn.functional as F
 
+from lora_export.models.streaming.blocks import Features, bounds, memory_of
 from lora_export.models.streaming.row_sources import ChangedRows, bytes_of
-from lora_export.models.streaming.streamed_weight import StreamedWeight, bounds, memory_of, products
+from lora_export.models.streaming.streamed_weight import StreamedWeight, products
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,12 +55,6 @@ class Wish:
         rows = self.weight.rows
         return rows.origin if isinstance(rows, ChangedRows) else rows
 
-    @property
-    def fits(self) -> bool:
-        """Return whether the input has the weight's dtype and number of columns."""
-        columns = self.x.shape[-1] if self.x.dim() else 0
-        return self.x.dtype == self.weight.dtype and columns == self.weight.shape[1]
-
 
 class _Product:
     """The product of one model's input, made of the blocks of its weight.
@@ -71,23 +66,15 @@ class _Product:
     def __init__(self, wish: Wish) -> None:
         """Take what a model waits for."""
         self._wish = wish
-        self._made: Tensor | None = None
+        self._features = Features(len(wish.weight))
 
     def take(self, first: int, stop: int, block: Tensor) -> None:
         """Make the part of the product that rows `first` to `stop` of the weight give.
 
         block: the origin's rows in the weight's dtype; they stay as they are.
         """
-        wish = self._wish
-        part = self._part(first, stop, block)
-        if (first, stop) == (0, len(wish.weight)):
-            wish.product = part
-            return
-        if self._made is None:
-            self._made = part.new_empty((*part.shape[:-1], len(wish.weight)))
-        self._made[..., first:stop] = part
-        if stop == len(wish.weight):
-            wish.product = self._made
+        self._features.take(first, self._part(first, stop, block))
+        self._wish.product = self._features.output
 
     def _part(self, first: int, stop: int, block: Tensor) -> Tensor:
         wish = self._wish
@@ -206,30 +193,23 @@ def _by_origin(wishes: Sequence[Wish]) -> list[list[Wish]]:
 
 def _make(wishes: Sequence[Wish]) -> None:
     """Make the products of several models with one weight; each block of it is read once."""
+    products = [(wish, _Product(wish)) for wish in wishes]
     try:
-        fitting = [wish for wish in wishes if wish.fits]
-        for wish in wishes:
-            if not wish.fits:
-                _refuse(wish)
-        products = [(wish.weight.dtype, _Product(wish)) for wish in fitting]
-        if not products:
-            return
-        for first, stop, blocks in _blocks(wishes[0].origin, {dtype for dtype, _ in products}):
-            for dtype, product in products:
-                product.take(first, stop, blocks[dtype])
+        for first, stop, blocks in _blocks(wishes[0].origin, {w.weight.dtype for w in wishes}):
+            for wish, product in products:
+                _take(wish, product, first, stop, blocks[wish.weight.dtype])
     except BaseException as error:  # noqa: BLE001 - what cannot be read is each model's error
         for wish in wishes:
             wish.error = wish.error or error
 
 
-def _refuse(wish: Wish) -> None:
-    """Give a wish whose input does not fit the error that torch raises for it."""
-    try:
-        F.linear(wish.x, wish.weight.read(0, 1))
-    except BaseException as error:  # noqa: BLE001 - the model raises it, as it would alone
-        wish.error = error
-    else:
-        wish.error = RuntimeError("an input does not fit its layer")
+def _take(wish: Wish, product: _Product, first: int, stop: int, block: Tensor) -> None:
+    """Make a part of a product, unless one before has failed: its error is the model's own."""
+    if wish.error is None:
+        try:
+            product.take(first, stop, block)
+        except Exception as error:  # noqa: BLE001 - the model raises it, as it would alone
+            wish.error = error
 
 
 def _blocks(
@@ -240,7 +220,7 @@ def _blocks(
     is_exact = torch.promote_types(rows.dtype, least) == least
     for first, stop in bounds(rows.shape):
         shape = (stop - first, *rows.shape[1:])
-        blocks = {dtype: memory_of(dtype, shape) for dtype in dtypes}
+        blocks = {dtype: memory_of(dtype, shape, "block") for dtype in dtypes}
         rows.fill(first, blocks[least])
         for dtype in wider:
             if is_exact:  # the stored values pass through the narrower dtype unchanged

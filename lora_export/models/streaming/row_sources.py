@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
@@ -121,6 +120,8 @@ class FileRows:
 
     def fill(self, first: int, into: Tensor) -> None:
         """See RowSource.fill."""
+        from lora_export.models.streaming.blocks import memory_of
+
         if not self.shape:
             into.copy_(read_tensor(self.ref))
             return
@@ -131,7 +132,7 @@ class FileRows:
         if into.dtype == self.dtype:
             read_tensor_into(ref, into)
             return
-        stored = _scratch(self.dtype, into.numel()).view(into.shape)
+        stored = memory_of(self.dtype, tuple(into.shape), "stored")
         read_tensor_into(ref, stored)
         into.copy_(stored)
 
@@ -214,24 +215,6 @@ def _widest(sources: Sequence[RowSource]) -> torch.dtype:
     import torch
 
     return reduce(torch.promote_types, (source.dtype for source in sources))
-
-
-_KEPT = threading.local()
-"""Of each thread, the memory in which stored elements wait for their cast."""
-
-
-def _scratch(dtype: torch.dtype, count: int) -> Tensor:
-    """Return uninitialised memory for `count` elements, which the next call uses again.
-
-    Fresh memory for each block would cost more time than the reading: its pages are zeroed first.
-    """
-    import torch
-
-    size = count * dtype.itemsize
-    kept: Tensor | None = getattr(_KEPT, "scratch", None)
-    if kept is None or kept.numel() < size:
-        kept = _KEPT.scratch = torch.empty(size, dtype=torch.uint8)
-    return kept[:size].view(dtype)
 
 
 def sources_in(rows: RowSource) -> set[RowSource]:

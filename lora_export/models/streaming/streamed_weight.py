@@ -15,22 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map_only
 
-from lora_export.models.streaming.row_sources import ChangedRows, RowSource, elements_of
+from lora_export.models.streaming.blocks import Features, bounds, memory_of
+from lora_export.models.streaming.row_sources import ChangedRows, RowSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-BLOCK_ELEMENTS = 1 << 20
-"""Elements of a block. Its memory, in the dtype of the run, stays in a processor's cache."""
-
 WHOLE_ELEMENTS = 1 << 25
 """Elements of a weight stored (in, out) that is read whole when its layer runs (128 MB)."""
 
-LEAST_ROWS = 64
-"""The fewest rows of a block: a product of fewer may have other last bits than the whole one's."""
-
-_KEPT = threading.local()
-"""Of each thread, the memory of its blocks, by dtype."""
+_THREAD = threading.local()
+"""Of each thread, what makes its products; see `products`."""
 
 _WHOLE = threading.RLock()
 """Is entered while a weight is read whole, so that one thread at a time has one in memory."""
@@ -98,7 +93,7 @@ class StreamedWeight(torch.Tensor):
     def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
         """Yield (first row, stop, rows); the next block overwrites the one before."""
         for first, stop in bounds(tuple(self.shape)):
-            block = memory_of(self.dtype, (stop - first, *self.shape[1:]))
+            block = memory_of(self.dtype, (stop - first, *self.shape[1:]), "block")
             self.rows.fill(first, block)
             yield first, stop, block
 
@@ -144,35 +139,14 @@ class StreamedWeight(torch.Tensor):
             return func(*read[0], **read[1])
 
 
-def bounds(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Divide the rows of a weight into blocks (first, stop); a block of a stack is one entry."""
-    rows, width = shape[0], max(1, torch.Size(shape[1:]).numel())
-    size = max(BLOCK_ELEMENTS // width, LEAST_ROWS if len(shape) < 3 else 1)
-    count = max(1, rows // size)
-    starts = [size * place for place in range(count)]
-    return list(zip(starts, [*starts[1:], rows], strict=True))
-
-
-def memory_of(dtype: torch.dtype, shape: tuple[int, ...], use: str = "block") -> Tensor:
-    """Return uninitialised memory of a shape, which the thread's next call of it uses again.
-
-    use: memory for another use is other memory.
-    """
-    kept: dict[tuple[str, torch.dtype], Tensor] = _KEPT.__dict__.setdefault("blocks", {})
-    size = torch.Size(shape).numel()
-    if (use, dtype) not in kept or kept[use, dtype].numel() < size:
-        kept[use, dtype] = torch.empty(size, dtype=dtype)
-    return kept[use, dtype][:size].view(shape)
-
-
 @contextmanager
 def products(make: Callable[[Tensor, StreamedWeight, Tensor | None], Tensor]) -> Iterator[None]:
     """Let `make(x, weight, bias)` run nn.functional.linear in this thread, while it is entered."""
-    _KEPT.make = make
+    _THREAD.make = make
     try:
         yield
     finally:
-        del _KEPT.make
+        del _THREAD.make
 
 
 def _refuse_change(func: Any, args: Sequence[Any]) -> None:
@@ -187,18 +161,14 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     """Run nn.functional.linear block by block: each block gives some features of the output."""
     if not isinstance(weight, StreamedWeight) or isinstance(x, StreamedWeight):
         return NotImplemented
-    make = getattr(_KEPT, "make", None)
+    make = getattr(_THREAD, "make", None)
     # A mode that changes how products are made holds in its own thread alone.
     if make is not None and not torch._C._len_torch_dispatch_stack():  # noqa: SLF001 - the only way to ask
         return make(x, weight, bias)
-    made = None
+    features = Features(len(weight))
     for first, stop, block in weight.blocks():
-        part = F.linear(x, block, None if bias is None else bias[first:stop])
-        if (first, stop) == (0, len(weight)):
-            return part
-        made = x.new_empty((*x.shape[:-1], len(weight))) if made is None else made
-        made[..., first:stop] = part
-    return made
+        features.take(first, F.linear(x, block, None if bias is None else bias[first:stop]))
+    return features.output
 
 
 def _addmm(bias: Tensor, x: Tensor, weight: Tensor, **scales: Any) -> Any:
@@ -341,8 +311,3 @@ _OPERATORS: Mapping[Any, Callable[..., Any]] = {
     _aten.baddbmm.default: _baddbmm,
 }
 """Operators of the dispatcher that need not read the whole weight."""
-
-
-def is_worth_streaming(source: RowSource) -> bool:
-    """Return whether a weight is large enough not to be held: more than a block."""
-    return len(source.shape) > 1 and elements_of(source) > BLOCK_ELEMENTS

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lora_export.models.streaming import streamed_weight
+from lora_export.models.streaming import blocks
 from lora_export.models.streaming.lockstep import Lockstep
 from lora_export.models.streaming.row_sources import ChangedRows
 from lora_export.models.streaming.streamed_weight import StreamedWeight
@@ -32,7 +32,7 @@ class Counted:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(streamed_weight, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(blocks, "ELEMENTS", 100)
 
 
 @pytest.fixture

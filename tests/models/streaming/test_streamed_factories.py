@@ -8,7 +8,7 @@ from lora_export.errors import FitError, UsageError
 from lora_export.models import opening
 from lora_export.models.factory import FactoryModel
 from lora_export.models.opening import open_model
-from lora_export.models.streaming import placing, streamed_weight
+from lora_export.models.streaming import blocks, placing
 from lora_export.models.streaming.streamed_weight import StreamedWeight
 
 HEAD = """\
@@ -61,7 +61,7 @@ NETWORKS = {
 @pytest.fixture(autouse=True)
 def nothing_held(monkeypatch):
     monkeypatch.setattr(placing, "HELD_ELEMENTS", 0)
-    monkeypatch.setattr(streamed_weight, "BLOCK_ELEMENTS", 16)
+    monkeypatch.setattr(blocks, "ELEMENTS", 16)
 
 
 def factory(folder, init, forward="self.a(x)"):

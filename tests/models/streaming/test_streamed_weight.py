@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_export.checkpoint.index import read_checkpoint
-from lora_export.models.streaming import streamed_weight
+from lora_export.models.streaming import blocks, streamed_weight
 from lora_export.models.streaming.row_sources import (
     ChangedRows,
     FileRows,
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(streamed_weight, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(blocks, "ELEMENTS", 100)
     monkeypatch.setattr(streamed_weight, "WHOLE_ELEMENTS", 1 << 20)
 
 
