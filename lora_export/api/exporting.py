@@ -199,7 +199,7 @@ def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: 
         graph=graph,
         kept=made.kept,
         survival=made.survival,
-        not_run=made.not_run,
+        unproven=made.unproven,
     )
     written = write_manifest(stage, record)
     stage.publish()
@@ -212,5 +212,5 @@ def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: 
         (*job.plan.warnings, *made.warnings),
         {**made.facts, "onnx": graph, **space.facts(), **job.clock.facts()},
         kept=made.kept,
-        not_run=made.not_run,
+        unproven=made.unproven,
     )

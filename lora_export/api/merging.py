@@ -217,7 +217,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         digests,
         kept=proven.kept,
         survival=survival,
-        not_run=proven.not_run,
+        unproven=proven.unproven,
     )
     files = (*files, write_manifest(stage, record))
     # The undo file is published before the checkpoint: a run that is killed between the two leaves
@@ -243,7 +243,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         warnings,
         facts,
         kept=proven.kept,
-        not_run=proven.not_run,
+        unproven=proven.unproven,
     )
 
 

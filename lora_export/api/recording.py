@@ -28,7 +28,7 @@ def build_manifest(
     *,
     graph: Mapping[str, Any] | None = None,
     kept: KeptEffect | None = None,
-    not_run: Mapping[str, str] | None = None,
+    unproven: Mapping[str, str] | None = None,
     survival: Survival | None = None,
 ) -> bytes:
     """Return the manifest of a job as JSON text; see report.manifest.
@@ -41,7 +41,7 @@ def build_manifest(
         digests: SHA-256 of input files by path; the base's may be missing.
         graph: of an ONNX file its precision, its interface and how it was run.
         kept: what rounding left of the adapter's effect; None where it was not measured.
-        not_run: why a level of the proof was not run, by its name.
+        unproven: why a level of the proof shows nothing, by its name.
         survival: what storing left of the updates; None where nothing was verified.
     """
     plan = job.plan
@@ -61,7 +61,7 @@ def build_manifest(
         merged_before=job.merged_before,
         graph=graph,
         kept=kept,
-        not_run=not_run,
+        unproven=unproven,
         survival=survival,
     )
 

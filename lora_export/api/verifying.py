@@ -161,7 +161,7 @@ def verify(
         warnings=warnings,
         facts=facts,
         kept=proven.kept,
-        not_run=proven.not_run,
+        unproven=proven.unproven,
     )
 
 
@@ -261,7 +261,7 @@ def _again(
             place = Place(path, Path(folder) / "merged", str(path), writes=False)
             made = make_graph(job, form, place)
         proven = Proven(
-            made.checks, made.warnings, made.attribution, kept=made.kept, not_run=made.not_run
+            made.checks, made.warnings, made.attribution, kept=made.kept, unproven=made.unproven
         )
         return job, proven, {**made.facts, **job.clock.facts()}
     merged = read_checkpoint(path)

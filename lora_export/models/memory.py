@@ -7,7 +7,6 @@ less.
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,13 +31,18 @@ STREAMED = 640 << 20
 """Bytes that a model takes which is read while it runs, beside its activations and the adapter."""
 
 
+def elements_of(checkpoint: Checkpoint) -> int:
+    """Return the number of elements of all tensors."""
+    return sum(ref.spec.elements for ref in checkpoint.tensors().values())
+
+
 def whole_bytes(checkpoint: Checkpoint) -> int:
     """Return the bytes that a checkpoint's model takes in a proof if it is loaded whole.
 
     16 bytes an element are needed: 8 for the float64 weights, and room for the float32 weights that
     lie beside them while they load.
     """
-    return 16 * sum(math.prod(ref.spec.shape) for ref in checkpoint.tensors().values())
+    return 16 * elements_of(checkpoint)
 
 
 def is_large(checkpoint: Checkpoint) -> bool:

@@ -42,7 +42,7 @@ def manifest(
     merged_before: Sequence[str] = (),
     graph: Mapping[str, Any] | None = None,
     kept: KeptEffect | None = None,
-    not_run: Mapping[str, str] | None = None,
+    unproven: Mapping[str, str] | None = None,
     survival: Survival | None = None,
 ) -> bytes:
     """Return the manifest as JSON text in UTF-8, which ends with a line break.
@@ -59,7 +59,7 @@ def manifest(
         merged_before: digests of adapters that the base's own manifest names.
         graph: of an ONNX file its precision, its interface and how it was run.
         kept: what rounding left of the adapter's effect; None where it was not measured.
-        not_run: why a level of the proof was not run, by its name.
+        unproven: why a level of the proof shows nothing, by its name.
         survival: what storing left of the updates; None where nothing was verified.
     """
     places = {str(adapter.path): place for place, adapter in enumerate(plan.adapters)}
@@ -102,15 +102,15 @@ def manifest(
         "choices": list(plan.choices),
         **({"onnx": dict(graph)} if graph else {}),
         **survival_facts(survival),
-        "verification": _verified(checks, kept, not_run) if checks else None,
+        "verification": _verified(checks, kept, unproven) if checks else None,
     }
     return json_text(document).encode() + b"\n"
 
 
 def _verified(
-    checks: Sequence[Check], kept: KeptEffect | None, not_run: Mapping[str, str] | None
+    checks: Sequence[Check], kept: KeptEffect | None, unproven: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    return verification_json(tuple(checks), kept=kept, not_run=not_run)
+    return verification_json(tuple(checks), kept=kept, unproven=unproven)
 
 
 def _further(adapter: Adapter, files: Sequence[WrittenFile]) -> dict[str, Any]:

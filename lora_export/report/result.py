@@ -43,8 +43,8 @@ class Report:
     dry_run: bool = False
     #: What rounding left of the adapter's effect on the outputs; None where it was not measured.
     kept: KeptEffect | None = None
-    #: Why a level of the proof was not run, or shows nothing, by its name.
-    not_run: Mapping[str, str] = field(default_factory=dict)
+    #: Why a level of the proof was not run or shows nothing, by its name.
+    unproven: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool | None:
@@ -85,7 +85,7 @@ def report_json(report: Report) -> dict[str, Any]:
 
 
 def _verified(report: Report) -> dict[str, Any]:
-    return verification_json(report.checks, kept=report.kept, not_run=report.not_run)
+    return verification_json(report.checks, kept=report.kept, unproven=report.unproven)
 
 
 def error_json(command: str, code: str, problems: tuple[Problem, ...]) -> dict[str, Any]:
@@ -122,16 +122,16 @@ def verification_json(
     attribution: Attribution | None = None,
     *,
     kept: KeptEffect | None = None,
-    not_run: Mapping[str, str] | None = None,
+    unproven: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the checks, whether all passed, and what is to blame (None where unknown).
 
-    kept: what rounding left of the adapter's effect; None where it was not measured. not_run: why a
-    level was not run, by its name.
+    kept: what rounding left of the adapter's effect; None where it was not measured. unproven: why
+    a level shows nothing, by its name.
     """
     return {
         "passed": all(check.passed for check in checks),
-        "levels": levels_json(checks, not_run or {}),
+        "levels": levels_json(checks, unproven or {}),
         "attribution": asdict(attribution) if attribution else None,
         "kept_effect": asdict(kept) if kept else None,
         "checks": [
@@ -150,12 +150,12 @@ def verification_json(
     }
 
 
-def levels_json(checks: tuple[Check, ...], not_run: Mapping[str, str]) -> dict[str, Any]:
+def levels_json(checks: tuple[Check, ...], unproven: Mapping[str, str]) -> dict[str, Any]:
     """Return for each level whether it is proven, and why not where it shows nothing."""
     ran = dict.fromkeys(check.level for check in checks if check.level)
     passed = {level: all(c.passed for c in checks if c.level == level) for level in ran}
     found: dict[str, Any] = {level: {"proven": right} for level, right in passed.items()}
-    return found | {level: {"proven": False, "why": why} for level, why in not_run.items()}
+    return found | {level: {"proven": False, "why": why} for level, why in unproven.items()}
 
 
 def plan_json(plan: MergePlan, *, whole: bool) -> dict[str, Any]:

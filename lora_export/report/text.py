@@ -61,13 +61,13 @@ def report_text(report: Report, *, verbose: bool) -> str:
 
 def levels_text(report: Report) -> str:
     """Return which levels are proven, and why another one was not run: a line each."""
-    levels = levels_json(report.checks, report.not_run)
+    levels = levels_json(report.checks, report.unproven)
     rows = [
         ("proven", [level for level, found in levels.items() if found["proven"]]),
         ("failed", [n for n, f in levels.items() if not f["proven"] and "why" not in f]),
     ]
     lines = [f"{word:8} {', '.join(names)}" for word, names in rows if names]
-    return "\n".join([*lines, *(f"unproven {n}: {why}" for n, why in report.not_run.items())])
+    return "\n".join([*lines, *(f"unproven {n}: {why}" for n, why in report.unproven.items())])
 
 
 def _proof_text(report: Report, *, verbose: bool) -> Iterator[str]:

@@ -81,8 +81,8 @@ class Made:
     kept: KeptEffect | None = None
     #: What storing the merged weights left of the updates; None where nothing was verified.
     survival: Survival | None = None
-    #: Why a level of the proof was not run, by its name.
-    not_run: Mapping[str, str] = field(default_factory=dict)
+    #: Why a level of the proof was not run or shows nothing, by its name.
+    unproven: Mapping[str, str] = field(default_factory=dict)
 
 
 def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
@@ -231,7 +231,7 @@ def _made(exported: Exported, proven: Proven, facts: Mapping[str, Any]) -> Made:
         warnings,
         proven.attribution,
         proven.kept,
-        not_run=proven.not_run,
+        unproven=proven.unproven,
     )
 
 

@@ -65,11 +65,11 @@ def prove_further(job: Job, merged: Checkpoint, checks: tuple[Check, ...]) -> Pr
     checks: those by weights and by side files.
     """
     if not all(check.passed for check in checks):
-        return Proven(checks, not_run={"model": "the weights are wrong"})
+        return Proven(checks, unproven={"model": "the weights are wrong"})
     more = _prove_model(job, merged)
     if job.proof.require and not more.checks:
-        raise unproven_model(job, more.not_run["model"])
-    unused = _unused(job.proof) if more.not_run and not more.checks else ()
+        raise unproven_model(job, more.unproven["model"])
+    unused = _unused(job.proof) if more.unproven and not more.checks else ()
     return replace(more, checks=(*checks, *more.checks), warnings=(*more.warnings, *unused))
 
 
@@ -80,20 +80,33 @@ def unproven_model(job: Job, why: str) -> VerificationError:
     return VerificationError(message, where=str(job.plan.base.root), hint=hint)
 
 
-def _prove_model(job: Job, merged: Checkpoint) -> Proven:
+def why_not_run(job: Job, base: Checkpoint) -> str:
+    """Return why the model level is not tried; empty where it is.
+
+    base: the checkpoint whose configuration gives the network its shape.
+    """
     if job.proof.proof == "weights":
-        return Proven(not_run={"model": "--proof weights"})
-    if not job.source:
-        return _prove_folder(job, merged)
-    why = "" if job.is_proof_asked else _not_run(job, job.source)
+        return "--proof weights"
+    if job.source:
+        return "" if job.is_proof_asked else _why_unasked(job, job.source)
+    return why_no_model(base, job.network.task) or why_too_large(base)
+
+
+def _prove_model(job: Job, merged: Checkpoint) -> Proven:
+    base = merged if job.plan.reshaped else job.plan.base
+    why = why_not_run(job, base)
+    if why and job.proof.proof == "weights":
+        return Proven(unproven={"model": why})
     if why:
         return _by_weights_only(why)
-    return prove_model(job, Subject(job.source, job.plan, merged)).proven()
+    if job.source:
+        return prove_model(job, Subject(job.source, job.plan, merged)).proven()
+    return _prove_folder(job, merged, base)
 
 
 def _by_weights_only(why: object) -> Proven:
     words = f"the proof is by weights only: {why}"
-    return Proven(warnings=(words,), not_run={"model": str(why)})
+    return Proven(warnings=(words,), unproven={"model": str(why)})
 
 
 def prove_weights(job: Job, written: Checkpoint) -> tuple[tuple[Check, ...], Survival | None]:
@@ -108,7 +121,7 @@ def prove_weights(job: Job, written: Checkpoint) -> tuple[tuple[Check, ...], Sur
     return at_level("weights", checks), survival
 
 
-def _not_run(job: Job, source: FactoryModel) -> str:
+def _why_unasked(job: Job, source: FactoryModel) -> str:
     """Return why the network of --model is not run unless an option asks; empty where it is."""
     why = source.why_no_inputs()
     if job.unset:
@@ -116,7 +129,7 @@ def _not_run(job: Job, source: FactoryModel) -> str:
     return why
 
 
-def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
+def _prove_folder(job: Job, merged: Checkpoint, base: Checkpoint) -> Proven:
     """Prove as the model that the base folder describes, or warn why there is none.
 
     No option asks for this level. So a base that describes no model, or one of unknown inputs,
@@ -125,10 +138,6 @@ def _prove_folder(job: Job, merged: Checkpoint) -> Proven:
     Raises:
         UsageError: an option describes the run, and the model cannot be run that way.
     """
-    base = merged if job.plan.reshaped else job.plan.base
-    why = why_no_model(base, job.network.task) or why_too_large(base)
-    if why:
-        return _by_weights_only(why)
     try:
         source = folder_model(base, job.proof.input, job.network.task)
         if not job.plan.reshaped:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.proof.checkpoint_proof import unproven_model
+from lora_export.api.proof.checkpoint_proof import unproven_model, why_not_run
 from lora_export.errors import InputError, UsageError
-from lora_export.models.choose import folder_model, why_no_model
-from lora_export.models.memory import is_large, proof_bytes, why_too_large
+from lora_export.models.choose import folder_model
+from lora_export.models.memory import elements_of, is_large, proof_bytes
 
 if TYPE_CHECKING:
     from lora_export.api.job.planned_job import Job
-    from lora_export.records import Checkpoint
 
 _SECONDS = 12e-9
 """Processor seconds an element that the witnesses of a large model take, measured on x86."""
@@ -41,34 +40,22 @@ def expected_proof(job: Job, *, verify: bool) -> dict[str, Any]:
         "level": "model",
         "not_run": "",
         "memory": proof_bytes(base),
-        "read": 2 * _bytes(base),
-        "seconds": round(_SECONDS * _elements(base) / _processors(), 1) if large else None,
+        "read": 2 * sum(ref.length for ref in base.tensors().values()),
+        "seconds": round(_SECONDS * elements_of(base) / _processors(), 1) if large else None,
     }
     return {"proof": entry}
 
 
 def _why_not(job: Job) -> str:
-    if job.proof.proof == "weights":
-        return "--proof weights"
     base = job.plan.base
-    if job.source:
-        return job.source.why_no_inputs()
-    why = why_no_model(base, job.network.task) or why_too_large(base)
-    if why:
+    why = why_not_run(job, base)
+    if why or job.source:
         return why
     try:
         _ = folder_model(base, job.proof.input, job.network.task).inputs
     except (InputError, UsageError) as error:
         return error.problems[0].message
     return ""
-
-
-def _bytes(checkpoint: Checkpoint) -> int:
-    return sum(ref.length for ref in checkpoint.tensors().values())
-
-
-def _elements(checkpoint: Checkpoint) -> int:
-    return sum(ref.spec.elements for ref in checkpoint.tensors().values())
 
 
 def _processors() -> int:

@@ -56,7 +56,7 @@ def prove_file(
     if job.proof.proof == "weights":
         static = audit(path, expected=weights, base=topology, inputs=exported.inputs)
         left_out = dict.fromkeys(("model", "runtime"), "--proof weights")
-        return Proven(at_level("file", static), not_run=left_out)
+        return Proven(at_level("file", static), unproven=left_out)
     # One after the other, so that only one of the three has its weights in memory at a time.
     by_model = prove_model(job, subject)
     with job.clock("static audit"):
@@ -74,12 +74,14 @@ def prove_file(
     if not all(check.passed for check in by_model.checks):
         attribution = by_model.proven().attribution
         return Proven(
-            checks, by_model.warnings, attribution, kept=by_model.kept, not_run=by_model.unproven
+            checks, by_model.warnings, attribution, kept=by_model.kept, unproven=by_model.unproven
         )
     found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
     with job.clock("overhead"):
         extra = None if found else saved(job.plan, by_model.witnesses.sites, exported.beside)
-    return Proven(checks, by_model.warnings, found, extra, by_model.kept, not_run=by_model.unproven)
+    return Proven(
+        checks, by_model.warnings, found, extra, by_model.kept, unproven=by_model.unproven
+    )
 
 
 def _prove_runtime(artifact: Artifact, by_model: ModelProof, job: Job) -> tuple[Check, ...]:

@@ -46,8 +46,8 @@ class Proven:
     kept: KeptEffect | None = None
     #: What storing left of the updates; None where that was not measured.
     survival: Survival | None = None
-    #: Why a level was not run, by its name.
-    not_run: Mapping[str, str] = field(default_factory=dict)
+    #: Why a level was not run or shows nothing, by its name.
+    unproven: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class ModelProof:
 
         found = blame(self.checks, partial(attribute_model, self.suspects))
         warnings = (*((warning,) if warning else ()), *self.warnings)
-        return Proven(self.checks, warnings, found, kept=self.kept, not_run=self.unproven)
+        return Proven(self.checks, warnings, found, kept=self.kept, unproven=self.unproven)
 
     @property
     def unproven(self) -> dict[str, str]:

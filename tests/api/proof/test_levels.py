@@ -147,7 +147,7 @@ def test_a_dry_run_tells_what_the_proof_takes(settings, words, merged):
 
 
 def test_a_dry_run_tells_the_time_of_a_large_model(merged, monkeypatch):
-    from lora_export.api.proof import expected
+    from lora_export.api.proof import checkpoint_proof, expected
 
     monkeypatch.setattr(expected, "is_large", lambda _: True)
     monkeypatch.setattr(expected, "_SECONDS", 1e-3)
@@ -155,5 +155,6 @@ def test_a_dry_run_tells_the_time_of_a_large_model(merged, monkeypatch):
     assert proof["seconds"] > 0
     assert proof["read"] > 0
     monkeypatch.setattr(choose, "transformers_installed", lambda: False)
-    monkeypatch.setattr(expected, "why_no_model", lambda *_: "transformers is not installed")
+    words = "transformers is not installed"
+    monkeypatch.setattr(checkpoint_proof, "why_no_model", lambda *_: words)
     assert merged(dry_run=True).facts["proof"]["not_run"] == "transformers is not installed"
