@@ -5,14 +5,26 @@ Export and proof know this form only, and not where a model comes from.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
+    from typing_extensions import NotRequired
 
     from lora_export.records import Checkpoint, InputSpec, MergePlan, ModelFacts, TensorRef
+
+
+class Loading(TypedDict):
+    """The keywords of ModelSource.load and ModelSource.stream, to pass them on."""
+
+    #: Tensors, by base name, that replace the checkpoint's.
+    full: Mapping[str, TensorRef]
+    #: Parameters, by base name, to separate from the tensor they share first.
+    untied: Sequence[str]
+    #: Of the floating weights, torch's name.
+    dtype: NotRequired[str]
 
 
 class ModelSource(Protocol):

@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
+    from typing_extensions import Unpack
 
     from lora_export.models.hf.huggingface import HuggingFaceModel
-    from lora_export.records import Checkpoint, InputSpec, MergePlan, ModelFacts, TensorRef
+    from lora_export.models.source import Loading
+    from lora_export.records import Checkpoint, InputSpec, MergePlan, ModelFacts
 
 
 class Wrapper:
@@ -33,27 +35,13 @@ class Wrapper:
         """See source.ModelSource.facts."""
         return self.plain.facts()
 
-    def load(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        full: Mapping[str, TensorRef],
-        untied: Sequence[str],
-        dtype: str = "float32",
-    ) -> nn.Module:
+    def load(self, checkpoint: Checkpoint, **settings: Unpack[Loading]) -> nn.Module:
         """See source.ModelSource.load."""
-        return self.plain.load(checkpoint, full=full, untied=untied, dtype=dtype)
+        return self.plain.load(checkpoint, **settings)
 
-    def stream(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        full: Mapping[str, TensorRef],
-        untied: Sequence[str],
-        dtype: str = "float32",
-    ) -> nn.Module:
+    def stream(self, checkpoint: Checkpoint, **settings: Unpack[Loading]) -> nn.Module:
         """See source.ModelSource.stream."""
-        return self.plain.stream(checkpoint, full=full, untied=untied, dtype=dtype)
+        return self.plain.stream(checkpoint, **settings)
 
     def blank(
         self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"
@@ -93,27 +81,13 @@ class Rewired(Wrapper):
         self._mark = mark
         self._forward = forward
 
-    def load(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        full: Mapping[str, TensorRef],
-        untied: Sequence[str],
-        dtype: str = "float32",
-    ) -> nn.Module:
+    def load(self, checkpoint: Checkpoint, **settings: Unpack[Loading]) -> nn.Module:
         """See source.ModelSource.load."""
-        return self._rewired(super().load(checkpoint, full=full, untied=untied, dtype=dtype))
+        return self._rewired(super().load(checkpoint, **settings))
 
-    def stream(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        full: Mapping[str, TensorRef],
-        untied: Sequence[str],
-        dtype: str = "float32",
-    ) -> nn.Module:
+    def stream(self, checkpoint: Checkpoint, **settings: Unpack[Loading]) -> nn.Module:
         """See source.ModelSource.stream."""
-        return self._rewired(super().stream(checkpoint, full=full, untied=untied, dtype=dtype))
+        return self._rewired(super().stream(checkpoint, **settings))
 
     def blank(
         self, checkpoint: Checkpoint, *, untied: Sequence[str], dtype: str = "float32"
