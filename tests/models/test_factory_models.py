@@ -2,25 +2,12 @@
 
 import pytest
 import torch
+from network_code import HEAD
 from safetensors.torch import load_file
 
 from lora_export.api import merge
 from lora_export.errors import FitError, UsageError
 
-HEAD = """\
-import loralib as lora
-import torch
-from torch import nn
-INPUTS = "{inputs}"
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        {init}
-    def forward(self, x):
-        return {forward}
-def build():
-    return {build}
-"""
 LINEAR = "self.fc = nn.Linear(5, 6)"
 OWN = "self.fc = lora.Linear(5, 6, r=2, lora_alpha=16)"
 TWO = f"{OWN}; self.v = lora.Linear(6, 6, r=2, lora_alpha=16)"

@@ -12,17 +12,10 @@ from detection.bench import LORALIB, set_up
 from detection.cases import CASES
 from detection.clean import MODELS, exports, false_alarms
 from detection.graph_faults import Anatomy
+from peft_matrix.warned import WHILE_SAVING, ignored
 from whole_run.sampling import drawn
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "`is_gradient_checkpointing` is deprecated:FutureWarning",
-        "fan_in_fan_out is set to:UserWarning",
-        "Setting `save_embedding_layers`:UserWarning",
-        "Model (has|with) `tie_word_embeddings=True`:UserWarning",
-    )
-]
+pytestmark = ignored(WHILE_SAVING)
 
 ARCHITECTURES = (LORALIB, "bert", "albert", "gpt2", "gpt-neox", "llama", "t5", "vit", "clip",
                  "whisper")  # fmt: skip

@@ -13,6 +13,7 @@ from documents import blocks
 from peft_matrix.architectures import ARCHITECTURES
 from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
+from peft_matrix.warned import WHILE_SAVING, ignored
 
 from lora_export.api import export_onnx, verify
 from lora_export.checkpoint.index import read_checkpoint
@@ -20,15 +21,7 @@ from lora_export.errors import UsageError
 from lora_export.models.choose import folder_model
 from lora_export.models.generation.cached_decoder import CachedDecoder
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "`is_gradient_checkpointing` is deprecated:FutureWarning",
-        "fan_in_fan_out is set to:UserWarning",
-        "Setting `save_embedding_layers`:UserWarning",
-        "Model (has|with) `tie_word_embeddings=True`:UserWarning",
-    )
-]
+pytestmark = ignored(WHILE_SAVING)
 PROVEN = {
     "ONNX Runtime = merged",
     "ONNX Runtime = unmerged",

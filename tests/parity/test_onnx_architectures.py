@@ -14,19 +14,12 @@ import torch
 from peft_matrix.architectures import ARCHITECTURES
 from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
+from peft_matrix.warned import WHILE_SAVING, ignored
 
 from lora_export.api import export_onnx, verify
 from lora_export.errors import UsageError
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "`is_gradient_checkpointing` is deprecated:FutureWarning",
-        "fan_in_fan_out is set to:UserWarning",
-        "Setting `save_embedding_layers`:UserWarning",
-        "Model (has|with) `tie_word_embeddings=True`:UserWarning",
-    )
-]
+pytestmark = ignored(WHILE_SAVING)
 
 TEXT = {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "sequence"]}
 TYPED = {**TEXT, "token_type_ids": ["batch", "sequence"]}

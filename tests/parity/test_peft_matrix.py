@@ -17,24 +17,13 @@ from peft_matrix.cases import CASES
 from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
 from peft_matrix.oracle import load_adapted, merged, merged_modules, run, unmerged
+from peft_matrix.warned import OF_OPTIONS, WHILE_SAVING, ignored
 from safetensors.torch import load_file
 
 from lora_export.api import merge
 
 # What PEFT and transformers say to one another, and to users about PEFT's own merge.
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "`is_gradient_checkpointing` is deprecated:FutureWarning",
-        "fan_in_fan_out is set to:UserWarning",
-        "Setting `save_embedding_layers`:UserWarning",
-        "Model (has|with) `tie_word_embeddings=True`:UserWarning",
-        "Input and output embeddings are no longer tied:UserWarning",
-        "The following (rank|alpha)_pattern keys did not match:RuntimeWarning",
-        # It takes the bias of lora_bias for a damaged factor.
-        "Adapter 'default'.* have invalid shape:UserWarning",
-    )
-]
+pytestmark = ignored(WHILE_SAVING + OF_OPTIONS)
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def test_an_onnx_file_may_be_proven_without_runs(folders, tmp_path, monkeypatch)
 
 
 def test_a_model_that_shows_nothing_of_the_adapter_is_not_called_proven(merged, monkeypatch):
-    """It ran, so it is no failure where it is required; the weights prove the update."""
+    """The model ran, so --require model accepts it. The weights prove the update."""
     from lora_export.verification.model.tolerance import Tolerance
 
     monkeypatch.setattr(Tolerance, "unresolved", lambda _: "it moves logits by 1e-9")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from network_code import HEAD
 
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import FitError, UsageError
@@ -11,20 +12,6 @@ from lora_export.models.opening import open_model
 from lora_export.models.streaming import blocks, placing
 from lora_export.models.streaming.streamed_weight import StreamedWeight
 
-HEAD = """\
-import loralib as lora
-import torch
-from torch import nn
-INPUTS = "x=float32[batch,6]"
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        {init}
-    def forward(self, x):
-        return {forward}
-def build():
-    return Net()
-"""
 NETWORKS = {
     "plain": ("self.a = nn.Linear(6, 40); self.b = nn.Linear(40, 5)", "self.b(self.a(x))"),
     "loralib": (
@@ -65,7 +52,9 @@ def nothing_held(monkeypatch):
 
 
 def factory(folder, init, forward="self.a(x)"):
-    (folder / "net.py").write_text(HEAD.format(init=init, forward=forward))
+    (folder / "net.py").write_text(
+        HEAD.format(inputs="x=float32[batch,6]", init=init, forward=forward, build="Net()")
+    )
     source = FactoryModel(f"{folder}/net.py:build", ())
     torch.manual_seed(2)
     model = source.blank(None, untied=())

@@ -12,6 +12,7 @@ import torch
 from peft_matrix.architectures import ARCHITECTURES
 from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
+from peft_matrix.warned import OF_OPTIONS, WHILE_SAVING, ignored
 from safetensors.torch import load_file, save_file
 
 from lora_export.api.graph.making import merged_checkpoint, traced_model
@@ -22,18 +23,7 @@ from lora_export.errors import VerificationError
 from lora_export.models.subject import Subject
 from lora_export.verification.model.loading import load_merged, load_unrounded
 
-pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{message}")
-    for message in (
-        "`is_gradient_checkpointing` is deprecated:FutureWarning",
-        "fan_in_fan_out is set to:UserWarning",
-        "Setting `save_embedding_layers`:UserWarning",
-        "Model (has|with) `tie_word_embeddings=True`:UserWarning",
-        "Input and output embeddings are no longer tied:UserWarning",
-        "The following (rank|alpha)_pattern keys did not match:RuntimeWarning",
-        "Adapter 'default'.* have invalid shape:UserWarning",
-    )
-]
+pytestmark = ignored(WHILE_SAVING + OF_OPTIONS)
 
 _OTHERS = (
     "adalora shared out",  # PEFT rounds its factors to the dtype of the base
