@@ -30,7 +30,7 @@ class Spelling:
     def runtime_names(self, names: Collection[str]) -> dict[str, str]:
         """Return the model's names for a checkpoint's, by transformers' table, where it has one.
 
-        The table is asked once for all names: each question makes its rules anew.
+        The table is asked once for all names: each question makes new rules.
         """
         table = self._table()
         if not names or table is None:

@@ -25,8 +25,8 @@ HELD_ELEMENTS = 1 << 22
 _APART = frozenset({"_parameters", "_buffers", "_modules", "_flat_weights", "lora_ind"})
 """Attributes of modules that hold no other names of weights.
 
-A recurrent layer makes `_flat_weights` anew when its weights have changed. loralib reads `lora_ind`
-for an update, and there is none.
+A recurrent layer makes a new list `_flat_weights` when its weights have changed. loralib reads
+`lora_ind` for an update, and there is none.
 """
 
 

@@ -49,7 +49,7 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A tensor that is computed block by block, anew each time it is asked for."""
+    """A tensor that is computed block by block, each time it is asked for."""
 
     shape: tuple[int, ...]
     """Of the tensor."""
