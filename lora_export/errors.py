@@ -15,16 +15,17 @@ Every error carries one or more Problems: one run reports all faults of one inpu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_export.records import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import Self
 
-    from lora_export.records import Attribution, Check
+    from lora_export.records import Attribution, Check, Finding, MergePlan
 
 
 class LoraExportError(Exception):
@@ -87,6 +88,14 @@ class VerificationError(LoraExportError):
     """All checks that were made, passed or not."""
     attribution: Attribution | None = None
     """The stage and the place that the fault comes from; None where they were not found."""
+    findings: tuple[Finding, ...] = ()
+    """The mistakes that explain the failed checks, the one that explains most first."""
+    artefact: str = ""
+    """The file or folder that failed."""
+    plan: MergePlan | None = None
+    """What was or should have been merged; None where it is not known."""
+    facts: Mapping[str, Any] = MappingProxyType({})
+    """Further results by name, as in a report: docs/json.md."""
 
 
 class OutputError(LoraExportError):

@@ -181,9 +181,11 @@ def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: 
 
     refuse_too_little(space, stage.output)
     work = stage.folder / "merged"
-    place = Place(stage.path, work, str(stage.output), writes=True)
-    made = make_graph(job, form, place, verify=verify)
-    refuse_failed(made.checks, str(stage.output), made.attribution)
+    made = make_graph(
+        job, form, Place(stage.path, work, str(stage.output), writes=True), verify=verify
+    )
+    place = str(stage.output)
+    refuse_failed(made.checks, place, made.attribution, plan=job.plan, facts=made.facts)
     shutil.rmtree(work)
     if stage.kind == "file":
         for file in made.files[1:]:  # external data, named by its content

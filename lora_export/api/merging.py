@@ -197,7 +197,8 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
         by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
         proven = prove_further(job, merged, at_level("weights", by_weights))
     checks = proven.checks
-    refuse_failed(checks, str(stage.output), proven.attribution)
+    found = survival_facts(survival)
+    refuse_failed(checks, str(stage.output), proven.attribution, plan=plan, facts=found)
     left = [f for adapter in plan.adapters for f in adapter.files() if f not in digests]
     digests = {**digests, **{path: file_sha256(path) for path in left}}
     card = describe(
@@ -233,7 +234,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
             undo.output.unlink()  # it describes a checkpoint that was not published
         raise
     warnings = (*plan.warnings, *proven.warnings, *survival_warnings(survival))
-    facts = {**space.facts(), **survival_facts(survival), **job.clock.facts()}
+    facts = {**space.facts(), **found, **job.clock.facts()}
     return Report(
         "merge",
         str(stage.output),

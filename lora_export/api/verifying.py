@@ -150,7 +150,7 @@ def verify(
         refuse_failed(before, str(path))  # a digest that fails explains the error
         raise
     checks = (*before, *proven.checks)
-    refuse_failed(checks, str(path), proven.attribution)
+    refuse_failed(checks, str(path), proven.attribution, plan=job.plan, facts=facts)
     lossy = survival_warnings(proven.survival)
     warnings = (*inherited, *unused, *by_manifest, *job.plan.warnings, *proven.warnings, *lossy)
     return Report(

@@ -14,8 +14,15 @@ import click
 from lora_export.cli._progress import byte_progress
 from lora_export.errors import LoraExportError, UsageError, VerificationError
 from lora_export.records import Problem
-from lora_export.report.result import error_json, json_text, report_json, verification_json
+from lora_export.report.result import (
+    error_json,
+    json_text,
+    refused,
+    report_json,
+    verification_json,
+)
 from lora_export.report.text import checks_text, report_text
+from lora_export.report.verdict import verdict, verdict_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -112,7 +119,8 @@ class Output:
 
     def _print_report(self, report: Report) -> None:
         if self.as_json:
-            click.echo(json_text(report_json(report)))
+            document = report_json(report)
+            click.echo(json_text({**document, "verdict": verdict_json(report)}))
         elif not self.quiet:
             click.echo(report_text(report, verbose=self.verbose))
         for warning in report.warnings:
@@ -121,20 +129,27 @@ class Output:
     def _print_refusal(self, error: LoraExportError) -> None:
         if self.debug:
             traceback.print_exc()
-        checks = error.checks if isinstance(error, VerificationError) else ()
-        if self.as_json:
-            document = error_json(self.command, error.code, error.problems)
-            if checks:
-                document["verification"] = verification_json(checks, _attribution(error))
-            click.echo(json_text(document))
-        elif checks and not self.quiet:
-            click.echo(checks_text(checks))
+        self._print_found(refused(self.command, error))
         if attribution := _attribution(error):
             click.echo(str(attribution), err=True)
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
         if isinstance(error, VerificationError) and self.command != "verify":
             click.echo("nothing was published", err=True)
+
+    def _print_found(self, report: Report) -> None:
+        """Print on stdout what a refused command had found."""
+        if self.as_json:
+            document = error_json(self.command, report.code, report.problems)
+            document["verdict"] = verdict_json(report)
+            if report.checks:
+                checks = verification_json(report.checks, report.attribution)
+                document["verification"] = checks
+            click.echo(json_text(document))
+        elif not self.quiet:
+            click.echo(str(verdict(report)))
+            if report.checks:
+                click.echo(checks_text(report.checks))
 
 
 def _attribution(error: LoraExportError) -> Attribution | None:

@@ -148,6 +148,18 @@ class Attribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """One mistake that explains failed checks, such as modules that were not merged."""
+
+    code: str
+    """The kind of the mistake, a word or two for programs: "not-merged", "merged-twice"."""
+    message: str
+    """What is wrong, in one sentence without the names: "2 of 24 modules were not merged"."""
+    names: tuple[str, ...] = ()
+    """All modules, tensors or files concerned; a report shows the first three and the number."""
+
+
+@dataclass(frozen=True, slots=True)
 class KeptEffect:
     """How much of the adapter's effect on the outputs is left in the stored weights."""
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from lora_export.errors import VerificationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lora_export.errors import LoraExportError
     from lora_export.records import (
         Attribution,
         Check,
+        Finding,
         KeptEffect,
         MergePlan,
         Problem,
@@ -45,11 +49,35 @@ class Report:
     kept: KeptEffect | None = None
     #: Why a level of the proof was not run or shows nothing, by its name.
     unproven: Mapping[str, str] = field(default_factory=dict)
+    #: Where a failed check comes from; None where every check passed, or where it was not found.
+    attribution: Attribution | None = None
+    #: The mistakes that explain the failed checks, the one that explains most first.
+    findings: tuple[Finding, ...] = ()
+    #: Why the command refused, at least one problem then; empty where it did what was asked.
+    problems: tuple[Problem, ...] = ()
+    #: The kind of the refusal, such as "fit" (docs/json.md); empty where there is none.
+    code: str = ""
 
     @property
     def passed(self) -> bool | None:
         """Return whether every check passed; None when nothing was checked."""
         return all(check.passed for check in self.checks) if self.checks else None
+
+
+def refused(command: str, error: LoraExportError) -> Report:
+    """Return the report of a command that raised `error`, with all that the proof had found."""
+    report = Report(command, problems=error.problems, code=error.code)
+    if not isinstance(error, VerificationError):
+        return report
+    return replace(
+        report,
+        output=error.artefact,
+        plan=error.plan,
+        checks=error.checks,
+        facts=error.facts,
+        attribution=error.attribution,
+        findings=error.findings,
+    )
 
 
 def json_text(document: Mapping[str, Any]) -> str:

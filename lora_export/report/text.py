@@ -10,6 +10,7 @@ from lora_export.report.found import found_text
 from lora_export.report.lowered import lowered_text
 from lora_export.report.result import levels_json, tensor_counts
 from lora_export.report.survival import survival_text
+from lora_export.report.verdict import verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +40,9 @@ _MAPPED = (
 
 def report_text(report: Report, *, verbose: bool) -> str:
     """Return the whole summary; `verbose` lists every module, and not only the first ones."""
-    parts = [levels_text(report)] if report.checks else []
+    found = verdict(report)
+    parts = [str(found)] if found else []
+    parts += [levels_text(report)] if report.checks else []
     if report.plan:
         weights = report.facts.keys().isdisjoint({"graph", "graphs", "lowered"})
         edits = weights and report.command != "onnx"

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import VerificationError
 from lora_export.records import Problem
+from lora_export.report.sentences import failed_sentence
 from lora_export.verification.blame.attribution import by_checks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from lora_export.records import Attribution, Check
+    from lora_export.records import Attribution, Check, Finding, MergePlan
 
 
 def refuse_failed(
-    checks: Sequence[Check], where: str, attribution: Attribution | None = None
+    checks: Sequence[Check],
+    where: str,
+    attribution: Attribution | None = None,
+    *,
+    plan: MergePlan | None = None,
+    findings: Sequence[Finding] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse the result if a check failed.
 
@@ -23,6 +30,9 @@ def refuse_failed(
         checks: all checks of the proof.
         where: the artefact, for checks that name no place of their own.
         attribution: the result of a closer look at the fault; without it, that of the checks alone.
+        plan: what was or should have been merged, for the report.
+        findings: the mistakes that explain the failed checks, for the report.
+        facts: further results by name, for the report.
 
     Raises:
         VerificationError: a check failed. It has a problem for each failed check, all checks for
@@ -33,9 +43,7 @@ def refuse_failed(
         return
     problems = [
         Problem(
-            f"{check.name}: {check.worst:.3g}, "
-            f"{'needed' if check.at_least else 'allowed'} {check.tolerance:.3g}"
-            + (f" ({check.detail})" if check.detail else ""),
+            failed_sentence(check),
             check.where or where,
             check.hint,
         )
@@ -44,4 +52,6 @@ def refuse_failed(
     error = VerificationError.of(problems)
     error.checks = tuple(checks)
     error.attribution = attribution or by_checks(failed)
+    error.findings = tuple(findings)
+    error.artefact, error.plan, error.facts = where, plan, facts or {}
     raise error

@@ -137,7 +137,7 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
     else:
         warnings = not_verified(job, but=["--input"])
     if place.writes or form.is_lowered:  # else no file is made of these weights
-        refuse_failed(by_weights, place.shown)
+        refuse_failed(by_weights, place.shown, plan=job.plan)
     if isinstance(source, CachedPair):
         made = _make_pair(job, form, place, Pair(source, job.plan, merged), verify=verify)
     else:
@@ -196,7 +196,8 @@ def _make_file(
         return _make_lowered(place, full, form, before, verify=verify)
     proven = prove_file(place.path, exported, job, subject) if verify else Proven()
     if writes:
-        refuse_failed((*before, *proven.checks), place.shown, proven.attribution)
+        checks = (*before, *proven.checks)
+        refuse_failed(checks, place.shown, proven.attribution, plan=job.plan)
     return _made(exported, proven, {"graph": graph_facts(exported, proven.saved)})
 
 
@@ -212,7 +213,8 @@ def _make_lowered(
         job = full_proof(full.job, form)
         proven = prove_file(full.path, full.exported, job, full.subject, linked=True)
         # The lowered file is compared with this graph, so the graph must be right.
-        refuse_failed((*before, *proven.checks), place.shown, proven.attribution)
+        checks = (*before, *proven.checks)
+        refuse_failed(checks, place.shown, proven.attribution, plan=job.plan)
     if place.writes:
         files, more, facts = lower_into(place.path, full, form, verify=verify)
     else:
