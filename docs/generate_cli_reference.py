@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from generated_page import head, write_or_check
 
 from lora_export.cli import main as program
 from lora_export.errors import LoraExportError
@@ -17,15 +16,8 @@ from lora_export.errors import LoraExportError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-REFERENCE = Path(__file__).with_name("cli.md")
+SCRIPT = Path(__file__)
 WIDTH = 100  # whatever the terminal's is
-REMAKE = "python docs/generate_cli_reference.py"
-HEAD = f"""\
-<!-- Written by `{REMAKE}`; edits are lost. -->
-
-# The command line
-
-"""
 # The statuses that are no error's; the others are read from lora_export.errors.
 STATUSES = {
     0: "done",
@@ -34,30 +26,12 @@ STATUSES = {
 }
 
 
-def main() -> int:
-    """Write the reference, or with --check report whether it is up to date."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare")
-    check = parser.parse_args().check
-    text = reference()
-    if not check:
-        REFERENCE.write_text(text, encoding="utf-8")
-        return 0
-    found = REFERENCE.read_text(encoding="utf-8") if REFERENCE.exists() else ""
-    if found == text:
-        print(f"{REFERENCE.name} is up to date")
-        return 0
-    lines = difflib.unified_diff(found.splitlines(), text.splitlines(), "is", "should be", n=1)
-    print(*lines, sep="\n", end=f"\n{REFERENCE.name} is out of date; run: {REMAKE}\n")
-    return 1
-
-
 def reference() -> str:
     """Return the whole page."""
     context = click.Context(
         program, info_name="lora-export", terminal_width=WIDTH, **program.context_settings
     )
-    parts = [HEAD, *_command(context, program)]
+    parts = [head(SCRIPT, "The command line"), *_command(context, program)]
     for name in program.list_commands(context):
         command = program.get_command(context, name)
         if command and not command.hidden:
@@ -113,4 +87,4 @@ def _statuses() -> dict[int, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(SCRIPT, SCRIPT.with_name("cli.md"), reference))

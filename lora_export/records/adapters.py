@@ -123,9 +123,13 @@ class Adapter:
     """
 
     path: Path
+    """The file or folder, as the user named it."""
     dialect: str
+    """Whose file it is: "peft", "loralib", ..."""
     updates: tuple[Update, ...]
+    """The low-rank updates, one for each module that was adapted."""
     replacements: tuple[Replacement, ...]
+    """Full tensors that take the place of the base's."""
     weight: float = 1.0
     """The user's factor for the whole adapter."""
     wrapper: str = ""

@@ -17,6 +17,7 @@ class Delta:
     """One update resolved against its base tensor: all that the arithmetic needs."""
 
     adapter: str
+    """The path of the adapter."""
     module: str
     """The module's name in the model: the base's name of the tensor less its last component."""
     kind: str
@@ -26,7 +27,9 @@ class Delta:
     shape: tuple[int, ...]
     """Of the base tensor."""
     rank: int
+    """The number of rows of A."""
     alpha: float
+    """lora_alpha of the training."""
     scaling: float
     """Computed by `rule`: the Python float that the library has."""
     weight: float = 1.0
@@ -38,6 +41,7 @@ class Delta:
     recipe: MergeRecipe = "loralib"
     """Whose arithmetic and rounding, unless the plan asks for the exact sum."""
     rule: ScalingRule = "alpha / rank"
+    """How the scaling is computed."""
     indices: tuple[int, ...] = ()
     """See Terms."""
     parameter: str = "weight"

@@ -29,8 +29,11 @@ class Step:
     """How one output tensor is made."""
 
     out: TensorSpec
+    """Name, dtype and shape of the output tensor."""
     action: StepAction
+    """What is done to `source`: "copy", "cast", "merge", "replace" or "add"."""
     source: TensorRef
+    """The stored tensor that it is made from."""
     deltas: tuple[Delta, ...] = ()
     """Updates of `source`, whatever the action."""
     reason: str = ""
@@ -71,12 +74,19 @@ class MergePlan:
     """Everything that will be written, decided before the first byte is written."""
 
     base: Checkpoint
+    """Its tensors, by name, and where they are stored."""
     adapters: tuple[Adapter, ...]
+    """In the order in which they were named."""
     recipe: str
+    """Whose arithmetic is reproduced: "auto", "peft", "peft-safe" or "exact"."""
     shards: tuple[ShardPlan, ...]
+    """The weight files that are written, each with its tensors."""
     side_files: tuple[SideFile, ...] = ()
+    """The other files of a folder, each a copy or an edit."""
     index_name: str | None = None
+    """The file that names the shard of every tensor; None for weights in one file."""
     index_metadata: Mapping[str, object] = field(default_factory=dict)
+    """Its `metadata`."""
     dropped: Mapping[str, str] = field(default_factory=dict)
     """Base tensors that are not written, each with the reason.
 
@@ -98,6 +108,7 @@ class MergePlan:
     choices: tuple[str, ...] = ()
     """Every naming rule and fact that was used, for the user."""
     warnings: tuple[str, ...] = ()
+    """What in the inputs needs the user's attention."""
     card: Card | None = None
     """The content of a folder's README.md that comes from neither the plan nor the proof."""
 

@@ -114,7 +114,9 @@ class Check:
     """One result of the verification."""
 
     name: str
+    """What is compared, the same in every run: "merged elements"."""
     passed: bool
+    """Whether the result is what it must be."""
     worst: float
     """The worst value that was measured; in a check of identity, the number of differences."""
     tolerance: float
@@ -122,9 +124,11 @@ class Check:
     where: str = ""
     """The tensor or output that has the worst value."""
     detail: str = ""
+    """What was found, and the source of the tolerance, for the user."""
     at_least: bool = False
     """Whether `worst` must be above `tolerance` instead; the adapter's effect must exceed noise."""
     level: Level = ""
+    """What the check is about: "manifest", "weights", "model", "file", "runtime", "precision"."""
     hint: str = ""
     """What to do if the check fails."""
 
@@ -134,6 +138,7 @@ class Attribution:
     """What broke a proof, and where."""
 
     stage: Stage
+    """The step that went wrong: "merge", "export", "shape specialisation", "runtime optimiser"."""
     module: str = ""
     """The module's path in the torch model; "" if it is not known."""
     node: str = ""

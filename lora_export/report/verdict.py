@@ -122,4 +122,5 @@ def percent(share: float) -> str:
     value = 100 * share
     if 0 < value < _LEAST:
         return f"less than {_LEAST:g} %"
-    return f"{value:.1g} %" if 0 < value < 10 else f"{value:,.0f} %"
+    rounded = float(f"{value:.1g}") if value < 10 else round(value)
+    return f"{rounded:,.{0 if rounded >= 1 else 1}f} %"
