@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Takes = Literal["text", "path", "number", "whole", "flag", "either", "choice", "blocks"]
+Takes = Literal["text", "path", "factory", "number", "whole", "flag", "either", "choice", "blocks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Option:
     """The kind of value.
 
     "whole" is a whole number. "flag" is True or False. "either" is True, False or None, with a flag
-    for each of the first two. "blocks" is `1,0,1`, or a sequence of bool.
+    for each of the first two. "blocks" is `1,0,1`, or a sequence of bool. "factory" is
+    `package.module:function` or `path/to/file.py:function`.
     """
     help: str
     """One or two sentences for `--help`."""
@@ -158,7 +159,7 @@ PROOF = (
 
 _MODEL = Option(
     "model",
-    "text",
+    "factory",
     "Your own model: package.module:build or path/to/file.py:build. Its code runs.",
     metavar="MODULE:FACTORY",
 )
@@ -224,6 +225,14 @@ def _verify(text: str) -> Option:
 def _output(text: str, *, needed: bool) -> Option:
     return Option("output", "path", text, short="o", needed=needed)
 
+
+OUTPUT = (
+    Option("as_json", "flag", "Print one JSON object (docs/json.md).", default=False, long="json"),
+    Option("quiet", "flag", "Print nothing but errors and notes.", default=False, short="q"),
+    Option("verbose", "flag", "List every module and tensor.", default=False, short="v"),
+    Option("debug", "flag", "Show the traceback of an error.", default=False),
+)
+"""How the command line prints what a verb returns; no keywords of the library."""
 
 _DRY_RUN = Option(
     "dry_run", "flag", "Print the plan and the room it needs; write nothing.", default=False

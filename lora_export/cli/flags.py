@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from lora_export.options import VERBS
+from lora_export.options import OUTPUT, VERBS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,9 +77,5 @@ def _type(option: Option) -> dict[str, Any]:
     return {"type": types.get(option.takes)}
 
 
-output_options = together(
-    _option("--json", "as_json", is_flag=True, help="Print one JSON object (docs/json.md)."),
-    _option("-q", "--quiet", is_flag=True, help="Print nothing but errors and notes."),
-    _option("-v", "--verbose", is_flag=True, help="List every module and tensor."),
-    _option("--debug", is_flag=True, help="Show the traceback of an error."),
-)
+output_options = together(*map(_click_option, OUTPUT))
+"""Adds the options of how a command prints its outcome."""

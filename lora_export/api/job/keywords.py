@@ -34,6 +34,7 @@ R = TypeVar("R")
 _WORDS: Mapping[Takes, str] = {
     "text": "a text",
     "path": "a path",
+    "factory": "a text",
     "number": "a number",
     "whole": "a whole number",
     "flag": "True or False",
@@ -208,6 +209,7 @@ def _fits(value: object, takes: Takes) -> bool:
     kinds: Mapping[Takes, type | tuple[type, ...]] = {
         "text": str,
         "path": (str, os.PathLike),
+        "factory": str,
         "number": Real,
         "whole": Integral,
     }
