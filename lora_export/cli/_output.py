@@ -42,9 +42,16 @@ class Command(click.Command):
     """A command that prints its usage errors as JSON too."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the words as click does."""
-        with usage_errors_as_json(ctx, args):
-            return super().parse_args(ctx, args)
+        """Parse the words as click does; print a refusal of --config as any other."""
+        words = tuple(args)  # click removes words from its list while it parses
+        try:
+            with usage_errors_as_json(ctx, words):
+                return super().parse_args(ctx, args)
+        except LoraExportError as error:
+            as_json = _is_json_asked(ctx, words)
+            quiet, debug = "-q" in words or "--quiet" in words, "--debug" in words
+            output = Output(ctx.info_name or "", as_json, quiet, verbose=False, debug=debug)
+            output.refuse(error)
 
 
 @contextmanager
@@ -58,11 +65,18 @@ def usage_errors_as_json(ctx: click.Context, words: Sequence[str]) -> Iterator[N
     try:
         yield
     except click.UsageError as error:
-        if "--json" in words or os.environ.get("LORA_EXPORT_JSON", "").strip().lower() in _TRUE:
+        if _is_json_asked(ctx, words):
             problem = Problem(error.format_message(), hint=f"{ctx.command_path} --help")
             name = ctx.info_name or "" if ctx.parent else ""
             click.echo(json_text(error_json(name, "usage", (problem,))))
         raise
+
+
+def _is_json_asked(ctx: click.Context, words: Sequence[str]) -> bool:
+    """Return whether --json is among the words, in the environment, or in the file of --config."""
+    if "--json" in words or (ctx.default_map or {}).get("as_json"):
+        return True
+    return os.environ.get("LORA_EXPORT_JSON", "").strip().lower() in _TRUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +107,7 @@ class Output:
             with byte_progress(wanted=not self.quiet) as progress, redirect_stdout(sys.stderr):
                 report = call(progress)
         except LoraExportError as error:
-            self._print_refusal(error)
-            sys.exit(error.status)
+            self.refuse(error)
         except KeyboardInterrupt:
             self._print_stop("interrupted", "interrupted; nothing was published")
             sys.exit(INTERRUPTED)
@@ -102,14 +115,18 @@ class Output:
             if error.code == TERMINATED:  # SIGTERM; see checkpoint.interrupts
                 self._print_stop("interrupted", "terminated; nothing was published")
                 raise
-            self._print_refusal(_left_from_within(error))
-            sys.exit(UsageError.status)
+            self.refuse(_left_from_within(error))
         except BaseException as error:  # noqa: BLE001 - the last resort: status 1, our bug
             traceback.print_exc()
             self._print_stop("bug", f"{type(error).__name__}: {error}", hint=_REPORT)
             sys.exit(1)
         self._print_report(report)
         sys.exit(0)
+
+    def refuse(self, error: LoraExportError) -> NoReturn:
+        """Print why nothing was done, and exit with the status of the error."""
+        self._print_refusal(error)
+        sys.exit(error.status)
 
     def _print_stop(self, code: str, message: str, *, hint: str = "") -> None:
         if self.as_json:

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from lora_export.cli._config import take_config
 from lora_export.options import OUTPUT, VERBS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from lora_export.options import Option
 
     Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-_DEFAULTS = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+_AMBIENT = (ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
+"""Where values come from that are meant for many runs: variables, and the file of --config."""
 
 
 def declared(verb: str) -> Decorator:
@@ -25,9 +27,21 @@ def declared(verb: str) -> Decorator:
     return together(*(_click_option(option) for option in VERBS[verb]))
 
 
-def given(context: click.Context, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that the user gave; the verb itself has the defaults of the others."""
-    return {k: v for k, v in values.items() if context.get_parameter_source(k) not in _DEFAULTS}
+def given(
+    context: click.Context, values: dict[str, Any], *, unfit: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the values that the user gave; the verb itself has the defaults of the others.
+
+    unfit: options that say nothing about these paths. Their values from the environment or from
+        --config are left out; the verb refuses them where the command line has them.
+    """
+    sources = {name: context.get_parameter_source(name) for name in values}
+    return {
+        name: value
+        for name, value in values.items()
+        if sources[name] is not ParameterSource.DEFAULT
+        and not (name in unfit and sources[name] in _AMBIENT)
+    }
 
 
 def together(*decorators: Decorator) -> Decorator:
@@ -77,5 +91,16 @@ def _type(option: Option) -> dict[str, Any]:
     return {"type": types.get(option.takes)}
 
 
-output_options = together(*map(_click_option, OUTPUT))
-"""Adds the options of how a command prints its outcome."""
+output_options = together(
+    *map(_click_option, OUTPUT),
+    _option(
+        "--config",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=take_config,
+        metavar="FILE",
+        help="TOML file with any of these options.",
+    ),
+)
+"""Adds the options that every command has."""

@@ -10,6 +10,9 @@ import click
 from lora_export.cli._output import Command, Output
 from lora_export.cli.flags import declared, given, output_options
 
+_FOLDERS = ("max_shard_size", "tokenizer")
+"""Options of a base that is a folder."""
+
 
 @click.command("merge", cls=Command)
 @click.argument("base", type=click.Path(path_type=Path))
@@ -26,8 +29,13 @@ def command(context: click.Context, /, **values: Any) -> None:
     in sub-folders, name the sub-folder. Several adapters are summed from the unmerged base.
     """
     output = Output.taken_from("merge", values)
-    settings = given(context, values)
+    settings = given(context, values, unfit=_FOLDERS if _is_weights(values["base"]) else ())
 
     from lora_export.api import merge
 
     output.run(lambda progress: merge(**settings, progress=progress))
+
+
+def _is_weights(base: Path) -> bool:
+    """Return whether the base is one file of weights, and not the index of several."""
+    return base.suffix != ".json" and base.is_file()

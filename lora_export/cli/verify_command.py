@@ -24,8 +24,13 @@ def command(context: click.Context, /, **values: Any) -> None:
     and a warning names them. --allow-*, --unmerged-base and --tied are never taken from there.
     """
     output = Output.taken_from("verify", values)
-    settings = given(context, values)
+    settings = given(context, values, unfit=["dtype"] if _holds_onnx(values["artifact"]) else [])
 
     from lora_export.api import verify
 
     output.run(lambda progress: verify(**settings, progress=progress))
+
+
+def _holds_onnx(artifact: Path) -> bool:
+    """Return whether --precision, and not --dtype, describes the weights of an artefact."""
+    return artifact.suffix == ".onnx" or any(artifact.glob("*.onnx"))
