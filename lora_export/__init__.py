@@ -35,9 +35,9 @@ a checkout, on the trained files of samples/:
     )
 
 Each function returns a `Report`. Where it raises a class of `lora_export.errors` instead, it has
-published nothing. The public names are these five functions, `lora_export.errors`, and
-`lora_export.Report` with the records in its fields. Every other module is internal, and may change
-in any release.
+published nothing. The public names are these five functions, `lora_export.errors`,
+`lora_export.Report` with the records in its fields, and `lora_export.Progress`, which `progress=`
+is called with. Every other module is internal, and may change in any release.
 """
 
 from __future__ import annotations
@@ -50,9 +50,13 @@ from lora_export import version
 if TYPE_CHECKING:
     from lora_export import errors
     from lora_export.api import export_onnx, inspect, merge, unmerge, verify
+    from lora_export.records import Progress
     from lora_export.report.result import Report
 
-__all__ = ["Report", "errors", "export_onnx", "inspect", "merge", "unmerge", "verify"]
+__all__ = ["Progress", "Report", "errors", "export_onnx", "inspect", "merge", "unmerge", "verify"]
+
+_PLACES = {"Report": "lora_export.report.result", "Progress": "lora_export.records"}
+"""The modules of public names that are no functions."""
 
 __version__ = version.VERSION
 
@@ -71,5 +75,4 @@ if not TYPE_CHECKING:  # a type checker reads the imports above, and refuses any
             raise AttributeError(message)
         if name == "errors":
             return import_module("lora_export.errors")
-        place = "lora_export.report.result" if name == "Report" else "lora_export.api"
-        return getattr(import_module(place), name)
+        return getattr(import_module(_PLACES.get(name, "lora_export.api")), name)

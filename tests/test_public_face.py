@@ -59,13 +59,15 @@ FACE = {
 
 
 def test_these_names_are_public():
-    assert set(lora_export.__all__) == {*FACE, "Report", "errors"}
-    assert {*FACE, "Report", "errors", "__version__"} <= set(dir(lora_export))
+    assert set(lora_export.__all__) == {*FACE, "Progress", "Report", "errors"}
+    assert {*FACE, "Progress", "Report", "errors", "__version__"} <= set(dir(lora_export))
     assert lora_export.errors.LoraExportError.status
     assert lora_export.Report.passed
     plain = {name for name in dir(lora_export) if not name.startswith("_")}
     loaded = {name for name in plain if inspect.ismodule(getattr(lora_export, name, None))}
-    assert plain - loaded == {*FACE, "Report", "annotations", "TYPE_CHECKING", "import_module"}
+    assert plain - loaded == {
+        *FACE, "Progress", "Report", "annotations", "TYPE_CHECKING", "import_module",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FACE)

@@ -24,13 +24,14 @@ from lora_export.models.choose import why_no_model
 from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.onnx_export.settings import ExportSettings
 from lora_export.report.result import Report
+from lora_export.report.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from typing_extensions import Unpack
 
-    from lora_export.api.job.keywords import Progress, Settings
+    from lora_export.api.job.keywords import OnProgress, Settings
     from lora_export.api.job.planned_job import Job
     from lora_export.api.space import Space
     from lora_export.checkpoint.output.publish import Staging
@@ -54,7 +55,7 @@ def export_onnx(
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
     provider: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     **settings: Unpack[Settings],
 ) -> Report:
     """Write the merged model as ONNX, and prove it in ONNX Runtime against both torch models.
@@ -94,8 +95,7 @@ def export_onnx(
             takes the user's cache.
         no_capture_cache: capture again, and keep nothing.
         provider: ONNX Runtime's execution providers to verify with; empty takes the CPU's.
-        progress: called with the bytes that the proof of a large model has read, and with those in
-            all. None reports nothing.
+        progress: see `merge`.
         settings: how adapters are read and merged, and how the network is run to be proven. See
             `lora_export.api.job.keywords.Settings`, or the command's options of the same names.
 
@@ -118,8 +118,14 @@ def export_onnx(
     proof.check_made(verify=verify)
     network = Network(model, task, kv_cache)
     network.refuse_lowered(precision)
-    job = make_job(base, adapters, network=network, proof=proof, settings=adapter_options(settings))
-    job = replace(job, progress=progress)
+    job = make_job(
+        base,
+        adapters,
+        network=network,
+        proof=proof,
+        settings=adapter_options(settings),
+        clock=Stopwatch(progress),
+    )
     target = Path(output) if output else None
     space = needs(job, lower, target, verify=verify)
     pair = is_pair(job)
@@ -190,7 +196,9 @@ def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: 
     if stage.kind == "file":
         for file in made.files[1:]:  # external data, named by its content
             stage.announce(file.path)
-    digests = hash_files([shard.file for shard in job.plan.base.shards], 1) if verify else {}
+    shards = [shard.file for shard in job.plan.base.shards] if verify else []
+    with job.clock("hash", "bytes") as progress:
+        digests = hash_files(shards, 1, progress)
     graph = recorded_graph(stage.path, job, form, made.facts, verify=verify)
     record = build_manifest(
         job,
@@ -204,7 +212,8 @@ def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: 
         unproven=made.unproven,
     )
     written = write_manifest(stage, record)
-    stage.publish()
+    with job.clock("publish"):
+        stage.publish()
     return Report(
         "onnx",
         str(stage.output),

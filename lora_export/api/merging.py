@@ -13,7 +13,6 @@ from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import (
     adapter_options,
     checked,
-    no_progress,
     proof_options,
 )
 from lora_export.api.job.planned_job import make_job
@@ -31,6 +30,7 @@ from lora_export.execution.undo import check_undoable, is_undo_of, write_undo
 from lora_export.planning.folder.sharding import parse_size, resharded
 from lora_export.records import at_level
 from lora_export.report.result import Report
+from lora_export.report.stopwatch import Stopwatch
 from lora_export.report.survival import survival_facts, survival_warnings
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.job.keywords import Progress, Settings
+    from lora_export.api.job.keywords import OnProgress, Settings
     from lora_export.api.job.planned_job import Job
     from lora_export.checkpoint.output.publish import Staging
     from lora_export.records import MergePlan, WrittenFile
@@ -60,7 +60,7 @@ def merge(
     undo: str | Path | None = None,
     jobs: int | None = None,
     max_shard_size: str | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     **settings: Unpack[Settings],
 ) -> Report:
     """Merge `adapters` into `base`, prove the result, and publish it at `output`.
@@ -94,8 +94,8 @@ def merge(
         max_shard_size: lay a folder out anew, in shards of at most e.g. "5GB".
         dtype: "float32", "float16" or "bfloat16": every floating tensor is in this dtype, merged in
             float32 and rounded once. None and "keep" take the base's dtypes.
-        progress: called with the bytes written so far, and with the bytes in all; then with those
-            that the proof of a large model reads. None reports nothing.
+        progress: called with a `lora_export.Progress` when a stage begins and when it advances,
+            perhaps from another thread. None reports nothing.
         settings: how adapters are read and merged, and how the network is run to be proven. See
             `lora_export.api.job.keywords.Settings`, or the command's options of the same names.
 
@@ -122,8 +122,8 @@ def merge(
         network=Network(model, task),
         proof=proof,
         settings=adapter_options(settings),
+        clock=Stopwatch(progress),
     )
-    job = replace(job, progress=progress)
     if max_shard_size:
         job = replace(job, plan=_resharded(job.plan, max_shard_size))
     plan = job.plan
@@ -150,9 +150,7 @@ def merge(
         stage = stack.enter_context(
             staging(target, force=force, inputs=inputs, kind=kind, beside=beside)
         )
-        writing = Writing(
-            jobs or os.cpu_count() or 1, progress or no_progress, verify, force, max_shard_size
-        )
+        writing = Writing(jobs or os.cpu_count() or 1, verify, force, max_shard_size)
         return replace(_merge_into(stage, job, writing, kept or None), output=str(target))
 
 
@@ -162,7 +160,6 @@ class Writing:
 
     #: Threads, 1 or more.
     jobs: int
-    progress: Progress
     #: Whether the result is proven before it is published.
     verify: bool
     #: Whether an earlier export is replaced.
@@ -172,6 +169,7 @@ class Writing:
 
 
 def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None) -> Report:
+    from lora_export.execution.digests import hash_files
     from lora_export.execution.stage import write_plan
     from lora_export.verification.failure import refuse_failed
     from lora_export.verification.weights.whole_weights import WeightProof
@@ -180,27 +178,30 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     space = space_for(plan, stage.output, writing.jobs)
     refuse_too_little(space, stage.output)
     proof = WeightProof(plan) if writing.verify else None
-    with job.clock("merge"):
+    with job.clock("merge", "bytes") as progress:
         files, digests = write_plan(
             plan,
             stage.path,
             allow_noop=job.allow_noop,
             jobs=writing.jobs,
             watcher=proof,
-            progress=writing.progress,
+            progress=progress,
+            clock=job.clock,
             digest_base=writing.verify or undo is not None,
         )
     proven, survival = Proven(warnings=not_verified(job)), None
     if proof:
-        survival = proof.survival()
-        merged = read_checkpoint(stage.path)
-        by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
+        with job.clock("proof by weights"):
+            survival = proof.survival()
+            merged = read_checkpoint(stage.path)
+            by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
         proven = prove_further(job, merged, at_level("weights", by_weights))
     checks = proven.checks
     found = survival_facts(survival)
     refuse_failed(checks, str(stage.output), proven.attribution, plan=plan, facts=found)
     left = [f for adapter in plan.adapters for f in adapter.files() if f not in digests]
-    digests = {**digests, **{path: file_sha256(path) for path in left}}
+    with job.clock("hash", "bytes") as progress:
+        digests |= hash_files(left, writing.jobs, progress)
     card = describe(
         job,
         stage.path,
@@ -224,11 +225,13 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     # The undo file is published before the checkpoint: a run that is killed between the two leaves
     # an undo file too many, never a merged checkpoint that cannot be undone.
     if undo:
-        kept = write_undo(plan, undo.path, digests, writing.jobs)
-        files = (*files, kept)
-        _publish_undo(undo, kept, force=writing.force)
+        with job.clock("write the undo file"):
+            kept = write_undo(plan, undo.path, digests, writing.jobs)
+            files = (*files, kept)
+            _publish_undo(undo, kept, force=writing.force)
     try:
-        stage.publish()
+        with job.clock("publish"):
+            stage.publish()
     except BaseException:
         if undo and undo.is_published:
             undo.output.unlink()  # it describes a checkpoint that was not published

@@ -6,16 +6,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.api.job.keywords import checked, no_progress
+from lora_export.api.job.keywords import checked
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
 from lora_export.execution.undo import is_restored, read_undo, restore
 from lora_export.report.result import Report
+from lora_export.report.stopwatch import Stopwatch
 from lora_export.verification.failure import refuse_failed
 from lora_export.verification.listed_check import listed_check
 
 if TYPE_CHECKING:
-    from lora_export.api.job.keywords import Progress
+    from lora_export.api.job.keywords import OnProgress
     from lora_export.checkpoint.output.targets import Kind
 
 
@@ -27,7 +28,7 @@ def unmerge(
     undo: str | Path,
     jobs: int | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Report:
     """Write the base of `merged` at `output`, and prove it by its SHA-256.
 
@@ -45,8 +46,7 @@ def unmerge(
         undo: the file that `merge` kept.
         jobs: threads; None takes one a processor.
         force: replace an earlier export at `output`. If `output` is the base already, it stays.
-        progress: called with the bytes written so far, and with the bytes in all. None reports
-            nothing.
+        progress: see `merge`.
 
     Returns:
         The report, with one check: that every weight file has the base's SHA-256.
@@ -56,6 +56,7 @@ def unmerge(
         VerificationError: the restored files are not those of the base; nothing is published.
         UsageError, LimitError, OutputError, StorageError: as for `merge`.
     """
+    clock = Stopwatch(progress)
     kept, target = Path(undo), Path(output)
     checkpoint = read_checkpoint(Path(merged))
     description, _ = read_undo(kept)
@@ -65,16 +66,14 @@ def unmerge(
         return Report("unmerge", str(target), None, (check,))
     inputs = [checkpoint.root, *(shard.file for shard in checkpoint.shards), kept]
     with staging(target, force=force, inputs=inputs, kind=kind) as stage:
-        files, wanted = restore(
-            checkpoint,
-            kept,
-            stage.path,
-            jobs=jobs or os.cpu_count() or 1,
-            progress=progress or no_progress,
-        )
+        with clock("restore", "bytes") as advance:
+            files, wanted = restore(
+                checkpoint, kept, stage.path, jobs=jobs or os.cpu_count() or 1, progress=advance
+            )
         wrong = [file.path for file in files if wanted.get(file.path, file.sha256) != file.sha256]
         detail = f"{len(wanted)} weight files have the base's SHA-256"
         check = listed_check("restored", wrong, detail)
         refuse_failed([check], str(target))
-        stage.publish()
-    return Report("unmerge", str(target), None, (check,), files)
+        with clock("publish"):
+            stage.publish()
+    return Report("unmerge", str(target), None, (check,), files, facts=clock.facts())

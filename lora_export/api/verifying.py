@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.onnx_export.settings import ExportSettings
 from lora_export.records import at_level
 from lora_export.report.result import Report
+from lora_export.report.stopwatch import Stopwatch
 from lora_export.report.survival import survival_facts, survival_warnings
 from lora_export.verification.failure import refuse_failed
 from lora_export.verification.files.manifest_check import check_outputs
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.job.keywords import Progress, Settings
+    from lora_export.api.job.keywords import OnProgress, Settings
     from lora_export.api.job.planned_job import Job
     from lora_export.api.job.proof_options import ProofOptions
     from lora_export.api.proof.following import PlanAgain
@@ -61,7 +61,7 @@ def verify(
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
     provider: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     **settings: Unpack[Settings],
 ) -> Report:
     """Prove `artifact` again: a folder, a .safetensors or an .onnx file.
@@ -90,8 +90,7 @@ def verify(
         capture_cache: see `export_onnx`.
         no_capture_cache: see `export_onnx`.
         provider: see `export_onnx`.
-        progress: called with the bytes that the proof of a large model has read, and with those in
-            all. None reports nothing.
+        progress: see `merge`.
         dtype: see `merge`; None takes the manifest's.
         settings: see `merge`.
 
@@ -116,6 +115,7 @@ def verify(
     network = Network(model, task, kv_cache)
     network.refuse_lowered(precision)
     _refuse_dtype(path, about)
+    clock = Stopwatch(progress)
     recorded = read_manifest(path, hint=_WITHOUT)
     for_onnx: dict[str, object] = {
         "opset": opset,
@@ -129,12 +129,18 @@ def verify(
             hint="name both: --base BASE --adapter ADAPTER",
         )
         unused = _unused(proof, {**about, **network.given(), **for_onnx})
-        return _by_manifest(path, recorded, unused)
+        return _by_manifest(path, recorded, unused, clock)
     lower, by_manifest = recorded_precision(recorded, precision)
     job, before, inherited = recorded_job(
-        path, recorded, base, adapters, network=network, proof=proof, settings=about
+        path,
+        recorded,
+        base,
+        adapters,
+        network=network,
+        proof=proof,
+        settings=about,
+        clock=clock,
     )
-    job = replace(job, progress=progress)
     if recorded is None:  # else the manifest names the kind of graph, or a digest fails
         _refuse_other_graph(path, job.network)
     unused = ()
@@ -144,12 +150,13 @@ def verify(
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
         form = Form(ExportSettings(opset, captures), lower, allow_lossy=allow_lossy)
-        plan_again = partial(make_job, base, adapters, network=network, proof=proof)
+        plan_again = partial(make_job, base, adapters, network=network, proof=proof, clock=clock)
         job, proven, facts = _again(path, job, form, None if recorded else plan_again)
     except InputError:
         refuse_failed(before, str(path))  # a digest that fails explains the error
         raise
     checks = (*before, *proven.checks)
+    facts = {**facts, **clock.facts()}
     refuse_failed(checks, str(path), proven.attribution, plan=job.plan, facts=facts)
     lossy = survival_warnings(proven.survival)
     warnings = (*inherited, *unused, *by_manifest, *job.plan.warnings, *proven.warnings, *lossy)
@@ -165,7 +172,9 @@ def verify(
     )
 
 
-def _by_manifest(path: Path, recorded: Recorded | None, unused: tuple[str, ...]) -> Report:
+def _by_manifest(
+    path: Path, recorded: Recorded | None, unused: tuple[str, ...], clock: Stopwatch
+) -> Report:
     """Report whether the files have the digests of the manifest.
 
     unused: warnings of options without effect, for the report.
@@ -180,10 +189,11 @@ def _by_manifest(path: Path, recorded: Recorded | None, unused: tuple[str, ...])
             where=str(path),
             hint="name what it was made of: --base BASE --adapter ADAPTER",
         )
-    checks = at_level("manifest", check_outputs(path, recorded))
+    with clock("hash", "bytes") as seen:
+        checks = at_level("manifest", check_outputs(path, recorded, seen))
     refuse_failed(checks, str(path))
     warnings = (*_unproven(recorded), *unused)
-    return Report("verify", str(path), checks=checks, warnings=warnings)
+    return Report("verify", str(path), checks=checks, warnings=warnings, facts=clock.facts())
 
 
 def _refuse_other_graph(path: Path, network: Network) -> None:
@@ -263,7 +273,7 @@ def _again(
         proven = Proven(
             made.checks, made.warnings, made.attribution, kept=made.kept, unproven=made.unproven
         )
-        return job, proven, {**made.facts, **job.clock.facts()}
+        return job, proven, dict(made.facts)
     merged = read_checkpoint(path)
     if plan_again:
         job, proven = prove_foreign(job, merged, plan_again)

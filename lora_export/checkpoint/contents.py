@@ -18,7 +18,7 @@ from lora_export.errors import InputError
 from lora_export.records import DTYPE_BITS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from lora_export.records import TensorRef
@@ -94,8 +94,10 @@ def tensors_sha256(refs: Iterable[TensorRef]) -> str:
     return sha.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, seen: Callable[[int], None] = lambda _: None) -> str:
     """Return the SHA-256 of a whole file, in hexadecimal.
+
+    seen: called with the size in bytes of every piece.
 
     Raises:
         StorageError: the file cannot be read.
@@ -104,6 +106,7 @@ def file_sha256(path: Path) -> str:
         sha = hashlib.sha256()
         while data := file.read(CHUNK_BYTES):
             sha.update(data)
+            seen(len(data))
         return sha.hexdigest()
 
 

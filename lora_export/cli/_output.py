@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from lora_export.cli._progress import byte_progress
+from lora_export.cli._progress import shown_progress
 from lora_export.errors import LoraExportError, UsageError, VerificationError
 from lora_export.records import Problem
 from lora_export.report.result import (
@@ -27,10 +27,10 @@ from lora_export.report.verdict import verdict, verdict_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from lora_export.records import Attribution
+    from lora_export.records import Attribution, Progress
     from lora_export.report.result import Report
 
-    Progress = Callable[[int, int], None]
+    OnProgress = Callable[[Progress], None]
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -96,7 +96,7 @@ class Output:
         names = ("as_json", "quiet", "verbose", "debug")
         return cls(command, **{name: values.pop(name) for name in names})
 
-    def run(self, call: Callable[[Progress], Report]) -> NoReturn:
+    def run(self, call: Callable[[OnProgress], Report]) -> NoReturn:
         """Call with a progress bar, print the outcome, and exit with its status.
 
         Raises:
@@ -104,7 +104,7 @@ class Output:
         """
         try:
             # stdout is for the result: text that the user's own model prints goes to stderr.
-            with byte_progress(wanted=not self.quiet) as progress, redirect_stdout(sys.stderr):
+            with shown_progress(wanted=not self.quiet) as progress, redirect_stdout(sys.stderr):
                 report = call(progress)
         except LoraExportError as error:
             self.refuse(error)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.reading import open_for_reading, pread_exact, system_errors
 from lora_export.execution.output_file import Lane
+from lora_export.report.stopwatch import Seen, unseen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from lora_export.execution.output_file import FileTask
     from lora_export.records import MergePlan, ShardPlan
+    from lora_export.report.stopwatch import Advance
 
 
 def complete_digests(hashed: Mapping[Path, tuple[HASH, int]]) -> dict[Path, str]:
@@ -100,11 +103,15 @@ def _header_of(shard: ShardPlan, file: Path) -> bytes:
         return pread_exact(descriptor, first, 0)
 
 
-def hash_files(files: Sequence[Path], jobs: int) -> dict[Path, str]:
+def hash_files(files: Sequence[Path], jobs: int, progress: Advance = unseen) -> dict[Path, str]:
     """Return the SHA-256 of whole files, `jobs` at a time.
+
+    progress: called with the bytes done so far, and in all.
 
     Raises:
         StorageError: a file cannot be read.
     """
+    seen = Seen(progress, sum(file.stat().st_size for file in files if file.is_file()))
     with ThreadPoolExecutor(max_workers=max(jobs, 1)) as pool:
-        return dict(zip(files, pool.map(file_sha256, files), strict=True))
+        hashed = pool.map(partial(file_sha256, seen=seen), files)
+        return dict(zip(files, hashed, strict=True))

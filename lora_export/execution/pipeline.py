@@ -16,10 +16,11 @@ from lora_export.checkpoint.reading import pread_into, system_errors
 from lora_export.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from lora_export.execution.output_file import FileTask, Lane
     from lora_export.execution.segments import Content, Watcher
+    from lora_export.report.stopwatch import Advance
 
 AHEAD = 3
 """Pieces a thread that may wait for the digests of one file; they are held in memory."""
@@ -33,7 +34,7 @@ class Pipeline:
         tasks: Sequence[FileTask],
         jobs: int,
         watcher: Watcher | None,
-        progress: Callable[[int, int], None],
+        progress: Advance,
     ) -> None:
         """Prepare to run.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import ExitStack
+import sys
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import is_zero
@@ -20,13 +21,15 @@ from lora_export.execution.pipeline import Pipeline
 from lora_export.layers import all_kinds
 from lora_export.layers.threads import one_thread_each
 from lora_export.records import Problem
+from lora_export.report.stopwatch import Stopwatch, unseen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from lora_export.execution.segments import Watcher
     from lora_export.records import MergePlan, ShardPlan, Step, WrittenFile
+    from lora_export.report.stopwatch import Advance
 
 
 def write_plan(
@@ -36,7 +39,8 @@ def write_plan(
     allow_noop: bool,
     jobs: int | None = None,
     watcher: Watcher | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Advance = unseen,
+    clock: Stopwatch | None = None,
     digest_base: bool = False,
 ) -> tuple[tuple[WrittenFile, ...], dict[Path, str]]:
     """Write `plan` at `root`: a new file for a base that is one file, else a new folder.
@@ -48,6 +52,7 @@ def write_plan(
         jobs: threads; None takes one a processor.
         watcher: sees every piece as it was read back from the output.
         progress: called with the bytes done so far, and in all.
+        clock: counts "import torch" and "hash", which are no part of the merge itself.
         digest_base: hash the base's files as well, which costs as much as the copying.
 
     Returns:
@@ -61,7 +66,7 @@ def write_plan(
     """
     if plan.base.layout == "folder":
         root.mkdir(exist_ok=True)
-    jobs = jobs or os.cpu_count() or 1
+    jobs, clock = jobs or os.cpu_count() or 1, clock or Stopwatch()
     base = [shard.file for shard in plan.base.shards] if digest_base else []
     adapters = [path for adapter in plan.adapters for path in adapter.files()]
     tasks = [_task(plan, shard, root) for shard in plan.shards]
@@ -69,7 +74,8 @@ def write_plan(
     with ExitStack() as stack:
         # The head start ends with the import of torch, before any thread of the pipeline starts.
         with HeadStart(tasks, [*adapters, *base], jobs) as start:
-            stack.enter_context(torch_at_hand())
+            with clock("import torch") if "torch" not in sys.modules else nullcontext():
+                stack.enter_context(torch_at_hand())
             refuse_unusable(plan)
         digests = complete_digests(start.hashed)
         # Only a watched merge reads the bytes of the base that it copies; the kernel does not.
@@ -80,7 +86,9 @@ def write_plan(
     if not allow_noop:
         _refuse_unchanged(plan, tasks)
     digests.update({file: lane.sha.hexdigest() for file, lane in followed.items()})
-    digests.update(hash_files([file for file in base if file not in digests], jobs))
+    if left := [file for file in base if file not in digests]:
+        with clock("hash", "bytes") as seen:
+            digests.update(hash_files(left, jobs, seen))
     written = [task.result() for task in tasks]
     if plan.base.layout == "folder":
         written += _write_around(plan, root)

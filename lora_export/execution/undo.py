@@ -21,12 +21,14 @@ from lora_export.errors import InputError, StorageError, UsageError
 from lora_export.execution.output_file import FileTask
 from lora_export.execution.pipeline import Pipeline
 from lora_export.execution.segments import Literal, Range, cut, header_segment
+from lora_export.report.stopwatch import unseen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lora_export.execution.segments import Segment
     from lora_export.records import Checkpoint, MergePlan, TensorRef, WrittenFile
+    from lora_export.report.stopwatch import Advance
 
 KEY = "lora_export.undo"
 """The member of the metadata that holds the description."""
@@ -179,7 +181,7 @@ def restore(
     root: Path,
     *,
     jobs: int,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Advance = unseen,
 ) -> tuple[tuple[WrittenFile, ...], dict[str, str]]:
     """Write the base again at `root`.
 

@@ -84,8 +84,8 @@ def export(
         planned = _prepare(subject, settings)
     if path is None:
         return planned
-    with clock("fill and save"):
-        files = save_model(planned.graph, path, planned.weights())
+    with clock("fill and save", "bytes") as progress:
+        files = save_model(planned.graph, path, planned.weights(), progress=progress)
     _check_opset(path, planned.opset)
     return replace(planned, files=files)
 

@@ -31,6 +31,7 @@ from lora_export.records.files import (
     WeightSet,
 )
 from lora_export.records.plan import MergePlan, ShardPlan, Step, StepAction
+from lora_export.records.progress import Progress, Unit
 from lora_export.records.proof import (
     SUM,
     Attribution,
@@ -76,6 +77,7 @@ __all__ = [
     "Origin",
     "Place",
     "Problem",
+    "Progress",
     "Quantization",
     "Replacement",
     "ScalingRule",
@@ -90,6 +92,7 @@ __all__ = [
     "TensorRef",
     "TensorSpec",
     "Terms",
+    "Unit",
     "Update",
     "WeightSet",
     "WrittenFile",

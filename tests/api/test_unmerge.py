@@ -164,13 +164,25 @@ def test_jobs_and_verification_leave_the_bytes_alone(base, adapter, tmp_path):
     assert len(cards) == 2  # what was verified is all that the cards tell apart
 
 
-def test_progress_is_told_in_bytes(base, adapter, tmp_path):
+def test_progress_names_the_stages_and_counts_bytes(base, adapter, tmp_path):
     told = []
-    merge(base, [adapter], tmp_path / "o", alpha=3, progress=lambda *both: told.append(both))
-    done, totals = zip(*told, strict=True)
-    assert list(done) == sorted(done)
-    assert len(set(totals)) == 1
-    assert done[-1] == totals[0]
+    merge(base, [adapter], tmp_path / "o", alpha=3, undo=tmp_path / "u", progress=told.append)
+    stages = [*dict.fromkeys(event.stage for event in told)]
+    assert [s for s in stages if s not in ("import torch", "hash")] == [
+        "plan",
+        "merge",
+        "proof by weights",
+        "write the undo file",
+        "publish",
+    ]
+    counted = [event for event in told if event.stage == "merge" and event.total]
+    done = [event.done for event in counted]
+    assert done == sorted(done)
+    assert {(event.total, event.unit) for event in counted} == {(done[-1], "bytes")}
+    told.clear()
+    report = unmerge(tmp_path / "o", tmp_path / "b", undo=tmp_path / "u", progress=told.append)
+    assert [*dict.fromkeys(event.stage for event in told)] == ["restore", "publish"]
+    assert [*report.facts["seconds"]] == ["restore", "publish", "other", "total"]
 
 
 def test_the_undo_file_of_a_killed_run_is_taken_over(base, adapter, tmp_path):

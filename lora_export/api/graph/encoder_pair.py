@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.proof.model_proof import Proven, prove_model
+from lora_export.api.proof.model_proof import SEARCH, Proven, prove_model
 from lora_export.models.subject import Subject
 from lora_export.records import at_level
 
@@ -135,7 +135,8 @@ def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair) -> Proven:
     if readable:
         checks = (*checks, *_prove_runtime(folder, job, pair, by_model))
     if not all(check.passed for check in by_model.checks):
-        found = blame(checks, partial(attribute_model, by_model.suspects))
+        find = partial(attribute_model, by_model.suspects)
+        found = blame(checks, job.clock.around(SEARCH, find))
     else:
         found = blame(checks, by_checks)
     return Proven(checks, by_model.warnings, found, kept=by_model.kept)

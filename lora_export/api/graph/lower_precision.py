@@ -108,7 +108,8 @@ def lower_into(
     Raises:
         FitError, InputError: as for `lower_file`.
     """
-    lowered = lower_file(full, path, form)
+    with full.job.clock("lower the precision"):
+        lowered = lower_file(full, path, form)
     checks: tuple[Check, ...] = ()
     facts: dict[str, Any] = {}
     if verify:

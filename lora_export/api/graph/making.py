@@ -108,8 +108,8 @@ def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
 
     work.mkdir()
     place = work / "merged.safetensors" if job.plan.base.layout == "file" else work
-    with job.clock("merge"):
-        write_plan(job.plan, place, allow_noop=job.allow_noop)
+    with job.clock("merge", "bytes") as progress:
+        write_plan(job.plan, place, allow_noop=job.allow_noop, progress=progress, clock=job.clock)
     return read_checkpoint(place)
 
 

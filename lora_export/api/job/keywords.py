@@ -18,15 +18,15 @@ from lora_export.api.job.proof_options import ProofOptions
 from lora_export.errors import FitError, UsageError
 from lora_export.options import ADAPTER, PROOF, VERBS
 from lora_export.planning.request import AdapterOptions
-from lora_export.records import Problem
+from lora_export.records import Problem, Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_export.options import Option, Takes
 
-Progress = Callable[[int, int], None]
-"""Is called with the bytes written so far, and with the bytes in all."""
+OnProgress = Callable[[Progress], None]
+"""Is called when a stage begins and when it advances, perhaps from another thread."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,10 +120,6 @@ class Settings(AdapterOptions, total=False):
     proof: str
     #: "model" fails where the network cannot be run; None accepts a proof by weights.
     require: str | None
-
-
-def no_progress(_done: int, _total: int) -> None:
-    """Report no progress."""
 
 
 def adapter_options(settings: Settings, *, complete: bool = True) -> AdapterOptions:

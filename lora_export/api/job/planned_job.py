@@ -25,7 +25,7 @@ from lora_export.planning.request import make_request, plan_request, read_inputs
 from lora_export.report.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lora_export.api.job.chosen_network import Network
@@ -51,10 +51,8 @@ class Job:
     unset: tuple[str, ...] = ()
     #: Digests of the adapters that the base holds already, by its own manifest.
     merged_before: tuple[str, ...] = ()
-    #: Counts the seconds of each stage of the command.
+    #: Counts the seconds of each stage of the command, and reports how far it is.
     clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
-    #: Is called with the bytes that the proof of a large model has read, and with those in all.
-    progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     @property
     def allow_noop(self) -> bool:
@@ -74,14 +72,17 @@ def make_job(
     network: Network,
     proof: ProofOptions | None,
     settings: AdapterOptions,
+    clock: Stopwatch | None = None,
 ) -> Job:
     """Read base and adapters, and return the planned job.
+
+    clock: counts the stages of the whole command; None makes one.
 
     Raises:
         UsageError, InputError, LimitError, FitError, StorageError: see
             planning.request.plan_request.
     """
-    clock = Stopwatch()
+    clock = clock or Stopwatch()
     with clock("plan"):
         request = make_request(base, adapters, settings)
         inputs = read_inputs(request)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_export.api.job.planned_job import plan_job
+from lora_export.api.job.planned_job import make_job, plan_job
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.records import at_level
 from lora_export.verification.failure import refuse_failed
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lora_export.onnx_export.precision.grids import Precision
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check
+    from lora_export.report.stopwatch import Stopwatch
 
 
 def recorded_job(
@@ -36,6 +37,7 @@ def recorded_job(
     network: Network,
     proof: ProofOptions | None,
     settings: AdapterOptions,
+    clock: Stopwatch,
 ) -> tuple[Job, tuple[Check, ...], tuple[str, ...]]:
     """Plan the merge again, with the facts of the manifest that no option gives.
 
@@ -50,6 +52,7 @@ def recorded_job(
         network: the options of the network; those that are not set are taken from the manifest.
         proof: how the network is run.
         settings: the adapter options that the user gave, without defaults.
+        clock: counts the stages of the command.
 
     Returns:
         (job, checks by the manifest, warnings that name what was taken from it).
@@ -58,9 +61,7 @@ def recorded_job(
         VerificationError: an input is not the one that the manifest records.
     """
     if recorded is None:
-        request = make_request(base, adapters, settings)
-        inputs = read_inputs(request)
-        job = plan_job(request, inputs, network=network, proof=proof, settings=settings)
+        job = make_job(base, adapters, network=network, proof=proof, settings=settings, clock=clock)
         return job, (), ()
     options: dict[str, Any] = {**recorded.options, "recipe": recorded.recipe}
     if recorded.trust_file is not None:
@@ -68,10 +69,12 @@ def recorded_job(
     network, inherited = _as_recorded(network, recorded)
     taken = {key: value for key, value in options.items() if settings.get(key) is None}
     settings = cast("AdapterOptions", {**settings, **taken})
-    request = make_request(base, adapters, settings)
-    inputs = read_inputs(request)
-    same_inputs = check_inputs(inputs.base, inputs.adapters, recorded)
-    checks = at_level("manifest", [*check_outputs(path, recorded), *same_inputs])
+    with clock("plan"):
+        request = make_request(base, adapters, settings)
+        inputs = read_inputs(request)
+    with clock("hash", "bytes") as seen:
+        same_inputs = check_inputs(inputs.base, inputs.adapters, recorded, seen)
+        checks = at_level("manifest", [*check_outputs(path, recorded, seen), *same_inputs])
     if not all(check.passed for check in same_inputs):  # the recorded facts are of other files
         refuse_failed(checks, str(path))
     if not settings.get("weight"):
@@ -85,11 +88,14 @@ def recorded_job(
         for (at, module), found in recorded.facts.items()
         if at == place
     }
-    job = plan_job(request, inputs, network=network, proof=proof, settings=settings, recorded=facts)
+    with clock("plan"):
+        job = plan_job(
+            request, inputs, network=network, proof=proof, settings=settings, recorded=facts
+        )
     taken.update(inherited)
     usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
     named = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
-    return job, checks, (_taken(", ".join(named)),) if named else ()
+    return replace(job, clock=clock), checks, (_taken(", ".join(named)),) if named else ()
 
 
 def _taken(facts: str) -> str:

@@ -116,8 +116,10 @@ def prove_weights(job: Job, written: Checkpoint) -> tuple[tuple[Check, ...], Sur
     """
     from lora_export.verification.weights.whole_weights import check_weights
 
-    with job.clock("proof by weights"):
-        checks, survival = check_weights(job.plan, written.tensors(), allow_noop=job.allow_noop)
+    with job.clock("proof by weights", "bytes") as progress:
+        checks, survival = check_weights(
+            job.plan, written.tensors(), allow_noop=job.allow_noop, progress=progress
+        )
     return at_level("weights", checks), survival
 
 

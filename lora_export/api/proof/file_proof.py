@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lora_export.api.proof.model_proof import Proven, prove_model
+from lora_export.api.proof.model_proof import SEARCH, Proven, prove_model
 from lora_export.api.proof.overhead import saved
 from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.records import at_level
@@ -76,7 +76,8 @@ def prove_file(
         return Proven(
             checks, by_model.warnings, attribution, kept=by_model.kept, unproven=by_model.unproven
         )
-    found = blame(checks, partial(attribute_file, by_model.suspects, artifact))
+    find = partial(attribute_file, by_model.suspects, artifact)
+    found = blame(checks, job.clock.around(SEARCH, find))
     with job.clock("overhead"):
         extra = None if found else saved(job.plan, by_model.witnesses.sites, exported.beside)
     return Proven(

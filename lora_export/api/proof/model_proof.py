@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.models.memory import is_large
 from lora_export.records import at_level
+from lora_export.report.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
     from lora_export.models.subject import Subject
-    from lora_export.records import Attribution, Check, KeptEffect, Survival
+    from lora_export.records import Attribution, Check, KeptEffect, Survival, Unit
     from lora_export.verification.blame.narrowing import Suspects
     from lora_export.verification.model.tolerance import Tolerance
     from lora_export.verification.model.witnesses import Witnesses
@@ -30,6 +31,9 @@ FEW = 3
 
 WORTH_A_NOTE = 0.9
 """A smaller share of the adapter's effect that is left gives a warning."""
+
+SEARCH = "search for the cause"
+"""The stage that runs parts of a model again where a check has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ class ModelProof:
     allow_noop: bool = False
     #: What the rounding of the weights leaves of the adapter; None where nothing was rounded.
     kept: KeptEffect | None = None
+    #: Counts the seconds of the search for a fault.
+    clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     def proven(self, warning: str = "") -> Proven:
         """Return the outcome, with the module to blame where one is found.
@@ -74,7 +80,8 @@ class ModelProof:
         from lora_export.verification.blame.attribution import blame
         from lora_export.verification.blame.narrowing import attribute_model
 
-        found = blame(self.checks, partial(attribute_model, self.suspects))
+        find = self.clock.around(SEARCH, partial(attribute_model, self.suspects))
+        found = blame(self.checks, find)
         warnings = (*((warning,) if warning else ()), *self.warnings)
         return Proven(self.checks, warnings, found, kept=self.kept, unproven=self.unproven)
 
@@ -107,19 +114,20 @@ def prove_model(job: Job, subject: Subject) -> ModelProof:
         FitError, UsageError, InputError: the model cannot be built or run.
     """
     from lora_export.verification.blame.narrowing import Suspects
-    from lora_export.verification.model.witnesses import call_witnesses
+    from lora_export.verification.model.witnesses import call_witnesses, runs_together
 
     source = subject.source
     probes = probes_for(job, source)
-    with job.clock("proof as a model"):
-        witnesses = call_witnesses(subject, probes, source.inputs, job.progress)
+    unit: Unit = "bytes" if runs_together(subject) else "runs"
+    with job.clock("proof as a model", unit) as progress:
+        witnesses = call_witnesses(subject, probes, source.inputs, progress)
     tolerance = witnesses.tolerance(atol=job.proof.atol, rtol=job.proof.rtol)
     equal = not job.plan.coupled
     checks = witnesses.checks(tolerance, equal=equal, allow_noop=job.allow_noop)
     suspects = Suspects(subject, probes, job.proof.seed)
     kept = witnesses.kept_effect(job.plan, tolerance)
     checks = at_level("model", checks)
-    return ModelProof(checks, witnesses, tolerance, suspects, job.allow_noop, kept)
+    return ModelProof(checks, witnesses, tolerance, suspects, job.allow_noop, kept, job.clock)
 
 
 def probes_for(job: Job, source: ModelSource, rounds: int = 1) -> list[dict[str, NDArray[Any]]]:

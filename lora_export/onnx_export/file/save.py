@@ -13,6 +13,7 @@ from lora_export.onnx_export.file import external, wire
 from lora_export.onnx_export.file.bindings import place_weights
 from lora_export.onnx_export.file.topology import ONNX_DOMAINS
 from lora_export.records import WrittenFile
+from lora_export.report.stopwatch import Seen, unseen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from lora_export.onnx_export.file.bindings import Placed
     from lora_export.onnx_export.file.weight_blocks import Made, Weight
+    from lora_export.report.stopwatch import Advance
 
 GIBIBYTE = 1 << 30
 """In bytes."""
@@ -41,6 +43,7 @@ def save_model(
     *,
     made: Mapping[str, Made] | None = None,
     external_threshold: int = GIBIBYTE,
+    progress: Advance = unseen,
 ) -> tuple[WrittenFile, ...]:
     """Write the graph with its weights to `path`, which must not exist yet.
 
@@ -52,6 +55,7 @@ def save_model(
         made: values of initializers that are no parameter, by initializer.
         external_threshold: bytes of all tensors from which they go into a file of their own beside
             it, named `<stem>-<8 hex digits of its SHA-256>.onnx.data`.
+        progress: called with the bytes of weights that were written, and with those in all.
 
     Returns:
         the files written, paths relative to `path`'s folder, the model first.
@@ -64,11 +68,12 @@ def save_model(
     """
     placed = place_weights(graph, weights, made)
     size = sum(one.size for one in placed.values())
+    seen = Seen(progress, size)
     try:
         if size < min(external_threshold, MESSAGE_LIMIT):
-            return (_write(path, graph, placed, {}),)
-        places, data = _write_data(path, placed)
-        return (_write(path, graph, placed, places), data)
+            return (_write(path, graph, placed, {}, seen),)
+        places, data = _write_data(path, placed, seen)
+        return (_write(path, graph, placed, places, seen), data)
     except FileExistsError as error:
         raise OutputError("exists already", where=str(error.filename)) from error
     except OSError as error:
@@ -111,14 +116,15 @@ class _Counter:
 class _Sink(_Counter):
     """A new file; its digest and size are computed while it is written."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, seen: Seen) -> None:
         super().__init__()
-        self.file, self.digest = file, hashlib.sha256()
+        self.file, self.digest, self.seen = file, hashlib.sha256(), seen
 
     def send(self, data: bytes | memoryview) -> None:
         super().send(data)
         self.file.write(data)
         self.digest.update(data)
+        self.seen(len(data))
 
     def send_all(self, placed: Placed) -> None:
         """Write the data of a tensor, of exactly its size: references behind it count on that."""
@@ -137,9 +143,10 @@ def _write(
     model: onnx.ModelProto,
     placed: Mapping[str, Placed],
     places: Mapping[str, onnx.TensorProto],
+    seen: Seen,
 ) -> WrittenFile:
     with path.open("xb") as file:
-        sink = _Sink(file)
+        sink = _Sink(file, seen)
         _send_model(sink, model, placed, places)
     return sink.written(path.name)
 
@@ -189,7 +196,7 @@ class _Tensor:
 
 
 def _write_data(
-    path: Path, placed: Mapping[str, Placed]
+    path: Path, placed: Mapping[str, Placed], seen: Seen
 ) -> tuple[dict[str, onnx.TensorProto], WrittenFile]:
     """Write the weights' file; return (references by initializer, the file).
 
@@ -197,7 +204,7 @@ def _write_data(
     """
     temporary = path.with_name(f"{path.stem}.onnx.data.part")
     with temporary.open("xb") as file:
-        sink = _Sink(file)
+        sink = _Sink(file, seen)
         offsets = _lay_out(sink, placed)
     location = _location(path, sink.digest.hexdigest()[:8])
     temporary.rename(path.with_name(location))

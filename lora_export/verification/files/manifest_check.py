@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.folder.side_files import weight_files
 from lora_export.execution.digests import hash_files
+from lora_export.report.stopwatch import unseen
 from lora_export.verification.listed_check import listed_check
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from lora_export.checkpoint.folder.recorded import Recorded
     from lora_export.records import Adapter, Check, Checkpoint
+    from lora_export.report.stopwatch import Advance
 
 _CHANGED = "damaged or edited after it was written: write it again, and do not ship this one"
 _OTHER = (
@@ -24,7 +26,7 @@ _OTHER = (
 )
 
 
-def check_outputs(path: Path, recorded: Recorded) -> tuple[Check, ...]:
+def check_outputs(path: Path, recorded: Recorded, progress: Advance = unseen) -> tuple[Check, ...]:
     """Check that the manifest lists every weight file, and that every listed file is unchanged.
 
     A weight file without a digest could be anything, and a loader would read it.
@@ -32,6 +34,7 @@ def check_outputs(path: Path, recorded: Recorded) -> tuple[Check, ...]:
     Args:
         path: the artefact: a folder, or one file.
         recorded: its manifest.
+        progress: called with the bytes that were hashed, and with those in all.
 
     Returns:
         two checks: of the list, and of the digests.
@@ -46,7 +49,7 @@ def check_outputs(path: Path, recorded: Recorded) -> tuple[Check, ...]:
     detail = f"{len(present)} weight files, of which the manifest lists {len(present) - len(wrong)}"
     listed = listed_check("files listed", wrong, detail)
     files = {folder / name: digest for name, digest in recorded.outputs.items()}
-    there = hash_files([file for file in files if file.is_file()], os.cpu_count() or 1)
+    there = hash_files([file for file in files if file.is_file()], os.cpu_count() or 1, progress)
     changed = [
         file.relative_to(folder).as_posix()
         for file, digest in files.items()
@@ -57,11 +60,16 @@ def check_outputs(path: Path, recorded: Recorded) -> tuple[Check, ...]:
 
 
 def check_inputs(
-    base: Checkpoint, adapters: Sequence[Adapter], recorded: Recorded
+    base: Checkpoint,
+    adapters: Sequence[Adapter],
+    recorded: Recorded,
+    progress: Advance = unseen,
 ) -> tuple[Check, ...]:
     """Check that the base's files and the adapters have the SHA-256 of the manifest.
 
     A base without a recorded digest is not compared; the detail reports it.
+
+    progress: as for `check_outputs`.
 
     Raises:
         StorageError: a file cannot be read.
@@ -72,7 +80,8 @@ def check_inputs(
     )
     detail = f"{len(adapters)} adapters"
     if all(recorded.base):
-        files = hash_files([shard.file for shard in base.shards], os.cpu_count() or 1)
+        shards = [shard.file for shard in base.shards]
+        files = hash_files(shards, os.cpu_count() or 1, progress)
         wrong += _other({str(file): digest for file, digest in files.items()}, recorded.base)
         detail += f", {len(files)} files of the base"
     else:

@@ -34,16 +34,22 @@ if TYPE_CHECKING:
 
     from lora_export.models.subject import Subject
     from lora_export.records import InputSpec
+    from lora_export.report.stopwatch import Advance
     from lora_export.verification.model.runs import Probe
+
+_WITNESSES = 7
+"""The unmerged model as it is, its rows alone, exact and nudged; merged, unrounded, the others."""
 
 
 def run_in_turn(
-    subject: Subject, probes: Sequence[Probe], specs: Sequence[InputSpec]
+    subject: Subject, probes: Sequence[Probe], specs: Sequence[InputSpec], progress: Advance
 ) -> dict[str, Any]:
     """Run every witness; see witnesses.call_witnesses for arguments and errors.
 
     The base is the unmerged model before its branches are attached, unless a full tensor of an
     adapter replaces one of the base's.
+
+    progress: called with the number of witnesses that have run, and of all.
 
     Returns:
         the fields of witnesses.Witnesses, by name.
@@ -63,21 +69,28 @@ def run_in_turn(
     if silent:
         model = load_own_modules(source, plan, silent, missing_media(model, probes[0]))
         unmerged = run(model, probes)
+    progress(1, _WITNESSES)
     refuse_random(model, probes[0], unmerged[0])
     found["silent"], found["unmerged"] = silent, unmerged
     found["split"] = [
         run_split(model, probe, whole, specs) for probe, whole in zip(probes, unmerged, strict=True)
     ]
+    progress(2, _WITNESSES)
     found["exact"], found["narrow"] = run_exact(model, probes)
     found["others"] = run_otherwise(model, probes) if found["narrow"] else []
+    progress(3, _WITNESSES)
     nudge(to_float32(model), source, plan)  # last: the weights stay moved
     found["nudged"] = run(model, probes)
+    progress(4, _WITNESSES)
     found["sites"] = distinct_sites(branches)
     del model, branches
     merged = found["merged"] = run(load_merged(subject), probes)
+    progress(5, _WITNESSES)
     found["unrounded"] = run(load_unrounded(subject), probes) if has_rounding(plan) else merged
+    progress(6, _WITNESSES)
     if "base" not in found:
         found["base"] = run(load_base(subject), probes)
     live = None if plan.reshaped else source.load_live(plan)
     found["live"] = run(live, probes) if live is not None else []
+    progress(_WITNESSES, _WITNESSES)
     return found

@@ -35,12 +35,11 @@ from lora_export.verification.unrounded.unrounded_model import has_rounding
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    Progress = Callable[[int, int], None]
-
     from torch import nn
 
     from lora_export.models.subject import Subject
     from lora_export.records import Checkpoint, InputSpec
+    from lora_export.report.stopwatch import Advance
     from lora_export.verification.formulas.signatures import LiveBranch
     from lora_export.verification.model.runs import Probe
 
@@ -49,7 +48,7 @@ def run_together(
     subject: Subject,
     probes: Sequence[Probe],
     specs: Sequence[InputSpec],
-    progress: Progress | None = None,
+    progress: Advance,
 ) -> dict[str, Any]:
     """Run every witness in lockstep; see witnesses.call_witnesses for arguments and errors.
 
@@ -81,7 +80,7 @@ def run_together(
         for each in samples
     ]
     every: list[Callable[[], Any]] = [*tasks.values(), *(task for each in singles for task in each)]
-    read = Reading(progress, [subject.plan.base, subject.merged]) if progress else None
+    read = Reading(progress, [subject.plan.base, subject.merged])
     results = iter(Lockstep(read).run(every))
     found: dict[str, Any] = {name: next(results) for name in tasks}
     refuse_differing(found["unmerged"][0], found.pop("again")[0], state)
@@ -102,7 +101,7 @@ def run_together(
 class Reading:
     """Reports the bytes that were read of the products' weights."""
 
-    def __init__(self, progress: Progress, checkpoints: Sequence[Checkpoint]) -> None:
+    def __init__(self, progress: Advance, checkpoints: Sequence[Checkpoint]) -> None:
         """Take the function to call, and the checkpoints each of which is read once."""
         self._progress = progress
         refs = [ref for checkpoint in checkpoints for ref in checkpoint.tensors().values()]

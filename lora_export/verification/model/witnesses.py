@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.models.memory import is_large
 from lora_export.report.columns import first_names
+from lora_export.report.stopwatch import unseen
 from lora_export.verification.model.compare import shifted
 from lora_export.verification.model.in_turn import run_in_turn
 from lora_export.verification.model.loading import is_streamed
@@ -19,10 +20,11 @@ from lora_export.verification.model.tolerance import Tolerance, derive
 from lora_export.verification.unrounded.kept_effect import kept_effect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from lora_export.models.subject import Subject
     from lora_export.records import Check, InputSpec, KeptEffect, MergePlan
+    from lora_export.report.stopwatch import Advance
     from lora_export.verification.model.branches import Site
     from lora_export.verification.model.runs import Outputs, Probe
 
@@ -161,11 +163,17 @@ class Witnesses:
         return tuple(found)
 
 
+def runs_together(subject: Subject) -> bool:
+    """Return whether the witnesses run at once: those of a large model that can be streamed."""
+    large = subject.source.prefers_streaming and is_large(subject.plan.base)
+    return large and is_streamed(subject)
+
+
 def call_witnesses(
     subject: Subject,
     probes: Sequence[Probe],
     specs: Sequence[InputSpec],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance = unseen,
 ) -> Witnesses:
     """Run every witness on every probe.
 
@@ -176,8 +184,8 @@ def call_witnesses(
         subject: the merged network.
         probes: its inputs.
         specs: the declared inputs.
-        progress: called with the bytes of a large model that were read so far, and with those in
-            all.
+        progress: called with the work done so far, and with all of it: bytes of weights where the
+            witnesses run at once, else witnesses.
 
     Raises:
         FitError: model and checkpoints do not hold the same tensors, or an adapted module is
@@ -185,6 +193,5 @@ def call_witnesses(
         UsageError: the model cannot be run, or gives other outputs when it is run again.
         VerificationError: the model does not take the merged tensors.
     """
-    if subject.source.prefers_streaming and is_large(subject.plan.base) and is_streamed(subject):
-        return Witnesses(**run_together(subject, probes, specs, progress))
-    return Witnesses(**run_in_turn(subject, probes, specs))
+    run = run_together if runs_together(subject) else run_in_turn
+    return Witnesses(**run(subject, probes, specs, progress))

@@ -13,6 +13,7 @@ from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.layout import segments_of
 from lora_export.execution.rows import Rows, read_rows, refuse_non_finite
 from lora_export.records import FLOAT_DTYPES, Check
+from lora_export.report.stopwatch import Seen, unseen
 from lora_export.verification.blame.mistakes import describe_gain, describe_names
 from lora_export.verification.factors import changes_nothing
 from lora_export.verification.listed_check import listed_check
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from lora_export.records import MergePlan, Step, Survival, TensorRef, TensorSpec
+    from lora_export.report.stopwatch import Advance
 
 
 @dataclass(slots=True)
@@ -127,7 +129,11 @@ def _are_same(source: bytes, written: memoryview) -> bool:
 
 
 def check_weights(
-    plan: MergePlan, written: Mapping[str, TensorRef], *, allow_noop: bool
+    plan: MergePlan,
+    written: Mapping[str, TensorRef],
+    *,
+    allow_noop: bool,
+    progress: Advance = unseen,
 ) -> tuple[tuple[Check, ...], Survival | None]:
     """Compare the tensors of a finished result with `plan`, as a merge does while it writes them.
 
@@ -135,6 +141,7 @@ def check_weights(
         plan: what the result must be.
         written: the result's own tensors, by name.
         allow_noop: whether a merged tensor may be equal to the base's.
+        progress: called with the bytes of tensors that were compared, and with those in all.
 
     Returns:
         the checks of the level; only that of the names if it failed. Then what storing left of
@@ -150,13 +157,18 @@ def check_weights(
     if not names.passed:
         return (names,), None
     proof = WeightProof(plan)
+    seen = Seen(progress, sum(step.out.nbytes for step in plan.steps()))
     for shard in plan.shards:
         for segment in segments_of(plan, shard):
             if isinstance(segment, Rows):
                 _look_at_rows(proof, segment, written)
+                seen(segment.length)
     for step in plan.steps():
-        if not step.deltas and not holds_source(step, written[step.out.name]):
+        if step.deltas:
+            continue
+        if not holds_source(step, written[step.out.name]):
             proof.different.append(step.out.name)
+        seen(step.out.nbytes)
     return proof.checks(written, allow_noop=allow_noop), proof.survival()
 
 

@@ -133,6 +133,7 @@ def test_all_of_one_call_is_told_at_once():
 WRONG = {
     "text": [3, b"x", ["x"]],
     "path": [3, b"x"],
+    "factory": [3, b"x", ["x"]],
     "number": ["16", True, [1.0]],
     "whole": ["1", 1.5, True],
     "flag": ["no", 1, 0],

@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 from lora_export.api import export_onnx
 from lora_export.api.job import planned_job
 from lora_export.api.proof import file_proof
-from lora_export.execution import stage
+from lora_export.checkpoint.output.publish import Staging
+from lora_export.execution import digests, stage
 from lora_export.models.inputs.grammar import parse_inputs
 from lora_export.onnx_export import export
 from lora_export.onnx_export.capture.trace import capture
@@ -71,6 +72,8 @@ WORK = {
     "static audit": (audit, "audit"),
     "runtime": (sessions, "try_model"),
     "overhead": (file_proof, "saved"),
+    "hash": (digests, "hash_files"),
+    "publish": (Staging, "publish"),
 }
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bert", "llama")]
 
@@ -81,10 +84,10 @@ def watch_stages(monkeypatch):
     done = {name: [] for name in WORK}
 
     @contextmanager
-    def timed(clock, name):
-        with right(clock, name):
+    def timed(clock, name, unit=""):
+        with right(clock, name, unit) as advance:
             running.append(name)
-            yield
+            yield advance
             running.pop()
 
     def watched(name, function):
@@ -128,10 +131,11 @@ def test_nodes_and_parameters_are_those_that_a_whole_export_has_beside(case, tmp
 
 
 def check_stages(seconds):
-    """Every stage is timed, and none inside of another: together they take no more than all."""
-    *stages, total = seconds
-    assert stages == [*WORK]
-    assert total == "total"
-    assert all(seconds[stage] >= 0 for stage in stages)
-    # Each number is rounded to a thousandth.
-    assert sum(seconds[stage] for stage in stages) < seconds[total] + 0.01
+    """Every stage is timed, and a second counts once: together they take as long as all."""
+    *stages, other, total = seconds
+    assert [stage for stage in stages if stage != "import torch"] == [*WORK]
+    assert (other, total) == ("other", "total")
+    assert all(took >= 0 for took in seconds.values())
+    assert sum(took for stage, took in seconds.items() if stage != "total") == pytest.approx(
+        seconds["total"], abs=1e-6
+    )
