@@ -228,8 +228,14 @@ def _output(text: str, *, needed: bool) -> Option:
 
 OUTPUT = (
     Option("as_json", "flag", "Print one JSON object (docs/json.md).", default=False, long="json"),
-    Option("quiet", "flag", "Print nothing but errors and notes.", default=False, short="q"),
-    Option("verbose", "flag", "List every module and tensor.", default=False, short="v"),
+    Option("quiet", "flag", "Print nothing but errors.", default=False, short="q"),
+    Option(
+        "verbose",
+        "flag",
+        "List every module, and every tensor that changes.",
+        default=False,
+        short="v",
+    ),
     Option("debug", "flag", "Show the traceback of an error.", default=False),
 )
 """How the command line prints what a verb returns; no keywords of the library."""

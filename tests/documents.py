@@ -104,4 +104,7 @@ def plain(text: str, *, numbers: bool = False) -> list[str]:
     """The lines of `text` less what differs between machines: numbers, the spaces of columns."""
     if not numbers:
         text = _NUMBER.sub("#", text)
+    # Where a line is wrapped depends on how long its numbers are. Lines that are indented by two or
+    # more are joined to the one before, whether it was wrapped or not.
+    text = re.sub(r"\n {2,}(?=\S)", " ", text)
     return [" ".join(line.split()) for line in text.strip().splitlines()]

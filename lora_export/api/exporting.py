@@ -15,6 +15,7 @@ from lora_export.api.graph.recorded_graph import recorded_graph
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
 from lora_export.api.job.planned_job import make_job
+from lora_export.api.proof.expected import not_proven
 from lora_export.api.recording import build_manifest, input_paths, write_manifest
 from lora_export.api.space import refuse_too_little
 from lora_export.checkpoint.folder.side_files import manifest_beside
@@ -132,7 +133,7 @@ def export_onnx(
     if target:
         _check_name(target, pair=pair)
     if dry_run:
-        return _planned(job, target, space)
+        return _planned(job, target, space, verify=verify)
     if target is None:
         raise UsageError("no output is named", hint="-o OUT, or --dry-run to see the plan")
     refuse_too_large(space, target, verify=verify)
@@ -152,7 +153,7 @@ def export_onnx(
     return replace(report, output=str(target))
 
 
-def _planned(job: Job, target: Path | None, space: Space) -> Report:
+def _planned(job: Job, target: Path | None, space: Space, *, verify: bool) -> Report:
     """Return the report of a dry run, with a warning where the export does not fit into memory.
 
     Raises:
@@ -163,7 +164,8 @@ def _planned(job: Job, target: Path | None, space: Space) -> Report:
     why = why_too_large(space)
     warnings = (*job.plan.warnings, *((why,) if why else ()))
     place = str(target or "")
-    return Report("onnx", place, job.plan, warnings=warnings, facts=space.facts(), dry_run=True)
+    facts = {**space.facts(), **({} if verify else not_proven())}
+    return Report("onnx", place, job.plan, warnings=warnings, facts=facts, dry_run=True)
 
 
 def _check_name(target: Path, *, pair: bool) -> None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_export.api.inspecting_adapter import adapter_facts
+from lora_export.api.job.command_line import command_words
 from lora_export.api.job.keywords import checked
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG, manifest_path
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
-from lora_export.checkpoint.shards import read_weights
-from lora_export.checkpoint.torch_save.containers import NoTensorsError
-from lora_export.dialects import Evidence, all_dialects, foreign_trainer, read_adapter
+from lora_export.dialects import Evidence, all_dialects, foreign_trainer
 from lora_export.errors import InputError
-from lora_export.planning.names.base_names import weight_names
-from lora_export.planning.updates.fused import missing_keys
-from lora_export.records import Facts
-from lora_export.report.columns import counted, first_names
+from lora_export.report.columns import counted
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
@@ -28,12 +25,9 @@ if TYPE_CHECKING:
 
     from lora_export.dialects.foreign import Trainer
     from lora_export.records import (
-        Adapter,
         AdapterFile,
         Checkpoint,
         TensorSpec,
-        Update,
-        WeightSet,
     )
 
 
@@ -63,14 +57,25 @@ def inspect(path: str | Path) -> Report:
     """
     place = Path(path)
     if place.suffix == ".onnx" and place.is_file():
-        return Report("inspect", facts={"found": _onnx(place)})
+        return _reported(place, _onnx(place))
     file = _adapter_file(place)
     trainer = foreign_trainer(file) if file else None
     if file and trainer:
         found = _foreign(file, trainer)
     else:
-        found = _adapter(file) if file else _checkpoint(place)
-    return Report("inspect", facts={"found": {**found, **_manifest(place)}})
+        found = adapter_facts(file, place) if file else _checkpoint(place)
+    return _reported(place, {**found, **_manifest(place)})
+
+
+def _reported(place: Path, found: dict[str, Any]) -> Report:
+    """Return the report, with the command that goes on from here where one is complete."""
+    words: list[str] = []
+    if "manifest" in found:
+        words = command_words("verify", {"artifact": place})
+    elif found.get("base", {}).get("found") and not found["a_merge_needs"]:
+        merge = {"base": found["base"]["found"], "adapters": [place], "dry_run": True}
+        words = command_words("merge", merge)
+    return Report("inspect", facts={"found": found}, next=shlex.join(words))
 
 
 def _adapter_file(place: Path) -> AdapterFile | None:
@@ -111,87 +116,6 @@ def _foreign(file: AdapterFile, trainer: Trainer) -> dict[str, Any]:
         "dtypes": _dtypes(specs),
         "notes": [f"it is not merged yet: {trainer.hint}"],
     }
-
-
-def _adapter(file: AdapterFile) -> dict[str, Any]:
-    adapter = read_adapter(file, dialect=None)
-    return {
-        "kind": "adapter",
-        "path": str(adapter.path),
-        "wrapper": adapter.wrapper,
-        "dialect": adapter.dialect,
-        "modules": [_update(update) for update in adapter.updates],
-        "full_tensors": [_spec(r.ref.spec) for r in adapter.replacements],
-        "not_in_the_file": _missing_facts(adapter),
-        **({"beside": beside} if (beside := [_beside(one) for one in file.beside]) else {}),
-        "notes": [*file.notes, *_notes(adapter)],
-    }
-
-
-def _beside(found: WeightSet) -> dict[str, Any]:
-    """Return what another weight file of the adapter's folder holds, or why it is unreadable."""
-    try:
-        names = [ref.spec.name for shard in read_weights(found) for ref in shard.tensors]
-    except NoTensorsError:
-        names = []
-    except InputError as error:
-        return {"file": found.name, "tensors": "?", "names": str(error.problems[0].message)}
-    return {"file": found.name, "tensors": len(names), "names": first_names(names)}
-
-
-def _missing_facts(adapter: Adapter) -> list[str]:
-    """Return the facts that the user must give for an adapter without a configuration."""
-    if all(update.terms for update in adapter.updates):
-        return []
-    if any(update.family == "litgpt" for update in adapter.updates):
-        return missing_keys([update.own or Facts() for update in adapter.updates])
-    return ["alpha", "fan_in_fan_out of square weights", "enable_lora"]
-
-
-def _update(update: Update) -> dict[str, Any]:
-    shapes = {role: list(ref.spec.shape) for role, ref in update.factors.items()}
-    dtypes = sorted({ref.spec.dtype for ref in update.factors.values()})
-    name = update.module or "(root module)"
-    facts: dict[str, Any] = {} if update.terms else {"rank": shapes["B"][1]}
-    if terms := update.terms:
-        rule = terms.rule.replace("alpha", f"{terms.alpha:g}")
-        rule = rule.replace("rank", str(terms.rank or "r"))
-        facts = {"tuner": terms.tuner, "scaling": rule}
-    return {"module": name, **shapes, **facts, "dtype": "/".join(dtypes)}
-
-
-def _notes(adapter: Adapter) -> list[str]:
-    """Return the notes without which the entries would be misread."""
-    notes = [*adapter.notes, *adapter.doubts]
-    if any(update.terms is None and _may_be_convolution(update) for update in adapter.updates):
-        notes.append(
-            "if a module is a convolution, its rank is the one shown divided by the kernel size, "
-            "which only the base's weight shows"
-        )
-    full = {replacement.name for replacement in adapter.replacements}
-    both = [u.module for u in adapter.updates if full & set(weight_names(u.module))]
-    if both:
-        notes.append(
-            f"{counted(len(both), 'module')} ({first_names(both)}) "
-            "with both factors and the full weight: the file does not show whether the weights "
-            "contain the update already (saved in eval mode) or not (saved in train mode)"
-        )
-    return notes
-
-
-def _may_be_convolution(update: Update) -> bool:
-    """Return whether the factors may be those of a convolution with a kernel above 1.
-
-    loralib 0.1.2 stores A as (rank * kernel, in * kernel) and B as (out * kernel, rank * kernel).
-    The kernel size divides these sides. A MergedLinear of several blocks has more rows in A than
-    columns in B.
-    """
-    (rows, width), (height, rank) = (update.factors[role].spec.shape for role in "AB")
-    return rows == rank and math.gcd(rows, width, height) > 1
-
-
-def _spec(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
 
 
 def _checkpoint(place: Path) -> dict[str, Any]:

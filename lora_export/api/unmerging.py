@@ -10,6 +10,7 @@ from lora_export.api.job.keywords import checked
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
 from lora_export.execution.undo import is_restored, read_undo, restore
+from lora_export.report.columns import counted, first_names
 from lora_export.report.result import Report
 from lora_export.report.stopwatch import Stopwatch
 from lora_export.verification.failure import refuse_failed
@@ -71,8 +72,9 @@ def unmerge(
                 checkpoint, kept, stage.path, jobs=jobs or os.cpu_count() or 1, progress=advance
             )
         wrong = [file.path for file in files if wanted.get(file.path, file.sha256) != file.sha256]
-        detail = f"{len(wanted)} weight files have the base's SHA-256"
-        check = listed_check("restored", wrong, detail)
+        detail = f"{counted(len(wanted), 'weight file')} with the base's SHA-256"
+        fault = f"{first_names(wrong)} does not have the base's SHA-256"
+        check = listed_check("restored", wrong, detail, fault=fault)
         refuse_failed([check], str(target))
         with clock("publish"):
             stage.publish()

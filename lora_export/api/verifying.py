@@ -193,7 +193,9 @@ def _by_manifest(
         checks = at_level("manifest", check_outputs(path, recorded, seen))
     refuse_failed(checks, str(path))
     warnings = (*_unproven(recorded), *unused)
-    return Report("verify", str(path), checks=checks, warnings=warnings, facts=clock.facts())
+    proof = {"passed": recorded.verified, "levels": list(recorded.levels)}
+    facts = {"recorded": proof, **clock.facts()}
+    return Report("verify", str(path), checks=checks, warnings=warnings, facts=facts)
 
 
 def _refuse_other_graph(path: Path, network: Network) -> None:

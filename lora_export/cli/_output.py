@@ -6,28 +6,23 @@ import os
 import sys
 import traceback
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from lora_export.cli._progress import shown_progress
+from lora_export.cli._terminal import coloured, is_coloured, print_message, text_width
 from lora_export.errors import LoraExportError, UsageError, VerificationError
 from lora_export.records import Problem
-from lora_export.report.result import (
-    error_json,
-    json_text,
-    refused,
-    report_json,
-    verification_json,
-)
-from lora_export.report.text import checks_text, report_text
-from lora_export.report.verdict import verdict, verdict_json
+from lora_export.report.document import error_json, report_json
+from lora_export.report.result import json_text, refused
+from lora_export.report.text import report_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from lora_export.records import Attribution, Progress
+    from lora_export.records import Progress
     from lora_export.report.result import Report
 
     OnProgress = Callable[[Progress], None]
@@ -136,41 +131,41 @@ class Output:
 
     def _print_report(self, report: Report) -> None:
         if self.as_json:
-            document = report_json(report)
-            click.echo(json_text({**document, "verdict": verdict_json(report)}))
+            click.echo(json_text(report_json(report)))
         elif not self.quiet:
-            click.echo(report_text(report, verbose=self.verbose))
-        for warning in report.warnings:
-            click.echo(f"note: {warning}", err=True)
+            self._print_text(report)
+        if not self.quiet:
+            for warning in report.warnings:
+                print_message(f"note: {warning}")
+
+    def _print_text(self, report: Report) -> None:
+        paint = coloured if is_coloured() else None
+        click.echo(report_text(report, verbose=self.verbose, width=text_width(), paint=paint))
 
     def _print_refusal(self, error: LoraExportError) -> None:
+        """Print on stdout what the command had found, and on stderr why it refused."""
         if self.debug:
             traceback.print_exc()
-        self._print_found(refused(self.command, error))
-        if attribution := _attribution(error):
-            click.echo(str(attribution), err=True)
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
+        report = refused(self.command, error)
+        if self.as_json:
+            click.echo(json_text(report_json(report)))
+        elif not self.quiet:
+            self._print_text(report)
+        if report.attribution:
+            print_message(str(report.attribution))
+        for line in refusal_lines(report.problems):
+            print_message(line)
         if isinstance(error, VerificationError) and self.command != "verify":
             click.echo("nothing was published", err=True)
-
-    def _print_found(self, report: Report) -> None:
-        """Print on stdout what a refused command had found."""
-        if self.as_json:
-            document = error_json(self.command, report.code, report.problems)
-            document["verdict"] = verdict_json(report)
-            if report.checks:
-                checks = verification_json(report.checks, report.attribution)
-                document["verification"] = checks
-            click.echo(json_text(document))
-        elif not self.quiet:
-            click.echo(str(verdict(report)))
-            if report.checks:
-                click.echo(checks_text(report.checks))
+        if hint := report.problems[-1].hint:
+            click.echo(f"next: {hint}", err=True)
 
 
-def _attribution(error: LoraExportError) -> Attribution | None:
-    return error.attribution if isinstance(error, VerificationError) else None
+def refusal_lines(problems: Sequence[Problem]) -> list[str]:
+    """Return a line for each problem, with its hint where that is not the last one's."""
+    last = problems[-1].hint
+    shown = [replace(one, hint="") if one.hint == last else one for one in problems]
+    return [f"error: {problem}" for problem in shown]
 
 
 def _left_from_within(error: SystemExit) -> UsageError:

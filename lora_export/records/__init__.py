@@ -33,6 +33,7 @@ from lora_export.records.files import (
 from lora_export.records.plan import MergePlan, ShardPlan, Step, StepAction
 from lora_export.records.progress import Progress, Unit
 from lora_export.records.proof import (
+    CHANGED,
     SUM,
     Attribution,
     Check,
@@ -52,6 +53,7 @@ from lora_export.records.runtime import NameTable, Place
 from lora_export.records.survival import KeptUpdate, Survival
 
 __all__ = [
+    "CHANGED",
     "DTYPE_BITS",
     "FLOAT_DTYPES",
     "HALF_DTYPES",

@@ -40,7 +40,10 @@ class Problem:
     """The option that gives a missing fact, with a placeholder for its value."""
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.message}" if self.where else self.message
+        # A message that names the place is not given it a second time.
+        begins = self.message.startswith((f"{self.where}:", f"{self.where} "))
+        is_named = begins or (", " in self.where and self.where in self.message)
+        text = f"{self.where}: {self.message}" if self.where and not is_named else self.message
         return f"{text}\n  -> {self.hint}" if self.hint else text
 
 

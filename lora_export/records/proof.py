@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+CHANGED = "every target changed"
+"""The check that every update has changed its tensor; --allow-noop leaves it out."""
+
 SUM = " + "
 """Joins two dynamic dimensions whose sum is the size of one."""
 
@@ -124,7 +127,9 @@ class Check:
     where: str = ""
     """The tensor or output that has the worst value."""
     detail: str = ""
-    """What was found, and the source of the tolerance, for the user."""
+    """What was found, in words; of a failed check one whole sentence without a full stop."""
+    basis: str = ""
+    """Where `tolerance` comes from; empty where it needs no reason."""
     at_least: bool = False
     """Whether `worst` must be above `tolerance` instead; the adapter's effect must exceed noise."""
     level: Level = ""

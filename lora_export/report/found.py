@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_export.report.columns import first_rows
+from lora_export.report.columns import WIDTH, first_names, first_rows, laid_out
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _TITLES = {
     "full_tensors": "full tensors, which take the place of the base's",
@@ -15,28 +15,63 @@ _TITLES = {
 }
 
 
-def found_text(found: Mapping[str, Any], *, verbose: bool) -> str:
+def found_text(found: Mapping[str, Any], *, verbose: bool, width: int = WIDTH) -> str:
     """Return the findings as lines; modules and tensors are rows under a heading."""
     lines: list[str] = []
     for key, value in found.items():
-        title = _TITLES.get(key, key.replace("_", " "))
-        if key == "manifest":
-            lines.append(f"manifest: made by {value.get('command')}, recipe {value.get('recipe')}")
-        elif key == "notes":
-            lines += [f"note: {note}" for note in value]
-        elif key == "wrapper":
-            lines += [f"read from its {value!r}"] if value else []
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            lines += [f"{title}: {len(value)}", *_table(value, verbose=verbose)]
-        else:
-            lines.append(f"{title}: {_plain(value)}")
+        lines += _entry(key, value, verbose=verbose, width=width)
     return "\n".join(lines)
 
 
-def _table(entries: Sequence[Mapping[str, Any]], *, verbose: bool) -> list[str]:
+def _entry(key: str, value: Any, *, verbose: bool, width: int) -> list[str]:
+    title = _TITLES.get(key, key.replace("_", " "))
+    if words := _WORDS.get(key):
+        return words(value)
+    if key == "groups":
+        return ["groups:", *laid_out([_group(group) for group in value], width)] if value else []
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [f"{title}: {len(value)}", *_table(value, verbose=verbose, width=width)]
+    return [f"{title}: {_plain(value)}"]
+
+
+def _base(base: Mapping[str, Any]) -> list[str]:
+    """Return the base that an adapter names, and where it is."""
+    found = base["found"]
+    revision = f" at revision {base['revision']}" if "revision" in base else ""
+    if found is None:
+        return [f"base: {base['name']}{revision}, found neither beside it nor in the local cache"]
+    return [f"base: {base['name']}{revision}" + (f", at {found}" if found != base["name"] else "")]
+
+
+def _manifest(manifest: Mapping[str, Any]) -> list[str]:
+    return [f"manifest: made by {manifest.get('command')}, recipe {manifest.get('recipe')}"]
+
+
+_WORDS: dict[str, Callable[[Any], list[str]]] = {
+    "base": _base,
+    "manifest": _manifest,
+    "notes": lambda notes: [f"note: {note}" for note in notes],
+    "contradictions": lambda faults: [f"contradiction: {fault}" for fault in faults],
+    "wrapper": lambda wrapper: [f"read from its {wrapper!r}"] if wrapper else [],
+}
+"""The lines of entries that are not shown as `title: value`."""
+
+
+def _group(group: Mapping[str, Any]) -> Sequence[str]:
+    alpha, scaling = group["alpha"], group["scaling"]
+    return (
+        f"{group['number']:,} x {group['tuner']}",
+        "" if group["rank"] is None else f"r={group['rank']}",
+        "alpha unknown" if alpha is None else f"alpha={alpha:g}",
+        "" if scaling is None else f"scaling={scaling:g}",
+        f"({first_names(group['names'], 6)})",
+    )
+
+
+def _table(entries: Sequence[Mapping[str, Any]], *, verbose: bool, width: int) -> list[str]:
     heading = [key.replace("_", " ") for key in entries[0]]
     rows = [[_plain(cell) for cell in entry.values()] for entry in entries]
-    return first_rows(rows, verbose=verbose, heading=heading)
+    return first_rows(rows, verbose=verbose, heading=heading, width=width)
 
 
 def _plain(value: object) -> str:

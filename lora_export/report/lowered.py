@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_export.report.columns import aligned, counted, first_names
+from lora_export.report.columns import WIDTH, counted, first_names, laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _SHOWN = 3
 
 
-def lowered_text(lowered: Mapping[str, Any], *, verbose: bool) -> str:
+def lowered_text(lowered: Mapping[str, Any], *, verbose: bool, width: int = WIDTH) -> str:
     """Return the size beside float32's, the rounded weights, and how far the outputs moved."""
     now, before = lowered["bytes"], lowered["float32_bytes"]
     lines = [
@@ -23,7 +23,7 @@ def lowered_text(lowered: Mapping[str, Any], *, verbose: bool) -> str:
         lines += _weights("rounded", lowered["rounded"], verbose=verbose)
         lines += _weights("left in float32", lowered["kept"], verbose=verbose)
     if loss := lowered.get("loss"):
-        lines += aligned([_HEAD, *map(_row, loss)])
+        lines += laid_out([_HEAD, *map(_row, loss)], width)
     return "\n".join(lines)
 
 

@@ -10,7 +10,8 @@ from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from lora_export.report.result import json_text, tensor_counts, updates_json, verification_json
+from lora_export.report.document import verification_json
+from lora_export.report.result import json_text, tensor_counts, updates_json
 from lora_export.report.survival import survival_facts
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import VerificationError
@@ -53,6 +53,8 @@ class Report:
     attribution: Attribution | None = None
     #: The mistakes that explain the failed checks, the one that explains most first.
     findings: tuple[Finding, ...] = ()
+    #: The command to run next, quoted for a shell; empty where none is known to work.
+    next: str = ""
     #: Why the command refused, at least one problem then; empty where it did what was asked.
     problems: tuple[Problem, ...] = ()
     #: The kind of the refusal, such as "fit" (docs/json.md); empty where there is none.
@@ -95,95 +97,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def report_json(report: Report) -> dict[str, Any]:
-    """Return the object that --json prints for a command that returned a report."""
-    plan = report.plan
-    return {
-        "command": report.command,
-        "ok": report.passed is not False,
-        "output": report.output,
-        "plan": plan_json(plan, whole=report.dry_run) if plan else None,
-        "tensors": tensor_counts(plan) if plan else None,
-        "verification": _verified(report) if report.checks else None,
-        "files": {file.path: {"sha256": file.sha256, "bytes": file.size} for file in report.files},
-        "warnings": list(report.warnings),
-        **report.facts,
-        "error": None,
-    }
-
-
-def _verified(report: Report) -> dict[str, Any]:
-    return verification_json(report.checks, kept=report.kept, unproven=report.unproven)
-
-
-def error_json(command: str, code: str, problems: tuple[Problem, ...]) -> dict[str, Any]:
-    """Return the object that --json prints for a refusal.
-
-    Args:
-        command: its name; empty where the command line names none.
-        code: the kind of the refusal, such as "usage" or "fit"; see docs/json.md.
-        problems: all of them, at least one; the first is also the error's own message.
-    """
-    listed = [{"message": p.message, "where": p.where, "hint": p.hint} for p in problems]
-    return {
-        "command": command,
-        "ok": False,
-        "output": "",
-        "plan": None,
-        "tensors": None,
-        "verification": None,
-        "files": {},
-        "warnings": [],
-        "error": {"code": code, **listed[0], "problems": listed},
-    }
-
-
 def tensor_counts(plan: MergePlan) -> dict[str, int]:
     """Return how many tensors the result has, and how many of them are changed or new."""
     steps = plan.steps()
     added = sum(step.action == "add" for step in steps)
     return {"total": len(steps), "changed": len(plan.changed()) - added, "added": added}
-
-
-def verification_json(
-    checks: tuple[Check, ...],
-    attribution: Attribution | None = None,
-    *,
-    kept: KeptEffect | None = None,
-    unproven: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Return the checks, whether all passed, and what is to blame (None where unknown).
-
-    kept: what rounding left of the adapter's effect; None where it was not measured. unproven: why
-    a level shows nothing, by its name.
-    """
-    return {
-        "passed": all(check.passed for check in checks),
-        "levels": levels_json(checks, unproven or {}),
-        "attribution": asdict(attribution) if attribution else None,
-        "kept_effect": asdict(kept) if kept else None,
-        "checks": [
-            {
-                "name": check.name,
-                "level": check.level,
-                "passed": check.passed,
-                "worst": check.worst,
-                "tolerance": check.tolerance,
-                "where": check.where,
-                "at_least": check.at_least,
-                "detail": check.detail,
-            }
-            for check in checks
-        ],
-    }
-
-
-def levels_json(checks: tuple[Check, ...], unproven: Mapping[str, str]) -> dict[str, Any]:
-    """Return for each level whether it is proven, and why not where it shows nothing."""
-    ran = dict.fromkeys(check.level for check in checks if check.level)
-    passed = {level: all(c.passed for c in checks if c.level == level) for level in ran}
-    found: dict[str, Any] = {level: {"proven": right} for level, right in passed.items()}
-    return found | {level: {"proven": False, "why": why} for level, why in unproven.items()}
 
 
 def plan_json(plan: MergePlan, *, whole: bool) -> dict[str, Any]:

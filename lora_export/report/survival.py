@@ -9,7 +9,7 @@ from lora_export.report.columns import counted
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lora_export.records import KeptUpdate, Survival
+    from lora_export.records import KeptEffect, KeptUpdate, Survival
 
 _NOTED = 0.9
 """The share of an update below which a note names the dtypes that would keep more."""
@@ -45,8 +45,34 @@ def _shares(kept: KeptUpdate, *, others: bool) -> dict[str, Any]:
 
 def survival_text(entry: Mapping[str, Any]) -> str:
     """Return one line on all updates, and the note where there is one."""
-    line = f"{survival_words(entry)}; {_percent(entry['moved'])} of the elements moved"
+    moved = _percent(entry["moved"])
+    all_moved = "every element" if moved == "all" else f"{moved} of the elements"
+    line = f"{survival_words(entry)}; {all_moved} moved"
     return f"{line}\n  note: {entry['note']}" if entry["note"] else line
+
+
+def stored_text(entry: Mapping[str, Any] | None, kept: KeptEffect | None) -> str:
+    """Return what storing left of the updates, and of their effect on the outputs.
+
+    The two shares are of different things: of the size of the update in the weights, and of how far
+    the outputs move.
+    """
+    weights = [survival_text(entry)] if entry else []
+    outputs = [f"{kept} (the least is of {kept.output})"] if kept else []
+    if weights and outputs:
+        return f"weights  {weights[0]}\noutputs  {outputs[0]}"
+    return "\n".join([*weights, *outputs])
+
+
+def kept_words(entry: Mapping[str, Any] | None) -> str:
+    """Return what rounding kept of the updates, after a comma; empty where it kept all."""
+    if entry is None or not set(entry["dtypes"]) & {"bfloat16", "float16"}:
+        return ""
+    rounded = f", rounded to {' and '.join(entry['dtypes'])}"
+    if entry["share"] <= 0:
+        return f"{rounded}, which moves the weights as far as the adapter does"
+    share = _percent(entry["share"])
+    return rounded if share == "all" else f"{rounded}, which keeps {share} of the update"
 
 
 def survival_warnings(survival: Survival | None) -> tuple[str, ...]:

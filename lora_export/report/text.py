@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from math import isfinite
+import re
+import shlex
 from typing import TYPE_CHECKING, Any
 
-from lora_export.report.columns import aligned, counted, first_names, first_rows
+from lora_export.report.columns import WIDTH, first_names, fitted, laid_out, rows_of_lines
 from lora_export.report.found import found_text
 from lora_export.report.lowered import lowered_text
-from lora_export.report.result import levels_json, tensor_counts
-from lora_export.report.survival import survival_text
-from lora_export.report.verdict import verdict
+from lora_export.report.plan_text import plan_text
+from lora_export.report.sentences import failed_sentence, passed_words
+from lora_export.report.survival import stored_text
+from lora_export.report.verdict import levels_json, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from lora_export.records import Adapter, Check, Delta, Level, MergePlan, Step
+    from lora_export.records import Check, Level
     from lora_export.report.result import Report
+
+    Paint = Callable[[str], str]
 
 _COMPARED: dict[Level, str] = {
     "": "others",
@@ -30,6 +34,17 @@ _COMPARED: dict[Level, str] = {
 """What is compared at each level."""
 
 
+_NEXT = "next:"
+_GOES_ON = " \\"
+"""Ends a line of a command that the next line continues."""
+
+_OUTCOME = re.compile(
+    r"^(?:PROVED|NOT PROVED|UNCHANGED|PLANNED|RESTORED|REFUSED|STOPPED)(?=:)"
+    r"|^  (?:ok|FAILED)(?=  )",
+    re.MULTILINE,
+)
+"""The words of a text that have a colour."""
+
 _KEPT = "\n  captured by an earlier run (--no-capture-cache captures it anew)"
 
 _MAPPED = (
@@ -38,28 +53,86 @@ _MAPPED = (
 )
 
 
-def report_text(report: Report, *, verbose: bool) -> str:
-    """Return the whole summary; `verbose` lists every module, and not only the first ones."""
-    found = verdict(report)
-    parts = [str(found)] if found else []
-    parts += [levels_text(report)] if report.checks else []
-    if report.plan:
+def report_text(
+    report: Report, *, verbose: bool, width: int = WIDTH, paint: Paint | None = None
+) -> str:
+    """Return the whole summary, wrapped at words; a refusal's has no plan.
+
+    Args:
+        report: of a command, or of its refusal.
+        verbose: list every module and every tensor that changes, and not only the first modules.
+        width: characters of a line.
+        paint: returns a word of the outcome (PROVED, ok, FAILED) in its colour; None for none.
+    """
+    parts = [part for part in _parts(report, verbose=verbose, width=width) if part]
+    text = "\n\n".join(fitted(part, width) for part in parts)
+    if paint:
+        text = _OUTCOME.sub(lambda found: paint(found[0]), text)
+    if report.next:
+        after = next_text(report.next, width)
+        text = f"{text}\n\n{after}" if text else after
+    return text
+
+
+def _parts(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
+    yield _verdict_text(report)
+    yield levels_text(report) if report.checks else ""
+    if report.plan and not report.problems:
         weights = report.facts.keys().isdisjoint({"graph", "graphs", "lowered"})
         edits = weights and report.command != "onnx"
-        parts.append(plan_text(report.plan, verbose=verbose, with_edits=edits))
-    parts += _proof_text(report, verbose=verbose)
-    parts += _file_text(report, verbose=verbose)
+        yield plan_text(
+            report.plan,
+            verbose=verbose,
+            with_edits=edits,
+            with_copies=report.dry_run,
+            width=width,
+        )
+    if report.checks:
+        yield checks_text(report.checks, verbose=verbose, width=width)
+    if not report.problems:
+        yield from _results(report, verbose=verbose, width=width)
+
+
+def _results(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
+    """Yield what the command did, other than its proof."""
+    yield stored_text(report.facts.get("survival"), report.kept)
+    yield from _file_text(report, verbose=verbose, width=width)
     if seconds := report.facts.get("seconds"):
-        parts.append(_seconds_text(seconds))
+        yield _seconds_text(seconds)
     if found := report.facts.get("found"):
-        parts.append(found_text(found, verbose=verbose))
+        yield found_text(found, verbose=verbose, width=width)
     if report.files:
-        lines = [f"  {f.path}  {f.size:,} bytes  sha256 {f.sha256[:16]}" for f in report.files]
-        parts.append("\n".join([f"wrote {report.output}", *lines]))
+        rows = [(f.path, f"{f.size:,} bytes", f"sha256 {f.sha256[:16]}") for f in report.files]
+        yield "\n".join([f"wrote {report.output}", *laid_out(rows, width)])
     if report.dry_run:
         planned = _space_text(report.facts.get("space")) + _expected_text(report.facts.get("proof"))
-        parts.append(f"dry run: nothing was written{planned}")
-    return "\n\n".join(parts)
+        yield f"dry run: nothing was written{planned}"
+
+
+def _verdict_text(report: Report) -> str:
+    """Return the verdict, and each mistake that explains it with the first names concerned."""
+    found = verdict(report)
+    lines = [str(found)] if found else []
+    for number, finding in enumerate(report.findings):
+        message = finding.message if number else ""  # the first one is the verdict
+        parts = [message, first_names(finding.names)]
+        lines.append(f"  {': '.join(part for part in parts if part)}")
+    return "\n".join(line for line in lines if line.strip())
+
+
+def next_text(command: str, width: int = WIDTH) -> str:
+    """Return the next command, cut between its words so that a shell still reads it as one."""
+    lines = [_NEXT]
+    for word in shell_words(command):
+        if len(lines[-1]) + 1 + len(word) + len(_GOES_ON) > width and lines[-1] != _NEXT:
+            lines.append("   ")
+        lines[-1] += f" {word}"
+    return f"{_GOES_ON}\n".join(lines)
+
+
+def shell_words(command: str) -> list[str]:
+    """Return the words of a quoted command, each quoted again."""
+    return [shlex.quote(word) for word in shlex.split(command)]
 
 
 def levels_text(report: Report) -> str:
@@ -73,22 +146,12 @@ def levels_text(report: Report) -> str:
     return "\n".join([*lines, *(f"unproven {n}: {why}" for n, why in report.unproven.items())])
 
 
-def _proof_text(report: Report, *, verbose: bool) -> Iterator[str]:
-    """Yield the checks, and what rounding left of the updates and of their effect."""
-    if report.checks:
-        yield checks_text(report.checks, verbose=verbose)
-    if survival := report.facts.get("survival"):
-        yield survival_text(survival)
-    if report.kept:
-        yield f"rounding: {report.kept} (the least is of {report.kept.output})"
-
-
-def _file_text(report: Report, *, verbose: bool) -> Iterator[str]:
+def _file_text(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
     """Yield the paragraphs about an ONNX file, other than its checks."""
     if graph := report.facts.get("graph"):
         yield _graph_text(graph, proven=bool(report.checks))
     if lowered := report.facts.get("lowered"):
-        yield lowered_text(lowered, verbose=verbose)
+        yield lowered_text(lowered, verbose=verbose, width=width)
     for name, each in report.facts.get("graphs", {}).items():
         yield f"{name}: {_graph_text(each, proven=bool(report.checks))}"
     if report.facts.get("session", {}).get("weights") == "mapped":
@@ -124,72 +187,27 @@ def _space_text(space: Mapping[str, Any] | None) -> str:
     if space is None:
         return ""
     free = "" if space["free"] is None else f", of {space['free']:,} that are free there"
-    memory = f"about {space['memory'] // 10**6:,} MB of memory beside Python and torch"
+    memory = f"{_megabytes(space['memory'])} of memory beside Python and torch"
     return f"; it takes {space['needed']:,} bytes{free}, and {memory}"
+
+
+def _megabytes(number: int) -> str:
+    return f"about {number // 10**6:,} MB" if number >= 10**6 else "less than 1 MB"
 
 
 def _expected_text(proof: Mapping[str, Any] | None) -> str:
     """Return what the proof will take; empty where nothing is known of it."""
-    if proof is None:
+    if proof is None or proof["level"] == "none":
         return ""
     if proof["not_run"]:
         return f"\n  the proof will be by weights only: {proof['not_run']}"
     seconds = "" if proof["seconds"] is None else f" in about {proof['seconds']:g} seconds"
-    memory = f"about {proof['memory'] // 10**6:,} MB of memory"
+    memory = f"{_megabytes(proof['memory'])} of memory"
     return f"\n  the proof as a model reads {proof['read']:,} bytes{seconds}, and takes {memory}"
 
 
-def plan_text(plan: MergePlan, *, verbose: bool, with_edits: bool = True) -> str:
-    """Return what is merged into what, with the facts used for each module.
-
-    verbose: list every module. with_edits: list the edited side files, which an ONNX file lacks.
-    """
-    counts = tensor_counts(plan)
-    deltas = [delta for step in plan.steps() for delta in step.deltas]
-    whole = [step for step in plan.changed() if not step.deltas]
-    changes = f"{counts['changed']} change, {counts['added']} are new"
-    head = [f"base     {plan.base.root}: {counts['total']} tensors, {changes}"]
-    head += [
-        f"adapter  {adapter.path}: {adapter.dialect}, {counted(len(adapter.updates), 'module')}"
-        + _full_tensors(adapter)
-        + (f", weight {adapter.weight:g}" if adapter.weight != 1 else "")
-        for adapter in plan.adapters
-    ]
-    if plan.unmatched:
-        head.append(f"left out {len(plan.unmatched)} tensors: {first_names(plan.unmatched)}")
-    rows = [_delta_row(delta) for delta in deltas] + [_whole_row(step) for step in whole]
-    table = first_rows(rows, verbose=verbose)
-    edited = plan.edits().items() if with_edits else ()
-    lines = [f"{name}: {'; '.join(edits)}" for name, edits in edited]
-    return "\n".join([*head, *table, *(f"  {line}" for line in [*plan.choices, *lines])])
-
-
-def _full_tensors(adapter: Adapter) -> str:
-    """Return the words on full tensors that replace the base's; empty where there are none."""
-    number = len(adapter.replacements)
-    return f", {counted(number, 'full tensor')} in place of the base's" if number else ""
-
-
-def _delta_row(delta: Delta) -> Sequence[str]:
-    blocks = ",".join(str(int(block)) for block in delta.enable_lora)
-    return (
-        delta.module or "(root)",
-        delta.kind + (" (in, out)" if delta.fan_in_fan_out else ""),
-        f"r={delta.rank}",
-        f"alpha={delta.alpha:g}",
-        f"scaling={delta.scaling:g}",
-        f"enable_lora={blocks}" if blocks else "",
-        "n_head={}  n_query_groups={}".format(*delta.heads) if delta.heads else "",
-    )
-
-
-def _whole_row(step: Step) -> Sequence[str]:
-    action = "added" if step.action == "add" else "replaced"
-    return (step.out.name, action, step.reason, "", "", "", "")
-
-
-def checks_text(checks: Sequence[Check], *, verbose: bool = False) -> str:
-    """Return one line a check: its outcome, its largest difference, and what was allowed.
+def checks_text(checks: Sequence[Check], *, verbose: bool = False, width: int = WIDTH) -> str:
+    """Return a row for each check: its outcome, its name, and what it found.
 
     The checks of one level stand together, under a line that names what is compared. `verbose` adds
     the source of each tolerance. A failed check always has it.
@@ -197,27 +215,18 @@ def checks_text(checks: Sequence[Check], *, verbose: bool = False) -> str:
     levels = list(dict.fromkeys(check.level for check in checks))
     checks = sorted(checks, key=lambda check: levels.index(check.level))
     rows = [
-        (
-            "ok" if check.passed else "FAILED",
-            check.name,
-            _measure(check),
-            check.detail if verbose or not check.passed else check.detail.partition("; ")[0],
-        )
+        ("ok" if check.passed else "FAILED", check.name, _found(check, verbose=verbose))
         for check in checks
     ]
-    lines, shown = ["checks"], ""
-    for check, line in zip(checks, aligned(rows), strict=True):
+    lines, shown = ["checks"], None
+    for check, row in zip(checks, rows_of_lines(rows, width), strict=True):
         if check.level != shown:
             lines.append(f" {_COMPARED[check.level]}")
         shown = check.level
-        lines.append(line)
+        lines += row
     return "\n".join(lines)
 
 
-def _measure(check: Check) -> str:
-    if check.tolerance == 0:
-        return "none differ" if check.worst == 0 else f"{check.worst:g} differ at {check.where}"
-    worst = f"{check.worst:.2g}" if isfinite(check.worst) else str(check.worst)
-    if check.at_least:
-        return f"{worst}, {check.tolerance:.2g} needed"
-    return f"{worst} of {check.tolerance:.2g} allowed"
+def _found(check: Check, *, verbose: bool) -> str:
+    words = passed_words(check) if check.passed else failed_sentence(check)
+    return f"{words}; {check.basis}" if check.basis and (verbose or not check.passed) else words

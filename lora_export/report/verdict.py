@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_export.report.result import levels_json
-from lora_export.report.sentences import failed_sentence
+from lora_export.records import CHANGED
+from lora_export.report.columns import counted
+from lora_export.report.sentences import failed_sentence, percent
+from lora_export.report.survival import kept_words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lora_export.records import Check, Level
     from lora_export.report.result import Report
 
-Word = Literal["PROVED", "NOT PROVED", "UNCHANGED", "PLANNED", "RESTORED", "REFUSED"]
-"""What came out. UNCHANGED: only digests were compared, and all are those of the manifest."""
+Word = Literal["PROVED", "NOT PROVED", "UNCHANGED", "PLANNED", "RESTORED", "REFUSED", "STOPPED"]
+"""What came out. UNCHANGED: only digests were compared, and all are those of the manifest. STOPPED:
+an interrupt, or a bug of lora-export."""
 
-_LEVELS: dict[str, str] = {
+_STOPPED = ("interrupted", "bug")
+"""The codes of an end that is no refusal."""
+
+LEVELS: dict[str, str] = {
     "manifest": "files",
     "weights": "weights",
     "model": "outputs",
@@ -29,10 +36,6 @@ _LEVELS: dict[str, str] = {
 
 _OUTPUTS: tuple[Level, ...] = ("model", "runtime")
 """The levels whose errors say most. An element's rounding alone is always near what it may be."""
-
-
-_LEAST = 0.1
-"""The smallest percentage that is shown as a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,8 @@ class Verdict:
 def verdict(report: Report) -> Verdict | None:
     """Return the verdict of a report; None for `inspect`, which judges nothing."""
     if report.problems or report.passed is False:
-        return Verdict("REFUSED", _cause(report), worst_share(report.checks))
+        word: Word = "STOPPED" if report.code in _STOPPED else "REFUSED"
+        return Verdict(word, _cause(report), worst_share(report.checks))
     if report.command == "inspect":
         return None
     return _unproven(report) or _proved(report)
@@ -68,23 +72,107 @@ def verdict_json(report: Report) -> dict[str, Any] | None:
 def _unproven(report: Report) -> Verdict | None:
     """Return the verdict of a command that proved nothing about a merge; None for all others."""
     if report.dry_run:
-        return Verdict("PLANNED", "nothing was written")
+        return Verdict("PLANNED", _planned(report))
     if report.command == "unmerge":
         return Verdict("RESTORED", "the base, byte for byte")
     if not report.checks:
         return Verdict("NOT PROVED", "merged without a proof (--no-verify)")
     if report.plan is None:
-        text = "the files have the digests of the manifest; nothing was computed again"
-        return Verdict("UNCHANGED", text)
+        return Verdict("UNCHANGED", _unchanged(report.facts.get("recorded", {})))
     return None
+
+
+def _planned(report: Report) -> str:
+    """Return what would be written, and which proof it would get where that is not the whole."""
+    parts = ["nothing was written"]
+    if report.plan:
+        tensors = counted(len(report.plan.steps()), "tensor")
+        parts.append(f"{len(report.plan.changed()):,} of {tensors} would be changed or new")
+    proof = report.facts.get("proof", {})
+    if proof.get("level") == "none":
+        parts.append("nothing would be proven (--no-verify)")
+    elif proof.get("not_run"):
+        parts.append("the outputs would not be compared")
+    return "; ".join(parts)
+
+
+def _unchanged(recorded: Mapping[str, Any]) -> str:
+    """Return that the files are those of the manifest, and which proof it records.
+
+    recorded: of the manifest, whether its verification `passed`, and by which `levels`.
+    """
+    records = {
+        None: "no proof",
+        False: "a failed proof",
+        True: f"a proof{_listed(recorded.get('levels', ()))}",
+    }[recorded.get("passed")]
+    return f"every digest is the manifest's, which records {records}; not recomputed"
+
+
+def _listed(levels: Sequence[str]) -> str:
+    """Return what was compared at the levels, with `only` where outputs were not."""
+    merge = [LEVELS[level] for level in levels if level in LEVELS and level != "manifest"]
+    only = "" if {*levels} & {*_OUTPUTS} else " only"
+    return f" ({', '.join(merge)}{only})" if merge else ""
 
 
 def _proved(report: Report) -> Verdict:
     share = worst_share(report.checks)
     levels = levels_json(report.checks, report.unproven)
-    proven = ", ".join(_LEVELS[level] for level, found in levels.items() if found["proven"])
-    tight = "" if share is None else f", to {percent(share)} of the allowed error"
-    return Verdict("PROVED", f"merged = base + adapter{tight} ({proven})", share)
+    proven = ", ".join(LEVELS[level] for level, found in levels.items() if found["proven"])
+    notes = "".join(f"; {note}" for note in _notes(report))
+    text = f"{_equation(report)}{_tightness(report, share)} ({proven}{notes})"
+    return Verdict("PROVED", text, share)
+
+
+def _equation(report: Report) -> str:
+    """Return what is equal to base + adapter, and what rounding did to it."""
+    facts = report.facts
+    lowered = facts.get("lowered")
+    if lowered:
+        return f"the ONNX file = base + adapter, rounded to {lowered['precision']}{_moved(lowered)}"
+    onnx = not facts.keys().isdisjoint({"graph", "graphs"})
+    what = "the ONNX file" if onnx else "merged"
+    followed = ""
+    if report.command == "verify" and _is_foreign(report):
+        what = what if onnx else PurePath(report.output).name or what
+        recipe = report.plan.recipe if report.plan else "auto"
+        followed = "" if recipe == "auto" else f" by --recipe {recipe}"
+    stored = kept_words(facts.get("survival"))
+    return f"{what} = base + adapter{followed}{stored}"
+
+
+def _is_foreign(report: Report) -> bool:
+    """Return whether no manifest was beside the artefact: another tool may have made it."""
+    return not any(check.name == "digests" for check in report.checks)
+
+
+def _moved(lowered: Mapping[str, Any]) -> str:
+    """Return how far the rounding of an ONNX file moves its outputs; empty where not measured."""
+    shares = [loss["rms"] / loss["effect"] for loss in lowered.get("loss", ()) if loss["effect"]]
+    if not shares:
+        return ""
+    return f", which moves outputs by {percent(max(shares))} of what the adapter does"
+
+
+def _tightness(report: Report, share: float | None) -> str:
+    if share is None or "lowered" in report.facts:
+        return ""
+    if any(check.level in _OUTPUTS for check in report.checks):
+        return f", to {percent(share)} of the allowed error"
+    return ", every element within its rounding"
+
+
+def _notes(report: Report) -> list[str]:
+    """Return what the proof does not cover, a few words each."""
+    notes = []
+    if why := report.unproven.get("model"):
+        unseen = why.startswith("does not resolve")
+        notes.append("outputs too noisy to show the adapter" if unseen else "outputs not run")
+    weights = {check.name for check in report.checks if check.level == "weights"}
+    if weights and CHANGED not in weights:
+        notes.append("an adapter without effect is accepted: --allow-noop")
+    return notes
 
 
 def _cause(report: Report) -> str:
@@ -94,7 +182,9 @@ def _cause(report: Report) -> str:
     failed = [check for check in report.checks if not check.passed]
     if failed:
         return failed_sentence(failed[0])
-    return report.problems[0].message
+    first, *others = report.problems
+    more = f" (and {counted(len(others), 'further problem')})" if others else ""
+    return f"{first.message}{more}"
 
 
 def worst_share(checks: Sequence[Check]) -> float | None:
@@ -117,10 +207,9 @@ def share_of(check: Check) -> float:
     return float("inf") if check.worst else 0.0
 
 
-def percent(share: float) -> str:
-    """Return a share in percent with at most two digits that count: `6 %`, `0.4 %`, `1,200 %`."""
-    value = 100 * share
-    if 0 < value < _LEAST:
-        return f"less than {_LEAST:g} %"
-    rounded = float(f"{value:.1g}") if value < 10 else round(value)
-    return f"{rounded:,.{0 if rounded >= 1 else 1}f} %"
+def levels_json(checks: tuple[Check, ...], unproven: Mapping[str, str]) -> dict[str, Any]:
+    """Return for each level whether it is proven, and why not where it shows nothing."""
+    ran = dict.fromkeys(check.level for check in checks if check.level)
+    passed = {level: all(c.passed for c in checks if c.level == level) for level in ran}
+    found: dict[str, Any] = {level: {"proven": right} for level, right in passed.items()}
+    return found | {level: {"proven": False, "why": why} for level, why in unproven.items()}

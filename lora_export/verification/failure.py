@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import VerificationError
 from lora_export.records import Problem
-from lora_export.report.sentences import failed_sentence
+from lora_export.report.sentences import named_sentence
 from lora_export.verification.blame.attribution import by_checks
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def refuse_failed(
         return
     problems = [
         Problem(
-            failed_sentence(check),
+            named_sentence(check),
             check.where or where,
             check.hint,
         )

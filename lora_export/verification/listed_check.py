@@ -13,13 +13,17 @@ _NAMED = 3
 """Names in a check's `where`; the report has one line for a check."""
 
 
-def listed_check(name: str, wrong: Sequence[str], detail: str, hint: str = "") -> Check:
+def listed_check(
+    name: str, wrong: Sequence[str], detail: str, hint: str = "", *, fault: str = ""
+) -> Check:
     """Return a check that passes if nothing is wrong, counts what is, and names the first three.
 
     Args:
         name: of the check.
         wrong: names of files or tensors.
-        detail: of the check, whether it passes or not.
+        detail: what was found, if it passes.
         hint: what to do if it fails.
+        fault: what was found, if it fails: one sentence; empty takes `detail` in both cases.
     """
-    return Check(name, not wrong, len(wrong), 0, ", ".join(wrong[:_NAMED]), detail, hint=hint)
+    found = fault if wrong and fault else detail
+    return Check(name, not wrong, len(wrong), 0, ", ".join(wrong[:_NAMED]), found, hint=hint)

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from lora_export.cli import main
 from lora_export.records import Check
-from lora_export.report.result import Report, json_text, report_json
+from lora_export.report.document import report_json
+from lora_export.report.result import Report, json_text
 
 DIGITS = "samples/digits"
 

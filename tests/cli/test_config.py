@@ -123,7 +123,7 @@ def test_a_file_that_is_no_config(text, status, words, files):
 
 def test_the_option_verify_beside_the_table_verify(files):
     config = "no-verify = true\n[verify]\nseed = 1\n[merge]\njson = true\nalpha = 4\n"
-    assert "proof" not in planned(config)
+    assert planned(config)["proof"]["level"] == "none"
 
 
 def test_usage_errors_are_json_where_the_file_says_so(files):

@@ -355,7 +355,7 @@ def test_an_adapter_that_is_merged_already_is_refused(case):
 
 
 def test_the_plan_is_a_value_that_json_can_hold(case):
-    from lora_export.report.result import report_json
+    from lora_export.report.document import report_json
 
     report = case.merge(dry_run=True)
     document = json.loads(json.dumps(report_json(report)))

@@ -1,4 +1,4 @@
-"""The complete command for a refusal that lacks facts: the user copies it and fills them in."""
+"""A call as the words of a command: for the next one, and for a refusal that lacks facts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lora_export.errors import LoraExportError
     from lora_export.options import Option
 
-_POSITIONAL = ("base", "adapters", "artifact")
+_POSITIONAL = ("base", "adapters", "artifact", "path")
 
 
 def add_command(error: LoraExportError, verb: str, values: Mapping[str, object]) -> None:
@@ -29,10 +29,7 @@ def add_command(error: LoraExportError, verb: str, values: Mapping[str, object])
     if not asked:
         return
     options = {option.name: option for option in VERBS[verb]}
-    words = ["lora-export", verb, *_places(values, options)]
-    for name, value in values.items():
-        if option := options.get(name):
-            words += _flags(option, value)
+    words = command_words(verb, values)
     if values.get("output") is None and "output" in options and not values.get("dry_run"):
         words += ["-o", "OUT"]
     command = f"{shlex.join(words)} {' '.join(asked)}"
@@ -42,12 +39,27 @@ def add_command(error: LoraExportError, verb: str, values: Mapping[str, object])
     error.problems = (*others, replace(last, hint=hint))
 
 
+def command_words(verb: str, values: Mapping[str, object]) -> list[str]:
+    """Return the words of the command that does what the call does, not quoted.
+
+    values: the arguments of the call, by keyword; one that has its default is left out.
+    """
+    options = {option.name: option for option in VERBS[verb]}
+    words = ["lora-export", verb, *_places(values, options)]
+    for name, value in values.items():
+        if option := options.get(name):
+            words += _flags(option, value)
+    return words
+
+
 def _places(values: Mapping[str, object], options: Mapping[str, Option]) -> Iterator[str]:
     """Yield the words without a flag: the paths."""
     for name in _POSITIONAL:
         if name in values and name not in options:
             value = values[name]
-            yield from map(str, value if isinstance(value, list | tuple) else [value])
+            for path in value if isinstance(value, list | tuple) else [value]:
+                # A path that begins with a hyphen would be read as an option.
+                yield f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def _flags(option: Option, value: object) -> Iterator[str]:

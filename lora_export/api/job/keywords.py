@@ -10,15 +10,18 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from lora_export.api.job.command_line import add_command
+from lora_export.api.job.next_command import next_command
 from lora_export.api.job.proof_options import ProofOptions
 from lora_export.errors import FitError, UsageError
 from lora_export.options import ADAPTER, PROOF, VERBS
 from lora_export.planning.request import AdapterOptions
 from lora_export.records import Problem, Progress
+from lora_export.report.result import Report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +49,8 @@ _WORDS: Mapping[Takes, str] = {
 def checked(verb: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator that refuses unknown keywords of `verb`, and values of a wrong type.
 
+    A report that the call returns then names the next command.
+
     Raises:
         UsageError: from the call, with every unknown keyword and every wrong value.
     """
@@ -65,10 +70,13 @@ def checked(verb: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             if problems:
                 raise UsageError.of(problems)
             try:
-                return function(*args, **kwargs)
+                found = function(*args, **kwargs)
             except (FitError, UsageError) as error:
                 add_command(error, verb, values)
                 raise
+            if isinstance(found, Report):
+                return cast("R", replace(found, next=next_command(verb, values, found)))
+            return found
 
         # For help() and editors: every keyword by name, with its default.
         call.__signature__ = _spelled_out(signature, VERBS[verb])  # type: ignore[attr-defined]

@@ -24,11 +24,12 @@ def expected_proof(job: Job, *, verify: bool) -> dict[str, Any]:
         VerificationError: the model level is required, and cannot be run.
 
     Returns:
-        `level`, "weights" or "model"; `not_run`, why not as a model; `memory` and `read`, in bytes;
-        `seconds`, about, of a large model alone. The last three are of the model level.
+        `level`, "weights", "model", or "none" without a proof; `not_run`, why not as a model;
+        `memory` and `read`, in bytes; `seconds`, about, of a large model alone. The last three are
+        of the model level.
     """
     if not verify:
-        return {}
+        return not_proven()
     why = _why_not(job)
     if why and job.proof.require:
         raise unproven_model(job, why)
@@ -44,6 +45,11 @@ def expected_proof(job: Job, *, verify: bool) -> dict[str, Any]:
         "seconds": round(_SECONDS * elements_of(base) / _processors(), 1) if large else None,
     }
     return {"proof": entry}
+
+
+def not_proven() -> dict[str, Any]:
+    """Return the entry of a dry run with --no-verify."""
+    return {"proof": {"level": "none", "not_run": "--no-verify"}}
 
 
 def _why_not(job: Job) -> str:

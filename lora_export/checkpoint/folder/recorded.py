@@ -63,6 +63,8 @@ class Recorded:
     """Which was followed, an adapter's file or its config; None when they do not disagree."""
     verified: bool | None
     """Whether the verification passed; None when there was none."""
+    levels: tuple[str, ...] = ()
+    """The levels that it was proven at; empty where there was no proof."""
     precision: str = "fp32"
     """The precision of an ONNX file's weights."""
 
@@ -126,7 +128,16 @@ def _read(path: Path) -> Recorded:
         kv_cache=options.get("kv_cache", bool, default=False),
         trust_file=options.get("trust_file", bool) if "trust_file" in options else None,
         verified=None if verification is None else top.table("verification").get("passed", bool),
+        levels=() if verification is None else _levels(top.table("verification")),
     )
+
+
+def _levels(verification: _Table) -> tuple[str, ...]:
+    """Return the levels that are proven; an older manifest has none of them."""
+    if "levels" not in verification:
+        return ()
+    levels = verification.table("levels")
+    return tuple(name for name in levels.members if levels.table(name).get("proven", bool))
 
 
 def _outputs(top: _Table) -> dict[str, str]:

@@ -11,7 +11,8 @@ from lora_export.onnx_export.file import external
 from lora_export.onnx_export.file.bindings import element_dtype, read_bindings
 from lora_export.onnx_export.file.topology import describe
 from lora_export.onnx_export.file.weight_blocks import Cast, as_array, dtype_of, parts, turn
-from lora_export.records import Check
+from lora_export.records import Check, spans_of
+from lora_export.report.columns import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -64,12 +65,34 @@ def audit(
     wanted = expected()
     return (
         *checks,
-        external.count_check("bindings", _unbound(model, bindings, wanted)),
+        external.count_check(
+            "bindings",
+            _unbound(model, bindings, wanted),
+            f"{counted(len(bindings.parameters), 'initializer')} with the parameter's name",
+        ),
         *_values(path, model, bindings, wanted),
-        external.count_check("no unexplained weights", _unexplained(model, bindings)),
-        external.count_check("same graph as the base", _graph_differences(model, base)),
-        external.count_check("dynamic dimensions", dimension_differences(model, inputs)),
+        external.count_check(
+            "no unexplained weights",
+            _unexplained(model, bindings),
+            "every other constant is small",
+        ),
+        external.count_check(
+            "same graph as the base", _graph_differences(model, base), graph_words(model)
+        ),
+        external.count_check(
+            "dynamic dimensions", dimension_differences(model, inputs), dimension_words(inputs)
+        ),
     )
+
+
+def graph_words(model: onnx.ModelProto) -> str:
+    """Return the size of a graph that passed."""
+    return f"{counted(len(model.graph.node), 'node')}, none added and none changed"
+
+
+def dimension_words(inputs: Sequence[InputSpec]) -> str:
+    """Return the dynamic dimensions of declared inputs."""
+    return f"dynamic as declared: {', '.join(spans_of(inputs)) or 'none'}"
 
 
 def check_readable(path: Path) -> tuple[Check, ...]:
@@ -91,7 +114,7 @@ def _well_formed(path: Path) -> Check:
         return external.count_check(
             "onnx.checker", [f"{path.name}: {' '.join(str(error).split())[:300]}"]
         )
-    return external.count_check("onnx.checker", [])
+    return external.count_check("onnx.checker", [], "accepts the file")
 
 
 def _unbound(
@@ -134,9 +157,11 @@ def _values(
         total += count
         if count and not first:
             first = f"{name}: {count:.0f} elements of {binding.initializer!r} differ"
+    bits = f"{counted(len(bindings.parameters), 'initializer')} with the bits of the merge"
     equal = Check("every weight bit-equal", passed=not total, worst=total, tolerance=0.0,
-                  where=first.partition(":")[0], detail=first)  # fmt: skip
-    return equal, external.count_check("no NaN or infinity", faults)
+                  where=first.partition(":")[0], detail=first or bits)  # fmt: skip
+    finite = external.count_check("no NaN or infinity", faults, "every parameter is finite")
+    return equal, finite
 
 
 def _is_finite(array: NDArray[Any]) -> bool:

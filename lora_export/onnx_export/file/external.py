@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.errors import InputError
 from lora_export.onnx_export.file.bindings import element_dtype
 from lora_export.records import Check
+from lora_export.report.columns import counted
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
@@ -109,15 +110,19 @@ def total_size(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *(path.parent / name for name in names)))
 
 
-def count_check(name: str, faults: Sequence[str]) -> Check:
-    """Make a check that counts faults, each `place: what is wrong`, and shows the first three."""
+def count_check(name: str, faults: Sequence[str], right: str = "") -> Check:
+    """Make a check that counts faults, each `place: what is wrong`, and shows the first three.
+
+    right: what was found, if nothing is wrong.
+    """
+    more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
     return Check(
         name,
         passed=not faults,
         worst=float(len(faults)),
         tolerance=0.0,
         where=faults[0].partition(":")[0] if faults else "",
-        detail="; ".join(faults[:3]),
+        detail=f"{'; '.join(faults[:3])}{more}" if faults else right,
     )
 
 
@@ -134,7 +139,8 @@ def check(path: Path) -> Check:
         return Check(NAME, passed=False, worst=1.0, tolerance=0.0,
                      where=problem.where, detail=problem.message)  # fmt: skip
     faults = [*_outside(path, ranges), *_wrong_lengths(model), *_overlaps(ranges)]
-    return count_check(NAME, faults)
+    beside = f"{counted(len(ranges), 'tensor')} beside the file" if ranges else "none is beside it"
+    return count_check(NAME, faults, beside)
 
 
 def parse(path: Path) -> onnx.ModelProto:

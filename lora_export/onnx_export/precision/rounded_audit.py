@@ -13,6 +13,8 @@ from lora_export.onnx_export.file.audit import (
     check_readable,
     different_bits,
     dimension_differences,
+    dimension_words,
+    graph_words,
     is_large_float,
 )
 from lora_export.onnx_export.file.bindings import (
@@ -97,11 +99,17 @@ def audit_lowered(
         *checks,
         *_rounded(full, raised, precision),
         _others(path, model, full, raised),
-        external.count_check("bindings", _bindings(model, full.model, raised)),
         external.count_check(
-            "same graph but for the rounding", _graph(model, full.model, uses, raised)
+            "bindings", _bindings(model, full.model, raised), "those of the float32 graph"
         ),
-        external.count_check("dynamic dimensions", dimension_differences(model, inputs)),
+        external.count_check(
+            "same graph but for the rounding",
+            _graph(model, full.model, uses, raised),
+            graph_words(full.model),
+        ),
+        external.count_check(
+            "dynamic dimensions", dimension_differences(model, inputs), dimension_words(inputs)
+        ),
     )
     return found, sizes_of(model, full.model, raised)
 
@@ -128,9 +136,11 @@ def _rounded(
         if off > worst:
             worst, where = off, name
     detail = f"{counted(len(first), 'weight')}, each value computed back"
+    if worst > HALF:
+        detail = f"a value of {where} is {worst:.3g} steps from the merged one, and half is allowed"
     return (
         Check("rounded weights, in steps", worst <= HALF, worst, HALF, where, detail),
-        external.count_check("scales of rounded weights", faults),
+        external.count_check("scales of rounded weights", faults, "as the merged values need"),
     )
 
 
@@ -201,7 +211,7 @@ def _others(
         for tensor in external.inner_tensors(model.graph)
         if is_large_float(tensor)
     ]
-    return external.count_check("every other weight bit-equal", faults)
+    return external.count_check("every other weight bit-equal", faults, "as in the float32 graph")
 
 
 def _different(path: Path, tensor: onnx.TensorProto, wanted: Placed) -> float:

@@ -72,7 +72,7 @@ def resolve_configured(
         message = f"rank is {reading.rank} in the tensors but {terms.rank} in {terms.source}"
         hint = "the configuration belongs to another file: save the adapter again"
         raise Unresolved(Problem(message, where, hint), missing=False)
-    scaling = _scaling(terms, rank)
+    scaling = scaling_by_rule(terms, rank)
     delta = delta_of(
         adapter, update, module, base, reading, rank=rank, alpha=terms.alpha, scaling=scaling
     )
@@ -152,7 +152,8 @@ def _contradictions(
     return found
 
 
-def _scaling(terms: Terms, rank: int) -> float:
+def scaling_by_rule(terms: Terms, rank: int) -> float:
+    """Return the scaling that the library computes from alpha and rank."""
     match terms.rule:
         case "alpha / rank":
             return terms.alpha / rank

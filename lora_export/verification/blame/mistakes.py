@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from lora_export.report.columns import first_names
+from lora_export.report.columns import counted, first_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,8 +54,7 @@ def describe_names(wanted: Mapping[str, TensorSpec], written: Mapping[str, Tenso
     both = [(wanted[name], written[name]) for name in wanted if name in written]
     dtypes = Counter((one.dtype, other.dtype) for one, other in both if one.dtype != other.dtype)
     shapes = [one.name for one, other in both if one.shape != other.shape]
-    parts = [f"{len(wanted)} tensors"]
-    parts += [
+    parts = [
         f"{count} stored as {other}, where {one} is planned"
         for (one, other), count in dtypes.items()
     ]
@@ -65,4 +64,4 @@ def describe_names(wanted: Mapping[str, TensorSpec], written: Mapping[str, Tenso
         ("of another shape", shapes),
     ):
         parts += [f"{len(names)} {what}: {first_names(names)}"] if names else []
-    return "; ".join(parts)
+    return f"of {counted(len(wanted), 'planned tensor')} {'; '.join(parts)}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.folder.side_files import weight_files
 from lora_export.execution.digests import hash_files
+from lora_export.report.columns import counted, first_names
 from lora_export.report.stopwatch import unseen
 from lora_export.verification.listed_check import listed_check
 
@@ -46,8 +47,12 @@ def check_outputs(path: Path, recorded: Recorded, progress: Advance = unseen) ->
     present = weight_files(path) if path.is_dir() else [path.name]
     unlisted = [name for name in present if name not in recorded.outputs]
     wrong = unlisted if present else [path.name]  # a folder without weights is no artefact
-    detail = f"{len(present)} weight files, of which the manifest lists {len(present) - len(wrong)}"
-    listed = listed_check("files listed", wrong, detail)
+    listed = listed_check(
+        "files listed",
+        wrong,
+        f"the manifest lists {counted(len(present), 'weight file')}, and no other is there",
+        fault=_unlisted(unlisted, len(present)),
+    )
     files = {folder / name: digest for name, digest in recorded.outputs.items()}
     there = hash_files([file for file in files if file.is_file()], os.cpu_count() or 1, progress)
     changed = [
@@ -55,8 +60,35 @@ def check_outputs(path: Path, recorded: Recorded, progress: Advance = unseen) ->
         for file, digest in files.items()
         if there.get(file) != digest
     ]
-    detail = f"{len(files) - len(changed)} of {len(files)} files have the SHA-256 of the manifest"
-    return listed, listed_check("digests", changed, detail, _CHANGED)
+    lost = [name for name in changed if not (folder / name).exists()]
+    return listed, listed_check(
+        "digests",
+        changed,
+        f"{counted(len(files), 'file')} with the SHA-256 of the manifest",
+        _CHANGED,
+        fault=_changed(changed, lost, len(files)),
+    )
+
+
+def _unlisted(unlisted: Sequence[str], present: int) -> str:
+    if not present:
+        return "no weight file is there"
+    return (
+        f"{first_names(unlisted)} is not in the manifest, which lists {present - len(unlisted)} of "
+        f"{counted(present, 'weight file')}"
+    )
+
+
+def _changed(changed: Sequence[str], lost: Sequence[str], files: int) -> str:
+    """Return how many files are unchanged, and which are changed or missing, as one sentence."""
+    other = [name for name in changed if name not in lost]
+    parts = [
+        f"{first_names(names)} {'has' if len(names) == 1 else 'have'} {word}"
+        for names, word in ((other, "changed"), (lost, "gone"))
+        if names
+    ]
+    kept = f"{files - len(changed)} of {counted(files, 'file')} still have the digest"
+    return f"{kept} of the manifest; {' and '.join(parts)}"
 
 
 def check_inputs(
@@ -78,19 +110,21 @@ def check_inputs(
         {str(adapter.path): f"{adapter.digest} {adapter.joined_digest}" for adapter in adapters},
         [f"{adapter.digest} {adapter.joined_digest}" for adapter in recorded.adapters],
     )
-    detail = f"{len(adapters)} adapters"
+    detail = counted(len(adapters), "adapter")
     if all(recorded.base):
         shards = [shard.file for shard in base.shards]
         files = hash_files(shards, os.cpu_count() or 1, progress)
         wrong += _other({str(file): digest for file, digest in files.items()}, recorded.base)
-        detail += f", {len(files)} files of the base"
+        detail += f", {counted(len(files), 'file')} of the base"
     else:
         detail += "; no digest of the base was recorded"
-    if wrong:
-        names = ", ".join(adapter.name for adapter in recorded.adapters)
-        detail = f"other SHA-256 than the manifest's; its adapters are {names}; {detail}"
+    names = ", ".join(adapter.name for adapter in recorded.adapters)
+    fault = (
+        f"{first_names(wrong)}: not what the manifest records, by the SHA-256; its adapters are "
+        f"{names}"
+    )
     hint = _hint(adapters, recorded)
-    return (listed_check("inputs are those of the manifest", wrong, detail, hint),)
+    return (listed_check("inputs are those of the manifest", wrong, detail, hint, fault=fault),)
 
 
 def _hint(adapters: Sequence[Adapter], recorded: Recorded) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.folder.side_files import weight_files
 from lora_export.execution.stage import index_bytes
+from lora_export.report.columns import counted, first_names
 from lora_export.verification.listed_check import listed_check
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ def check_side_files(plan: MergePlan, folder: Path) -> tuple[Check, ...]:
         wrong.append(index)
     planned = {shard.file for shard in plan.shards} | {file.name for file in plan.side_files}
     wrong += [name for name in weight_files(folder) if name not in {*planned, index}]
-    detail = f"{len(plan.side_files) + bool(index)} files around the weights are as planned"
-    return (listed_check("side files", wrong, detail),)
+    number = counted(len(plan.side_files) + bool(index), "file")
+    fault = f"{first_names(wrong)} {'is' if len(wrong) == 1 else 'are'} not as planned"
+    return (listed_check("side files", wrong, f"{number} around the weights", fault=fault),)
 
 
 def _holds(file: Path, source: Path | None, content: bytes) -> bool:

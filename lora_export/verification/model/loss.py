@@ -7,6 +7,8 @@ from math import inf, isfinite, sqrt
 from typing import TYPE_CHECKING, Any
 
 from lora_export.records import Check
+from lora_export.report.columns import counted, first_names
+from lora_export.report.sentences import times_allowed
 from lora_export.verification.model.compare import gaps, ratio
 
 if TYPE_CHECKING:
@@ -164,7 +166,7 @@ def loss_checks(losses: Sequence[Loss], precision: str, limits: Limits) -> tuple
             float(len(broken)),
             0.0,
             ", ".join(one.output for one in broken),
-            f"{len(losses) - len(broken)} of {len(losses)} outputs",
+            _finite_words(losses, broken),
         )
     ]
     if limits.atol is not None or limits.rtol is not None:
@@ -185,22 +187,30 @@ def _bound(losses: Sequence[Loss], precision: str, atol: float, rtol: float) -> 
         far.worst,
         limit,
         far.output,
-        "the bound is given",
+        "" if far.worst <= limit else f"{far.output} moves by {times_allowed(far.worst, limit)}",
+        basis="given",
     )
+
+
+def _finite_words(losses: Sequence[Loss], broken: Sequence[Loss]) -> str:
+    if not broken:
+        return counted(len(losses), "output")
+    names = first_names([one.output for one in broken])
+    return f"{names}: NaN or infinity, where the float32 model has a number"
 
 
 def _nearer(touched: Sequence[Loss], precision: str) -> Check:
     drowned = max(touched, key=lambda one: ratio(one.rms, one.effect))
     passed = drowned.rms < drowned.effect
-    share = ratio(drowned.rms, drowned.effect)
     return Check(
         f"{precision}: nearer to merged than to base",
         passed,
         drowned.rms,
         drowned.effect,
         drowned.output,
-        f"the rounding moves it by {share:.1%} of what the adapter does"
+        ""
         if passed
-        else "the rounding outweighs what the adapter changes: take a higher precision, or accept "
-        "it with --allow-lossy",
+        else f"the rounding outweighs what the adapter changes: it moves {drowned.output} by "
+        f"{drowned.rms:.2g}, and the adapter by {drowned.effect:.2g}",
+        hint="take a higher precision, or accept it with --allow-lossy",
     )

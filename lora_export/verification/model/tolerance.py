@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
 from lora_export.records import Check
+from lora_export.report.sentences import times_allowed
 from lora_export.verification.model.compare import distances, finite_distance, largest, ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from lora_export.verification.model.compare import Distance
 
     #: One dict of outputs for each probe.
     Runs = Sequence[Mapping[str, NDArray[Any]]]
@@ -104,12 +107,12 @@ class Tolerance:
 
         Returns:
             the check of the output with the largest distance in units of its tolerance. The detail
-            has the headroom and the source of the tolerance.
+            of a failed one says where, the basis has the source of the tolerance.
         """
         table = {one.output: one for one in self.outputs}
         if len(expected) != len(actual) or not expected:
-            return Check(name, passed=False, worst=float("inf"), tolerance=0.0,
-                         detail=f"{len(actual)} runs against {len(expected)}")  # fmt: skip
+            fault = f"{len(actual)} runs against {len(expected)} cannot be compared"
+            return Check(name, passed=False, worst=float("inf"), tolerance=0.0, detail=fault)
         rows = [
             (_in_tolerances(found.worst, table.get(output)), probe, found)
             for probe, pair in enumerate(zip(expected, actual, strict=True))
@@ -117,13 +120,15 @@ class Tolerance:
         ]
         share, probe, found = max(rows, key=lambda row: row[0])
         limits = table.get(found.output)
+        place = f"probe {probe}, {found}"
         return Check(
             name,
             passed=share <= 1.0,
             worst=found.worst,
             tolerance=limits.allowed if limits else 0.0,
-            where=f"probe {probe}, {found}",
-            detail=found.detail or _headroom(share, limits),
+            where=place,
+            detail="" if share <= 1.0 else _failure(found, place, limits),
+            basis=_basis(limits),
         )
 
     def effect_check(self) -> Check:
@@ -135,13 +140,22 @@ class Tolerance:
         best = self._clearest()
         passed = best.is_resolved
         hint = f"give --atol below {best.effect:.2g}, or leave it out" if best.is_drowned else ""
+        needed = best.needed_effect
+        if passed:
+            detail = f"it moves {best.output} by {best.effect:.2g}, and {needed:.2g} would show"
+        else:
+            detail = (
+                f"the adapter moves {best.output} by {best.effect:.2g}, and only more than "
+                f"{needed:.2g} would show: the proof is vacuous, as the base without adapter would "
+                "pass as well"
+            )
         return Check(
             "the adapter has an effect",
             passed=passed,
             worst=best.effect,
-            tolerance=best.needed_effect,
+            tolerance=needed,
             where=best.output,
-            detail="" if passed else "vacuous: the base without adapter would pass as well",
+            detail=detail,
             at_least=True,
             hint="" if passed else hint,
         )
@@ -264,15 +278,22 @@ def _in_tolerances(worst: float, limits: OutputTolerance | None) -> float:
     return ratio(worst, limits.allowed)
 
 
-def _headroom(share: float, limits: OutputTolerance | None) -> str:
+def _failure(found: Distance, place: str, limits: OutputTolerance | None) -> str:
+    """Return what is wrong with the output that is farthest off, as a sentence."""
+    if found.detail:
+        return f"the outputs cannot be the same at {place}: {found.detail}"
     if limits is None:
-        return "no tolerance is known for this output"
+        return f"no tolerance is known for the output {found.output}"
     if not isfinite(limits.allowed):
-        return "this output holds NaN, or infinities that come and go with rounding"
-    source = "given" if limits.override is not None else f"noise: {_noise(limits)}"
-    if share > 1:
-        return f"{share:.3g} x what is allowed; {source}"
-    return f"{1 / share:.1f} x headroom; {source}" if share else f"equal; {source}"
+        return f"{found.output} holds NaN, or infinities that come and go with rounding"
+    return f"the outputs differ at {place} by {times_allowed(found.worst, limits.allowed)}"
+
+
+def _basis(limits: OutputTolerance | None) -> str:
+    """Return where the tolerance comes from; empty where there is none."""
+    if limits is None or not isfinite(limits.allowed):
+        return ""
+    return "given" if limits.override is not None else f"noise: {_noise(limits)}"
 
 
 def _noise(limits: OutputTolerance) -> str:

@@ -107,7 +107,7 @@ class Witnesses:
             if expected
         ]
         if unresolved:
-            return tuple(replace(one, detail=f"not resolved; {one.detail}") for one in found)
+            return tuple(_unresolved(one) for one in found)
         return (*found, *guard)
 
     def _exact_name(self) -> str:
@@ -167,6 +167,12 @@ def runs_together(subject: Subject) -> bool:
     """Return whether the witnesses run at once: those of a large model that can be streamed."""
     large = subject.source.prefers_streaming and is_large(subject.plan.base)
     return large and is_streamed(subject)
+
+
+def _unresolved(check: Check) -> Check:
+    """Return the check with the words that a passed one shows nothing of the adapter."""
+    words = "not resolved: the adapter's effect is below the noise"
+    return replace(check, detail=check.detail or words)
 
 
 def call_witnesses(

@@ -168,14 +168,15 @@ def same_tokens(texts: Sequence[tuple[Array, Array]], allowed: float) -> Check:
             what = f"text {number}, row {row}, token {place}: {mine} instead of {theirs}"
             (close if gap <= allowed else wrong).append(what)
     total = sum(tokens.size for _, tokens in texts)
-    chance = f"; {len(close)} of them a choice between equals within the tolerance" if close else ""
+    chance = f", {len(close)} of them a choice between equals within the tolerance" if close else ""
+    fault = f"{len(wrong)} of {total} tokens are not those of model.generate: "
     return Check(
         "generates as model.generate",
         passed=not wrong,
         worst=float(len(wrong)),
         tolerance=0.0,
         where=wrong[0].partition(":")[0] if wrong else "",
-        detail="; ".join([f"{total} tokens{chance}", *wrong[:_NAMED]]),
+        detail=f"{fault}{'; '.join(wrong[:_NAMED])}" if wrong else f"{total} tokens{chance}",
     )
 
 

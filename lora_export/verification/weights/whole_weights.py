@@ -12,7 +12,9 @@ from lora_export.execution.casting import holds_source
 from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.layout import segments_of
 from lora_export.execution.rows import Rows, read_rows, refuse_non_finite
-from lora_export.records import FLOAT_DTYPES, Check
+from lora_export.records import CHANGED, FLOAT_DTYPES, Check
+from lora_export.report.columns import counted, first_names
+from lora_export.report.sentences import times
 from lora_export.report.stopwatch import Seen, unseen
 from lora_export.verification.blame.mistakes import describe_gain, describe_names
 from lora_export.verification.factors import changes_nothing
@@ -90,7 +92,7 @@ class WeightProof:
         checks = [
             names,
             _check_library(written),
-            listed_check("untouched tensors", self.different, _untouched(planned)),
+            _check_untouched(planned, self.different),
             _check_seen(planned, merged),
             _check_elements(merged),
             _check_gain(merged),
@@ -106,12 +108,20 @@ class WeightProof:
         return survival_of(stored, dtypes)
 
 
-def _untouched(planned: Sequence[Step]) -> str:
-    """Return how the tensors without an update were compared."""
+def _check_untouched(planned: Sequence[Step], different: Sequence[str]) -> Check:
+    """Check that the tensors without an update are their sources', to the byte or rounded once."""
     plain = [step for step in planned if not step.deltas]
     cast = sum(step.source.spec.dtype != step.out.dtype for step in plain)
-    words = f"{len(plain) - cast} tensors equal to the byte"
-    return f"{words}, {cast} to the source's values rounded once" if cast else words
+    parts = (
+        [f"{counted(len(plain) - cast, 'tensor')} equal to the byte"] if len(plain) > cast else []
+    )
+    parts += [f"{counted(cast, 'tensor')} equal to the values rounded once"] if cast else []
+    words = ", ".join(parts) or "there is none"
+    fault = (
+        f"{first_names(different)}: {len(different)} of {counted(len(plain), 'tensor')} that get "
+        "no update hold other values than planned"
+    )
+    return listed_check("untouched tensors", different, words, fault=fault)
 
 
 def _are_same(source: bytes, written: memoryview) -> bool:
@@ -184,9 +194,10 @@ def _check_names(planned: Sequence[Step], written: Mapping[str, TensorRef]) -> C
     wanted = {step.out.name: step.out for step in planned}
     wrong = [n for n, spec in wanted.items() if n not in written or written[n].spec != spec]
     wrong += [name for name in written if name not in wanted]
-    detail = describe_names(wanted, {name: ref.spec for name, ref in written.items()})
+    fault = describe_names(wanted, {name: ref.spec for name, ref in written.items()})
     hint = _other_dtype([(wanted.get(name), written.get(name)) for name in wrong])
-    return listed_check("names, dtypes, shapes", wrong, detail, hint)
+    detail = f"{counted(len(wanted), 'tensor')} as planned"
+    return listed_check("names, dtypes, shapes", wrong, detail, hint, fault=fault)
 
 
 def _other_dtype(pairs: Sequence[tuple[TensorSpec | None, TensorRef | None]]) -> str:
@@ -222,8 +233,9 @@ def _check_library(written: Mapping[str, TensorRef]) -> Check:
         except SafetensorError:
             found = set()
         wrong += [file.name] if found != names else []
-    detail = f"{len(listed)} files open in the safetensors library"
-    return listed_check("readable by others", wrong, detail)
+    detail = f"the safetensors library reads {counted(len(listed), 'file')}"
+    fault = f"the safetensors library does not read the same names in {first_names(wrong)}"
+    return listed_check("readable by others", wrong, detail, fault=fault)
 
 
 def _check_seen(planned: Sequence[Step], merged: Sequence[Tally]) -> Check:
@@ -232,15 +244,24 @@ def _check_seen(planned: Sequence[Step], merged: Sequence[Tally]) -> Check:
 
     rows = {step.out.name: matrix_of(step)[0] for step in planned if step.deltas}
     wrong = [tally.name for tally in merged if tally.rows != rows[tally.name]]
-    return listed_check("every row was looked at", wrong, f"{sum(rows.values())} rows")
+    fault = f"not every row of {first_names(wrong)} was compared"
+    detail = counted(sum(rows.values()), "row")
+    return listed_check("every row was looked at", wrong, detail, fault=fault)
 
 
 def _check_elements(merged: Sequence[Tally]) -> Check:
     worst = max(merged, key=lambda one: one.error)
-    headroom = f"{1 / worst.error:.1f} x headroom" if worst.error else "equal"
-    far = f"{worst.name} is {worst.distance:.1e} from float64"
-    detail = f"{headroom} in units of rounding, {len(merged)} tensors; {far}"
-    return Check("merged elements", worst.error <= 1.0, worst.error, 1.0, worst.name, detail)
+    passed = worst.error <= 1.0
+    far = f"{worst.distance:.1e} from its recomputation"
+    detail = f"{counted(len(merged), 'tensor')}"
+    if not passed:
+        wrong = sum(one.error > 1.0 for one in merged)
+        detail = (
+            f"an element of {worst.name} is {far}, {times(worst.error)} what its rounding may be"
+        )
+        detail += f"; {wrong} of {counted(len(merged), 'tensor')} are wrong" if wrong > 1 else ""
+    basis = f"1 is the rounding of an element; in {worst.name} one is {far}" if passed else ""
+    return Check("merged elements", passed, worst.error, 1.0, worst.name, detail, basis)
 
 
 def _slant(one: Tally) -> float:
@@ -251,9 +272,13 @@ def _slant(one: Tally) -> float:
 
 def _check_gain(merged: Sequence[Tally]) -> Check:
     worst = max(merged, key=_slant)
-    detail = describe_gain(merged) or f"{1 + worst.gain:.6f} of the update is in {worst.name}"
     # With an infinite tolerance any gain would pass.
     passed = abs(worst.gain) <= worst.gain_tolerance < inf
+    fault = describe_gain(merged) or (
+        f"{worst.name} holds {1 + worst.gain:.4g} times the update, and may be off by "
+        f"{worst.gain_tolerance:.2g}"
+    )
+    detail = f"{counted(len(merged), 'tensor')}, each with the update once" if passed else fault
     return Check("scaling", passed, abs(worst.gain), worst.gain_tolerance, worst.name, detail)
 
 
@@ -264,4 +289,8 @@ def _check_changed(planned: Sequence[Step], merged: Sequence[Tally]) -> Check:
     detail = f"{len(merged) - len(same)} planned tensors differ from the base"
     if idle := len(same) - len(lost):
         detail += f", the factors of {idle} are zero"
-    return listed_check("every target changed", lost, detail)
+    fault = (
+        f"{first_names(lost)}: {len(lost)} of {counted(len(merged), 'tensor')} with an update "
+        "are still the base's"
+    )
+    return listed_check(CHANGED, lost, detail, fault=fault)

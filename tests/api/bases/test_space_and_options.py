@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from lora_export.api import merge, verify
 from lora_export.errors import InputError, StorageError, UsageError
-from lora_export.report.result import report_json
+from lora_export.report.document import report_json
 from lora_export.report.text import report_text
 
 BASE = {"fc.weight": torch.ones(6, 5), "fc.bias": torch.ones(6)}

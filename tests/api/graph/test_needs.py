@@ -10,7 +10,7 @@ from lora_export.api import export_onnx
 from lora_export.api.graph import needs
 from lora_export.errors import LimitError, StorageError, UsageError
 from lora_export.records import TensorSpec
-from lora_export.report.result import report_json
+from lora_export.report.document import report_json
 from lora_export.report.text import report_text
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_export.api import merge, verify
 from lora_export.errors import VerificationError
-from lora_export.report.result import report_json
+from lora_export.report.document import report_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:::peft.*", "ignore:`is_gradient_checkpointing`")
 SIZES = {

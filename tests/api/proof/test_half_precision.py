@@ -20,7 +20,7 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import VerificationError
 from lora_export.models.choose import folder_model
 from lora_export.models.subject import Subject
-from lora_export.report.result import report_json
+from lora_export.report.document import report_json
 from lora_export.report.text import report_text
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

@@ -31,7 +31,7 @@ import json, re, sys, threading
 from pathlib import Path
 import torch, transformers.models.llama.modeling_llama
 import lora_export
-from lora_export.report.result import report_json
+from lora_export.report.document import report_json
 
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10

@@ -10,7 +10,7 @@ from peft_folders import llama, save
 from lora_export import export_onnx, merge, verify
 from lora_export.errors import UsageError, VerificationError
 from lora_export.models import choose, memory
-from lora_export.report.result import report_json
+from lora_export.report.document import report_json
 from lora_export.report.text import report_text
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

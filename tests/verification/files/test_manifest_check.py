@@ -25,8 +25,8 @@ def test_verify_tells_which_input_is_another_and_publishes_nothing(tmp_path):
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 5
     assert "nothing was published" not in result.output
-    assert "other.safetensors: inputs are those of the manifest" in result.stderr
-    assert "other SHA-256 than the manifest's" in result.stderr
+    assert "other.safetensors: not what the manifest records, by the SHA-256" in result.stderr
+    assert "(check: inputs are those of the manifest)" in result.stderr
     assert "move its manifest away" in result.stderr
     assert "its adapters are own.safetensors" in result.stderr
 

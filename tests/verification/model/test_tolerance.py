@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lora_export.errors import UsageError
+from lora_export.report.sentences import failed_sentence, named_sentence, passed_words
 from lora_export.verification.model.tolerance import EPS, FACTOR, OutputTolerance, Tolerance, derive
 
 REFERENCE = np.array([1.0, -4.0], np.float32)
@@ -75,12 +76,22 @@ def test_a_check_passes_up_to_the_tolerance(shift, passed):
         assert check.where == "probe 1, y[0]"
 
 
-def test_the_headroom_and_the_noise_are_told():
+def test_the_share_and_the_noise_are_told():
     tolerance = make(rounding=0.0625)
     check = tolerance.check("run", runs(0, 0), runs(0, 0.125))
-    assert check.detail.startswith("5.0 x headroom; noise: rounding 6.2e-02")
-    assert make(atol=1.0).check("run", runs(0), runs(0.5)).detail == "2.0 x headroom; given"
-    assert tolerance.check("run", runs(0), runs(0)).detail.startswith("equal; noise")
+    assert passed_words(check) == "20 % of what is allowed (0.12 of 0.62)"
+    assert check.basis.startswith("noise: rounding 6.2e-02")
+    given = make(atol=1.0).check("run", runs(0), runs(0.5))
+    assert (passed_words(given), given.basis) == ("50 % of what is allowed (0.5 of 1)", "given")
+    equal = tolerance.check("run", runs(0), runs(0))
+    assert (passed_words(equal), equal.basis[:5]) == ("equal", "noise")
+
+
+def test_a_failed_comparison_is_a_sentence():
+    check = make(atol=1.0).check("run", runs(0, 0), runs(0, 3))
+    told = "the outputs differ at probe 1, y[0] by 3, 3 times what is allowed (1)"
+    assert failed_sentence(check) == told
+    assert named_sentence(check) == f"{told} (check: run)"
 
 
 def test_the_output_nearest_its_own_tolerance_is_told():
@@ -130,7 +141,7 @@ def test_nothing_to_compare_is_no_proof():
 def test_an_effect_within_the_tolerance_makes_the_proof_vacuous(numbers, passed):
     check = make(**numbers).effect_check()
     assert check.passed is passed
-    assert bool(check.detail) is not passed
+    assert ("vacuous" in check.detail) is not passed
 
 
 def test_one_affected_output_is_enough():
@@ -149,7 +160,7 @@ def test_outputs_that_cannot_be_split_have_no_batch_noise():
 
 @pytest.mark.parametrize(
     ("number", "passed", "words"),
-    [(-inf, True, "headroom"), (np.nan, False, "gives NaN")],
+    [(-inf, True, "5 % of what is allowed"), (np.nan, False, "gives NaN")],
 )
 def test_masked_outputs_are_compared_and_nan_proves_nothing(number, passed, words):
     right, base = np.array([1.0, number], np.float32), np.array([3.0, number], np.float32)
@@ -159,7 +170,7 @@ def test_masked_outputs_are_compared_and_nan_proves_nothing(number, passed, word
                        merged=same)  # fmt: skip
     check = tolerance.check("run", same, near)
     assert check.passed is passed
-    assert words in check.detail
+    assert words in (passed_words(check) if passed else check.detail)
     assert tolerance.effect_check().passed is passed
 
 
