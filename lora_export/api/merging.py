@@ -31,7 +31,7 @@ from lora_export.planning.folder.sharding import parse_size, resharded
 from lora_export.records import at_level
 from lora_export.report.result import Report
 from lora_export.report.stopwatch import Stopwatch
-from lora_export.report.survival import survival_facts, survival_warnings
+from lora_export.report.survival import size_facts, survival_facts, survival_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -197,7 +197,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
             by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
         proven = prove_further(job, merged, at_level("weights", by_weights))
     checks = proven.checks
-    found = survival_facts(survival)
+    found = {**survival_facts(survival), **size_facts(survival), **proven.facts}
     refuse_failed(checks, str(stage.output), proven.attribution, plan=plan, facts=found)
     left = [f for adapter in plan.adapters for f in adapter.files() if f not in digests]
     with job.clock("hash", "bytes") as progress:

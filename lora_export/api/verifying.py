@@ -27,7 +27,7 @@ from lora_export.onnx_export.settings import ExportSettings
 from lora_export.records import at_level
 from lora_export.report.result import Report
 from lora_export.report.stopwatch import Stopwatch
-from lora_export.report.survival import survival_facts, survival_warnings
+from lora_export.report.survival import size_facts, survival_facts, survival_warnings
 from lora_export.verification.failure import refuse_failed
 from lora_export.verification.files.manifest_check import check_outputs
 
@@ -281,4 +281,5 @@ def _again(
         job, proven = prove_foreign(job, merged, plan_again)
     else:
         proven = prove_checkpoint(job, merged)
-    return job, proven, survival_facts(proven.survival)
+    measured = {**survival_facts(proven.survival), **size_facts(proven.survival)}
+    return job, proven, {**measured, **proven.facts}

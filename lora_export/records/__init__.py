@@ -50,7 +50,7 @@ from lora_export.records.proof import (
     spans_of,
 )
 from lora_export.records.runtime import NameTable, Place
-from lora_export.records.survival import KeptUpdate, Survival
+from lora_export.records.survival import KeptUpdate, Survival, UpdateSize
 
 __all__ = [
     "CHANGED",
@@ -96,6 +96,7 @@ __all__ = [
     "Terms",
     "Unit",
     "Update",
+    "UpdateSize",
     "WeightSet",
     "WrittenFile",
     "at_level",

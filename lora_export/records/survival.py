@@ -25,6 +25,16 @@ class KeptUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateSize:
+    """How large the update of one tensor is beside its weight: two Frobenius norms."""
+
+    update: float
+    """Of the exact update, before any rounding; 0 for a module that was never trained."""
+    weight: float
+    """Of the base's tensor; of a large one, extrapolated from the rows that are measured."""
+
+
+@dataclass(frozen=True, slots=True)
 class Survival:
     """What storing left of all updates of a merge."""
 
@@ -34,3 +44,5 @@ class Survival:
     """Of each merged tensor by name; a tensor whose update is zero is left out."""
     dtypes: tuple[str, ...]
     """In which the merged tensors are stored, by their names in a safetensors file."""
+    sizes: Mapping[str, UpdateSize] = field(default_factory=dict)
+    """Of each merged tensor by name, also where the update is zero."""

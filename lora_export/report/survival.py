@@ -36,6 +36,25 @@ def survival_facts(survival: Survival | None) -> dict[str, Any]:
     return {"survival": entry}
 
 
+def size_facts(survival: Survival | None) -> dict[str, Any]:
+    """Return the entry of a report on the size of every update; empty where none was measured.
+
+    It has the Frobenius norms of the update and of the base's tensor, by the tensor's name.
+    """
+    if survival is None:
+        return {}
+    sizes = {
+        name: {"update": _significant(size.update), "weight": _significant(size.weight)}
+        for name, size in survival.sizes.items()
+    }
+    return {"update_sizes": sizes}
+
+
+def _significant(norm: float) -> float:
+    """Round a norm, so that it does not depend on the order in which threads add up."""
+    return float(f"{norm:.{_DIGITS}g}")
+
+
 def _shares(kept: KeptUpdate, *, others: bool) -> dict[str, Any]:
     """Return the shares of one tensor or of all. others: with those of more precise dtypes."""
     more = {_NAMES[dtype]: round(share, _DIGITS) for dtype, share in kept.otherwise.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import VerificationError
@@ -10,9 +11,22 @@ from lora_export.report.sentences import named_sentence
 from lora_export.verification.blame.attribution import by_checks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lora_export.records import Attribution, Check, Finding, MergePlan
+
+
+@contextmanager
+def with_facts(facts: Mapping[str, Any]) -> Iterator[None]:
+    """Give a VerificationError from inside the block further facts for its report.
+
+    Those that the error has of the same names stay.
+    """
+    try:
+        yield
+    except VerificationError as error:
+        error.facts = {**facts, **error.facts}
+        raise
 
 
 def refuse_failed(

@@ -139,7 +139,7 @@ def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair) -> Proven:
         found = blame(checks, job.clock.around(SEARCH, find))
     else:
         found = blame(checks, by_checks)
-    return Proven(checks, by_model.warnings, found, kept=by_model.kept)
+    return Proven(checks, by_model.warnings, found, kept=by_model.kept, facts=by_model.facts)
 
 
 def _prove_runtime(folder: Path, job: Job, pair: Pair, by_model: ModelProof) -> tuple[Check, ...]:

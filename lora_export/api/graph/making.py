@@ -30,7 +30,7 @@ from lora_export.models.choose import folder_model
 from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.models.generation.cached_pair import CachedPair
 from lora_export.models.subject import Subject
-from lora_export.report.survival import survival_facts, survival_warnings
+from lora_export.report.survival import size_facts, survival_facts, survival_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,7 +123,7 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
         VerificationError: a check on the way failed.
         FitError, InputError, UsageError: the network cannot be captured, or does not fit.
     """
-    from lora_export.verification.failure import refuse_failed
+    from lora_export.verification.failure import refuse_failed, with_facts
 
     if verify and job.proof.proof == "weights":
         _refuse_weights_only(job, form)
@@ -138,17 +138,19 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
         warnings = not_verified(job, but=["--input"])
     if place.writes or form.is_lowered:  # else no file is made of these weights
         refuse_failed(by_weights, place.shown, plan=job.plan)
-    if isinstance(source, CachedPair):
-        made = _make_pair(job, form, place, Pair(source, job.plan, merged), verify=verify)
-    else:
-        subject = Subject(source, job.plan, merged)
-        made = _make_file(job, form, place, subject, by_weights, verify=verify)
+    measured = {**survival_facts(survival), **size_facts(survival)}
+    with with_facts(measured):
+        if isinstance(source, CachedPair):
+            made = _make_pair(job, form, place, Pair(source, job.plan, merged), verify=verify)
+        else:
+            subject = Subject(source, job.plan, merged)
+            made = _make_file(job, form, place, subject, by_weights, verify=verify)
     session = _session_facts(place.path) if verify else {}
     return replace(
         made,
         checks=(*by_weights, *made.checks),
         warnings=(*warnings, *made.warnings, *survival_warnings(survival)),
-        facts={**made.facts, **session, **survival_facts(survival)},
+        facts={**made.facts, **session, **measured},
         survival=survival,
     )
 
@@ -187,7 +189,6 @@ def _make_file(
     before: the checks that have passed already, for the report of a failure.
     """
     from lora_export.onnx_export.export import export
-    from lora_export.verification.failure import refuse_failed
 
     writes = place.writes and not form.is_lowered
     exported = export(subject, place.path if writes else None, form.settings, clock=job.clock)
@@ -197,16 +198,20 @@ def _make_file(
     proven = prove_file(place.path, exported, job, subject) if verify else Proven()
     if writes:
         checks = (*before, *proven.checks)
-        refuse_failed(checks, place.shown, proven.attribution, plan=job.plan)
+        _refuse_failed(job, place, checks, proven)
     return _made(exported, proven, {"graph": graph_facts(exported, proven.saved)})
+
+
+def _refuse_failed(job: Job, place: Place, checks: tuple[Check, ...], proven: Proven) -> None:
+    from lora_export.verification.failure import refuse_failed
+
+    refuse_failed(checks, place.shown, proven.attribution, plan=job.plan, facts=proven.facts)
 
 
 def _make_lowered(
     place: Place, full: Full, form: Form, before: tuple[Check, ...], *, verify: bool
 ) -> Made:
     """Make and prove a file in a lower precision, after the float32 graph that it is made from."""
-    from lora_export.verification.failure import refuse_failed
-
     proven = Proven()
     if verify:
         full.link()
@@ -214,7 +219,7 @@ def _make_lowered(
         proven = prove_file(full.path, full.exported, job, full.subject, linked=True)
         # The lowered file is compared with this graph, so the graph must be right.
         checks = (*before, *proven.checks)
-        refuse_failed(checks, place.shown, proven.attribution, plan=job.plan)
+        _refuse_failed(job, place, checks, proven)
     if place.writes:
         files, more, facts = lower_into(place.path, full, form, verify=verify)
     else:
@@ -228,7 +233,7 @@ def _made(exported: Exported, proven: Proven, facts: Mapping[str, Any]) -> Made:
     warnings = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
     return Made(
         exported.files,
-        facts,
+        {**facts, **proven.facts},
         proven.checks,
         warnings,
         proven.attribution,
@@ -242,7 +247,7 @@ def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) 
     parts, twice = export_pair(pair, folder, form.settings, job.clock)
     proven = prove_pair(place.path, parts, job, pair) if verify else Proven()
     warnings = [*dict.fromkeys(line for part in parts.values() for line in part.warnings)]
-    facts: dict[str, Any] = {"graphs": pair_facts(parts, proven.saved)}
+    facts: dict[str, Any] = {"graphs": pair_facts(parts, proven.saved), **proven.facts}
     if place.writes:
         facts["stored_twice"] = twice
         warnings += stored_twice(twice)

@@ -74,14 +74,25 @@ def prove_file(
     if not all(check.passed for check in by_model.checks):
         attribution = by_model.proven().attribution
         return Proven(
-            checks, by_model.warnings, attribution, kept=by_model.kept, unproven=by_model.unproven
+            checks,
+            by_model.warnings,
+            attribution,
+            kept=by_model.kept,
+            unproven=by_model.unproven,
+            facts=by_model.facts,
         )
     find = partial(attribute_file, by_model.suspects, artifact)
     found = blame(checks, job.clock.around(SEARCH, find))
     with job.clock("overhead"):
         extra = None if found else saved(job.plan, by_model.witnesses.sites, exported.beside)
     return Proven(
-        checks, by_model.warnings, found, extra, by_model.kept, unproven=by_model.unproven
+        checks,
+        by_model.warnings,
+        found,
+        extra,
+        by_model.kept,
+        unproven=by_model.unproven,
+        facts=by_model.facts,
     )
 
 

@@ -52,6 +52,8 @@ class Proven:
     survival: Survival | None = None
     #: Why a level was not run or shows nothing, by its name.
     unproven: Mapping[str, str] = field(default_factory=dict)
+    #: Further results for the report, by name: docs/json.md.
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,19 @@ class ModelProof:
         find = self.clock.around(SEARCH, partial(attribute_model, self.suspects))
         found = blame(self.checks, find)
         warnings = (*((warning,) if warning else ()), *self.warnings)
-        return Proven(self.checks, warnings, found, kept=self.kept, unproven=self.unproven)
+        return Proven(
+            self.checks,
+            warnings,
+            found,
+            kept=self.kept,
+            unproven=self.unproven,
+            facts=self.facts,
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return the noise of every output, what it allows, and the adapter's effect."""
+        return {"noise": [one.facts() for one in self.tolerance.outputs]}
 
     @property
     def unproven(self) -> dict[str, str]:

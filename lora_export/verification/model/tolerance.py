@@ -80,6 +80,16 @@ class OutputTolerance:
         """
         return max(FACTOR * self.floor, self.allowed)
 
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers as a report has them: noise, what is allowed, and the effect."""
+        return {
+            "output": self.output,
+            "noise": self.floor,
+            "allowed": self.allowed,
+            "effect": self.effect,
+            "scale": self.scale,
+        }
+
     @property
     def is_resolved(self) -> bool:
         """Return whether the adapter's effect is above the noise and above what is allowed."""

@@ -7,11 +7,11 @@ nearest that the dtype has. Only these sums show it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.tensors import torch_dtype
-from lora_export.records import KeptUpdate, Survival
+from lora_export.records import KeptUpdate, Survival, UpdateSize
 from lora_export.verification.weights.reductions import sum_of_squares
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Stored:
     """How many of them differ from the base's, stored in the same dtype."""
     part: float = 0.0
     """The sum of the squares of their exact update."""
+    weight: float = 0.0
+    """The sum of the squares of the same elements of the base."""
     lost: dict[str, float] = field(default_factory=dict)
     """The sum of the squares of stored - exact, by dtype: the tensor's own, more precise ones."""
 
@@ -65,6 +67,7 @@ class Stored:
         self.measured += other.measured
         self.moved += other.moved
         self.part += other.part
+        self.weight += other.weight
         for dtype, lost in other.lost.items():
             self.lost[dtype] = self.lost.get(dtype, 0.0) + lost
 
@@ -77,6 +80,10 @@ class Stored:
             return None
         shares = {name: 1 - lost / self.part for name, lost in self.lost.items() if isfinite(lost)}
         return KeptUpdate(shares.pop(dtype), self.moved / self.measured, shares)
+
+    def size(self) -> UpdateSize:
+        """Return the norms of the whole update and, from the measured elements, of the base."""
+        return UpdateSize(sqrt(self.update), sqrt(self.weight * self.elements / self.measured))
 
     def lost_in(self, dtype: str, own: str) -> float:
         """Return what the whole tensor loses in `dtype`; infinity where that is not known.
@@ -108,6 +115,7 @@ def measure(
         measured=written.numel(),
         moved=int(torch.count_nonzero(base != written)),
         part=size,
+        weight=sum_of_squares(base.double()),
         lost={
             name: sum_of_squares(torch.sub(exact, stored.double()))
             for name, stored in {dtype: written, **others}.items()
@@ -136,6 +144,6 @@ def survival_of(stored: Mapping[str, Stored], dtypes: Mapping[str, str]) -> Surv
         for other in ("", *dict.fromkeys(o for own in used for o in _MORE_PRECISE.get(own, ())))
     }
     shares = {dtype: 1 - size / update for dtype, size in lost.items() if isfinite(size)}
-    return Survival(
-        KeptUpdate(shares.pop(""), moved / elements, shares), tensors, tuple(sorted(used))
-    )
+    sizes = {name: sums.size() for name, sums in stored.items() if sums.measured}
+    whole = KeptUpdate(shares.pop(""), moved / elements, shares)
+    return Survival(whole, tensors, tuple(sorted(used)), sizes)
