@@ -185,6 +185,12 @@ _LOSSY = Option(
     "Accept rounding that outweighs what the adapter changes.",
     default=False,
 )
+_REPORT = Option(
+    "report",
+    "path",
+    "Write what was found as one page: FILE.html to look at, FILE.md for a pull request.",
+    metavar="FILE",
+)
 _GRAPH = (
     _TASK,
     Option(
@@ -270,6 +276,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
             "Lay a folder out in new shards, e.g. of 5GB.",
             metavar="SIZE",
         ),
+        _REPORT,
         _JOBS,
     ),
     "onnx": (
@@ -291,6 +298,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         _LOSSY,
         _PROVIDER,
         _verify("Prove in ONNX Runtime before publishing."),
+        _REPORT,
         _DRY_RUN,
         _FORCE,
     ),
@@ -319,6 +327,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         _LOSSY,
         _PROVIDER,
         *_CAPTURE,
+        _REPORT,
     ),
     "unmerge": (
         Option("undo", "path", "The file that merge --undo wrote.", needed=True),

@@ -30,7 +30,7 @@ FACE = {
         {"base": NEEDED, "adapters": NEEDED, "output": None},
         {
             "model": None, "task": None, "verify": True, "dry_run": False, "force": False,
-            "undo": None, "jobs": None, "max_shard_size": None, "progress": None,
+            "undo": None, "jobs": None, "max_shard_size": None, "report": None, "progress": None,
             **ADAPTER, **PROOF, "tokenizer": None, "dtype": None,
         },
     ),
@@ -39,14 +39,15 @@ FACE = {
         {
             "model": None, "task": None, "kv_cache": False, "opset": None, "precision": "fp32",
             "allow_lossy": False, "verify": True, "dry_run": False, "force": False,
-            "progress": None, **CAPTURE, **ADAPTER, **PROOF,
+            "report": None, "progress": None, **CAPTURE, **ADAPTER, **PROOF,
         },
     ),
     "verify": (
         {"artifact": NEEDED},
         {
             "base": None, "adapters": (), "model": None, "task": None, "kv_cache": False,
-            "opset": None, "precision": None, "allow_lossy": False, "progress": None, "dtype": None,
+            "opset": None, "precision": None, "allow_lossy": False, "report": None,
+            "progress": None, "dtype": None,
             **CAPTURE, **ADAPTER, **PROOF,
         },
     ),

@@ -15,6 +15,7 @@ from lora_export.api.graph.recorded_graph import recorded_graph
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
 from lora_export.api.job.planned_job import make_job
+from lora_export.api.page_file import with_page
 from lora_export.api.proof.expected import not_proven
 from lora_export.api.recording import build_manifest, input_paths, write_manifest
 from lora_export.api.space import refuse_too_little
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from lora_export.checkpoint.output.publish import Staging
 
 
+@with_page("onnx")
 @checked("onnx")
 def export_onnx(
     base: str | Path,
@@ -56,6 +58,7 @@ def export_onnx(
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
     provider: Sequence[str] = (),
+    report: str | Path | None = None,
     progress: OnProgress | None = None,
     **settings: Unpack[Settings],
 ) -> Report:
@@ -96,6 +99,8 @@ def export_onnx(
             takes the user's cache.
         no_capture_cache: capture again, and keep nothing.
         provider: ONNX Runtime's execution providers to verify with; empty takes the CPU's.
+        report: the file of a page on what was found, .html or .md, also of a refusal. An earlier
+            report there is replaced, any other file is not. None writes none.
         progress: see `merge`.
         settings: how adapters are read and merged, and how the network is run to be proven. See
             `lora_export.api.job.keywords.Settings`, or the command's options of the same names.
@@ -127,6 +132,7 @@ def export_onnx(
         settings=adapter_options(settings),
         clock=Stopwatch(progress),
     )
+    job = replace(job, shows_samples=report is not None)
     target = Path(output) if output else None
     space = needs(job, lower, target, verify=verify)
     pair = is_pair(job)
@@ -149,8 +155,8 @@ def export_onnx(
         kind="folder" if pair else "file",
         beside=() if pair else (manifest_beside(target),),
     ) as stage:
-        report = _export_into(stage, job, form, space, verify=verify)
-    return replace(report, output=str(target))
+        made = _export_into(stage, job, form, space, verify=verify)
+    return replace(made, output=str(target))
 
 
 def _planned(job: Job, target: Path | None, space: Space, *, verify: bool) -> Report:

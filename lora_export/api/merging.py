@@ -16,6 +16,7 @@ from lora_export.api.job.keywords import (
     proof_options,
 )
 from lora_export.api.job.planned_job import make_job
+from lora_export.api.page_file import with_page
 from lora_export.api.proof.checkpoint_proof import not_verified, prove_further
 from lora_export.api.proof.expected import expected_proof
 from lora_export.api.proof.model_proof import Proven
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".onnx")
 
 
+@with_page("merge")
 @checked("merge")
 def merge(
     base: str | Path,
@@ -60,6 +62,7 @@ def merge(
     undo: str | Path | None = None,
     jobs: int | None = None,
     max_shard_size: str | None = None,
+    report: str | Path | None = None,
     progress: OnProgress | None = None,
     **settings: Unpack[Settings],
 ) -> Report:
@@ -94,6 +97,8 @@ def merge(
         max_shard_size: lay a folder out anew, in shards of at most e.g. "5GB".
         dtype: "float32", "float16" or "bfloat16": every floating tensor is in this dtype, merged in
             float32 and rounded once. None and "keep" take the base's dtypes.
+        report: the file of a page on what was found, .html or .md, also of a refusal. An earlier
+            report there is replaced, any other file is not. None writes none.
         progress: called with a `lora_export.Progress` when a stage begins and when it advances,
             perhaps from another thread. None reports nothing.
         settings: how adapters are read and merged, and how the network is run to be proven. See
@@ -124,6 +129,7 @@ def merge(
         settings=adapter_options(settings),
         clock=Stopwatch(progress),
     )
+    job = replace(job, shows_samples=report is not None)
     if max_shard_size:
         job = replace(job, plan=_resharded(job.plan, max_shard_size))
     plan = job.plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
 from lora_export.api.job.planned_job import make_job
 from lora_export.api.job.recorded_job import recorded_job, recorded_precision
+from lora_export.api.page_file import with_page
 from lora_export.api.proof.checkpoint_proof import prove_checkpoint
 from lora_export.api.proof.following import prove_foreign
 from lora_export.api.proof.model_proof import Proven
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 _WITHOUT = "make it again, or move the manifest away and prove it: --base BASE --adapter ADAPTER"
 
 
+@with_page("verify")
 @checked("verify")
 def verify(
     artifact: str | Path,
@@ -61,6 +64,7 @@ def verify(
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
     provider: Sequence[str] = (),
+    report: str | Path | None = None,
     progress: OnProgress | None = None,
     **settings: Unpack[Settings],
 ) -> Report:
@@ -90,6 +94,8 @@ def verify(
         capture_cache: see `export_onnx`.
         no_capture_cache: see `export_onnx`.
         provider: see `export_onnx`.
+        report: the file of a page on what was found, .html or .md, also of a refusal. An earlier
+            report there is replaced, any other file is not. None writes none.
         progress: see `merge`.
         dtype: see `merge`; None takes the manifest's.
         settings: see `merge`.
@@ -141,6 +147,7 @@ def verify(
         settings=about,
         clock=clock,
     )
+    job = replace(job, shows_samples=report is not None)
     if recorded is None:  # else the manifest names the kind of graph, or a digest fails
         _refuse_other_graph(path, job.network)
     unused = ()

@@ -67,7 +67,7 @@ def manifest(
     document = {
         "format": FORMAT,
         "command": command,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "recipe": plan.recipe,
         "options": dict(options),
         "inputs": {
@@ -130,7 +130,7 @@ def _file(file: WrittenFile) -> dict[str, Any]:
 
 
 @cache
-def _versions() -> Mapping[str, str]:
+def versions() -> Mapping[str, str]:
     """Return the installed versions of the packages that decide an artefact's bytes.
 
     They are read once a process, which takes 20 ms.

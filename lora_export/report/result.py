@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import VerificationError
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
-    """What a command did."""
+    """What a command did; a notebook shows its verdict, and not its thousands of tensors."""
 
     #: Its name: "merge", "onnx", "verify", "unmerge" or "inspect".
     command: str
@@ -64,6 +65,20 @@ class Report:
     def passed(self) -> bool | None:
         """Return whether every check passed; None when nothing was checked."""
         return all(check.passed for check in self.checks) if self.checks else None
+
+    def __repr__(self) -> str:
+        text: str = _display().short_repr(self)
+        return text
+
+    def _repr_html_(self) -> str:
+        """Return the verdict and the sizes that decide it, for a notebook."""
+        html: str = _display().fragment(self)
+        return html
+
+
+def _display() -> Any:
+    """Return the module that shows a report; it is made of reports, so none may import it here."""
+    return import_module("lora_export.report.page.fragment")
 
 
 def refused(command: str, error: LoraExportError) -> Report:

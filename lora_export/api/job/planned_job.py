@@ -53,6 +53,8 @@ class Job:
     merged_before: tuple[str, ...] = ()
     #: Counts the seconds of each stage of the command, and reports how far it is.
     clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
+    #: Whether a report shows what the models say, where a tokenizer is in the folder.
+    shows_samples: bool = False
 
     @property
     def allow_noop(self) -> bool:

@@ -73,6 +73,8 @@ class ModelProof:
     kept: KeptEffect | None = None
     #: Counts the seconds of the search for a fault.
     clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
+    #: What base, unmerged and merged model say to a text; empty where that was not asked.
+    samples: Mapping[str, Any] = field(default_factory=dict)
 
     def proven(self, warning: str = "") -> Proven:
         """Return the outcome, with the module to blame where one is found.
@@ -96,8 +98,9 @@ class ModelProof:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Return the noise of every output, what it allows, and the adapter's effect."""
-        return {"noise": [one.facts() for one in self.tolerance.outputs]}
+        """Return the noise of every output, what it allows, the adapter's effect; and samples."""
+        noise = [one.facts() for one in self.tolerance.outputs]
+        return {"noise": noise, **({"samples": self.samples} if self.samples else {})}
 
     @property
     def unproven(self) -> dict[str, str]:
@@ -141,7 +144,22 @@ def prove_model(job: Job, subject: Subject) -> ModelProof:
     suspects = Suspects(subject, probes, job.proof.seed)
     kept = witnesses.kept_effect(job.plan, tolerance)
     checks = at_level("model", checks)
-    return ModelProof(checks, witnesses, tolerance, suspects, job.allow_noop, kept, job.clock)
+    samples = _samples(job, subject) if all(check.passed for check in checks) else {}
+    return ModelProof(
+        checks, witnesses, tolerance, suspects, job.allow_noop, kept, job.clock, samples
+    )
+
+
+def _samples(job: Job, subject: Subject) -> Mapping[str, Any]:
+    """Return what the models say, where a report asks for it; see sample_texts."""
+    if not job.shows_samples:
+        return {}
+    from lora_export.verification.model.sample_texts import sample_texts
+
+    source = subject.source
+    plain = source.plain if isinstance(source, CachedDecoder) else source
+    with job.clock("samples"):
+        return sample_texts(subject, plain)
 
 
 def probes_for(job: Job, source: ModelSource, rounds: int = 1) -> list[dict[str, NDArray[Any]]]:

@@ -14,6 +14,7 @@ from lora_export.checkpoint.header import LENGTH_BYTES
 from lora_export.checkpoint.reading import read_json_object, read_start
 from lora_export.errors import LoraExportError, OutputError
 from lora_export.records import Problem
+from lora_export.report.page.frame import HTML_START, MARKDOWN_START
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,6 +84,18 @@ def is_left_over(beside: Path, output: Path) -> bool:
     return any(isinstance(entry, dict) and entry.get("name") == output.name for entry in listed)
 
 
+def is_page(path: Path) -> bool:
+    """Return whether a regular file is a report of ours, which a later one may replace.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    if not stat.S_ISREG(_mode(path)):
+        return False
+    starts = (HTML_START.encode(), MARKDOWN_START.encode())
+    return read_start(path, max(map(len, starts))).startswith(starts)
+
+
 def is_empty_folder(path: Path) -> bool:
     """Return whether the path is an empty folder, and not a link to one."""
     try:
@@ -129,9 +142,11 @@ def _faults(output: Path, kind: Kind, *, force: bool) -> Iterator[tuple[str, str
 
 
 def _is_export(file: Path) -> bool:
-    """Return whether a file is our manifest, has one beside it, or is of a format we write."""
+    """Return whether a file is our manifest or report, has a manifest beside it, or is weights."""
     beside = file.with_name(manifest_beside(file))
     if file.name.endswith(f".{MANIFEST_NAME}") or beside.is_file():
+        return True
+    if is_page(file):
         return True
     start = read_start(file, LENGTH_BYTES + 1)
     if start.startswith(_ONNX_VERSION):
