@@ -17,6 +17,7 @@ COUNTS = [
     # 39 on bases in float32; on those in half precision 17 or more, as the seed draws them.
     ("tests", "planted faults", r"detection: ([\d,]+) planted faults", 56),
     ("tests", "clean exports", r"detection: .* ([\d,]+) clean exports", 12),
+    ("browser", "tests", r"([\d,]+) passed", 12),
     ("slow", "tests", r"([\d,]+) passed", 810),
     ("slow", "matrix cases", r"PEFT matrix: ([\d,]+) cases passed", 422),
     ("slow", "planted faults", r"detection: ([\d,]+) planted faults", 1290),
