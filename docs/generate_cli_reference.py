@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the command tree and the tree of errors; --check only compares."""
+"""Write docs/cli.md from the command tree and the table of exit statuses; --check only compares."""
 
 from __future__ import annotations
 
@@ -11,19 +11,13 @@ import click
 from generated_page import head, write_or_check
 
 from lora_export.cli import main as program
-from lora_export.errors import LoraExportError
+from lora_export.refusals import statuses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCRIPT = Path(__file__)
 WIDTH = 100  # whatever the terminal's is
-# The statuses that are no error's; the others are read from lora_export.errors.
-STATUSES = {
-    0: "done",
-    1: "a bug of lora-export; the traceback says where to report it",
-    130: "interrupted; nothing is left behind",
-}
 
 
 def reference() -> str:
@@ -40,7 +34,7 @@ def reference() -> str:
             )
             parts += [f"\n## lora-export {name}\n\n", *_command(inner, command)]
     parts += ["\n## Exit statuses\n\n", "| status | meaning |\n|---|---|\n"]
-    parts += [f"| {status} | {meaning} |\n" for status, meaning in sorted(_statuses().items())]
+    parts += [f"| {one.name} | {one.facts['meaning']} |\n" for one in statuses().values()]
     return "".join(parts)
 
 
@@ -76,14 +70,6 @@ def _variables(context: click.Context, param: click.Parameter) -> list[str]:
     if taken and param.name and context.auto_envvar_prefix:
         return [f"{context.auto_envvar_prefix}_{param.name.upper()}"]
     return []
-
-
-def _statuses() -> dict[int, str]:
-    found = dict(STATUSES)
-    for error in LoraExportError.__subclasses__():
-        first = (error.__doc__ or "").strip().splitlines()[0].partition(". ")[0].rstrip(".")
-        found[error.status] = f"{first[0].lower()}{first[1:]}"
-    return found
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class LoraExportError(Exception):
         message: what is wrong, one sentence.
         where: file, tensor or option concerned; empty when the message names it.
         hint: what to do about it; empty when nothing can be done.
+        cause: the entry of `lora-export explain` about it, such as "fit/no-module".
     """
 
     status: ClassVar[int] = 1
@@ -42,10 +43,10 @@ class LoraExportError(Exception):
     code: ClassVar[str] = "error"
     """The word for the class in JSON output."""
 
-    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+    def __init__(self, message: str, *, where: str = "", hint: str = "", cause: str = "") -> None:
         super().__init__(message)
         #: Every fault of the input, at least one.
-        self.problems: tuple[Problem, ...] = (Problem(message, where, hint),)
+        self.problems: tuple[Problem, ...] = (Problem(message, where, hint, cause=cause),)
 
     @classmethod
     def of(cls, problems: Sequence[Problem]) -> Self:

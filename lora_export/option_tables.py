@@ -65,14 +65,25 @@ def read_options(
             continue
         where = file.at(*place, key)
         if key not in named:
-            problems.append(Problem(f"unknown key {key!r}", where, _meant(key, named, others)))
+            problems.append(
+                Problem(
+                    f"unknown key {key!r}",
+                    where,
+                    _meant(key, named, others),
+                    cause="usage/unknown-name",
+                )
+            )
             continue
         option, opposite = named[key]
         if option.name in first:
             message = f"{key} and {first[option.name]} are one option"
-            problems.append(Problem(message, where, "leave one of both out"))
+            problems.append(
+                Problem(message, where, "leave one of both out", cause="usage/options-contradict")
+            )
         elif wrong := _wrong(option, value):
-            problems.append(Problem(f"{key} is {_shown(value)}", where, wrong))
+            problems.append(
+                Problem(f"{key} is {_shown(value)}", where, wrong, cause="usage/option-value")
+            )
         else:
             first[option.name] = key
             values[option.name] = _keyword(option, value, file.path.parent, opposite=opposite)

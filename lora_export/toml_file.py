@@ -48,19 +48,25 @@ def read_toml(path: Path) -> TomlFile:
     try:
         data = path.read_bytes() if path.is_file() else None
     except OSError as error:
-        raise StorageError(error.strerror or str(error), where=str(path)) from error
+        raise StorageError(
+            error.strerror or str(error), where=str(path), cause="storage/refused"
+        ) from error
     if data is None:
-        raise InputError("no such file", where=str(path))
+        raise InputError("no such file", where=str(path), cause="input/missing-file")
     if len(data) > _MOST:
-        raise InputError("a TOML file of more than 1 MB is no file of options", where=str(path))
+        raise InputError(
+            "a TOML file of more than 1 MB is no file of options",
+            where=str(path),
+            cause="input/text-file",
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError("is no text in UTF-8", where=str(path)) from error
+        raise InputError("is no text in UTF-8", where=str(path), cause="input/text-file") from error
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"is no TOML: {error}", where=str(path)) from error
+        raise UsageError(f"is no TOML: {error}", where=str(path), cause="usage/toml") from error
     return TomlFile(path, content, _lines(text))
 
 

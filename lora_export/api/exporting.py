@@ -141,7 +141,11 @@ def export_onnx(
     if dry_run:
         return _planned(job, target, space, verify=verify)
     if target is None:
-        raise UsageError("no output is named", hint="-o OUT, or --dry-run to see the plan")
+        raise UsageError(
+            "no output is named",
+            hint="-o OUT, or --dry-run to see the plan",
+            cause="usage/output-name",
+        )
     refuse_too_large(space, target, verify=verify)
     if not job.plan.reshaped:
         with job.clock("plan"):
@@ -183,10 +187,17 @@ def _check_name(target: Path, *, pair: bool) -> None:
     named = target.suffix == ".onnx"
     if pair and named:
         message = "--kv-cache of an encoder-decoder writes a folder of two files"
-        raise UsageError(message, where=str(target), hint=f"-o {target.with_suffix('')}")
+        raise UsageError(
+            message,
+            where=str(target),
+            hint=f"-o {target.with_suffix('')}",
+            cause="usage/output-name",
+        )
     if not pair and not named:
         message = "the name of an ONNX file ends in .onnx"
-        raise UsageError(message, where=str(target), hint=f"-o {target}.onnx")
+        raise UsageError(
+            message, where=str(target), hint=f"-o {target}.onnx", cause="usage/output-name"
+        )
 
 
 def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: bool) -> Report:

@@ -153,7 +153,9 @@ def _manifest(place: Path) -> dict[str, Any]:
     try:
         return {"manifest": json.loads(path.read_text("utf-8"))}
     except ValueError as error:
-        raise InputError(f"the manifest is no JSON: {error}", where=str(path)) from error
+        raise InputError(
+            f"the manifest is no JSON: {error}", where=str(path), cause="input/manifest"
+        ) from error
 
 
 def _onnx(place: Path) -> dict[str, Any]:
@@ -168,7 +170,9 @@ def _onnx(place: Path) -> dict[str, Any]:
     try:
         model = onnx.load(place, load_external_data=False)
     except (OSError, ValueError, DecodeError) as error:
-        raise InputError(f"cannot be read as ONNX: {error}", where=str(place)) from error
+        raise InputError(
+            f"cannot be read as ONNX: {error}", where=str(place), cause="input/onnx-file"
+        ) from error
     return {
         "kind": "onnx",
         "path": str(place),

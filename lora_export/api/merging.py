@@ -267,7 +267,12 @@ def _publish_undo(undo: Staging, written: WrittenFile, *, force: bool) -> None:
         undo.publish()
     elif file_sha256(undo.output) != written.sha256:
         hint = "choose another name, or replace it with --force"
-        raise OutputError("is the undo file of another base", where=str(undo.output), hint=hint)
+        raise OutputError(
+            "is the undo file of another base",
+            where=str(undo.output),
+            hint=hint,
+            cause="output/exists",
+        )
 
 
 def _resharded(plan: MergePlan, size: str) -> MergePlan:
@@ -281,6 +286,7 @@ def _resharded(plan: MergePlan, size: str) -> MergePlan:
             "a base that is one file gives one file, and has no shards",
             where="--max-shard-size",
             hint="leave --max-shard-size out, or name the folder that holds the file",
+            cause="usage/no-effect",
         )
     shards = resharded(plan.shards, parse_size(size))
     index = "model.safetensors.index.json" if len(shards) > 1 else None
@@ -295,7 +301,11 @@ def _target(output: str | Path | None, plan: MergePlan, *, needed: bool) -> Path
     """
     if output is None:
         if needed:
-            raise UsageError("no output is named", hint="-o OUT, or --dry-run to see the plan")
+            raise UsageError(
+                "no output is named",
+                hint="-o OUT, or --dry-run to see the plan",
+                cause="usage/output-name",
+            )
         return Path()
     target = Path(output)
     other = target.suffix in _OTHER_SUFFIXES
@@ -305,6 +315,7 @@ def _target(output: str | Path | None, plan: MergePlan, *, needed: bool) -> Path
                 f"the base is a folder and gives a folder, but {target.name} names a file",
                 where=str(target),
                 hint=f"-o {target.with_suffix('')}",
+                cause="usage/output-name",
             )
     elif target.suffix != ".safetensors":
         fitting = target.with_suffix(".safetensors") if other else f"{target}.safetensors"
@@ -312,5 +323,6 @@ def _target(output: str | Path | None, plan: MergePlan, *, needed: bool) -> Path
             "the base is one file and gives one file, whose name must end in .safetensors",
             where=str(target),
             hint=f"-o {fitting}" + ("; for ONNX: lora-export onnx" if other else ""),
+            cause="usage/output-name",
         )
     return target

@@ -66,12 +66,17 @@ class PageFile:
         file = Path(path)
         if file.suffix.lower() not in _FORMS:
             hint = f"{file.with_suffix('.html')}, or .md for a pull request"
-            raise UsageError("a report ends in .html or .md", where=f"--report {file}", hint=hint)
+            raise UsageError(
+                "a report ends in .html or .md",
+                where=f"--report {file}",
+                hint=hint,
+                cause="usage/output-name",
+            )
         _refuse_inside(file, outputs)
         if os.path.lexists(file) and not is_page(file):
             message = "exists already, and is no report of lora-export"
             hint = "choose another name for --report, or remove it yourself"
-            raise OutputError(message, where=str(file), hint=hint)
+            raise OutputError(message, where=str(file), hint=hint, cause="output/exists")
         check_output(file, "file", force=True, inputs=inputs)
         return cls(file, tuple(inputs))
 
@@ -105,7 +110,9 @@ def _refuse_inside(file: Path, outputs: Sequence[Path]) -> None:
         if place == other or other in place.parents:
             inside = "is" if place == other else "lies inside"
             message = f"{inside} the output {output}"
-            raise OutputError(message, where=str(file), hint="name a place beside it")
+            raise OutputError(
+                message, where=str(file), hint="name a place beside it", cause="output/place"
+            )
 
 
 def with_page(verb: str) -> Callable[[Callable[P, Report]], Callable[P, Report]]:
@@ -178,7 +185,9 @@ def _write_refusal(
     try:
         page.write(rendered(report, page.form, provenance_of(report, values)))
     except (OutputError, StorageError) as fault:
-        lost = Problem(f"the report could not be written: {fault.problems[0].message}")
+        lost = Problem(
+            f"the report could not be written: {fault.problems[0].message}", cause="storage/refused"
+        )
         error.problems = (*error.problems, replace(lost, where=str(page.path)))
 
 

@@ -64,6 +64,7 @@ def refuse_too_little(space: Space, output: Path) -> None:
             f"{space.needed:,} bytes are to be written, {space.free:,} are free there",
             where=str(output),
             hint="make room, or name an output on another disk",
+            cause="storage/full",
         )
 
 

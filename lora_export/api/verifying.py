@@ -115,9 +115,12 @@ def verify(
     proof.check_made(verify=True)
     about = adapter_options(settings, complete=False)
     if not path.exists():
-        raise InputError("no such file or folder", where=str(path))
+        raise InputError("no such file or folder", where=str(path), cause="input/missing-file")
     if (base is None) != (not adapters):
-        raise UsageError("--base and --adapter belong together: name both, or neither")
+        raise UsageError(
+            "--base and --adapter belong together: name both, or neither",
+            cause="usage/options-contradict",
+        )
     network = Network(model, task, kv_cache)
     network.refuse_lowered(precision)
     _refuse_dtype(path, about)
@@ -195,6 +198,7 @@ def _by_manifest(
             "there is no manifest beside it to compare it with",
             where=str(path),
             hint="name what it was made of: --base BASE --adapter ADAPTER",
+            cause="usage/no-manifest",
         )
     with clock("hash", "bytes") as seen:
         checks = at_level("manifest", check_outputs(path, recorded, seen))
@@ -220,7 +224,12 @@ def _refuse_other_graph(path: Path, network: Network) -> None:
     with suppress(InputError):  # a broken file fails a check of its own later
         if any(value.name.startswith(PAST) for value in parse(path).graph.input):
             message = "the graph takes the keys and values of earlier tokens"
-            raise UsageError(message, where=str(path), hint="--kv-cache proves such a graph")
+            raise UsageError(
+                message,
+                where=str(path),
+                hint="--kv-cache proves such a graph",
+                cause="usage/missing-fact",
+            )
 
 
 def _refuse_dtype(path: Path, about: AdapterOptions) -> None:
@@ -231,7 +240,12 @@ def _refuse_dtype(path: Path, about: AdapterOptions) -> None:
     """
     if path.suffix == ".onnx" and about.get("dtype"):
         message = "describes a checkpoint of merge, and this is an ONNX file"
-        raise UsageError(message, where="--dtype", hint="--precision names that of its weights")
+        raise UsageError(
+            message,
+            where="--dtype",
+            hint="--precision names that of its weights",
+            cause="usage/no-effect",
+        )
 
 
 def _is_onnx(path: Path, job: Job) -> bool:

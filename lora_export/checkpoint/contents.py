@@ -45,7 +45,9 @@ def scalar_value(ref: TensorRef) -> float:
         return float(struct.unpack("<f", b"\0\0" + data)[0])
     if ref.spec.dtype not in _SCALARS:
         where = f"{ref.file}: {ref.spec.name}"
-        raise InputError(f"is stored as {ref.spec.dtype}, not a number", where=where)
+        raise InputError(
+            f"is stored as {ref.spec.dtype}, not a number", where=where, cause="input/factors"
+        )
     return float(struct.unpack(_SCALARS[ref.spec.dtype], data)[0])
 
 

@@ -55,7 +55,11 @@ def read_header(path: Path) -> tuple[dict[str, str], tuple[TensorRef, ...]]:
         length = _header_length(path, start, size)
         content = pread_exact(descriptor, length, LENGTH_BYTES)
     if not content.startswith(b"{"):
-        raise InputError("the safetensors header does not begin with '{'", where=str(path))
+        raise InputError(
+            "the safetensors header does not begin with '{'",
+            where=str(path),
+            cause="input/safetensors",
+        )
     header = parse_json_object(content, f"{path} (safetensors header)", unique_keys=True)
     problems: list[Problem] = []
     metadata = _read_metadata(path, header.pop(METADATA_KEY, None), problems)
@@ -70,19 +74,25 @@ def _header_length(path: Path, start: bytes, size: int) -> int:
     if is_lfs_pointer(start):
         raise lfs_error(path)
     if size < LENGTH_BYTES:
-        raise InputError(f"a safetensors file of {size} bytes is cut short", where=str(path))
+        raise InputError(
+            f"a safetensors file of {size} bytes is cut short",
+            where=str(path),
+            cause="input/truncated",
+        )
     length = int.from_bytes(start[:LENGTH_BYTES], "little")
     if length == 0 or length > MAX_HEADER_BYTES:
         raise InputError(
             f"not a safetensors file: a header of {length:,} bytes"
             f" (at least 2, at most {MAX_HEADER_BYTES:,})",
             where=str(path),
+            cause="input/safetensors",
         )
     if LENGTH_BYTES + length > size:
         raise InputError(
             f"cut short: a header of {length:,} bytes in a file of {size:,}",
             where=str(path),
             hint=COPY_AGAIN,
+            cause="input/truncated",
         )
     return length
 
@@ -92,10 +102,14 @@ def _read_metadata(path: Path, value: object, problems: list[Problem]) -> dict[s
     if value is None:
         return {}
     if not isinstance(value, dict):
-        problems.append(Problem("not a JSON object", where))
+        problems.append(Problem("not a JSON object", where, cause="input/safetensors"))
         return {}
     problems.extend(
-        Problem(f"the value of {key!r} is not a string of valid Unicode", where)
+        Problem(
+            f"the value of {key!r} is not a string of valid Unicode",
+            where,
+            cause="input/safetensors",
+        )
         for key, item in value.items()
         if not isinstance(item, str) or _is_half_character(key + item)
     )
@@ -130,7 +144,7 @@ def _read_entries(
     for name, entry in header.items():
         fault = name_fault(name) or entry_fault(entry)
         if fault:
-            problems.append(Problem(fault, f"{path}: {name!r}"))
+            problems.append(Problem(fault, f"{path}: {name!r}", cause="input/safetensors"))
             continue
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
         spec = TensorSpec(name, dtype, tuple(shape))
@@ -193,16 +207,24 @@ def _check_gapless(
     for ref in refs:
         where = f"{path}: {ref.spec.name!r}"
         if ref.offset < position:
-            problems.append(Problem("overlaps the tensor before it", where))
+            problems.append(
+                Problem("overlaps the tensor before it", where, cause="input/safetensors")
+            )
         elif ref.offset > position and complete:
-            problems.append(Problem(f"a hole of {ref.offset - position:,} bytes before it", where))
+            problems.append(
+                Problem(
+                    f"a hole of {ref.offset - position:,} bytes before it",
+                    where,
+                    cause="input/safetensors",
+                )
+            )
         position = max(position, ref.offset + ref.length)
         if position > size:
             text = f"ends at byte {position:,}, the file at {size:,}"
-            problems.append(Problem(text, where, COPY_AGAIN))
+            problems.append(Problem(text, where, COPY_AGAIN, cause="input/safetensors"))
     if complete and position < size:
         text = f"{size - position:,} bytes after the last tensor belong to no tensor"
-        problems.append(Problem(text, str(path)))
+        problems.append(Problem(text, str(path), cause="input/safetensors"))
 
 
 def encode_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> bytes:
@@ -220,7 +242,7 @@ def encode_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> b
     for spec in specs:
         fault = _spec_fault(spec) or ("duplicate name" if spec.name in header else "")
         if fault:
-            problems.append(Problem(fault, repr(spec.name)))
+            problems.append(Problem(fault, repr(spec.name), cause="input/safetensors"))
             continue
         end = position + spec.nbytes
         header[spec.name] = {
@@ -231,7 +253,10 @@ def encode_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> b
     content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     content += b" " * (-len(content) % 8)
     if len(content) > MAX_HEADER_BYTES:
-        raise InputError(f"a header of {len(content):,} bytes is more than any reader accepts")
+        raise InputError(
+            f"a header of {len(content):,} bytes is more than any reader accepts",
+            cause="input/safetensors",
+        )
     return len(content).to_bytes(LENGTH_BYTES, "little") + content
 
 

@@ -129,7 +129,9 @@ def _locate(path: Path) -> Path:
     hint = _near_names(path)
     if not hint and not _names_weights(path.name) and is_repository_name(path):
         hint = f"not in the local Hugging Face cache either: hf download {path}"
-    raise InputError("no such file or folder", where=str(path), hint=hint)
+    raise InputError(
+        "no such file or folder", where=str(path), hint=hint, cause="input/missing-file"
+    )
 
 
 def _names_weights(name: str) -> bool:

@@ -58,7 +58,9 @@ def system_errors(path: Path, action: str, needed: int | None = None) -> Iterato
         reason = error.strerror or str(error)
         full = error.errno in {errno.ENOSPC, errno.EDQUOT} and needed is not None
         hint = f"{needed:,} bytes are needed there" if full else ""
-        raise StorageError(f"cannot {action}: {reason}", where=str(path), hint=hint) from error
+        raise StorageError(
+            f"cannot {action}: {reason}", where=str(path), hint=hint, cause="storage/refused"
+        ) from error
 
 
 @contextmanager
@@ -72,11 +74,13 @@ def open_for_reading(path: Path) -> Iterator[int]:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError("no such file", where=str(path)) from error
+        raise InputError("no such file", where=str(path), cause="input/missing-file") from error
     except OSError as error:
-        raise StorageError(f"cannot read: {error.strerror}", where=str(path)) from error
+        raise StorageError(
+            f"cannot read: {error.strerror}", where=str(path), cause="storage/refused"
+        ) from error
     if not stat.S_ISREG(mode):
-        raise InputError("not a regular file", where=str(path))
+        raise InputError("not a regular file", where=str(path), cause="input/missing-file")
     with system_errors(path, "read"):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -126,7 +130,10 @@ def is_lfs_pointer(start: bytes) -> bool:
 def lfs_error(path: Path) -> InputError:
     """Return the refusal of a git-lfs pointer."""
     return InputError(
-        "a git-lfs pointer, not the file itself", where=str(path), hint="fetch it: git lfs pull"
+        "a git-lfs pointer, not the file itself",
+        where=str(path),
+        hint="fetch it: git lfs pull",
+        cause="input/missing-file",
     )
 
 
@@ -164,7 +171,7 @@ def parse_json_object(
     """
     value = parse_json(content, where, unique_keys=unique_keys, tagged_floats=tagged_floats)
     if not isinstance(value, dict):
-        raise InputError("the JSON is not an object", where=where)
+        raise InputError("the JSON is not an object", where=where, cause="input/json")
     return value
 
 
@@ -185,7 +192,9 @@ def parse_json(
         InputError: the text is too large, broken, nested too deep, or holds a key twice.
     """
     if len(content) > MAX_JSON_BYTES:
-        raise InputError(f"JSON of more than {MAX_JSON_BYTES:,} bytes", where=where)
+        raise InputError(
+            f"JSON of more than {MAX_JSON_BYTES:,} bytes", where=where, cause="input/json"
+        )
     twice: list[str] = []
 
     def read_object(pairs: list[tuple[str, object]]) -> object:
@@ -199,10 +208,14 @@ def parse_json(
     try:
         value: object = json.loads(content.decode(), object_pairs_hook=hook)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"broken JSON: {str(error) or 'nested too deep'}", where=where) from error
+        raise InputError(
+            f"broken JSON: {str(error) or 'nested too deep'}", where=where, cause="input/json"
+        ) from error
     if twice:
         names = ", ".join(repr(key) for key in twice[:5])
-        raise InputError(f"{len(twice)} duplicate keys in the JSON: {names}", where=where)
+        raise InputError(
+            f"{len(twice)} duplicate keys in the JSON: {names}", where=where, cause="input/json"
+        )
     return value
 
 

@@ -65,12 +65,18 @@ def read_weights(found: WeightSet) -> tuple[Shard, ...]:
     if missing := missing_shards(found):
         where = str(found.files[0].parent)
         text = f"{found.name} lacks {first_names(missing, 3)}"
-        raise InputError(text, where=where, hint="copy or download the missing shards")
+        raise InputError(
+            text, where=where, hint="copy or download the missing shards", cause="input/shards"
+        )
     shards = tuple(read_shard(file) for file in found.files)
     counts = Counter(ref.spec.name for shard in shards for ref in shard.tensors)
     fail_on(
         [
-            Problem(f"{name!r} lies in two shards", str(found.files[0].parent / found.name))
+            Problem(
+                f"{name!r} lies in two shards",
+                str(found.files[0].parent / found.name),
+                cause="input/shards",
+            )
             for name, count in counts.items()
             if count > 1
         ]
@@ -96,7 +102,7 @@ def read_shard(path: Path) -> Shard:
     if start[8:9] != b"{" and (kind := _foreign_kind(start)):
         hint = _GGUF if start.startswith(b"GGUF") else ""
         message = f"{kind}: neither a safetensors file nor one of torch.save"
-        raise InputError(message, where=str(path), hint=hint)
+        raise InputError(message, where=str(path), hint=hint, cause="input/no-weights")
     metadata, tensors = read_header(path)
     return Shard(path, tensors, metadata)
 
@@ -129,10 +135,14 @@ def _read_index(path: Path) -> _Index:
     weight_map, metadata = content.get("weight_map"), content.get("metadata", {})
     if not isinstance(weight_map, dict) or not weight_map or not isinstance(metadata, dict):
         text = "the index has no weight_map object, or its metadata is no object"
-        raise InputError(text, where=str(path))
+        raise InputError(text, where=str(path), cause="input/shards")
     fail_on(
         [
-            Problem(f"the file of {name!r} is not a plain file name: {file!r:.200}", str(path))
+            Problem(
+                f"the file of {name!r} is not a plain file name: {file!r:.200}",
+                str(path),
+                cause="input/shards",
+            )
             for name, file in weight_map.items()
             if not _is_plain_name(file)
         ]
@@ -174,12 +184,16 @@ def _disagreements(index: _Index, shards: Sequence[Shard]) -> Iterable[Problem]:
             name, here = ref.spec.name, shard.file.name
             if name in homes:
                 text = f"{name!r} lies in two shards, {homes[name]} and {here}"
-                yield Problem(text, str(index.path))
+                yield Problem(text, str(index.path), cause="input/shards")
             elif name not in index.weight_map:
-                yield Problem(f"{name!r} lies in {here}, but the index lacks it", str(index.path))
+                yield Problem(
+                    f"{name!r} lies in {here}, but the index lacks it",
+                    str(index.path),
+                    cause="input/shards",
+                )
             homes.setdefault(name, here)
     for name, file in index.weight_map.items():
         if homes.get(name) != file:
             seen = f"; it lies in {homes[name]}" if name in homes else ""
             text = f"{name!r} is not in {file}, where the index places it{seen}"
-            yield Problem(text, str(index.path))
+            yield Problem(text, str(index.path), cause="input/shards")

@@ -47,7 +47,9 @@ def torch_dtype(dtype: str) -> torch.dtype:
 
     found = getattr(torch, TORCH_NAMES.get(dtype, ""), None)
     if not isinstance(found, torch.dtype):
-        raise InputError(f"torch {torch.__version__} cannot hold elements of dtype {dtype}")
+        raise InputError(
+            f"torch {torch.__version__} cannot hold elements of dtype {dtype}", cause="input/dtype"
+        )
     return found
 
 
@@ -95,6 +97,7 @@ def _cut_short(ref: TensorRef) -> InputError:
         f"the file ends before the {ref.length:,} bytes of this tensor",
         where=f"{ref.file}: {ref.spec.name!r}",
         hint=COPY_AGAIN,
+        cause="input/truncated",
     )
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 TERMINATED = 143
+_EXPLAINED = 3
+"""Causes of one refusal of which each is named in a line of its own."""
 _TRUE = ("1", "true", "t", "yes", "y", "on")
 _REPORT = "This is a bug of lora-export. Please report it with the lines above and the command."
 
@@ -61,7 +63,11 @@ def usage_errors_as_json(ctx: click.Context, words: Sequence[str]) -> Iterator[N
         yield
     except click.UsageError as error:
         if _is_json_asked(ctx, words):
-            problem = Problem(error.format_message(), hint=f"{ctx.command_path} --help")
+            problem = Problem(
+                error.format_message(),
+                hint=f"{ctx.command_path} --help",
+                cause="usage/command-line",
+            )
             name = ctx.info_name or "" if ctx.parent else ""
             click.echo(json_text(error_json(name, "usage", (problem,))))
         raise
@@ -125,7 +131,7 @@ class Output:
 
     def _print_stop(self, code: str, message: str, *, hint: str = "") -> None:
         if self.as_json:
-            problem = Problem(message, hint=hint)
+            problem = Problem(message, hint=hint, cause=code)
             click.echo(json_text(error_json(self.command, code, (problem,))))
         click.echo(hint or message, err=True)
 
@@ -162,10 +168,15 @@ class Output:
 
 
 def refusal_lines(problems: Sequence[Problem]) -> list[str]:
-    """Return a line for each problem, with its hint where that is not the last one's."""
+    """Return a line for each problem, with its hint where that is not the last one's.
+
+    Then a line for each of the first causes, with the command that explains it.
+    """
     last = problems[-1].hint
     shown = [replace(one, hint="") if one.hint == last else one for one in problems]
-    return [f"error: {problem}" for problem in shown]
+    causes = [*dict.fromkeys(problem.cause for problem in problems if problem.cause)]
+    more = [f"more: lora-export explain {cause}" for cause in causes[:_EXPLAINED]]
+    return [*(f"error: {problem}" for problem in shown), *more]
 
 
 def _left_from_within(error: SystemExit) -> UsageError:
@@ -176,4 +187,5 @@ def _left_from_within(error: SystemExit) -> UsageError:
     return UsageError(
         f"sys.exit({error.code!r}) ended the run before it was done",
         hint="the code that --model names must return a model, and not call sys.exit",
+        cause="usage/model-function",
     )

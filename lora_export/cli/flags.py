@@ -55,7 +55,7 @@ def together(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-def _option(*names: str, **settings: Any) -> Decorator:
+def env_option(*names: str, **settings: Any) -> Decorator:
     """Return click.option with an environment variable named after the long option."""
     long = next(name for name in names if name.startswith("--")).partition("/")[0]
     variable = f"LORA_EXPORT_{long.removeprefix('--').replace('-', '_').upper()}"
@@ -65,7 +65,7 @@ def _option(*names: str, **settings: Any) -> Decorator:
 def _click_option(option: Option) -> Decorator:
     flags = f"{option.flag}/--{option.opposite}" if option.opposite else option.flag
     short = [f"-{option.short}"] if option.short else []
-    return _option(
+    return env_option(
         *short,
         flags,
         option.name,
@@ -93,7 +93,7 @@ def _type(option: Option) -> dict[str, Any]:
 
 output_options = together(
     *map(_click_option, OUTPUT),
-    _option(
+    env_option(
         "--config",
         type=click.Path(path_type=Path),
         is_eager=True,

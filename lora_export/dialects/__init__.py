@@ -48,7 +48,9 @@ def read_adapter(file: AdapterFile, *, dialect: str | None, weight: float = 1.0)
         chosen = all_dialects()[dialect]
     except KeyError:
         known = ", ".join(sorted(all_dialects()))
-        raise UsageError(f"unknown dialect {dialect!r}", hint=f"one of: {known}") from None
+        raise UsageError(
+            f"unknown dialect {dialect!r}", hint=f"one of: {known}", cause="usage/dialect"
+        ) from None
     return chosen.read(file, weight)
 
 
@@ -74,7 +76,10 @@ def _recognized(file: AdapterFile) -> Dialect:
     if len(winners) > 1:
         names = ", ".join(dialect.name for dialect in winners)
         raise UsageError(
-            f"the file can be read as {names}", where=str(file.path), hint="choose with --dialect"
+            f"the file can be read as {names}",
+            where=str(file.path),
+            hint="choose with --dialect",
+            cause="usage/dialect",
         )
     return winners[0]
 
@@ -89,6 +94,7 @@ def _unrecognized(file: AdapterFile) -> InputError:
             "peft_type, and its fields do not show that it is LORA's",
             where=str(file.path),
             hint='add "peft_type" to it, with "r" and "lora_alpha" as in training',
+            cause="input/adapter-config",
         )
     if is_peft:
         return InputError(
@@ -96,6 +102,7 @@ def _unrecognized(file: AdapterFile) -> InputError:
             "more, is not beside them",
             where=str(file.path),
             hint="give the folder that save_pretrained wrote, with both files in it",
+            cause="input/no-config",
         )
     shown = first_names(names, _SHOWN) or "none"
     return InputError(
@@ -103,4 +110,5 @@ def _unrecognized(file: AdapterFile) -> InputError:
         where=str(file.path),
         hint="a loralib adapter holds <module>.lora_A and <module>.lora_B: save it with "
         "torch.save(loralib.lora_state_dict(model), path) while model.train() is on",
+        cause="input/no-factors",
     )

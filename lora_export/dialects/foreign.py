@@ -165,4 +165,5 @@ def not_merged(file: AdapterFile, trainer: Trainer) -> InputError:
         f"this is {trainer.name} ({trainer.mark}), which is not merged yet",
         where=str(file.path),
         hint=trainer.hint,
+        cause="input/other-trainer",
     )

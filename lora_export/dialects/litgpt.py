@@ -114,11 +114,11 @@ def _contradictions(
         name = "query, lora_key or lora_value" if part == "query" else part
         verb = "is on, but the file holds no factors" if wanted else "is off, but it holds factors"
         message = f"lora_{name} in {HYPERPARAMETERS} {verb} for it"
-        yield Problem(message, str(file.path), hint)
+        yield Problem(message, str(file.path), hint, cause="input/factors")
     count = sum(_FUSED.fullmatch(module) is not None for module in modules)
     if fused and settings.n_layer not in (None, count):
         message = f"the file adapts {count} layers, but n_layer in {MODEL_CONFIG} is "
-        yield Problem(f"{message}{settings.n_layer}", str(file.path), hint)
+        yield Problem(f"{message}{settings.n_layer}", str(file.path), hint, cause="input/factors")
 
 
 DIALECT = Dialect("litgpt", _recognizes, _read)

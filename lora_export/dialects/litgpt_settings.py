@@ -96,7 +96,14 @@ class _File:
         lines = _lines(path)
         if not are_members(lines):
             message = "is no YAML of plain members, as litgpt writes it"
-            problems.append(Problem(message, str(path), "give the facts in --hparams FILE instead"))
+            problems.append(
+                Problem(
+                    message,
+                    str(path),
+                    "give the facts in --hparams FILE instead",
+                    cause="input/adapter-config",
+                )
+            )
             return cls(path, {}, problems)
         return cls(path, dict(members_of(lines)), problems)
 
@@ -147,12 +154,16 @@ class _File:
         return value if isinstance(value, str) else "" if value is None else "a list"
 
     def _refuse(self, key: str, wanted: str) -> None:
-        self.problems.append(Problem(f"{key} is not {wanted}", str(self.path)))
+        self.problems.append(
+            Problem(f"{key} is not {wanted}", str(self.path), cause="input/adapter-config")
+        )
 
 
 def _lines(path: Path) -> Sequence[str]:
     with open_for_reading(path) as descriptor, system_errors(path, "read"):
         content = pread_exact(descriptor, _MAX_BYTES + 1, 0)
     if len(content) > _MAX_BYTES:
-        raise InputError(f"is larger than {_MAX_BYTES:,} bytes", where=str(path))
+        raise InputError(
+            f"is larger than {_MAX_BYTES:,} bytes", where=str(path), cause="input/adapter-config"
+        )
     return content.decode("utf-8", "replace").removeprefix("\ufeff").splitlines()

@@ -68,6 +68,7 @@ def pair_problems(
                 f"lora_{missing.pop()} is missing; its partner is there",
                 where,
                 "a factor without its partner cannot be merged: save the adapter again",
+                cause="input/factors",
             )
         ]
     problems = []
@@ -79,11 +80,16 @@ def pair_problems(
                     f"lora_{role} has shape {list(ref.spec.shape)}, not two positive sizes",
                     where,
                     EMPTY if 0 in ref.spec.shape else "",
+                    cause="input/factors",
                 )
             )
         if ref.spec.dtype not in FLOAT_DTYPES:
             problems.append(
-                Problem(f"lora_{role} is stored as {ref.spec.dtype}, not a float type", where)
+                Problem(
+                    f"lora_{role} is stored as {ref.spec.dtype}, not a float type",
+                    where,
+                    cause="input/factors",
+                )
             )
     return problems
 

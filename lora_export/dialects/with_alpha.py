@@ -54,7 +54,13 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
         if found := _FACTOR.fullmatch(name):
             pair = pairs.setdefault(found["module"] or "", {})
             if pair.setdefault(found["role"], ref) is not ref:
-                problems.append(Problem("a second key is the same factor", f"{file.path}: {name}"))
+                problems.append(
+                    Problem(
+                        "a second key is the same factor",
+                        f"{file.path}: {name}",
+                        cause="input/adapter-keys",
+                    )
+                )
     alphas = {
         module: ref
         for name, ref in file.tensors.items()
@@ -63,7 +69,12 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     for module, pair in pairs.items():
         problems += pair_problems(file, module, pair, matrices=False)
     problems += [
-        Problem("a part of the update that is not merged yet", f"{file.path}: {name}", _COMFY)
+        Problem(
+            "a part of the update that is not merged yet",
+            f"{file.path}: {name}",
+            _COMFY,
+            cause="input/other-trainer",
+        )
         for name in file.tensors
         if _PARTS.fullmatch(name)
     ]
@@ -91,7 +102,9 @@ def _values(file: AdapterFile, alphas: Mapping[str, TensorRef]) -> dict[str, flo
     """
     values = {module: scalar_value(ref) for module, ref in alphas.items()}
     problems = [
-        Problem(f"alpha is {value}", f"{file.path}: {alphas[module].spec.name}")
+        Problem(
+            f"alpha is {value}", f"{file.path}: {alphas[module].spec.name}", cause="input/factors"
+        )
         for module, value in values.items()
         if not math.isfinite(value)
     ]

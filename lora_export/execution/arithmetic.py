@@ -170,7 +170,9 @@ def _finite_factors(delta: Delta, *, exact: bool) -> dict[str, torch.Tensor]:
             key = f"{delta.module}.lora_{role}"
             name = key if delta.recipe == "loralib" else delta.factors[role].spec.name
             where = f"{delta.adapter}: {name}"
-            raise InputError("holds NaN or infinity", where=where, hint=DIVERGED)
+            raise InputError(
+                "holds NaN or infinity", where=where, hint=DIVERGED, cause="input/not-finite"
+            )
     return factors
 
 

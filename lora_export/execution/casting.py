@@ -82,7 +82,9 @@ def rounded(step: Step, content: bytes | memoryview) -> torch.Tensor:
     if not isfinite(narrow.sum()) and (narrow.isinf() & wide.isfinite()).any():
         largest = float(wide[wide.isfinite()].abs().max())
         message = f"has values up to {largest:.3g}, which overflow {step.out.dtype}"
-        raise FitError(message, where=step.out.name, hint=wider_dtype(step.out.dtype))
+        raise FitError(
+            message, where=step.out.name, hint=wider_dtype(step.out.dtype), cause="fit/overflow"
+        )
     return narrow
 
 

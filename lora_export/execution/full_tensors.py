@@ -47,7 +47,7 @@ def refuse_unusable(plan: MergePlan) -> None:
 
 def _problem(step: Step, message: str) -> Problem:
     where = f"{step.source.file}: {step.source.spec.name}"
-    return Problem(message, where, DIVERGED)
+    return Problem(message, where, DIVERGED, cause="input/not-finite")
 
 
 def _check(step: Step) -> tuple[bool, bool]:

@@ -197,5 +197,5 @@ def _read_back(task: FileTask, offset: int, length: int) -> memoryview:
     with system_errors(task.path, "read back"):
         if pread_into(task.descriptor, content, offset) < length:
             message = "is shorter than what was written: another process has changed it"
-            raise StorageError(message, where=str(task.path))
+            raise StorageError(message, where=str(task.path), cause="storage/changed")
     return content

@@ -60,7 +60,7 @@ class Merge:
             refuse_non_finite(self.step, base)
             hint = f"check alpha, or {wider_dtype(self.step.out.dtype)}"
             message = f"the merged weight overflows {self.step.out.dtype}"
-            raise FitError(message, where=self.step.out.name, hint=hint)
+            raise FitError(message, where=self.step.out.name, hint=hint, cause="fit/overflow")
         self.changed = self.changed or differ(base.to(stored), merged)
         return merged
 
@@ -84,7 +84,12 @@ def refuse_non_finite(step: Step, base: torch.Tensor) -> None:
     if not isfinite(base.sum()) and not torch.isfinite(base).all():
         where = f"{step.source.file}: {step.source.spec.name}"
         hint = "the base is damaged: copy or download it again"
-        raise InputError("the adapted weight holds NaN or infinity", where=where, hint=hint)
+        raise InputError(
+            "the adapted weight holds NaN or infinity",
+            where=where,
+            hint=hint,
+            cause="input/not-finite",
+        )
 
 
 @dataclass(frozen=True, slots=True)

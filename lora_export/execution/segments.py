@@ -107,7 +107,9 @@ class Range:
                 part = pread_exact(source, min(CHUNK, self.length - done), self.start + done)
                 if not part:
                     where = f"{self.file}: {self.name}"
-                    raise InputError("the file ends early", where=where, hint=COPY_AGAIN)
+                    raise InputError(
+                        "the file ends early", where=where, hint=COPY_AGAIN, cause="input/truncated"
+                    )
                 pwrite_all(descriptor, memoryview(part), offset + done)
                 done += len(part)
 

@@ -107,7 +107,11 @@ def _refuse_unchanged(plan: MergePlan, tasks: Sequence[FileTask]) -> None:
     message = "the merged weight equals the base: the update is below its precision"
     unchanged = {name for task in tasks for name in task.unchanged}
     steps = [step for step in plan.steps() if step.out.name in unchanged]
-    same = [Problem(message, step.out.name, hint) for step in steps if not _is_idle(step)]
+    same = [
+        Problem(message, step.out.name, hint, cause="fit/no-effect")
+        for step in steps
+        if not _is_idle(step)
+    ]
     if same:
         raise FitError.of(same)
 

@@ -49,6 +49,7 @@ def check_undoable(plan: MergePlan) -> None:
             "only a safetensors base can be restored byte for byte; this one is converted",
             where=", ".join(converted[:3]) or str(plan.base.root),
             hint="keep the base itself, or convert it to safetensors first",
+            cause="usage/undo",
         )
 
 
@@ -149,7 +150,9 @@ def read_undo(path: Path) -> tuple[dict[str, Any], dict[str, TensorRef]]:
     except (KeyError, ValueError, TypeError):
         pass  # refused below, as a description of another format is
     hint = "give the file that merge --undo FILE wrote"
-    raise InputError("is no undo file of a merge", where=str(path), hint=hint)
+    raise InputError(
+        "is no undo file of a merge", where=str(path), hint=hint, cause="input/undo-file"
+    )
 
 
 def is_undo_of(path: Path, plan: MergePlan) -> bool:
@@ -228,7 +231,7 @@ def _restored(
         if ref is None or ref.length != length:
             message = "the merged checkpoint does not hold this tensor in its size"
             hint = "give the undo file of this merge"
-            raise InputError(message, where=f"{undo}: {name}", hint=hint)
+            raise InputError(message, where=f"{undo}: {name}", hint=hint, cause="input/undo-file")
         refs.append(ref)
     return refs
 
@@ -247,7 +250,9 @@ def _layout(header: bytes, path: Path) -> list[tuple[str, int]]:
         ordered = sorted(offsets.items(), key=lambda item: tuple(item[1]))
         return [(name, end - start) for name, (start, end) in ordered]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the stored header is damaged: {error}", where=str(path)) from error
+        raise InputError(
+            f"the stored header is damaged: {error}", where=str(path), cause="input/undo-file"
+        ) from error
 
 
 def _restore_around(description: Mapping[str, Any], merged: Path, root: Path) -> list[WrittenFile]:

@@ -39,5 +39,7 @@ def length_factor(
         place = f"{'column' if by_column else 'row'} {first + int(zero.nonzero()[0])}"
         message = f"{place} of weight and update together is zero, and DoRA divides by its length"
         hint = "PEFT gives NaN there: check whether the base is pruned, or train without DoRA"
-        raise FitError(message, where=f"{delta.module}.{delta.parameter}", hint=hint)
+        raise FitError(
+            message, where=f"{delta.module}.{delta.parameter}", hint=hint, cause="fit/dora-zero"
+        )
     return magnitude / length

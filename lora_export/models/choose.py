@@ -59,12 +59,14 @@ def folder_model(
             "the model's code is not known: the base has no config.json with architectures",
             where=str(base.root),
             hint=with_task if task_helps else factory,
+            cause="usage/no-model",
         )
     if found := base.quantization:
         raise InputError(
             f"the base is quantised ({found.method}): no plain model can be built of it",
             where=str(base.root),
             hint="name the 16-bit base; what is made of it can be quantised",
+            cause="input/quantised",
         )
     return HuggingFaceModel(base, parse_inputs(inputs), task)
 

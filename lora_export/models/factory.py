@@ -95,7 +95,9 @@ class FactoryModel:
         if not inputs and self._arrays:
             return declared_by_arrays(self._arrays)
         if not inputs:
-            raise UsageError(_UNDECLARED, where=self.target, hint=_DECLARE)
+            raise UsageError(
+                _UNDECLARED, where=self.target, hint=_DECLARE, cause="usage/model-inputs"
+            )
         return inputs
 
     def why_no_inputs(self) -> str:
@@ -116,7 +118,9 @@ class FactoryModel:
         if isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts):
             return tuple(texts)
         message = f"INPUTS = {declared!r} is no text and no tuple of texts"
-        raise UsageError(message, where=self.target, hint=f"write {GRAMMAR}")
+        raise UsageError(
+            message, where=self.target, hint=f"write {GRAMMAR}", cause="usage/model-inputs"
+        )
 
     def facts(self) -> ModelFacts:
         """Read the facts of the loralib and plain modules of a freshly built model."""
@@ -154,7 +158,7 @@ class FactoryModel:
         place_rows(model, {name: FileRows(ref) for name, ref in placed.items()})
         if names := weightless(model):
             message = f"the network keeps {first_names(names)} where no weight can be placed"
-            raise UsageError(message, where=self.target)
+            raise UsageError(message, where=self.target, cause="usage/not-streamed")
         return model
 
     def _placed(self, tensors: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
@@ -217,7 +221,7 @@ class FactoryModel:
         modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
         found = BaseNames(modules).find(self._names.module(name))
         if found is None:
-            raise FitError("the model has no such module", where=name)
+            raise FitError("the model has no such module", where=name, cause="fit/other-model")
         return modules[found]
 
     def _build(self) -> nn.Module:
@@ -232,7 +236,7 @@ class FactoryModel:
             model: object = self._factory()
         if not isinstance(model, nn.Module):
             message = f"the factory returned {type(model).__name__}, not a torch.nn.Module"
-            raise UsageError(message, where=self.target)
+            raise UsageError(message, where=self.target, cause="usage/model-function")
         self._refuse_used(model)
         return model
 
@@ -242,7 +246,7 @@ class FactoryModel:
         if any(module in self._built for module in own):
             hint = "build every module inside the function that --model names"
             message = "the factory returned a module that an earlier call returned already"
-            raise UsageError(message, where=self.target, hint=hint)
+            raise UsageError(message, where=self.target, hint=hint, cause="usage/model-function")
         self._built.update(own)
 
 
@@ -251,12 +255,17 @@ def _load(target: str) -> tuple[ModuleType, Callable[[], Any]]:
     place, _, name = target.rpartition(":")
     if not place or not name.isidentifier():
         hint = "package.module:build or path/to/model.py:build"
-        raise UsageError(f"{target!r} names no function", where="--model", hint=hint)
+        raise UsageError(
+            f"{target!r} names no function",
+            where="--model",
+            hint=hint,
+            cause="usage/model-function",
+        )
     with user_code("cannot be imported:", place):
         module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     factory = getattr(module, name, None)
     if not callable(factory):
-        raise UsageError(f"has no function {name!r}", where=place)
+        raise UsageError(f"has no function {name!r}", where=place, cause="usage/model-function")
     return module, factory
 
 

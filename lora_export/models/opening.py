@@ -43,5 +43,7 @@ def open_model(
         if too_large:
             [problem, *_] = error.problems
             message = f"{too_large}, and it cannot be read while it runs: {problem.message}"
-            raise UsageError(message, where=problem.where, hint=problem.hint) from error
+            raise UsageError(
+                message, where=problem.where, hint=problem.hint, cause="usage/not-streamed"
+            ) from error
     return loaded()

@@ -159,7 +159,7 @@ def _check_opset(path: Path, opset: int) -> None:
     found = written_opset(path)
     if found != opset:
         message = f"was written in opset {found}, but the graph is of opset {opset}"
-        raise VerificationError(message, where=path.name)
+        raise VerificationError(message, where=path.name, cause="verification/check-failed")
 
 
 def refuse_unused(subject: Subject, model: nn.Module, unused: frozenset[str]) -> None:
@@ -180,4 +180,4 @@ def refuse_unused(subject: Subject, model: nn.Module, unused: frozenset[str]) ->
     if lost:
         hint = "export an output that uses it, or leave it out with --allow-unmatched"
         message = "is adapted, but no output of the graph depends on it"
-        raise FitError.of([Problem(message, name, hint) for name in lost])
+        raise FitError.of([Problem(message, name, hint, cause="fit/graph-weight") for name in lost])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NoReturn
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NoReturn
 
 from lora_export.errors import FitError, UsageError
-from lora_export.records import Problem
+
+if TYPE_CHECKING:
+    from lora_export.records import Problem
 
 
 @dataclass(slots=True)
@@ -46,11 +48,10 @@ def _raise(kind: type[FitError | UsageError], problems: list[Problem]) -> NoRetu
 
 def grouped(problems: list[Problem]) -> list[Problem]:
     """Join the same problem at many places into one, which names the first three places."""
-    places: dict[tuple[str, str, str], list[str]] = {}
+    places: dict[Problem, list[str]] = {}
     for problem in problems:
-        key = (problem.message, problem.hint, problem.asks)
-        places.setdefault(key, []).append(problem.where)
-    return [Problem(key[0], _places(where), *key[1:]) for key, where in places.items()]
+        places.setdefault(replace(problem, where=""), []).append(problem.where)
+    return [replace(problem, where=_places(where)) for problem, where in places.items()]
 
 
 def _places(where: list[str]) -> str:

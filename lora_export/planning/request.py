@@ -142,7 +142,12 @@ def _weights(weights: Sequence[float]) -> tuple[float, ...]:
     for weight in weights:
         if not math.isfinite(weight) or weight == 0:
             message = f"{weight} makes the update meaningless"
-            raise UsageError(message, where="--weight", hint="leave the adapter out instead")
+            raise UsageError(
+                message,
+                where="--weight",
+                hint="leave the adapter out instead",
+                cause="usage/option-value",
+            )
     return tuple(weights)
 
 
@@ -153,7 +158,12 @@ def _tuple(blocks: Sequence[bool] | None) -> tuple[bool, ...] | None:
 def _rename(text: str) -> PrefixChange:
     old, equals, new = text.partition("=")
     if not equals:
-        raise UsageError(f"{text!r} is not OLD=NEW", where="--rename", hint="transformer.=model.")
+        raise UsageError(
+            f"{text!r} is not OLD=NEW",
+            where="--rename",
+            hint="transformer.=model.",
+            cause="usage/option-value",
+        )
     return PrefixChange(*(f"{part.rstrip('.')}." if part else "" for part in (old, new)))
 
 
@@ -240,13 +250,14 @@ def plan_request(
 
 def _read_adapters(request: Request, base: Checkpoint) -> list[Adapter]:
     if not request.adapters:
-        raise UsageError("no adapter is named")
+        raise UsageError("no adapter is named", cause="usage/command-line")
     if request.weights and len(request.weights) != len(request.adapters):
         raise UsageError(
             f"{counted(len(request.weights), 'weight')} for "
             f"{counted(len(request.adapters), 'adapter')}",
             where="--weight",
             hint="give --weight once for each adapter, in the order of the adapters",
+            cause="usage/option-value",
         )
     weights = request.weights or (1.0,) * len(request.adapters)
     files = [_read_file(path, request.base) for path in request.adapters]
@@ -274,6 +285,7 @@ def _refuse_model(path: Path, base: Path, file: AdapterFile) -> None:
         f"this folder holds a full model{kind}, not an adapter",
         where=str(path),
         hint=f"the base comes first; did you mean: lora-export merge {path} {base}",
+        cause="usage/swapped",
     )
 
 
@@ -293,10 +305,16 @@ def _refuse_twice(inputs: Inputs) -> None:
     for position, (adapter, digest) in enumerate(zip(inputs.adapters, digests, strict=True)):
         if digest in digests[:position]:
             hint = "name it once, with --weight for its strength"
-            raise FitError("the same adapter is named twice", where=str(adapter.path), hint=hint)
+            raise FitError(
+                "the same adapter is named twice",
+                where=str(adapter.path),
+                hint=hint,
+                cause="fit/merged-already",
+            )
         if digest in known:
             raise FitError(
                 "this adapter is merged into the base already, by the base's manifest",
                 where=str(adapter.path),
                 hint="start from the original base",
+                cause="fit/merged-already",
             )

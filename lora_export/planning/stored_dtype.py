@@ -43,7 +43,7 @@ def edit_dtype(
     if found is not None and found.remains:
         what = f"weights are stored quantised ({found.method}), and their scales keep their dtype"
         hint = "leave --dtype out, or merge into the base that was quantised from"
-        findings.unfit.append(Problem(what, str(base.root), hint))
+        findings.unfit.append(Problem(what, str(base.root), hint, cause="fit/quantised"))
     for path, value in _named(base.config):
         if value != dtype:
             edits.edit_at(path, dtype)

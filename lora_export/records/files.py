@@ -38,6 +38,8 @@ class Problem:
     """What to do about it; "" if there is nothing to do."""
     asks: str = ""
     """The option that gives a missing fact, with a placeholder for its value."""
+    cause: str = ""
+    """The entry of `lora-export explain` about it, such as "fit/no-module"."""
 
     def __str__(self) -> str:
         # A message that names the place is not given it a second time.

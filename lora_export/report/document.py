@@ -52,7 +52,10 @@ def error_json(command: str, code: str, problems: tuple[Problem, ...]) -> dict[s
 
 
 def _error(code: str, problems: tuple[Problem, ...]) -> dict[str, Any]:
-    listed = [{"message": p.message, "where": p.where, "hint": p.hint} for p in problems]
+    listed = [
+        {"message": p.message, "where": p.where, "hint": p.hint, "explain": p.cause}
+        for p in problems
+    ]
     return {"code": code, **listed[0], "problems": listed}
 
 

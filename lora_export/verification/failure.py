@@ -60,6 +60,7 @@ def refuse_failed(
             named_sentence(check),
             check.where or where,
             check.hint,
+            cause="verification/check-failed",
         )
         for check in failed
     ]

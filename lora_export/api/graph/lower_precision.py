@@ -181,6 +181,7 @@ def _half(full: Full, form: Form, path: Path | None) -> Exported:
             where=problem.where,
             hint="let its forward keep the dtype of its inputs and weights; or take --precision "
             "fp32 or int8-weights",
+            cause="input/capture",
         ) from error
 
 

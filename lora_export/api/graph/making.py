@@ -164,7 +164,12 @@ def _refuse_weights_only(job: Job, form: Form) -> None:
     if form.is_lowered or is_pair(job):
         what = f"--precision {form.precision.name}" if form.is_lowered else "--kv-cache of a pair"
         message = f"{what} is proven by runs, which --proof weights leaves out"
-        raise UsageError(message, where="--proof weights", hint="leave it out, or --no-verify")
+        raise UsageError(
+            message,
+            where="--proof weights",
+            hint="leave it out, or --no-verify",
+            cause="usage/options-contradict",
+        )
 
 
 def _session_facts(path: Path) -> dict[str, Any]:

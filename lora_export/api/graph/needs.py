@@ -86,4 +86,4 @@ def refuse_too_large(space: Space, output: Path, *, verify: bool) -> None:
     """
     if why := why_too_large(space):
         hint = "--no-verify runs no torch model" if verify else ""
-        raise LimitError(why, where=str(output), hint=hint)
+        raise LimitError(why, where=str(output), hint=hint, cause="limit/memory")

@@ -34,17 +34,29 @@ class Network:
         check_task(self.task)
         if self.task and self.model:
             hint = "the function that --model names chooses the class: leave --task out"
-            raise UsageError("is for Hugging Face folders", where="--task", hint=hint)
+            raise UsageError(
+                "is for Hugging Face folders",
+                where="--task",
+                hint=hint,
+                cause="usage/options-contradict",
+            )
         if self.kv_cache and self.model:
             message = (
                 "is for Hugging Face folders: how the network of --model keeps its past is not "
                 "known"
             )
             hint = "let its forward take and return keys and values, and leave --kv-cache out"
-            raise UsageError(message, where="--kv-cache", hint=hint)
+            raise UsageError(
+                message, where="--kv-cache", hint=hint, cause="usage/options-contradict"
+            )
         if self.kv_cache and described:
             hint = "leave --input out"
-            raise UsageError("--kv-cache names the inputs itself", where="--input", hint=hint)
+            raise UsageError(
+                "--kv-cache names the inputs itself",
+                where="--input",
+                hint=hint,
+                cause="usage/options-contradict",
+            )
 
     def refuse_lowered(self, precision: str | None) -> None:
         """Refuse a lower precision with --kv-cache: the generated tokens could not be proven.
@@ -54,7 +66,12 @@ class Network:
         """
         if self.kv_cache and precision not in (None, "fp32"):
             message = f"what {precision} generates with --kv-cache cannot be proven yet"
-            raise UsageError(message, where="--precision", hint="leave --precision out")
+            raise UsageError(
+                message,
+                where="--precision",
+                hint="leave --precision out",
+                cause="usage/options-contradict",
+            )
 
     def given(self) -> dict[str, Any]:
         """Return what was set, by name."""

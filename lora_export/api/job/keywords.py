@@ -158,11 +158,15 @@ def _unknown(
 ) -> Iterator[Problem]:
     for name in keywords:
         if name in opposites:  # the nearest name would mean the contrary
-            yield Problem(f"unknown keyword {name!r}", hint=f"write {opposites[name]}")
+            yield Problem(
+                f"unknown keyword {name!r}",
+                hint=f"write {opposites[name]}",
+                cause="usage/unknown-name",
+            )
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(known)}"
-            yield Problem(f"unknown keyword {name!r}", hint=hint)
+            yield Problem(f"unknown keyword {name!r}", hint=hint, cause="usage/unknown-name")
 
 
 def _wrong(values: Mapping[str, object], options: Mapping[str, Option]) -> Iterator[Problem]:
@@ -183,14 +187,20 @@ def _of_option(option: Option, value: object) -> Iterator[Problem]:
     elif option.takes == "choice":
         if value not in option.choices:
             hint = f"one of: {', '.join(option.choices)}"
-            yield Problem(f"{option.name} is {value!r}", option.flag, hint)
+            yield Problem(
+                f"{option.name} is {value!r}", option.flag, hint, cause="usage/option-value"
+            )
     else:
         yield from _problem(option.name, value, option.takes, option.least)
 
 
 def _problems_of_list(name: str, value: object, takes: Takes) -> Iterator[Problem]:
     if isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Sequence):
-        yield Problem(f"{name} takes a list, not {value!r}", hint=f"{name}=[{value!r}]")
+        yield Problem(
+            f"{name} takes a list, not {value!r}",
+            hint=f"{name}=[{value!r}]",
+            cause="usage/option-value",
+        )
         return
     for item in value:
         yield from _problem(name, item, takes)
@@ -198,9 +208,13 @@ def _problems_of_list(name: str, value: object, takes: Takes) -> Iterator[Proble
 
 def _problem(name: str, value: object, takes: Takes, least: int | None = None) -> Iterator[Problem]:
     if not _fits(value, takes):
-        yield Problem(f"{name} is {value!r}", hint=f"it takes {_WORDS[takes]}")
+        yield Problem(
+            f"{name} is {value!r}", hint=f"it takes {_WORDS[takes]}", cause="usage/option-value"
+        )
     elif least is not None and isinstance(value, Integral) and int(value) < least:
-        yield Problem(f"{name} is {value!r}", hint=f"it takes {least} or more")
+        yield Problem(
+            f"{name} is {value!r}", hint=f"it takes {least} or more", cause="usage/option-value"
+        )
 
 
 def _fits(value: object, takes: Takes) -> bool:

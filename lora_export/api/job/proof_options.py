@@ -69,7 +69,9 @@ class ProofOptions:
         if self.require and (self.proof == "weights" or not verify):
             what = left_out if not verify else "--proof weights"
             message = f"requires a proof that {what} leaves out"
-            raise UsageError(message, where="--require model", hint=hint)
+            raise UsageError(
+                message, where="--require model", hint=hint, cause="usage/options-contradict"
+            )
 
     def check(self) -> None:
         """Refuse options that no run could use, also where no model is run.
@@ -83,6 +85,11 @@ class ProofOptions:
         find_providers(self.provider)
         for name, value in (("--atol", self.atol), ("--rtol", self.rtol)):
             if value is not None and not 0 <= value < math.inf:
-                raise UsageError(f"{value} is no tolerance", where=name, hint="0 or more, finite")
+                raise UsageError(
+                    f"{value} is no tolerance",
+                    where=name,
+                    hint="0 or more, finite",
+                    cause="usage/option-value",
+                )
         if self.inputs and not Path(self.inputs).is_file():
-            raise InputError("no such file", where=str(self.inputs))
+            raise InputError("no such file", where=str(self.inputs), cause="input/missing-file")

@@ -77,7 +77,9 @@ def unproven_model(job: Job, why: str) -> VerificationError:
     """Return the error of a model level that is required and cannot be run."""
     message = f"the model level could not be run: {' '.join(why.split())}"
     hint = "leave --require model out to accept a proof by weights"
-    return VerificationError(message, where=str(job.plan.base.root), hint=hint)
+    return VerificationError(
+        message, where=str(job.plan.base.root), hint=hint, cause="verification/not-run"
+    )
 
 
 def why_not_run(job: Job, base: Checkpoint) -> str:

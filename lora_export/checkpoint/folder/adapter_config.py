@@ -32,7 +32,12 @@ def read_adapter_config(file: Path) -> dict[str, object]:
     if not os.path.lexists(path):
         return {}
     config = read_json_object(path, unique_keys=True)
-    fail_on([Problem(f"{key} is no finite number", str(path)) for key in _not_finite(config, "")])
+    fail_on(
+        [
+            Problem(f"{key} is no finite number", str(path), cause="input/adapter-config")
+            for key in _not_finite(config, "")
+        ]
+    )
     return config
 
 
@@ -64,4 +69,5 @@ def refuse_without_config(
             where=str(file),
             hint=f"put the {ADAPTER_CONFIG} that was saved with it into {file.parent}; if it is "
             "lost, write one with peft_type, r, lora_alpha and use_rslora as in training",
+            cause="input/no-config",
         )

@@ -100,7 +100,7 @@ def named_adapter(file: Path) -> AdapterPlace:
         whole = [one for one in weight_sets(file.parent) if file in one.files and one.index]
         hint = f"give {whole[0].index if whole else f'the folder {file.parent}'}"
         message = f"is shard {number} of {count}, a part of the adapter"
-        raise InputError(message, where=str(file), hint=hint)
+        raise InputError(message, where=str(file), hint=hint, cause="input/adapter-folder")
     return AdapterPlace(set_of(file))
 
 
@@ -154,7 +154,12 @@ def _chosen(folder: Path, named: list[WeightSet]) -> AdapterPlace:
     """
     if dangling := [path for path in named[0].files if path.is_symlink() and not path.exists()]:
         hint = "fetch or copy the adapter again"
-        raise InputError("a symbolic link that leads nowhere", where=str(dangling[0]), hint=hint)
+        raise InputError(
+            "a symbolic link that leads nowhere",
+            where=str(dangling[0]),
+            hint=hint,
+            cause="input/missing-file",
+        )
     notes = []
     if len(named) > 1:
         notes.append(f"{folder.name}: read {named[0].name}, as PEFT does, not {named[1].name}")
@@ -206,6 +211,7 @@ def _several(folder: Path, nested: list[Path]) -> InputError:
         f"holds {len(names)} adapters in sub-folders: {first_names(names, _SHOWN)}",
         where=str(folder),
         hint=f"give the path of one of them, for example {nested[-1]}",
+        cause="input/adapter-folder",
     )
 
 
@@ -250,4 +256,6 @@ def no_single_file(folder: Path, message: str, hint: str) -> InputError:
     """Return the refusal of a folder that holds no weights or several; it lists the files there."""
     names = sorted(item.name for item in folder.iterdir())
     held = first_names(names, _SHOWN_FILES) or "nothing"
-    return InputError(f"{message}; it holds: {held}", where=str(folder), hint=hint)
+    return InputError(
+        f"{message}; it holds: {held}", where=str(folder), hint=hint, cause="input/adapter-folder"
+    )

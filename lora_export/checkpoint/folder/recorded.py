@@ -194,7 +194,11 @@ class _Table:
 
     def refuse(self, key: str, message: str) -> NoReturn:
         """Raise InputError about the member `key`."""
-        raise InputError(f"is no manifest of ours: {self._inside(key)} {message}", where=self._file)
+        raise InputError(
+            f"is no manifest of ours: {self._inside(key)} {message}",
+            where=self._file,
+            cause="input/manifest",
+        )
 
     def _inside(self, key: str) -> str:
         """Return the place of a member in the document."""

@@ -140,12 +140,16 @@ def _walk(folder: Path, depth: int, problems: list[Problem]) -> Iterator[Path]:
             else:
                 yield from _walk(path, depth + 1, problems)
         elif entry.is_symlink() and not path.exists():
-            problems.append(Problem("a symbolic link that leads nowhere", str(path)))
+            problems.append(
+                Problem("a symbolic link that leads nowhere", str(path), cause="input/side-files")
+            )
 
 
 def _too_deep(path: Path) -> Problem:
     hint = "give a folder that holds the model alone"
-    return Problem(f"folders nested deeper than {MAX_DEPTH}", str(path), hint)
+    return Problem(
+        f"folders nested deeper than {MAX_DEPTH}", str(path), hint, cause="input/side-files"
+    )
 
 
 def module_folders(folder: Path) -> frozenset[str]:

@@ -56,7 +56,7 @@ def one_writer(output: Path) -> Iterator[None]:
             if time.monotonic() > end:
                 message = f"another run has been publishing there for {PATIENCE} seconds"
                 hint = "wait until it has ended, or choose another folder"
-                raise OutputError(message, where=str(output), hint=hint)
+                raise OutputError(message, where=str(output), hint=hint, cause="output/in-use")
             time.sleep(0.01)
         yield
     finally:

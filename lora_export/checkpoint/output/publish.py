@@ -71,7 +71,12 @@ class Staging:
         """
         if not self.force and (self.output.parent / name).exists():
             hint = "choose another name, or replace it with --force"
-            raise OutputError("exists already", where=str(self.output.parent / name), hint=hint)
+            raise OutputError(
+                "exists already",
+                where=str(self.output.parent / name),
+                hint=hint,
+                cause="output/exists",
+            )
         self.names = (*self.names, name)
 
     def publish(self) -> Path:
@@ -129,7 +134,7 @@ class Staging:
         if kept:
             reason = error.problems[0].message if isinstance(error, LoraExportError) else str(error)
             text = f"{reason}; the new {' and '.join(kept)} could not be taken back"
-            raise StorageError(text, where=str(self.output)) from error
+            raise StorageError(text, where=str(self.output), cause="storage/refused") from error
 
 
 @contextmanager
@@ -186,6 +191,7 @@ def _lost_race(output: Path) -> Iterator[None]:
             f"{Path(str(error.filename or output)).name} has appeared meanwhile",
             where=str(output),
             hint="another run has written it: check it, or replace it with --force",
+            cause="output/exists",
         ) from error
 
 

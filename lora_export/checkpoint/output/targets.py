@@ -51,19 +51,25 @@ def check_output(
     """
     where = str(output)
     if output.name in {"", ".."}:
-        raise OutputError("not the name of a file or folder", where=where)
-    problems = [Problem(text, where, hint) for text, hint in _parent_faults(output.parent)]
+        raise OutputError("not the name of a file or folder", where=where, cause="output/place")
+    problems = [
+        Problem(text, where, hint, cause="output/place")
+        for text, hint in _parent_faults(output.parent)
+    ]
     if not problems:
         faults = list(_input_faults(output, inputs))[:1]
-        problems += [Problem(text, where, hint) for text, hint in faults]
+        problems += [Problem(text, where, hint, cause="output/place") for text, hint in faults]
     if not problems:  # only now: these hints offer --force, which must never replace an input
         problems += [
-            Problem(text, where, hint) for text, hint in _faults(output, kind, force=force)
+            Problem(text, where, hint, cause="output/exists")
+            for text, hint in _faults(output, kind, force=force)
         ]
         for name in beside:
             path = output.parent / name
             found = _faults(path, "file", force=force or is_left_over(path, output))
-            problems += [Problem(text, str(path), hint) for text, hint in found]
+            problems += [
+                Problem(text, str(path), hint, cause="output/exists") for text, hint in found
+            ]
     if problems:
         raise OutputError.of(problems)
 

@@ -101,7 +101,11 @@ def copy_file(source: Path, target: Path, *, name: str | None = None) -> Written
                 with system_errors(source, "read"):
                     piece = pread_exact(descriptor, min(CHUNK_BYTES, size - offset), offset)
                 if len(piece) != min(CHUNK_BYTES, size - offset):
-                    raise InputError("became shorter while it was copied", where=str(source))
+                    raise InputError(
+                        "became shorter while it was copied",
+                        where=str(source),
+                        cause="input/changed",
+                    )
                 file.append(piece)
             return file.finish(name or target.name)
         finally:

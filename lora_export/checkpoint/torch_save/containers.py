@@ -70,11 +70,16 @@ def _check_root(root: object, path: Path) -> None:
             f"a whole pickled module ({getattr(root, 'name', '?')}), not a state dict",
             where=str(path),
             hint="save model.state_dict() instead of the model",
+            cause="input/no-weights",
         )
     if not isinstance(root, dict):
         kind = getattr(root, "name", type(root).__name__)
         not_run = f"; {NOT_RUN}" if isinstance(root, Opaque) else ""
-        raise InputError(f"holds one {kind}, not a state dict{not_run}", where=str(path))
+        raise InputError(
+            f"holds one {kind}, not a state dict{not_run}",
+            where=str(path),
+            cause="input/no-weights",
+        )
 
 
 def _descend(level: Level, where: Where, path: Path) -> tuple[Level, Where] | None:
@@ -196,6 +201,7 @@ def _refuse_several(candidates: Mapping[Where, Level], path: Path) -> None:
         f"several state dicts, with their numbers of tensors: {listed}"[:2000],
         where=str(path),
         hint="save the right one in a file of its own",
+        cause="input/several-state-dicts",
     )
 
 

@@ -94,6 +94,7 @@ class BoundedReader:
             raise LimitError(
                 f"its pickle asks for more than {MAX_PICKLE_BYTES:,} bytes",
                 where=self.where,
+                cause="limit/size",
             )
         return self._spend(self.file.read(length))
 

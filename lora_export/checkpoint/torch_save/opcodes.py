@@ -63,16 +63,23 @@ def read_pickle(
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(reader)):  # type: ignore[arg-type]
             if count > MAX_OPCODES:
-                raise LimitError(f"a pickle of more than {MAX_OPCODES:,} opcodes", where=where)
+                raise LimitError(
+                    f"a pickle of more than {MAX_OPCODES:,} opcodes",
+                    where=where,
+                    cause="limit/size",
+                )
             _OPERATIONS[opcode.name](machine, argument)
         return machine.pop()
     except PickleError as fault:
-        raise InputError(str(fault), where=where, hint=fault.hint) from fault
+        raise InputError(
+            str(fault), where=where, hint=fault.hint, cause="input/torch-file"
+        ) from fault
     except _BROKEN as error:
         raise InputError(
             f"broken pickle: {type(error).__name__}: {error}"[:300],
             where=where,
             hint=COPY_AGAIN,
+            cause="input/torch-file",
         ) from error
 
 

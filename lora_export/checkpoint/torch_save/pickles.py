@@ -73,12 +73,12 @@ def read_pickles(path: Path) -> TorchFile:
         if isinstance(value, StoredTensor):
             found = _tensor_ref(path, key, value, stored)
             if isinstance(found, str):
-                problems.append(Problem(found, where))
+                problems.append(Problem(found, where, cause="input/torch-file"))
             else:
                 tensors.append(found)
         elif fault := _entry_fault(key, value, seen):
             hint = value.hint if isinstance(value, Opaque) else ""
-            problems.append(Problem(fault, where, hint))
+            problems.append(Problem(fault, where, hint, cause="input/torch-file"))
         elif isinstance(key, str) and is_short(value):
             metadata[key] = str(value)
     fail_on(problems)
@@ -100,6 +100,7 @@ def _refuse_calls(stored: TorchObject, path: Path) -> None:
         where=str(path),
         hint="only if you trust the file, as this runs what it names, save its weights alone: "
         f"python -c \"import torch; torch.save({load}, 'weights.pt')\"",
+        cause="input/pickle-code",
     )
 
 

@@ -69,11 +69,16 @@ class _LegacyFile:
                 "a pickle, but none of torch.save",
                 where=str(self.path),
                 hint="save a state dict with torch.save or safetensors",
+                cause="input/no-weights",
             )
         protocol, system = self._pickle(), self._pickle()
         little = isinstance(system, dict) and system.get("little_endian") is True
         if protocol != _PROTOCOL or not little:
-            raise InputError("unknown torch.save protocol or byte order", where=str(self.path))
+            raise InputError(
+                "unknown torch.save protocol or byte order",
+                where=str(self.path),
+                cause="input/torch-file",
+            )
 
     def _pickle(self) -> object:
         reader = BoundedReader(self.file, MAX_PICKLE_BYTES, str(self.path))
@@ -97,4 +102,4 @@ class _LegacyFile:
         return places
 
     def _damaged(self, message: str) -> InputError:
-        return InputError(message, where=str(self.path), hint=COPY_AGAIN)
+        return InputError(message, where=str(self.path), hint=COPY_AGAIN, cause="input/torch-file")

@@ -104,7 +104,10 @@ class TorchZip:
         else:
             return
         raise InputError(
-            f"{fault}: its readers differ about what it holds", where=str(self._path), hint=_AGAIN
+            f"{fault}: its readers differ about what it holds",
+            where=str(self._path),
+            hint=_AGAIN,
+            cause="input/torch-file",
         )
 
     def _directory_offset(self) -> int:
@@ -127,6 +130,7 @@ class TorchZip:
             raise InputError(
                 f"a zip archive, but none of torch.save: it has {count} data.pkl",
                 where=str(self._path),
+                cause="input/no-weights",
             )
         prefix = pickles[0].removesuffix("data.pkl")
         if any(
@@ -137,6 +141,7 @@ class TorchZip:
                 "a TorchScript program, not a state dict",
                 where=str(self._path),
                 hint="torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')",
+                cause="input/no-weights",
             )
         return prefix
 
@@ -155,6 +160,7 @@ class TorchZip:
             raise LimitError(
                 f"a pickle of {size:,} bytes; at most {MAX_PICKLE_BYTES:,} are read",
                 where=str(self._path),
+                cause="limit/size",
             )
         content = io.BytesIO(pread_exact(self._descriptor, size, offset))
         storages = StorageTable()
@@ -170,7 +176,11 @@ class TorchZip:
         offset, size = self._place(name)
         order = pread_exact(self._descriptor, min(size, 16), offset)
         if order != b"little":
-            raise InputError(f"its byte order is {order!r}, not b'little'", where=str(self._path))
+            raise InputError(
+                f"its byte order is {order!r}, not b'little'",
+                where=str(self._path),
+                cause="input/torch-file",
+            )
 
     def _storage(self, key: str) -> Place:
         try:
@@ -192,6 +202,7 @@ class TorchZip:
                 f"the archive's entry {name!r} is compressed or encrypted",
                 where=str(self._path),
                 hint=f"torch.save does neither: {_AGAIN}",
+                cause="input/torch-file",
             )
         # An offset beyond the file reads nothing, which is reported as any other wrong place.
         at = info.header_offset if 0 <= info.header_offset <= self._size else self._size
@@ -205,7 +216,7 @@ class TorchZip:
         return offset, info.file_size
 
     def _damaged(self, message: str) -> InputError:
-        return InputError(message, where=str(self._path), hint=COPY_AGAIN)
+        return InputError(message, where=str(self._path), hint=COPY_AGAIN, cause="input/torch-file")
 
 
 def read_torch_zip(path: Path) -> TorchObject:

@@ -73,7 +73,11 @@ def _read(file: AdapterFile, weight: float) -> Adapter:
     problems += [problem for lacking, _ in checks for problem in lacking]
     if not updates and not problems:
         message = f"holds no factors of {config.peft_type}"
-        problems = [Problem(message, str(file.path), "give the adapter's weight file")]
+        problems = [
+            Problem(
+                message, str(file.path), "give the adapter's weight file", cause="input/no-factors"
+            )
+        ]
     if problems:
         raise InputError.of(problems)
     doubts = (
@@ -109,10 +113,14 @@ def _unusable(file: AdapterFile, updates: Sequence[Update]) -> list[Problem]:
     for ref in (ref for update in updates for ref in update.factors.values()):
         where = f"{file.path}: {ref.spec.name}"
         if ref.spec.dtype not in FLOAT_DTYPES:
-            problems.append(Problem(f"is stored as {ref.spec.dtype}, not a float type", where))
+            problems.append(
+                Problem(
+                    f"is stored as {ref.spec.dtype}, not a float type", where, cause="input/factors"
+                )
+            )
         if 0 in ref.spec.shape:
             message = f"has shape {list(ref.spec.shape)}: it is empty"
-            problems.append(Problem(message, where, EMPTY))
+            problems.append(Problem(message, where, EMPTY, cause="input/factors"))
     return problems
 
 

@@ -67,11 +67,13 @@ def _masks(config: PeftConfig) -> tuple[dict[str, int], list[Problem]]:
     for key, mask in config.table("rank_pattern").items():
         where = f"{config.path}: rank_pattern {key:.200}"
         if not isinstance(mask, list) or not all(isinstance(kept, bool) for kept in mask):
-            problems.append(Problem("is no list of true and false", where))
+            problems.append(
+                Problem("is no list of true and false", where, cause="input/other-config")
+            )
             continue
         module, stem, _ = plain_key(key).rpartition(".lora_E")
         if not stem:
-            problems.append(Problem("does not name a lora_E", where))
+            problems.append(Problem("does not name a lora_E", where, cause="input/other-config"))
             continue
         found[module] = sum(mask)
     return found, problems
@@ -90,13 +92,22 @@ def _problems(
     if shape != (wanted, 1):
         source = "rank_pattern" if module in masks else "init_r"
         message = f"lora_E has shape {list(shape)}, but {source} in {ADAPTER_CONFIG} gives {wanted}"
-        problems.append(Problem(message, where, OTHER_CONFIG))
+        problems.append(Problem(message, where, OTHER_CONFIG, cause="input/other-config"))
     if masks and module not in masks:
         message = f"rank_pattern in {ADAPTER_CONFIG} leaves this module out"
-        problems.append(Problem(message, where, "save the adapter again"))
+        problems.append(
+            Problem(message, where, "save the adapter again", cause="input/other-config")
+        )
     if RANKNUM in stems and (stored := _number(stems[RANKNUM])) != start:
         message = f"ranknum is {stored}, but init_r in {ADAPTER_CONFIG} is {start}"
-        problems.append(Problem(message, where, "save the adapter again with save_pretrained"))
+        problems.append(
+            Problem(
+                message,
+                where,
+                "save the adapter again with save_pretrained",
+                cause="input/other-config",
+            )
+        )
     return problems
 
 
@@ -119,7 +130,11 @@ def _notes(modules: Modules) -> list[str]:
 def _refusals(config: PeftConfig) -> list[Problem]:
     """Return a problem for every member that AdaLoraConfig or AdaLoRA's layers do not support."""
     return [
-        Problem(f"{key} is set, which AdaLoRA does not support", str(config.path))
+        Problem(
+            f"{key} is set, which AdaLoRA does not support",
+            str(config.path),
+            cause="input/peft-option",
+        )
         for key in ("use_dora", "loftq_config", "layer_replication", "target_parameters")
         if config.members.get(key)
     ]

@@ -47,13 +47,17 @@ def attention_problems(config: PeftConfig, names: Collection[str]) -> list[Probl
     problems = []
     if config.flag("lora_bias"):
         message = "lora_bias on a MultiheadAttention: PEFT never uses the bias of its in_proj"
-        problems.append(Problem(message, where, "train without lora_bias"))
+        problems.append(
+            Problem(message, where, "train without lora_bias", cause="input/peft-option")
+        )
     if config.flag("use_dora"):
-        problems.append(Problem("PEFT has no DoRA on a MultiheadAttention", where))
+        problems.append(
+            Problem("PEFT has no DoRA on a MultiheadAttention", where, cause="input/peft-option")
+        )
     version = config.text("peft_version")
     number = re.match(r"(\d{1,6})\.(\d{1,6})", version)
     if version and (number is None or (int(number[1]), int(number[2])) > _LAST):
         message = f"peft_version = {version!r:.80} may or may not add the update of out_proj twice"
         hint = "save the adapter with PEFT 0.15 to 0.21, which adds it twice"
-        problems.append(Problem(message, where, hint))
+        problems.append(Problem(message, where, hint, cause="input/peft-option"))
     return problems

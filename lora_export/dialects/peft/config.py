@@ -40,7 +40,9 @@ class PeftConfig:
 
     def refuse(self, key: str, message: str, hint: str = "") -> NoReturn:
         """Raise InputError about one member."""
-        raise InputError(f"{key} {message}", where=str(self.path), hint=hint)
+        raise InputError(
+            f"{key} {message}", where=str(self.path), hint=hint, cause="input/adapter-config"
+        )
 
     def flag(self, key: str, *, default: bool = False) -> bool:
         """Return a member that is true or false."""
@@ -105,7 +107,7 @@ class PeftConfig:
         found = self.table(key)
         if len(found) > MAX_PATTERNS:
             message = f"{key} holds {len(found)} patterns, more than {MAX_PATTERNS}"
-            raise LimitError(message, where=str(self.path))
+            raise LimitError(message, where=str(self.path), cause="limit/adapter")
         return found
 
     def _get(self, key: str, default: object) -> object:
@@ -120,7 +122,12 @@ class PeftConfig:
             self.refuse(key, f"= {_shown(value)} is no positive whole number")
         if value > MAX_RANK:
             message = f"{key} = {_shown(value)} is above {MAX_RANK}"
-            raise LimitError(message, where=str(self.path), hint="no adapter has such a rank")
+            raise LimitError(
+                message,
+                where=str(self.path),
+                hint="no adapter has such a rank",
+                cause="limit/adapter",
+            )
         return value
 
     def _finite(self, key: str, value: object) -> float:

@@ -59,14 +59,16 @@ class Expression:
         """
         if len(text) > MAX_LENGTH:
             message = f"the pattern {text[:200]!r} has {len(text)} characters"
-            raise LimitError(message, where=where, hint=_HINT)
+            raise LimitError(message, where=where, hint=_HINT, cause="limit/pattern")
         try:
             with warnings.catch_warnings():
                 # Python warns of character sets whose meaning may change in a later version.
                 warnings.simplefilter("ignore")
                 tree = parser.parse(text)
         except (re.error, RecursionError, OverflowError) as error:
-            raise InputError(f"{text!r:.200} is no pattern: {error}", where=where) from error
+            raise InputError(
+                f"{text!r:.200} is no pattern: {error}", where=where, cause="input/adapter-config"
+            ) from error
         return cls(text, where, tree, tree.state.flags)
 
     def fits(self, name: str) -> bool:
@@ -94,7 +96,12 @@ class Expression:
 
     def refusal(self, why: str) -> LimitError:
         """Return the error of an expression that cannot be matched here."""
-        return LimitError(f"the pattern {self.text[:200]!r} {why}", where=self.where, hint=_HINT)
+        return LimitError(
+            f"the pattern {self.text[:200]!r} {why}",
+            where=self.where,
+            hint=_HINT,
+            cause="limit/pattern",
+        )
 
 
 @dataclass(slots=True)

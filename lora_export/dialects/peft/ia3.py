@@ -80,13 +80,15 @@ def _by_shape(shape: tuple[int, ...]) -> bool | None:
 def _unclear(config: PeftConfig, module: str, shape: tuple[int, ...]) -> Problem:
     where = place(config, module)
     if not shape:
-        return Problem(f"{_STEM} missing or without sizes", where)
+        return Problem(f"{_STEM} missing or without sizes", where, cause="input/factors")
     if config.members.get("feedforward_modules") is None:
         message = f"feedforward_modules is not in {ADAPTER_CONFIG}, and a vector {list(shape)} can "
         hint = "add feedforward_modules to it, as in training"
-        return Problem(f"{message}be for inputs or outputs", where, hint)
+        return Problem(
+            f"{message}be for inputs or outputs", where, hint, cause="input/other-config"
+        )
     message = f"a vector {list(shape)} contradicts feedforward_modules in {ADAPTER_CONFIG}"
-    return Problem(message, where, OTHER_CONFIG)
+    return Problem(message, where, OTHER_CONFIG, cause="input/other-config")
 
 
 TUNER = Tuner("IA3", frozenset({_STEM}), _read, no_refusals)

@@ -99,7 +99,9 @@ def sort_keys(file: AdapterFile, stems: Collection[str]) -> Sorted:
             continue
         if first.file == ref.file or ref.file not in file.joined:
             message = f"two keys are the {role} of one module: the other is {key}"
-            problems.append(Problem(message, f"{file.path}: {found.module}"))
+            problems.append(
+                Problem(message, f"{file.path}: {found.module}", cause="input/adapter-keys")
+            )
         elif same_content(first, ref):
             twice[key] = equal_to(first)
         else:
@@ -121,7 +123,7 @@ def other_reading(first: TensorRef, ref: TensorRef, joined: Mapping[Path, str]) 
     message = f"has other values than in {first.file.name}"
     name = joined.get(ref.file, ref.file.name)
     hint = f"leave one of the files out: --ignore '{name}' leaves out this one"
-    return Problem(message, f"{ref.file}: {ref.spec.name}", hint)
+    return Problem(message, f"{ref.file}: {ref.spec.name}", hint, cause="input/adapter-keys")
 
 
 def _refuse_several(file: AdapterFile, names: Iterable[str]) -> None:
@@ -131,6 +133,7 @@ def _refuse_several(file: AdapterFile, names: Iterable[str]) -> None:
             f"the file holds the factors of several adapters: {', '.join(given)[:500]}",
             where=str(file.path),
             hint="save one of them with PEFT's save_pretrained(selected_adapters=[NAME])",
+            cause="input/adapter-keys",
         )
 
 
@@ -148,6 +151,7 @@ def _refuse_some_named(file: AdapterFile, split: Mapping[str, FactorKey | None])
             f"{len(named)} keys name an adapter and {len(plain)} do not: {named[0][:200]}",
             where=str(file.path),
             hint="PEFT ignores some of them; save the adapter again",
+            cause="input/adapter-keys",
         )
 
 
@@ -160,4 +164,5 @@ def _refuse_some_prefixed(file: AdapterFile) -> None:
             f"{len(bare)} of {len(own)} keys lack the prefix base_model.model.: {bare[0][:200]}",
             where=str(file.path),
             hint="save the adapter again: PEFT ignores these keys, as they name no module",
+            cause="input/adapter-keys",
         )

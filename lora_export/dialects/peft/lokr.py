@@ -39,7 +39,11 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
             message = (
                 f"{' and '.join(sides)} do not have the shapes of rank {rank} in {ADAPTER_CONFIG}"
             )
-            problems.append(Problem(message, place(config, update.module), OTHER_CONFIG))
+            problems.append(
+                Problem(
+                    message, place(config, update.module), OTHER_CONFIG, cause="input/other-config"
+                )
+            )
     return updates, problems
 
 

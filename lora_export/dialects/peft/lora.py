@@ -141,22 +141,52 @@ def _contradictions(
     where = place(config, module)
     if unknown := stems.keys() - _ROLES.keys():
         message = f"{min(unknown)} is no factor of LoRA"
-        return [Problem(message, where, "save the adapter with PEFT's save_pretrained")]
+        return [
+            Problem(
+                message,
+                where,
+                "save the adapter with PEFT's save_pretrained",
+                cause="input/factors",
+            )
+        ]
     roles = [_ROLES[stem] for stem in stems]
     if missing := {"A", "B"} - set(roles):
         hint = "a factor without its partner cannot be merged: save the adapter again"
-        return [Problem(f"lora_{min(missing)} is missing; its partner is there", where, hint)]
+        return [
+            Problem(
+                f"lora_{min(missing)} is missing; its partner is there",
+                where,
+                hint,
+                cause="input/factors",
+            )
+        ]
     if len(set(roles)) < len(roles):
         hint = "save the adapter again: a module has only one of both"
-        return [Problem("holds factors of a linear layer and of an embedding", where, hint)]
+        return [
+            Problem(
+                "holds factors of a linear layer and of an embedding",
+                where,
+                hint,
+                cause="input/factors",
+            )
+        ]
     if bare := [ref for stem, ref in stems.items() if _is_bare(stem, ref.spec.name)]:
         message = "does not end in .weight, so PEFT ignores it"
-        return [Problem(message, f"{bare[0].file}: {bare[0].spec.name}", _BARE)]
+        return [
+            Problem(
+                message, f"{bare[0].file}: {bare[0].spec.name}", _BARE, cause="input/adapter-keys"
+            )
+        ]
     if variant_of(config) and any(len(ref.spec.shape) != 2 for ref in stems.values()):
         message = f"PEFT has no layer for init_lora_weights = {variant_of(config)!r} here"
-        return [Problem(message, where, OTHER_CONFIG)]
+        return [Problem(message, where, OTHER_CONFIG, cause="input/peft-option")]
     return [
-        Problem(f"{flag} is {config.flag(flag)}, but the file {has} {what}", where, OTHER_CONFIG)
+        Problem(
+            f"{flag} is {config.flag(flag)}, but the file {has} {what}",
+            where,
+            OTHER_CONFIG,
+            cause="input/other-config",
+        )
         for flag, role, what in _FLAGGED
         if config.flag(flag) != (role in roles)
         for has in ("holds" if role in roles else "lacks",)

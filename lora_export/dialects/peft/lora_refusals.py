@@ -37,7 +37,7 @@ def refusals(config: PeftConfig) -> list[Problem]:
     """Return a problem for every member of the config that forbids a merge."""
     where = str(config.path)
     problems = [
-        Problem(f"{key}: {why}", where, hint)
+        Problem(f"{key}: {why}", where, hint, cause="input/peft-option")
         for key, (why, hint) in _NOT_MERGEABLE.items()
         if config.members.get(key)
     ]
@@ -46,10 +46,14 @@ def refusals(config: PeftConfig) -> list[Problem]:
         problems.append(_other_start(config, start))
     if config.flag("use_dora") and variant_of(config):
         message = f"use_dora with init_lora_weights = {start!r}: PEFT takes only one of them"
-        problems.append(Problem(message, where, "train without one of them"))
+        problems.append(
+            Problem(message, where, "train without one of them", cause="input/peft-option")
+        )
     if config.flag("lora_bias") and config.flag("use_dora"):
         message = "lora_bias with use_dora: PEFT takes only one of them"
-        problems.append(Problem(message, where, "train without lora_bias"))
+        problems.append(
+            Problem(message, where, "train without lora_bias", cause="input/peft-option")
+        )
     return problems
 
 
@@ -71,9 +75,9 @@ def _other_start(config: PeftConfig, start: str) -> Problem:
             "convert it in training with save_pretrained(path_initial_model_for_weight_conversion="
             "...), or give that changed base here and set init_lora_weights to true"
         )
-        return Problem(message, str(config.path), hint)
+        return Problem(message, str(config.path), hint, cause="input/peft-option")
     message = f"{shown} is not known: it may start from another base, or choose other layers"
     hint = (
         "if the adapter is a plain LoRA on the base as it is on disk, set init_lora_weights to true"
     )
-    return Problem(message, str(config.path), hint)
+    return Problem(message, str(config.path), hint, cause="input/peft-option")

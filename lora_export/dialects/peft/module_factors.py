@@ -29,14 +29,21 @@ def lacking(config: PeftConfig, module: str, stems: Iterable[str]) -> Problem | 
         return None
     hint = "a factor without its partners cannot be merged: save the adapter again"
     return Problem(
-        f"{names} missing beside the module's other factors", place(config, module), hint
+        f"{names} missing beside the module's other factors",
+        place(config, module),
+        hint,
+        cause="input/factors",
     )
 
 
 def with_biases(config: PeftConfig, modules: Modules) -> list[Problem]:
     """Return a problem for every bias of a factor; only LoRA's have one, so it would be lost."""
     return [
-        Problem(f"{stem} is no factor of {config.peft_type}", place(config, module))
+        Problem(
+            f"{stem} is no factor of {config.peft_type}",
+            place(config, module),
+            cause="input/factors",
+        )
         for module, stems in modules.items()
         for stem in stems
         if stem.endswith(".bias")

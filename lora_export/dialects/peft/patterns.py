@@ -81,7 +81,9 @@ def compile_pattern(text: str, where: str) -> Pattern:
             warnings.simplefilter("ignore")
             expression = re.compile(rf"(.*\.)?({text})$")
     except (re.error, RecursionError, OverflowError) as error:
-        raise InputError(f"{text!r:.200} is no pattern: {error}", where=where) from error
+        raise InputError(
+            f"{text!r:.200} is no pattern: {error}", where=where, cause="input/adapter-config"
+        ) from error
     return Pattern(text, expression, where, repeats, ways)
 
 
@@ -118,7 +120,7 @@ def _alternatives(plain: str) -> int:
 
 def _refuse(text: str, where: str) -> None:
     message = f"the pattern {text[:200]!r} may take for ever to match"
-    raise LimitError(message, where=where, hint=_HINT)
+    raise LimitError(message, where=where, hint=_HINT, cause="limit/pattern")
 
 
 def first_fit(patterns: Iterable[tuple[Pattern, Value]], module: str, default: Value) -> Value:

@@ -33,7 +33,7 @@ def lacking_modules(config: PeftConfig, names: Collection[str]) -> tuple[list[Pr
     if len(lacking) == len(promised):
         message = f"modules_to_save lists {shown}, of which the file holds no tensor"
         hint = f"{_AGAIN}; if the model has no such module, take it off the list"
-        return [Problem(message, str(config.path), hint)], []
+        return [Problem(message, str(config.path), hint, cause="input/incomplete")], []
     automatic = automatic_heads(config)
     if config.flag("ensure_weight_tying"):  # several modules share one tensor of the file
         return [], []
@@ -53,7 +53,7 @@ def lacking_rows(config: PeftConfig, modules: Sequence[str]) -> tuple[list[Probl
         return [], []
     if not modules:
         message = f"{key} is set, but the file holds no rows"
-        return [Problem(message, str(config.path), _AGAIN)], []
+        return [Problem(message, str(config.path), _AGAIN, cause="input/incomplete")], []
     names = value if isinstance(value, dict) else {}
     plain = [module.removesuffix(".token_adapter") for module in modules]
     lacking = [name for name in names if not any(module.endswith(name) for module in plain)]

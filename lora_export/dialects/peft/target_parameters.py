@@ -55,7 +55,9 @@ class Targets:
             parameters.setdefault(owner, []).append(name)
         if any(len(names) > MAX_PARAMETERS for names in parameters.values()):
             message = f"target_parameters names more than {MAX_PARAMETERS} of one module"
-            raise LimitError(message, where=str(config.path), hint="no module has so many")
+            raise LimitError(
+                message, where=str(config.path), hint="no module has so many", cause="limit/adapter"
+            )
         return cls(modules, parameters)
 
     def settle(self, update: Update, terms_of: TermsOf) -> Update:

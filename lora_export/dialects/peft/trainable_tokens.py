@@ -45,10 +45,10 @@ def token_updates(config: PeftConfig, modules: Modules) -> tuple[list[Update], l
             if others:
                 message += f", and it has other rows than {' and '.join(others)}"
             hint = f"add the module to {key}, with the tokens in the order of the rows"
-            problems.append(Problem(message, where, hint))
+            problems.append(Problem(message, where, hint, cause="input/other-config"))
         elif len(sizes) != 2 or sizes[0] != len(indices):
             message = f"holds rows {list(sizes)} for the {len(indices)} tokens of {key}"
-            problems.append(Problem(message, where, OTHER_CONFIG))
+            problems.append(Problem(message, where, OTHER_CONFIG, cause="input/other-config"))
         else:
             terms = Terms(
                 "trainable_tokens", 1.0, None, "1", indices=indices, source=ADAPTER_CONFIG

@@ -33,7 +33,12 @@ def _read(config: PeftConfig, modules: Modules) -> tuple[list[Update], list[Prob
         for module, stems in modules.items()
     }
     problems = [
-        Problem("holds a projection of its own", place(config, module), "save the adapter again")
+        Problem(
+            "holds a projection of its own",
+            place(config, module),
+            "save the adapter again",
+            cause="input/other-config",
+        )
         for module, found in own.items()
         if found
     ]
@@ -72,15 +77,15 @@ def _projection_problems(config: PeftConfig, shared: Mapping[str, TensorRef]) ->
     if len(shared) == 1:
         missing = min(_PROJECTION.keys() - shared.keys())
         message = f"{missing} missing beside the other half of the projection"
-        return [Problem(message, where, again)]
+        return [Problem(message, where, again, cause="input/other-config")]
     saved = config.flag("save_projection", default=True)
     if saved and not shared:
         message = "save_projection is true, but vera_A and vera_B are not in the file"
-        return [Problem(message, where, again)]
+        return [Problem(message, where, again, cause="input/other-config")]
     if shared and not saved:
         message = "save_projection is false, but vera_A and vera_B are in the file"
         hint = "PEFT would draw them anew; set save_projection to true to use those in the file"
-        return [Problem(message, where, hint)]
+        return [Problem(message, where, hint, cause="input/other-config")]
     return []
 
 

@@ -120,7 +120,9 @@ def whole_tensors(
         if not same:
             message = f"differs from {other.ref.spec.name}, and both are the base's {name}"
             where = f"{config.path.parent}: {key}"
-            problems.append(Problem(message, where, "save the adapter again"))
+            problems.append(
+                Problem(message, where, "save the adapter again", cause="input/incomplete")
+            )
     if problems:
         return [], {}, problems
     left_out.update((k, "replaced by modules_to_save") for k, n in untrained if n in found)
@@ -154,4 +156,6 @@ def _target(parts: Collection[str], adapters: Collection[str]) -> str:
 
 def _only_original(config: PeftConfig, key: str) -> Problem:
     message = "is the untrained module, and the trained one is not in the file"
-    return Problem(message, f"{config.path.parent}: {key}", "save the adapter again")
+    return Problem(
+        message, f"{config.path.parent}: {key}", "save the adapter again", cause="input/incomplete"
+    )

@@ -69,7 +69,9 @@ def refuse_short(longest: int | None) -> None:
     """
     if longest is not None and longest < SHORTEST:
         message = f"the model takes {longest} tokens in all, too few for a proof"
-        raise UsageError(message, where="--kv-cache", hint="leave --kv-cache out")
+        raise UsageError(
+            message, where="--kv-cache", hint="leave --kv-cache out", cause="usage/kv-cache"
+        )
 
 
 def _inputs(
@@ -101,12 +103,14 @@ def _refuse_no_decoder(plain: HuggingFaceModel) -> None:
             f"{name} generates no text with a cache of keys and values",
             where="--kv-cache",
             hint="leave --kv-cache out; or --task text-generation, if it is a decoder's checkpoint",
+            cause="usage/kv-cache",
         )
     if "pixel_values" in parameters:
         raise UsageError(
             f"{name} takes images in its first step only: one graph cannot be all steps",
             where="--kv-cache",
             hint="leave --kv-cache out",
+            cause="usage/kv-cache",
         )
 
 

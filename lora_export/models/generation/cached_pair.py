@@ -86,6 +86,7 @@ def _refuse_no_pair(plain: HuggingFaceModel) -> None:
             f"{name} generates nothing with a cache of keys and values",
             where="--kv-cache",
             hint="leave --kv-cache out; or --task text2text-generation, where the head is there",
+            cause="usage/kv-cache",
         )
 
 
@@ -107,6 +108,7 @@ def _probe_layers(
             f"{name} keeps a {type(cache).__name__}, and not keys and values in two caches",
             where="--kv-cache",
             hint="leave --kv-cache out",
+            cause="usage/kv-cache",
         )
     own, crossed = (layers_of(name, side) for side in sides)
     return own, crossed, tuple(output.encoder_last_hidden_state.shape)

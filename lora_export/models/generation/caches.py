@@ -98,7 +98,9 @@ def probe_cache(plain: HuggingFaceModel, feed: Mapping[str, tuple[int, ...]]) ->
     except FAILURES as error:
         reason = " ".join(str(error).split())[:200]
         message = f"the contents of the cache of {name} are not known: {reason}"
-        raise UsageError(message, where="--kv-cache", hint="leave --kv-cache out") from error
+        raise UsageError(
+            message, where="--kv-cache", hint="leave --kv-cache out", cause="usage/kv-cache"
+        ) from error
 
 
 def layers_of(name: str, cache: Any) -> list[Layer]:
@@ -132,6 +134,7 @@ def refuse_other_layers(name: str, cache: Any) -> None:
             f"{name} keeps {' and '.join(other)} in its cache, which keys and values cannot hold",
             where="--kv-cache",
             hint="leave --kv-cache out",
+            cause="usage/kv-cache",
         )
 
 

@@ -64,4 +64,4 @@ def _place(names: NameTable | None, name: str) -> Place:
 def _other_shape(name: str, ref: TensorRef, own: tuple[int, ...]) -> FitError:
     message = f"has shape {list(ref.spec.shape)}, in the model {list(own)}"
     hint = "is the model's class the architecture of this checkpoint?"
-    return FitError(message, where=name, hint=hint)
+    return FitError(message, where=name, hint=hint, cause="fit/other-model")

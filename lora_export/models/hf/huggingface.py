@@ -75,6 +75,7 @@ class HuggingFaceModel:
                 "a Hugging Face folder needs transformers to be built as a model",
                 where=str(base.root),
                 hint="pip install 'lora-export[hf]', or name a factory with --model",
+                cause="missing-extra/hf",
             )
         self._label = str(base.root)
         #: The class of transformers that the models are of.
@@ -131,7 +132,7 @@ class HuggingFaceModel:
         except FAILURES as error:
             reason = " ".join(str(error).split())[:300]
             message = f"transformers cannot build {self.model_class.__name__}: {reason}"
-            raise InputError(message, where=self._label) from error
+            raise InputError(message, where=self._label, cause="input/model-class") from error
 
     def load(
         self,
@@ -171,7 +172,7 @@ class HuggingFaceModel:
             message = (
                 f"transformers makes {first_names(unknown)} of stored tensors as it loads them"
             )
-            raise UsageError(message, where=self._label)
+            raise UsageError(message, where=self._label, cause="usage/not-streamed")
         self._make_ready(model, untied)
         state = model.state_dict(keep_vars=True)
         given = dict(state)
@@ -198,7 +199,7 @@ class HuggingFaceModel:
         marked = {name for name, found in own.items() if found in apart}
         made = stand_ins(checkpoint, self.names, dtype, marked=marked)
         if made.obstacle:
-            raise UsageError(made.obstacle, where=self._label)
+            raise UsageError(made.obstacle, where=self._label, cause="usage/not-streamed")
         settings = {"config": deepcopy(self.config), "state_dict": dict(made.state)}
         model, info = self._from_pretrained(checkpoint, None, dtype, **settings)
         found, unknown = sources_by_name(model, made, own)
@@ -261,7 +262,9 @@ class HuggingFaceModel:
         except (*FAILURES, OSError) as error:
             reason = " ".join(str(error).split())[:300]
             message = f"transformers cannot build {self.model_class.__name__}: {reason}"
-            raise InputError(message, where=str(checkpoint.root)) from error
+            raise InputError(
+                message, where=str(checkpoint.root), cause="input/model-class"
+            ) from error
         return model, info
 
     def _make_ready(self, model: Any, untied: Sequence[str]) -> None:
@@ -298,7 +301,12 @@ class HuggingFaceModel:
         """
         found = self._spelling.state_names(BaseNames(model.state_dict()), full)
         problems = [
-            Problem("the model has no such parameter", name, f"{self._hint()} {_TASK}")
+            Problem(
+                "the model has no such parameter",
+                name,
+                f"{self._hint()} {_TASK}",
+                cause="fit/other-model",
+            )
             for name, target in found.items()
             if target is None
         ]
@@ -311,12 +319,22 @@ class HuggingFaceModel:
     def _refuse_incomplete(self, info: Mapping[str, Any], targets: Mapping[str, str]) -> None:
         """Refuse missing and mismatched keys: transformers would draw their values at random."""
         problems = [
-            Problem("the checkpoint holds no value for it", key, self._hint())
+            Problem(
+                "the checkpoint holds no value for it",
+                key,
+                self._hint(),
+                cause="input/incomplete-base",
+            )
             for key in sorted(info["missing_keys"])
             if key not in targets.values()
         ]
         problems += [
-            Problem("has another shape in the model", str(key), self._hint())
+            Problem(
+                "has another shape in the model",
+                str(key),
+                self._hint(),
+                cause="input/incomplete-base",
+            )
             for key in info["mismatched_keys"]
         ]
         if problems:

@@ -42,6 +42,7 @@ def class_of(base: Checkpoint, task: str | None) -> Any:
         f"{transformers.__version__} has",
         where=str(base.root),
         hint="name a factory with --model",
+        cause="input/model-class",
     )
 
 
@@ -57,4 +58,6 @@ def config_of(base: Checkpoint, model_class: Any) -> Any:
     except Exception as error:  # huggingface_hub's errors share no other base class
         reason = " ".join(str(error).split())[:300]
         message = f"transformers cannot read it for {model_class.__name__}: {reason}"
-        raise InputError(message, where=str(base.root / "config.json")) from error
+        raise InputError(
+            message, where=str(base.root / "config.json"), cause="input/model-class"
+        ) from error

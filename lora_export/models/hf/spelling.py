@@ -58,7 +58,9 @@ class Spelling:
         if (found := _submodule(model, own)) is not None:
             return found
         hint = "the running model may hold it in another form, as experts in one tensor"
-        raise UsageError("the model has no such module", where=name, hint=hint)
+        raise UsageError(
+            "the model has no such module", where=name, hint=hint, cause="usage/model-run"
+        )
 
 
 def _first(own: BaseNames, spellings: Sequence[str]) -> str | None:

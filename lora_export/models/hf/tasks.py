@@ -48,7 +48,7 @@ def check_task(task: str | None) -> None:
         return
     near = get_close_matches(task, TASKS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(TASKS)}"
-    raise UsageError(f"{task!r} is no task", where="--task", hint=hint)
+    raise UsageError(f"{task!r} is no task", where="--task", hint=hint, cause="usage/option-value")
 
 
 def class_for(config: Mapping[str, Any], task: str) -> str:
@@ -68,6 +68,7 @@ def class_for(config: Mapping[str, Any], task: str) -> str:
         f"transformers has no class of the model_type {kind!r} for {task}",
         where="--task",
         hint=hint,
+        cause="usage/option-value",
     )
 
 

@@ -39,6 +39,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             f"cannot be read as an .npz archive: {error}",
             where=str(path),
             hint="write it with numpy.savez(path, **inputs)",
+            cause="input/probes",
         ) from error
 
 
@@ -63,18 +64,22 @@ def declared_by_arrays(path: Path) -> tuple[InputSpec, ...]:
 
 def _refuse_unusable(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     if not arrays:
-        raise InputError("holds no array", where=str(path), hint="one array for each input")
+        raise InputError(
+            "holds no array", where=str(path), hint="one array for each input", cause="input/probes"
+        )
     for name, array in arrays.items():
         where = f"{path}: {name}"
         if array.dtype.name not in DTYPES:
             hint = f"store it as one of {', '.join(DTYPES)}"
             message = f"has dtype {array.dtype}, which no graph takes"
-            raise InputError(message, where=where, hint=hint)
+            raise InputError(message, where=where, hint=hint, cause="input/probes")
         if not name.isidentifier():
             hint = "name every array as the input of forward that it is for"
-            raise InputError("is no name that an input can have", where=where, hint=hint)
+            raise InputError(
+                "is no name that an input can have", where=where, hint=hint, cause="input/probes"
+            )
         if not array.size:
-            raise InputError("holds no element", where=where)
+            raise InputError("holds no element", where=where, cause="input/probes")
 
 
 def describe_declared(specs: tuple[InputSpec, ...], path: Path) -> str:

@@ -66,4 +66,6 @@ def _dim(text: str, part: str) -> int | str:
 
 
 def _mistake(text: str, problem: str) -> UsageError:
-    return UsageError(f"{text!r} {problem}", where="--input", hint=f"write {GRAMMAR}")
+    return UsageError(
+        f"{text!r} {problem}", where="--input", hint=f"write {GRAMMAR}", cause="usage/model-inputs"
+    )

@@ -38,6 +38,7 @@ def usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, 
             f"the inputs of {model_class.__name__} are not known",
             where=label,
             hint="--input 'name=dtype[dim,dim]<high' for each of them",
+            cause="usage/model-inputs",
         )
     if "decoder_input_ids" in parameters and getattr(config, "is_encoder_decoder", False):
         return (*inputs, _decoder_ids(config))

@@ -60,7 +60,7 @@ def user_code(problem: str, where: str = "", hint: str = "--debug shows where") 
         message = f"{problem} {type(error).__name__}: {reason}"
         if isinstance(error, AttributeError) and _NO_FACTORS.search(reason):
             hint = _FACTORS_HINT
-        raise UsageError(message, where=where, hint=hint) from error
+        raise UsageError(message, where=where, hint=hint, cause="usage/model-run") from error
 
 
 def call_model(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,6 +104,7 @@ def bind_call(
             f"the model's forward has no parameter {', '.join(unknown)}",
             where="--input",
             hint=f"its parameters are: {', '.join(parameters)}",
+            cause="usage/model-inputs",
         )
     return lambda inputs: forward(*(inputs[name] for name in names))
 
@@ -146,7 +147,11 @@ def name_outputs(returned: object, *, taken: Container[str] = ()) -> dict[str, T
         for name, tensor in _leaves(returned, "")
     }
     if not outputs:
-        raise InputError("the model returns no tensor", hint="forward must return its results")
+        raise InputError(
+            "the model returns no tensor",
+            hint="forward must return its results",
+            cause="input/model-output",
+        )
     return outputs
 
 
@@ -173,4 +178,5 @@ def _items(value: object, path: str) -> list[tuple[str, Any]]:
         f"the model returns a {type(value).__name__} where a tensor is expected",
         where=path,
         hint="wrap the model so that it returns tensors, tuples or dicts of tensors",
+        cause="input/model-output",
     )

@@ -98,6 +98,7 @@ def _live_facts(module: Any, source: str) -> Facts:
             f"scaling {scaling} is not lora_alpha / r = {module.lora_alpha} / {module.r}",
             where=source,
             hint="loralib 0.1.2 defines it so; set lora_alpha instead of scaling",
+            cause="usage/model-function",
         )
     enable_lora = getattr(module, "enable_lora", None)
     return Facts(
@@ -141,6 +142,7 @@ def remove_factors(
                     "the factory returns merged modules, whose weights are not the base's",
                     where=name,
                     hint="call no model.eval() in the factory: loralib merges in eval mode",
+                    cause="usage/model-function",
                 )
             if module in keep:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
@@ -50,16 +51,22 @@ def place_strictly(
     for name, ref in tensors.items():
         target = names.tensor(name)
         if target is None:
-            problems.append(Problem("the model has no such parameter or buffer", name))
+            problems.append(
+                Problem("the model has no such parameter or buffer", name, cause="fit/other-model")
+            )
         elif tuple(state[target].shape) != ref.spec.shape:
             shapes = f"{list(ref.spec.shape)}, in the model {list(state[target].shape)}"
-            problems.append(Problem(f"has shape {shapes}", name))
+            problems.append(Problem(f"has shape {shapes}", name, cause="fit/other-model"))
         elif not same_values(placed.setdefault(target, ref), ref):
-            problems.append(Problem(f"{placed[target].spec.name} has other values", name))
+            problems.append(
+                Problem(
+                    f"{placed[target].spec.name} has other values", name, cause="fit/other-model"
+                )
+            )
     problems += _unset(model, state.keys() - placed.keys(), placed.keys())
     if problems:
         hint = f"does {source} build the model that this checkpoint belongs to?"
-        raise FitError.of([Problem(p.message, p.where, hint) for p in problems])
+        raise FitError.of([replace(p, hint=hint) for p in problems])
     _refuse_conflicts(model, placed)
     return placed
 
@@ -75,7 +82,12 @@ def _refuse_conflicts(model: nn.Module, placed: Mapping[str, TensorRef]) -> None
         first, *others = [name for name in group if name in placed] or [""]
         hint = f"untie {' and '.join(group)} in the model's code: they are one parameter there"
         problems += [
-            Problem(f"differs from {first}, with which it shares one parameter", other, hint)
+            Problem(
+                f"differs from {first}, with which it shares one parameter",
+                other,
+                hint,
+                cause="fit/other-model",
+            )
             for other in others
             if not same_values(placed[first], placed[other])
         ]
@@ -97,7 +109,8 @@ def _unset(model: nn.Module, missing: set[str], placed: object) -> list[Problem]
     """List a problem for each parameter without a value; one tied to a set parameter has one."""
     covered = {name for group in ties(model) if any(n in placed for n in group) for name in group}  # type: ignore[operator]
     return [
-        Problem("the checkpoint holds no value for it", name) for name in sorted(missing - covered)
+        Problem("the checkpoint holds no value for it", name, cause="fit/other-model")
+        for name in sorted(missing - covered)
     ]
 
 

@@ -88,7 +88,12 @@ def _symbol_names(traced: onnx_ir.Model, inputs: Sequence[InputSpec]) -> dict[st
         value = graph_inputs.get(spec.name)
         if value is None or value.shape is None or len(value.shape) != len(spec.dims):
             hint = "declare the inputs that the model's forward uses, with their dimensions"
-            raise UsageError("is no input of the traced graph", where=spec.name, hint=hint)
+            raise UsageError(
+                "is no input of the traced graph",
+                where=spec.name,
+                hint=hint,
+                cause="usage/dimensions",
+            )
         for dim, traced_dim in zip(spec.dims, value.shape, strict=True):
             if isinstance(dim, str):
                 _assign(names, spec, dim, traced_dim)
@@ -102,12 +107,14 @@ def _assign(names: dict[str, str], spec: InputSpec, dim: str, traced_dim: object
             f"the model fixes the dimension {dim!r} at {traced_dim}",
             where=spec.name,
             hint=f"declare it as {traced_dim}, or make forward independent of the size",
+            cause="usage/dimensions",
         )
     if names.setdefault(symbol, dim) != dim:
         raise UsageError(
             f"the model needs the dimensions {names[symbol]!r} and {dim!r} to be equal",
             where=spec.name,
             hint="give them the same name",
+            cause="usage/dimensions",
         )
 
 
@@ -131,6 +138,7 @@ def check(model: onnx.ModelProto, inputs: Sequence[InputSpec]) -> None:
             f"has the dimensions {list(found)} in the graph, and {list(spec.dims)} as declared",
             where=spec.name,
             hint="declare the dimensions as the model has them",
+            cause="usage/dimensions",
         )
 
 

@@ -71,7 +71,9 @@ def _failure(model: nn.Module, error: BaseException) -> InputError:
             "declare dimensions that the model fixes as numbers, or give a --model whose forward "
             "torch.export accepts"
         )
-    return InputError(f"{message}: {_reason(error)}", where=type(model).__name__, hint=hint)
+    return InputError(
+        f"{message}: {_reason(error)}", where=type(model).__name__, hint=hint, cause="input/capture"
+    )
 
 
 def _is_transformers_model(model: nn.Module) -> bool:
@@ -110,7 +112,9 @@ def _by_torch(
             verbose=False,
         )
     if program is None:
-        raise InputError("torch.onnx.export gave no program", where=type(model).__name__)
+        raise InputError(
+            "torch.onnx.export gave no program", where=type(model).__name__, cause="input/capture"
+        )
     return program.model
 
 

@@ -58,7 +58,11 @@ def capture(
             the tracer takes for a constant.
     """
     if model.training:
-        raise UsageError("the model is in training mode", hint="call model.eval() first")
+        raise UsageError(
+            "the model is in training mode",
+            hint="call model.eval() first",
+            cause="usage/model-function",
+        )
     check_opset(opset)
     parameters_named = [replace(spec, name=spec.name.replace(".", "_")) for spec in inputs]
     examples = _examples(parameters_named)
@@ -90,6 +94,7 @@ def check_opset(opset: int | None) -> None:
             f"no opset {opset} can be written: {OLDEST_OPSET} to {newest} are known",
             where="--opset",
             hint="leave it out for the exporter's own",
+            cause="usage/option-value",
         )
 
 
@@ -125,6 +130,7 @@ def _chosen(names: list[str], wanted: Sequence[str] | None) -> Sequence[str]:
         raise UsageError(
             f"{len(wanted)} output names for the outputs {', '.join(names)}",
             hint="give one distinct name for each",
+            cause="usage/model-inputs",
         )
     return wanted
 
@@ -151,6 +157,7 @@ def _name_outputs(traced: onnx_ir.Model, names: Sequence[str]) -> None:
         raise InputError(
             f"the traced graph has {len(graph.outputs)} outputs, the model returned {len(names)}",
             hint="forward must return the same structure every time",
+            cause="input/capture",
         )
     taken: set[int] = set()
     for place, name in enumerate(names):
@@ -190,5 +197,6 @@ def _to_proto(
             f"this model can be written in opset {wanted}, not {opset}",
             where="--opset",
             hint=f"--opset {written}",
+            cause="usage/option-value",
         )
     return proto

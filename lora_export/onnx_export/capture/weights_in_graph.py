@@ -97,6 +97,7 @@ def _refuse_baked(weights: dict[str, Tensor], traced: onnx_ir.Model) -> None:
                 "is used by the model's code as a plain tensor, which new weights cannot reach",
                 where=owners.get(memory, name),
                 hint="use the parameter itself in forward, not its .data",
+                cause="input/capture",
             )
 
 
@@ -134,7 +135,9 @@ def transposed(value: onnx_ir.Value, perm: tuple[int, ...], name: str) -> onnx_i
 
     constant = value.const_value
     if constant is None:
-        raise InputError("has no value in the traced graph", where=str(value.name))
+        raise InputError(
+            "has no value in the traced graph", where=str(value.name), cause="input/capture"
+        )
     shape = tuple(constant.shape.numpy()[axis] for axis in perm)
     new = onnx_ir.Value(name=name, type=value.type, shape=onnx_ir.Shape(shape),
                         const_value=_hollow(name, constant.dtype, shape))  # fmt: skip

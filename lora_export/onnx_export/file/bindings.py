@@ -95,11 +95,14 @@ def read_bindings(model: onnx.ModelProto) -> Bindings:
         raise InputError(
             f"the ONNX model has no {KEY} in its metadata",
             hint="only files written by lora-export hold the table from parameters to initializers",
+            cause="input/onnx-file",
         )
     try:
         return _parse(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{KEY} in the ONNX metadata is damaged: {error!r}") from error
+        raise InputError(
+            f"{KEY} in the ONNX metadata is damaged: {error!r}", cause="input/onnx-file"
+        ) from error
 
 
 def _parse(table: Mapping[str, Any]) -> Bindings:
@@ -180,11 +183,17 @@ def place_weights(
             problems.append(found)
         elif not _same_bits(placed.setdefault(found.slot.name, found), found):
             hint = "untie the model before it is captured"
-            problems.append(Problem("differs from the tensor it is tied to", name, hint))
+            problems.append(
+                Problem(
+                    "differs from the tensor it is tied to", name, hint, cause="fit/graph-weight"
+                )
+            )
     owners = {binding.initializer: name for name, binding in bindings.parameters.items()}
     problems += [
         Problem(
-            "is an initializer of the graph, and no value is given for it", owners.get(name, name)
+            "is an initializer of the graph, and no value is given for it",
+            owners.get(name, name),
+            cause="fit/graph-weight",
         )
         for name in _hollow(graph)
         if name not in placed and owners.get(name) not in tensors
@@ -260,9 +269,10 @@ def _prepare(
             "is a weight of the model that no output of the graph depends on",
             name,
             "export an output that uses it, or leave it out",
+            cause="fit/graph-weight",
         )
     if binding is None or binding.initializer not in slots:
-        return Problem("is bound to no initializer of the graph", name)
+        return Problem("is bound to no initializer of the graph", name, cause="fit/graph-weight")
     slot, dtype, shape = slots[binding.initializer], dtype_of(tensor), tuple(tensor.shape)
     placed = shape
     if len(binding.perm) == len(shape):
@@ -272,6 +282,7 @@ def _prepare(
             f"is {dtype}{list(shape)}, the graph holds {element_dtype(slot)}"
             f"{list(slot.dims)} in {binding.initializer!r}",
             name,
+            cause="fit/graph-weight",
         )
     return Placed(slot, binding, tensor, prod(shape) * dtype.itemsize)
 

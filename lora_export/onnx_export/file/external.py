@@ -82,6 +82,7 @@ def map_array(path: Path, tensor: onnx.TensorProto) -> NDArray[Any]:
             f"has become {missing} bytes too short since it was checked",
             where=str(file),
             hint="let nothing else write into the folder meanwhile",
+            cause="input/onnx-file",
         )
     if not one.length:
         return np.empty(tuple(tensor.dims), element_dtype(tensor))
@@ -155,9 +156,11 @@ def parse(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
-        raise InputError(f"cannot be read as an ONNX file: {error}", where=str(path)) from error
+        raise InputError(
+            f"cannot be read as an ONNX file: {error}", where=str(path), cause="input/onnx-file"
+        ) from error
     if not model.graph.node:
-        raise InputError("holds no graph", where=str(path))
+        raise InputError("holds no graph", where=str(path), cause="input/onnx-file")
     return model
 
 
@@ -197,7 +200,9 @@ def _range(tensor: onnx.TensorProto) -> Range:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = entries.get("offset", "0"), entries.get("length", "")
     if not (offset.isdecimal() and length.isdecimal() and entries.get("location")):
-        raise InputError(f"has no usable external data: {entries}", where=tensor.name)
+        raise InputError(
+            f"has no usable external data: {entries}", where=tensor.name, cause="input/onnx-file"
+        )
     return Range(tensor.name, entries["location"], int(offset), int(length))
 
 

@@ -75,9 +75,13 @@ def save_model(
         places, data = _write_data(path, placed, seen)
         return (_write(path, graph, placed, places, seen), data)
     except FileExistsError as error:
-        raise OutputError("exists already", where=str(error.filename)) from error
+        raise OutputError(
+            "exists already", where=str(error.filename), cause="output/exists"
+        ) from error
     except OSError as error:
-        raise StorageError(f"cannot be written: {error.strerror}", where=str(path)) from error
+        raise StorageError(
+            f"cannot be written: {error.strerror}", where=str(path), cause="storage/refused"
+        ) from error
 
 
 def written_size(

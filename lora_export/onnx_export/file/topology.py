@@ -93,7 +93,11 @@ def _content(tensor: onnx.TensorProto) -> str:
     from onnx import TensorProto, numpy_helper
 
     if tensor.data_location == TensorProto.EXTERNAL:
-        raise InputError("lies in another file: load the external data first", where=tensor.name)
+        raise InputError(
+            "lies in another file: load the external data first",
+            where=tensor.name,
+            cause="input/onnx-file",
+        )
     return hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()
 
 
@@ -164,7 +168,9 @@ def _lookup(values: Mapping[str, str], name: str) -> str:
     if not name:
         return ""
     if name not in values:
-        raise InputError("is used before anything in the graph produces it", where=name)
+        raise InputError(
+            "is used before anything in the graph produces it", where=name, cause="input/onnx-file"
+        )
     return values[name]
 
 

@@ -76,8 +76,14 @@ def find_precision(name: str) -> Precision:
             "neither run nor proven here",
             where="--precision bf16",
             hint="fp16 has the same size and three more bits of precision",
+            cause="usage/option-value",
         )
     if name not in PRECISIONS:
         hint = f"one of {', '.join(PRECISIONS)}"
-        raise UsageError(f"there is no precision {name!r}", where="--precision", hint=hint)
+        raise UsageError(
+            f"there is no precision {name!r}",
+            where="--precision",
+            hint=hint,
+            cause="usage/option-value",
+        )
     return PRECISIONS[name]

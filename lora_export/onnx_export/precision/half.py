@@ -26,6 +26,7 @@ def refuse_too_large(weights: Mapping[str, Weight]) -> None:
             f"holds {value:.4g}, and the largest float16 is 65504",
             name,
             "--precision fp32, int8 or int8-weights; or leave it out of the adapter",
+            cause="fit/overflow",
         )
         for name, value in largest.items()
         if value

@@ -101,6 +101,7 @@ def _nothing_to_round(model: onnx.ModelProto, precision: Precision) -> FitError:
         f"layers and embeddings, and the graph has {' and '.join(weighty) or 'none'} without such",
         where=f"--precision {precision.name}",
         hint="--precision fp16 halves every weight, those of convolutions as well",
+        cause="fit/nothing-to-round",
     )
 
 

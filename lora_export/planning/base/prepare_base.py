@@ -77,6 +77,7 @@ def _without_factors(
             hint="saved in train() mode or with merge_weights=False: give --unmerged-base; saved "
             "in eval() mode: its weights are merged already, merging again would double them, and "
             "without its lora_* keys it is the finished model (docs/formats-loralib.md shows how)",
+            cause="input/training-checkpoint",
         )
     findings.choices.append(f"{counted(len(factors), 'low-rank factor')} of the base are left out")
     findings.warnings.append(
@@ -104,4 +105,5 @@ def refuse_adapter_as_base(base: Checkpoint) -> None:
             "is named as the base, but holds low-rank factors without weights",
             where=str(base.root),
             hint="the base comes first, then the adapter: are the two swapped?",
+            cause="usage/swapped",
         )

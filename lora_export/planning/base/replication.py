@@ -40,7 +40,9 @@ def repeat_layers(
         return {}
     if len(maps) > 1:
         message = "the adapters put the layers together differently (layer_replication)"
-        findings.unfit.append(Problem(message, ", ".join(str(a.path) for a in adapters)))
+        findings.unfit.append(
+            Problem(message, ", ".join(str(a.path) for a in adapters), cause="fit/layers")
+        )
         return {}
     where = f"{adapters[0].path}: layer_replication"
     found = {name: match for name in base.tensors() if (match := _LAYER.match(name))}
@@ -50,7 +52,7 @@ def repeat_layers(
     if len(lists) != 1 or max(order) >= count:
         message = f"{len(lists)} lists of layers in the base, the longest of {count} layers"
         hint = "PEFT knows models with .layers, .encoder.layer or .h"
-        findings.unfit.append(Problem(message, where, hint))
+        findings.unfit.append(Problem(message, where, hint, cause="fit/layers"))
         return {}
     findings.choices.append(f"{count} layers become {len(order)}, made of {_listed(order)}")
     edits.reshaped.append(f"layers: {count} -> {len(order)}")
@@ -83,11 +85,11 @@ def _edit(
     key = next((key for key in _COUNTS if config.get(key) == count), None)
     if key is None:
         message = f"config.json has no number of layers that is {count}: {', '.join(_COUNTS)}"
-        return Problem(message, root)
+        return Problem(message, root, cause="fit/layers")
     if _differ_by_number(config):
         message = "the base's layers differ by their number, which replication changes"
         hint = "write the base's layer_types into its config.json (transformers 5 saves them)"
-        return Problem(message, where, hint)
+        return Problem(message, where, hint, cause="fit/layers")
     edits.edit(key, len(order))
     for name, value in config.items():
         if isinstance(value, list) and len(value) == count and "layer" in name:

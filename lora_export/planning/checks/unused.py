@@ -26,7 +26,12 @@ def refuse_unused(given: Given, changes: TensorChanges, findings: Findings) -> N
         return  # a module that does not fit was not looked up, so its pattern may seem unused
     unmatched = [p for p, _ in given.facts.patterns if p not in given.facts.matched]
     findings.missing += [
-        Problem("fits no module of the adapters", f"[[module]] match = {pattern!r}", _MODULES)
+        Problem(
+            "fits no module of the adapters",
+            f"[[module]] match = {pattern!r}",
+            _MODULES,
+            cause="usage/no-effect",
+        )
         for pattern in dict.fromkeys(unmatched)
     ]
     if not findings.missing:
@@ -54,7 +59,9 @@ def _without_match(option: str, globs: Sequence[str], names: Iterable[str]) -> I
         if not any(fnmatchcase(name, glob) for name in listed):
             what = "full tensor" if option == "--allow-new" else "tensor"
             hint = "lora-export inspect lists what the adapter holds"
-            yield Problem(f"{glob!r} fits no {what} of the adapters", option, hint)
+            yield Problem(
+                f"{glob!r} fits no {what} of the adapters", option, hint, cause="usage/no-effect"
+            )
 
 
 def _unused_blocks(top: Facts, deltas: Sequence[Delta]) -> Iterator[Problem]:
@@ -64,10 +71,17 @@ def _unused_blocks(top: Facts, deltas: Sequence[Delta]) -> Iterator[Problem]:
     heads = any(delta.heads for delta in deltas)
     if top.enable_lora is not None and len(top.enable_lora) > 1 and not blocks:
         message = f"no MergedLinear is in the plan, only {listed}"
-        yield Problem(message, "--enable-lora", "leave it out, also of --hparams")
+        yield Problem(
+            message, "--enable-lora", "leave it out, also of --hparams", cause="usage/no-effect"
+        )
     if (top.n_head is not None or top.n_query_groups is not None) and not heads:
         message = f"no fused query, key and value of litgpt is in the plan, only {listed}"
-        yield Problem(message, "n_head, n_query_groups", "leave them out of --hparams")
+        yield Problem(
+            message,
+            "n_head, n_query_groups",
+            "leave them out of --hparams",
+            cause="usage/no-effect",
+        )
 
 
 def _unused_orientation(top: Facts, deltas: Sequence[Delta]) -> Iterator[Problem]:
@@ -79,4 +93,4 @@ def _unused_orientation(top: Facts, deltas: Sequence[Delta]) -> Iterator[Problem
         kinds = ", ".join(sorted({delta.kind for delta in deltas}))
         message = f"no weight of the plan is stored (in, out) or (out, in), only {kinds}"
         option = f"--{'' if turned else 'no-'}fan-in-fan-out"
-        yield Problem(message, option, "leave it out, also of --hparams")
+        yield Problem(message, option, "leave it out, also of --hparams", cause="usage/no-effect")

@@ -83,7 +83,9 @@ def _all_same(pairs: Iterable[tuple[TensorRef, TensorRef]]) -> bool:
 
 def _refuse(findings: Findings, names: str, where: str) -> None:
     message = f"{names} are one module in the model, and have different values in the file"
-    findings.unfit.append(Problem(message, where, "is this the model that was trained?"))
+    findings.unfit.append(
+        Problem(message, where, "is this the model that was trained?", cause="fit/other-model")
+    )
 
 
 def refuse_forgotten(given: Given, changes: TensorChanges, findings: Findings) -> None:
@@ -101,7 +103,7 @@ def refuse_forgotten(given: Given, changes: TensorChanges, findings: Findings) -
         if facts.rank is not None and first.get(name, name) not in adapted and not is_allowed:
             message = f"has factors in {given.model.source} and none in the adapter"
             hint = f"another model or an incomplete file? --allow-unmatched '{name}.lora_*'"
-            findings.unfit.append(Problem(message, name, hint))
+            findings.unfit.append(Problem(message, name, hint, cause="fit/other-model"))
 
 
 def check_network(given: Given, changes: TensorChanges, findings: Findings) -> None:
@@ -119,7 +121,7 @@ def check_network(given: Given, changes: TensorChanges, findings: Findings) -> N
     changed = [name for name in homeless if name in changes.merged or name in changes.replaced]
     hint = f"does {source} build the network that was trained?"
     message = "is changed by the adapter, and the network has no such tensor"
-    findings.unfit += [Problem(message, name, hint) for name in changed]
+    findings.unfit += [Problem(message, name, hint, cause="fit/other-model") for name in changed]
     if homeless and not changed:
         count = counted(len(homeless), "tensor")
         findings.warnings.append(

@@ -67,6 +67,7 @@ class FactTable:
                 f"{key} is {_plain(there)} here, but the command has {_option(key, here)}",
                 top.source,
                 "drop one of them; a [[module]] table may differ from the option",
+                cause="usage/facts-contradict",
             )
             for key, here, there in _differences(options, top)
         ]
@@ -165,7 +166,12 @@ def agreed(
         UsageError: they contradict each other; the message names both sources.
     """
     problems = [
-        Problem(f"{key} is {here} in {read.source} but {there} in {other.source}", module, hint)
+        Problem(
+            f"{key} is {here} in {read.source} but {there} in {other.source}",
+            module,
+            hint,
+            cause="usage/facts-contradict",
+        )
         for key, here, there in [*_differences(read, other), *_other_kinds(read, other)]
     ]
     if problems:
@@ -198,13 +204,22 @@ def read_hparams(path: Path) -> tuple[Facts, Patterns]:
     try:
         text = path.read_text("utf-8")
     except OSError as error:
-        raise StorageError(f"cannot be read: {error.strerror}", where=str(path)) from error
+        raise StorageError(
+            f"cannot be read: {error.strerror}", where=str(path), cause="storage/refused"
+        ) from error
     except UnicodeDecodeError as error:
-        raise InputError("not a text file", where=str(path), hint="TOML or JSON") from error
+        raise InputError(
+            "not a text file", where=str(path), hint="TOML or JSON", cause="input/hparams"
+        ) from error
     document = _parse(path, text)
     tables = document.pop("module", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise InputError("module must be a list of tables", where=str(path), hint="[[module]]")
+        raise InputError(
+            "module must be a list of tables",
+            where=str(path),
+            hint="[[module]]",
+            cause="input/hparams",
+        )
     problems: list[Problem] = []
     top = _facts(document, f"{path}", problems)
     patterns = []
@@ -212,7 +227,9 @@ def read_hparams(path: Path) -> tuple[Facts, Patterns]:
         where = f"{path}: [[module]] {number}"
         match = table.pop("match", None)
         if not isinstance(match, str):
-            problems.append(Problem("match is missing", where, 'match = "*.c_attn"'))
+            problems.append(
+                Problem("match is missing", where, 'match = "*.c_attn"', cause="input/hparams")
+            )
             continue
         patterns.append((match, _facts(table, where, problems)))
     if problems:
@@ -228,15 +245,17 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except ValueError as error:
-        raise InputError(f"neither TOML nor JSON: {error}", where=str(path)) from error
+        raise InputError(
+            f"neither TOML nor JSON: {error}", where=str(path), cause="input/hparams"
+        ) from error
     if not isinstance(document, dict):
-        raise InputError("holds no table of facts", where=str(path))
+        raise InputError("holds no table of facts", where=str(path), cause="input/hparams")
     return document
 
 
 def _facts(table: Mapping[str, Any], where: str, problems: list[Problem]) -> Facts:
     problems += [
-        Problem(f"unknown key {key!r}", where, f"one of: {', '.join(_KEYS)}")
+        Problem(f"unknown key {key!r}", where, f"one of: {', '.join(_KEYS)}", cause="input/hparams")
         for key in table.keys() - set(_KEYS)
     ]
     good: dict[str, Any] = {}
@@ -244,7 +263,9 @@ def _facts(table: Mapping[str, Any], where: str, problems: list[Problem]) -> Fac
         if key in table:
             value, wanted = _checked(key, table[key])
             if value is None:
-                problems.append(Problem(f"{key} = {table[key]!r} is not {wanted}", where))
+                problems.append(
+                    Problem(f"{key} = {table[key]!r} is not {wanted}", where, cause="input/hparams")
+                )
             good[key] = value
     return Facts(**good, source=where)
 
@@ -284,8 +305,16 @@ def parse_enable_lora(text: str) -> tuple[bool, ...]:
         blocks = tuple(words[word.strip().lower()] for word in text.split(","))
     except KeyError as error:
         raise UsageError(
-            f"{error.args[0]!r} is neither 1 nor 0", where="--enable-lora", hint="e.g. 1,0,1"
+            f"{error.args[0]!r} is neither 1 nor 0",
+            where="--enable-lora",
+            hint="e.g. 1,0,1",
+            cause="usage/option-value",
         ) from None
     if not any(blocks):
-        raise UsageError("no block is enabled", where="--enable-lora", hint="e.g. 1,0,1")
+        raise UsageError(
+            "no block is enabled",
+            where="--enable-lora",
+            hint="e.g. 1,0,1",
+            cause="usage/option-value",
+        )
     return blocks

@@ -26,7 +26,12 @@ def parse_size(text: str) -> int:
     unit = _UNITS.get(found[2]) if found else None
     size = int(float(found[1]) * unit) if found and unit else 0
     if size <= 0:
-        raise UsageError(f"{text!r} is no size", where="--max-shard-size", hint="e.g. 5GB or 500MB")
+        raise UsageError(
+            f"{text!r} is no size",
+            where="--max-shard-size",
+            hint="e.g. 5GB or 500MB",
+            cause="usage/option-value",
+        )
     return size
 
 

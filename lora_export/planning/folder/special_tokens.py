@@ -33,7 +33,9 @@ def check_special_tokens(base: Checkpoint, old: int, new: int, findings: Finding
         pad = ", ".join(map(str, lost.pop(key)))
         message = f"{key} is {pad}, and the vocabulary is cut from {old} to {new} tokens"
         hint = f"write the padding token of the training, below {new}, or null, into it"
-        findings.unfit.append(Problem(message, str(root / "config.json"), hint))
+        findings.unfit.append(
+            Problem(message, str(root / "config.json"), hint, cause="fit/vocabulary")
+        )
     _warn("config.json", lost, new, findings)
     if any(file.name == _GENERATION for file in base.side_files):
         lost = _lost(read_json_object(root / _GENERATION), old, new)

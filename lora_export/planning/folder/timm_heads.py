@@ -44,11 +44,11 @@ def plan_timm_heads(
     strange = [n for n in changes.heads if n not in found and not given.options.allows_new(n)]
     for name in sorted(strange):
         message = f"is new, and {edits.config['architecture']} has no place for it"
-        findings.unfit.append(Problem(message, name, f"--allow-new '{name}'"))
+        findings.unfit.append(Problem(message, name, f"--allow-new '{name}'", cause="fit/new-head"))
     counts = {ref.spec.shape[0] for ref in found.values() if ref.spec.shape}
     if len(counts) > 1:
         message = f"the heads have different numbers of classes: {sorted(counts)}"
-        findings.unfit.append(Problem(message, str(given.base.root)))
+        findings.unfit.append(Problem(message, str(given.base.root), cause="fit/new-head"))
     elif counts:
         _edit(edits, counts.pop())
 

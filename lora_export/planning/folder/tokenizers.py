@@ -33,7 +33,9 @@ def plan_tokenizer(
     if given.base.layout == "file":
         if wanted == "adapter":
             message = "a base that is one file gives one file, without a tokenizer"
-            findings.missing.append(Problem(message, _OPTION, "name the folder that holds it"))
+            findings.missing.append(
+                Problem(message, _OPTION, "name the folder that holds it", cause="usage/no-effect")
+            )
         return files
     theirs = _tokenizers(given.adapters)
     if wanted == "base":
@@ -60,10 +62,12 @@ def _judge_lack(
     if theirs:
         message = f"{len(theirs)} adapters have different tokenizers: {', '.join(theirs)}"
         hint = "--tokenizer base, and put the right files into the result yourself"
-        findings.missing.append(Problem(message, _OPTION, hint))
+        findings.missing.append(Problem(message, _OPTION, hint, cause="usage/no-effect"))
     elif wanted == "adapter":
         message = "no adapter's folder holds tokenizer files"
-        findings.missing.append(Problem(message, _OPTION, "leave it out to keep the base's"))
+        findings.missing.append(
+            Problem(message, _OPTION, "leave it out to keep the base's", cause="usage/no-effect")
+        )
     elif vocabulary and vocabulary[1] > vocabulary[0]:
         findings.warnings.append(
             "the vocabulary grew, but no adapter's folder holds a tokenizer: the base's, which is "

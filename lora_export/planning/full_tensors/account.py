@@ -26,7 +26,7 @@ def lost_tensors(promised: Iterable[Promise], shards: Iterable[ShardPlan]) -> It
         if not any(same_content(step.source, promise.ref) for step in _places(promise, written)):
             message = f"the result would hold another {promise.name} than the adapter"
             hint = "please report this; --allow-unmatched leaves the tensor out"
-            yield Problem(message, promise.where, hint)
+            yield Problem(message, promise.where, hint, cause="fit/full-tensor")
 
 
 def _places(promise: Promise, written: Mapping[str, Step]) -> list[Step]:

@@ -94,7 +94,11 @@ def _in_network(
             message = f"lies outside of {space.change.old}, and the base's {target} does not"
             hint = "give the base the network's names, or leave it out with --allow-unmatched"
             where = f"{replacement.ref.file}: {replacement.name}"
-            findings.unfit.append(Problem(message, where, given.way_out(replacement.ref, hint)))
+            findings.unfit.append(
+                Problem(
+                    message, where, given.way_out(replacement.ref, hint), cause="fit/full-tensor"
+                )
+            )
             continue
         found.append(FullTensor(replace(replacement, name=name), target))
     return found

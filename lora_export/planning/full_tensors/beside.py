@@ -129,7 +129,7 @@ def _join(joined: Joined, tensors: dict[str, TensorRef], one: WeightSet, base: C
         names = first_names([ref.spec.name for ref, _ in other])
         files = first_names(list(dict.fromkeys(mine.file.name for _, mine in other)))
         message = f"holds other values than {files} for {counted(len(other), 'tensor')}: {names}"
-        raise InputError(message, where=str(other[0][0].file))
+        raise InputError(message, where=str(other[0][0].file), cause="input/adapter-folder")
     new = [ref for ref in left if ref.spec.name not in tensors]
     tensors.update({ref.spec.name: ref for ref in new})
     joined.names.update({shard.file: one.name for shard in shards if new})
@@ -148,7 +148,7 @@ def _same_module(joined: Joined, one: WeightSet, base: Checkpoint) -> str:
         if not same.is_file() or file_sha256(same) != file_sha256(path):
             message = "weights of a further module, which the base's folder does not hold"
             hint = "a merge keeps the base's modules: put this file into the result yourself"
-            raise InputError(message, where=str(path), hint=hint)
+            raise InputError(message, where=str(path), hint=hint, cause="input/adapter-folder")
     return f"{one.name} beside the adapter: equal to the base's"
 
 
@@ -197,4 +197,9 @@ def refuse_unused_ignore(files: Iterable[AdapterFile], ignore: Sequence[str]) ->
         there = first_names([one.name for one in sets]) if sets else "there are none"
         message = "fits no other weight file in the adapters' folders"
         hint = f"weights beside the adapters: {there}"
-        raise UsageError.of([Problem(f"{name!r} {message}", "--ignore", hint) for name in unused])
+        raise UsageError.of(
+            [
+                Problem(f"{name!r} {message}", "--ignore", hint, cause="usage/no-effect")
+                for name in unused
+            ]
+        )

@@ -48,7 +48,9 @@ def _fit_copy(one: FullTensor, given: Given, changes: TensorChanges, findings: F
     ref, target = one.ref, one.target
     if target is None:
         hint = given.way_out(ref, _BASE)
-        findings.unfit.append(Problem("the base holds no such tensor", _where(one), hint))
+        findings.unfit.append(
+            Problem("the base holds no such tensor", _where(one), hint, cause="fit/full-tensor")
+        )
         return False
     base = given.tensor(target)
     sizes, old = ref.spec.shape, base.spec.shape
@@ -59,7 +61,9 @@ def _fit_copy(one: FullTensor, given: Given, changes: TensorChanges, findings: F
         message = f"is a copy {list(sizes)} of another base: in this one {target} is {list(old)}"
         if sizes == old:
             message = f"is a copy of another base: {target} of this one has other values"
-        findings.unfit.append(Problem(message, _where(one), given.way_out(ref, _BASE)))
+        findings.unfit.append(
+            Problem(message, _where(one), given.way_out(ref, _BASE), cause="fit/other-base")
+        )
         return False
     if sizes == old and likeness == "same":
         return True
@@ -82,7 +86,7 @@ def _fit_under(
             f"is {ref.spec.dtype} {list(ref.spec.shape)}, and the base's {target} is "
             f"{base.spec.dtype} {list(base.spec.shape)}"
         )
-        findings.unfit.append(Problem(message, _where(one), _BASE))
+        findings.unfit.append(Problem(message, _where(one), _BASE, cause="fit/full-tensor"))
     else:
         findings.unfit += put_copy(target, ref, _where(one), given, changes)
 
@@ -104,5 +108,7 @@ def put(table: dict[str, TensorRef], name: str, ref: TensorRef, where: str) -> S
     other = table.setdefault(name, ref)
     if other is not ref and not same_content(other, ref):
         message = f"{name} is replaced by {other.file} as well, with other values"
-        return [Problem(message, where, "leave one out with --allow-unmatched")]
+        return [
+            Problem(message, where, "leave one out with --allow-unmatched", cause="fit/two-values")
+        ]
     return []

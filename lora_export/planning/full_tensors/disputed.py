@@ -34,7 +34,7 @@ def disputed(item: Replacement, where: str) -> Problem:
         )
     else:
         message = f"belongs to a module that {item.outside} in adapter_config.json does not list"
-    return Problem(message, where, BOTH)
+    return Problem(message, where, BOTH, cause="usage/disputed")
 
 
 def refuse_partial_modules(
@@ -58,7 +58,7 @@ def refuse_partial_modules(
     if lacking and given.options.trust_file is not True:
         count = counted(len(lacking), "tensor")
         message = f"the file lacks {count} of modules_to_save: {first_names(lacking)}"
-        findings.unfit.append(Problem(message, str(adapter.path), _PARTIAL))
+        findings.unfit.append(Problem(message, str(adapter.path), _PARTIAL, cause="usage/disputed"))
 
 
 def _saved_module(name: str, heads: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def _fit_replacement(
     target = target if one.is_own else given.stored_name(target)
     if not _same_sort(ref.spec.dtype, base.spec.dtype):
         message = f"is stored as {ref.spec.dtype}, the base's {target} as {base.spec.dtype}"
-        return [Problem(message, one.where, given.way_out(ref, _BASE))]
+        return [Problem(message, one.where, given.way_out(ref, _BASE), cause="fit/full-tensor")]
     if same_content(ref, base):
         fitted.kept.append(one.name)
         return []
@@ -118,12 +118,12 @@ def _double(one: FullTensor, given: Given) -> Problem:
             "update already is not in the file"
         )
         hint = given.way_out(one.ref, "the merged model, or another base?")
-        return Problem(message, one.where, hint)
+        return Problem(message, one.where, hint, cause="fit/two-values")
     message = (
         "the file holds low-rank factors and a full weight for this module, and the weight "
         "differs from the base's: whether it already contains the update is not in the file"
     )
-    return Problem(message, one.where, _DOUBLE)
+    return Problem(message, one.where, _DOUBLE, cause="fit/two-values")
 
 
 def _fit_new(
@@ -133,7 +133,7 @@ def _fit_new(
     name, ref = one.name, one.ref
     if 0 in ref.spec.shape:
         message = f"has shape {list(ref.spec.shape)}: it is empty"
-        return [Problem(message, one.where, given.way_out(ref, EMPTY))]
+        return [Problem(message, one.where, given.way_out(ref, EMPTY), cause="fit/shape")]
     if is_head:
         changes.heads.add(name)
     if is_head or _is_in_model(one, given) or given.options.allows_new(name):
@@ -162,6 +162,7 @@ def _unknown(one: FullTensor, given: Given) -> Problem:
         one.where,
         f"a new head: --allow-new '{one.name}', or name the model with --model; "
         f"not needed: --allow-unmatched '{one.name}'",
+        cause="fit/full-tensor",
     )
 
 
@@ -177,7 +178,7 @@ def refuse_foreign(foreign: Mapping[Path, list[str]], given: Given, findings: Fi
             f"--ignore '{given.joined[file]}' leaves the file out, --allow-unmatched GLOB these "
             f"tensors alone; --allow-new GLOB adds them; nearest to the first: {near or 'nothing'}"
         )
-        findings.unfit.append(Problem(message, str(file), hint))
+        findings.unfit.append(Problem(message, str(file), hint, cause="fit/full-tensor"))
 
 
 def _of_other_space(one: FullTensor, same: str, change: PrefixChange) -> Problem:
@@ -187,7 +188,7 @@ def _of_other_space(one: FullTensor, same: str, change: PrefixChange) -> Problem
         "a tensor of the network around the base's? give the base all of that network, by its "
         f"names; not needed: --allow-unmatched '{one.name}'"
     )
-    return Problem(f"{message} ({change})", one.where, hint)
+    return Problem(f"{message} ({change})", one.where, hint, cause="fit/full-tensor")
 
 
 def refuse_other_shapes(given: Given, changes: TensorChanges, findings: Findings) -> None:
@@ -200,7 +201,7 @@ def refuse_other_shapes(given: Given, changes: TensorChanges, findings: Findings
         base = given.tensor(name).spec
         message = f"has shape {list(ref.spec.shape)}, the base's {name} {list(base.shape)}"
         hint = EMPTY if 0 in ref.spec.shape else _BASE
-        findings.unfit.append(Problem(message, where, given.way_out(ref, hint)))
+        findings.unfit.append(Problem(message, where, given.way_out(ref, hint), cause="fit/shape"))
 
 
 def refuse_replaced_updates(changes: TensorChanges, findings: Findings) -> None:
@@ -211,7 +212,9 @@ def refuse_replaced_updates(changes: TensorChanges, findings: Findings) -> None:
         others = ", ".join(dict.fromkeys(delta.adapter for delta in changes.merged[name]))
         message = f"replaces {name}, which {others} updates: it is not known which weight was meant"
         hint = "leave one of them out with --allow-unmatched, or merge the adapters one by one"
-        findings.unfit.append(Problem(message, str(replaced[name].file), hint))
+        findings.unfit.append(
+            Problem(message, str(replaced[name].file), hint, cause="fit/two-values")
+        )
 
 
 def warn_of_biases(

@@ -144,7 +144,7 @@ def _class_with(
     if name is None:
         message = f"which class of transformers has the new head is not known (...{suffix})"
         hint = "install the extra hf, or write the class into the base's architectures"
-        findings.unfit.append(Problem(message, where, hint))
+        findings.unfit.append(Problem(message, where, hint, cause="fit/new-head"))
     return name
 
 
@@ -157,7 +157,7 @@ def _no_place(heads: Collection[str], now: str, where: str) -> Problem:
         "set task_type in adapter_config.json (SEQ_CLS, TOKEN_CLS, QUESTION_ANS), or write the "
         "class that was trained into the base's architectures"
     )
-    return Problem(message, where, hint)
+    return Problem(message, where, hint, cause="fit/new-head")
 
 
 def _only_classifier(heads: Collection[str], base: Checkpoint, classes: Classes) -> str | None:
@@ -183,13 +183,15 @@ def _edit_labels(
     """Edit config.json so that it has as many labels as the heads have rows."""
     heads = {n: ref for n, ref in changes.whole().items() if f".{n}".endswith(_ENDS)}
     numbers = [name for name, ref in heads.items() if not ref.spec.shape]
-    findings.unfit += [Problem("is a single number, and no head", name) for name in numbers]
+    findings.unfit += [
+        Problem("is a single number, and no head", name, cause="fit/new-head") for name in numbers
+    ]
     outputs = {ref.spec.shape[0] for name, ref in heads.items() if name not in numbers}
     if not outputs:
         return
     if len(outputs) > 1:
         message = f"the heads have different numbers of labels: {sorted(outputs)}"
-        findings.unfit.append(Problem(message, str(given.base.root)))
+        findings.unfit.append(Problem(message, str(given.base.root), cause="fit/new-head"))
         return
     count, config = outputs.pop(), edits.config
     names = config.get("id2label")

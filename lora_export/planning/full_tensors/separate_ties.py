@@ -90,7 +90,9 @@ def _is_broken(
     mode = given.options.tied
     if mode == "error":
         message = f"{' and '.join(tie.names)} are tied and are not adapted alike"
-        findings.unfit.append(Problem(message, hint="--tied untie writes them separately"))
+        findings.unfit.append(
+            Problem(message, hint="--tied untie writes them separately", cause="fit/tied")
+        )
     elif mode == "eval" and not changes.own & set(tie.names):
         _couple(tie, given, changes, tied, findings)
     else:
@@ -127,10 +129,10 @@ def _spread_whole(tie: Tie, given: Given, changes: TensorChanges, findings: Find
     name, ref = next(iter(full.items()))
     if any(other in changes.merged for other in others):
         message = "a tied tensor is replaced by the adapter and updated under another name"
-        findings.unfit.append(Problem(message, ", ".join(tie.names)))
+        findings.unfit.append(Problem(message, ", ".join(tie.names), cause="fit/tied"))
     elif not all(same_content(ref, other) for other in full.values()):
         message = "the names of one tied tensor are replaced by different ones"
-        findings.unfit.append(Problem(message, ", ".join(full)))
+        findings.unfit.append(Problem(message, ", ".join(full), cause="fit/tied"))
     for other in others:
         changes.added.pop(other, None)
         if other in given.stored:
@@ -208,7 +210,7 @@ def _couple(
         if len(one) > 1 or updates[0].weight != 1.0 or updates[0].recipe == "loralib":
             message = f"{' and '.join(tie.names)} are tied and several of them are adapted"
             hint = "loralib merges one after the other into one tensor; use --tied untie"
-            findings.unfit.append(Problem(message, hint=hint))
+            findings.unfit.append(Problem(message, hint=hint, cause="fit/tied"))
             return
         tied.in_turn.update(tie.names)
     for name in tie.names:
@@ -256,7 +258,7 @@ def _check_unknown_head(given: Given, changes: TensorChanges, findings: Findings
             "accept the library's own result with --tied eval"
         )
         message = "this table may be tied to a head whose name is not known"
-        findings.unfit.append(Problem(message, adapted[0], hint))
+        findings.unfit.append(Problem(message, adapted[0], hint, cause="fit/tied"))
 
 
 def _may_have_tied_head(base: Checkpoint) -> bool:

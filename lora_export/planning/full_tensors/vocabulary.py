@@ -46,7 +46,7 @@ def plan_vocabulary(
     if len(sizes) > 1:
         listed = ", ".join(f"{old} to {new}" for old, new in sorted(sizes))
         message = f"the vocabulary is resized in several ways: {listed}"
-        findings.unfit.append(Problem(message, names[0]))
+        findings.unfit.append(Problem(message, names[0], cause="fit/vocabulary"))
         return None
     ((old, new),) = sizes
     for name in names:
@@ -123,7 +123,7 @@ def _missing_rows(
                 lost = "that are left are not in the file"
             message = f"the vocabulary {_verb(old, new)}, and the rows of {name} {lost}"
             hint = "save the adapter with save_pretrained(..., save_embedding_layers=True)"
-            yield Problem(message, names[0], hint)
+            yield Problem(message, names[0], hint, cause="fit/vocabulary")
 
 
 def _edit(given: Given, edits: ConfigEdits, findings: Findings, old: int, new: int) -> None:
@@ -137,6 +137,6 @@ def _edit(given: Given, edits: ConfigEdits, findings: Findings, old: int, new: i
         edits.edit(_KEY, new, inside="text_config")
     elif config.get(_KEY) != old:
         message = f"config.json has {_KEY} {config.get(_KEY)}, but the tables have {old} rows"
-        findings.unfit.append(Problem(message, str(given.base.root)))
+        findings.unfit.append(Problem(message, str(given.base.root), cause="fit/vocabulary"))
     if config.get(_KEY) == old:
         edits.edit(_KEY, new)

@@ -155,9 +155,13 @@ def _unsure(changes: Sequence[PrefixChange]) -> Problem:
             f"the names fit only after one prefix is exchanged for another ({changes[0]}): this "
             "may be the base of another model"
         )
-        return Problem(message, hint=hint)
+        return Problem(message, hint=hint, cause="fit/several-places")
     listed = "; ".join(map(str, changes[:5]))
-    return Problem(f"the modules fit the base in {len(changes)} places: {listed}", hint=hint)
+    return Problem(
+        f"the modules fit the base in {len(changes)} places: {listed}",
+        hint=hint,
+        cause="fit/several-places",
+    )
 
 
 def _resolved(
@@ -209,19 +213,24 @@ def _unresolved(
         names = first_names([module or "(root module)" for module in lacking])
         message = f"0 of {len(modules)} modules are in this base: {names}"
         hint = f"nearest to the first in the base: {near[lacking[0]]}; wrong base or wrong adapter?"
-        return [Problem(message, hint=hint)]
+        return [Problem(message, hint=hint, cause="fit/no-module")]
     partial = f" ({change} resolves {len(found)} of {len(modules)})"
     problems = [
         Problem(
             f"the base has no {name}{partial}",
             module or "(root module)",
             f"nearest in the base: {near[module]}; wrong base or wrong adapter? {_LEAVE_OUT}",
+            cause="fit/no-module",
         )
         for module, name in wanted.items()
     ]
     if left := len(lacking) - len(problems):
         message = f"{left} more of the {len(modules)} modules are not in this base"
-        problems.append(Problem(message, hint=f"wrong base or wrong adapter? {_LEAVE_OUT}"))
+        problems.append(
+            Problem(
+                message, hint=f"wrong base or wrong adapter? {_LEAVE_OUT}", cause="fit/no-module"
+            )
+        )
     return problems
 
 

@@ -180,7 +180,7 @@ def renamed_tensors(
 def _unknown(lacking: Sequence[str], count: int, advice: str) -> Problem:
     """Return one problem for all modules whose names may be those of an unknown running model."""
     message = f"{len(lacking)} of {count} modules are not in this base by its own names"
-    return Problem(f"{message}: {first_names(lacking)}", hint=advice)
+    return Problem(f"{message}: {first_names(lacking)}", hint=advice, cause="fit/no-module")
 
 
 def _renamed(wanted: Wanted, table: NameTable) -> Mapping[str, str]:

@@ -93,7 +93,7 @@ def _name_of(base: Checkpoint) -> str:
 def _other_base(adapter: Adapter, trained_on: str, given: str) -> Problem:
     message = f"by adapter_config.json it was {trained_on}; the base given is {given}"
     hint = "an adapter is right only on the weights that it was trained on: check the base"
-    return Problem(message, str(adapter.path), hint)
+    return Problem(message, str(adapter.path), hint, cause="fit/other-base")
 
 
 def _other_commit(base: Checkpoint, adapter: Adapter) -> str:

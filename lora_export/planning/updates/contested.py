@@ -98,4 +98,4 @@ def _problems(adapter: Adapter, updates: Iterable[Update]) -> Iterator[Problem]:
         count = counted(len(modules), "module")
         message = f"{member} in adapter_config.json leaves out {count} that the file adapts"
         names = first_names(list(modules))
-        yield Problem(f"{message}: {names}", str(adapter.path), BOTH)
+        yield Problem(f"{message}: {names}", str(adapter.path), BOTH, cause="usage/disputed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import is_zero
@@ -121,16 +122,18 @@ def _without_factors(adapter: Adapter, fitted: Fitted) -> Problem:
     if fitted.disbelieved:
         message = "adapter_config.json leaves out every module that the file adapts"
         hint = "is it the configuration of this file? --trust-file merges the file without it"
-        return Problem(message, where, hint)
+        return Problem(message, where, hint, cause="fit/nothing-left")
     if adapter.updates:
-        return Problem("no low-rank factors are left after --allow-unmatched", where)
+        return Problem(
+            "no low-rank factors are left after --allow-unmatched", where, cause="fit/nothing-left"
+        )
     message = f"no tensor is a low-rank factor as {adapter.dialect} writes them"
-    return Problem(message, where, "leave --dialect out: it is recognised")
+    return Problem(message, where, "leave --dialect out: it is recognised", cause="usage/dialect")
 
 
 def _at(adapter: Adapter, problem: Problem) -> Problem:
     where = f"{adapter.path}: {problem.where}" if problem.where else str(adapter.path)
-    return Problem(problem.message, where, problem.hint)
+    return replace(problem, where=where)
 
 
 def _left_in(

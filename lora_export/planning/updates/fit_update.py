@@ -79,11 +79,11 @@ def _enter(
     if any(other.adapter == delta.adapter for other in merged):
         message = f"{weight} is updated by another module of the same adapter already"
         hint = "the same module under two names? leave one out with --allow-unmatched"
-        findings.unfit.append(Problem(message, where, hint))
+        findings.unfit.append(Problem(message, where, hint, cause="fit/two-values"))
     elif merged and any(all_kinds()[one.kind].multiplies for one in (delta, *merged)):
         message = f"{weight} is multiplied by one adapter and updated by another"
         hint = "their order matters: merge one, then the other into the result"
-        findings.unfit.append(Problem(message, where, hint))
+        findings.unfit.append(Problem(message, where, hint, cause="fit/two-values"))
     merged.append(delta)
 
 
@@ -91,7 +91,7 @@ def _refuse_missing_rows(delta: Delta, base: TensorSpec, where: str) -> None:
     if delta.indices and max(delta.indices) >= base.shape[0]:
         message = f"token {max(delta.indices)} is not among the {base.shape[0]} rows of {base.name}"
         hint = "merge into the base with the resized vocabulary that training started from"
-        raise Unresolved(Problem(message, where, hint), missing=False)
+        raise Unresolved(Problem(message, where, hint, cause="fit/vocabulary"), missing=False)
 
 
 def _unusable(settled: Settled, where: str, given: Given, changes: TensorChanges) -> Problem | None:
@@ -102,18 +102,20 @@ def _unusable(settled: Settled, where: str, given: Given, changes: TensorChanges
     if located.obstacle:
         hint = "merge it with PEFT's merge_and_unload(), then export the result with this tool"
         message = f"the base stores {located.module}.{settled.update.parameter} otherwise"
-        return Problem(f"{message}: {located.obstacle}", where, hint)
+        return Problem(f"{message}: {located.obstacle}", where, hint, cause="fit/unusable-layer")
     whole = refs if located.tensors else refs[:1]
     if not all(same_content(whole[0], other) for other in whole[1:]):
         message = f"the base holds {' and '.join(names)}, which differ; which is the weight?"
-        return Problem(message, where)
+        return Problem(message, where, cause="fit/unusable-layer")
     odd = [ref.spec for ref in refs if ref.spec.dtype not in FLOAT_DTYPES]
     if odd:
         hint = "merge into the 16-bit or 32-bit base that was quantised from"
-        return Problem(f"{odd[0].name} is stored as {odd[0].dtype}", where, hint)
+        return Problem(
+            f"{odd[0].name} is stored as {odd[0].dtype}", where, hint, cause="fit/unusable-layer"
+        )
     if given.model and without_wrappers(located.module) in given.model.normed:
         message = "an Embedding with max_norm is not equal to the unmerged model after merging"
-        return Problem(message, where, "train without max_norm")
+        return Problem(message, where, "train without max_norm", cause="fit/unusable-layer")
     return None
 
 
@@ -132,7 +134,7 @@ def _deltas(
         message = f"{located.module} is stored expert by expert, which holds none (in, out)"
         where = f"{adapter.path}: {settled.update.module}"
         hint = "was it trained with PEFT 0.18 or older? merge it with that"
-        raise Unresolved(Problem(message, where, hint), missing=False)
+        raise Unresolved(Problem(message, where, hint, cause="fit/unusable-layer"), missing=False)
     shapes = {part: given.stored[part.name].spec.shape for part in located.parts}
     parts = {
         part.name: replace(delta, shape=shape, start=part.start) for part, shape in shapes.items()
@@ -195,4 +197,6 @@ def _refuse_foreign_recipe(adapter: Adapter, given: Given) -> None:
     if recipe.startswith("peft"):
         message = f"{recipe!r} is the arithmetic of PEFT, and this is a {adapter.dialect} adapter"
         hint = "--recipe auto takes each library's own"
-        raise Unresolved(Problem(message, str(adapter.path), hint), missing=True)
+        raise Unresolved(
+            Problem(message, str(adapter.path), hint, cause="usage/recipe"), missing=True
+        )

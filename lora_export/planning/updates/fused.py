@@ -62,7 +62,7 @@ def resolve_litgpt(
     _refuse_missing(facts, missing, where)
     if facts.rank not in (None, rank):
         message = f"rank is {rank} in the file but {facts.rank} in {facts.source}"
-        raise Unresolved(Problem(message, where), missing=False)
+        raise Unresolved(Problem(message, where, cause="usage/facts-contradict"), missing=False)
     alpha = facts.alpha or 0.0
     heads = _heads(facts, shapes, base, where) if own.kind == QKV.name else ()
     delta = delta_of(
@@ -109,11 +109,11 @@ def _refuse_missing(facts: Facts, listed: Sequence[str], where: str) -> None:
     missing = missing_keys([facts])
     if missing and (facts.kind == QKV.name or "alpha" in missing):
         message = f"a LoRA of litgpt, without its {', '.join(listed)}: they are not in the file"
-        raise Unresolved(Problem(message, where, _FILES), missing=True)
+        raise Unresolved(Problem(message, where, _FILES, cause="usage/missing-fact"), missing=True)
     if facts.alpha is not None and not (math.isfinite(facts.alpha) and facts.alpha > 0):
         message = f"alpha = {facts.alpha:g} from {facts.source} is not a positive number"
         hint = "give the lora_alpha used in training; --weight scales a whole adapter"
-        raise Unresolved(Problem(message, where, hint), missing=True)
+        raise Unresolved(Problem(message, where, hint, cause="usage/option-value"), missing=True)
 
 
 def _heads(facts: Facts, shapes: Shapes, base: TensorSpec, where: str) -> tuple[int, int]:
@@ -125,7 +125,7 @@ def _heads(facts: Facts, shapes: Shapes, base: TensorSpec, where: str) -> tuple[
     named = f"n_head = {n_head} and n_query_groups = {groups} from {facts.source}"
     if rest or n_head % groups:
         message = f"{named} do not divide the {base.shape[0]} rows of {base.name}"
-        raise Unresolved(Problem(message, where, _OTHER_BASE), missing=False)
+        raise Unresolved(Problem(message, where, _OTHER_BASE, cause="fit/fused"), missing=False)
     (rows_a, _), (rows_b, rank) = shapes.a, shapes.b
     chosen = [count * size for count, on in zip(counts, enabled, strict=False) if on]
     if len(enabled) != len(counts) or len(chosen) * rank != rows_a or sum(chosen) != rows_b:
@@ -134,5 +134,5 @@ def _heads(facts: Facts, shapes: Shapes, base: TensorSpec, where: str) -> tuple[
             f"{named} and enable_lora {blocks} mean {len(chosen) * rank} rows of A and "
             f"{sum(chosen)} of B, but the file has {rows_a} and {rows_b}"
         )
-        raise Unresolved(Problem(message, where, _OTHER_BASE), missing=True)
+        raise Unresolved(Problem(message, where, _OTHER_BASE, cause="fit/fused"), missing=True)
     return n_head, groups

@@ -52,7 +52,9 @@ def zero_effect(update: Update, delta: Delta, where: str, findings: Findings) ->
             idle = found
     if delta.scaling == 0:
         message = f"the scaling is 0 (alpha = {delta.alpha:g}), so this update changes nothing"
-        findings.unfit.append(Problem(message, where, "--allow-noop accepts it"))
+        findings.unfit.append(
+            Problem(message, where, "--allow-noop accepts it", cause="fit/no-effect")
+        )
     return idle
 
 
@@ -73,7 +75,9 @@ def judge_idle(adapter: Adapter, idle: Sequence[Idle], count: int, findings: Fin
 
 
 def _without_effect(idle: Idle) -> Problem:
-    return Problem(f"{idle.reason}, so this update changes nothing", idle.where, _HINT)
+    return Problem(
+        f"{idle.reason}, so this update changes nothing", idle.where, _HINT, cause="fit/no-effect"
+    )
 
 
 def _stem(update: Update, role: str) -> str:

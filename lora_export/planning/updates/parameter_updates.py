@@ -114,7 +114,9 @@ def _by_order(options: Sequence[Sequence[Found]], table: NameTable | None) -> li
 def _lacking(update: Update) -> Problem:
     message = f"the base has no {update.parameter} for this module, and the adapter updates it"
     hint = "lora_bias needs a layer with a bias: PEFT does not merge it either"
-    return Problem(message, update.module, hint if update.parameter == "bias" else "")
+    return Problem(
+        message, update.module, hint if update.parameter == "bias" else "", cause="fit/no-module"
+    )
 
 
 def _unsure(group: Sequence[Update], options: Sequence[Sequence[Found]]) -> Problem:
@@ -124,7 +126,7 @@ def _unsure(group: Sequence[Update], options: Sequence[Sequence[Found]]) -> Prob
         "order in which the model registers them decides it"
     )
     hint = "with transformers installed (extra hf) the order of its models is known"
-    return Problem(message, group[0].module, hint)
+    return Problem(message, group[0].module, hint, cause="usage/missing-fact")
 
 
 def _with_orientation(found: Sequence[Found]) -> Iterable[Settled]:

@@ -32,13 +32,13 @@ def size_projection(adapter: Adapter, changes: TensorChanges, findings: Findings
     deltas = [one for one in changes.deltas() if one.adapter == path and one.projection]
     if len({delta.module for delta in deltas}) != len(seeded):
         message = "the projection is not saved, and its sizes need every module of the adapter"
-        findings.unfit.append(Problem(message, path, _HINT))
+        findings.unfit.append(Problem(message, path, _HINT, cause="fit/projection"))
         return
     if len({delta.held for delta in deltas}) > 1:
         message = (
             "the projection is not saved, and the base's dtypes differ: PEFT rounds it by turns"
         )
-        findings.unfit.append(Problem(message, path, _HINT))
+        findings.unfit.append(Problem(message, path, _HINT, cause="fit/projection"))
         return
     sizes = [_sizes(delta) for delta in deltas]
     rows, columns = max(out for out, _ in sizes), max(in_ for _, in_ in sizes)

@@ -48,7 +48,7 @@ def without_quantized(given: Given, findings: Findings) -> list[Adapter]:
                 f"({found.method}): {', '.join(touched[:_SHOWN])}{more}"
             )
             hint = original_hint(given.base, given.adapters)
-            findings.unfit.append(Problem(message, str(adapter.path), hint))
+            findings.unfit.append(Problem(message, str(adapter.path), hint, cause="fit/quantised"))
         else:
             kept.append(adapter)
     return kept

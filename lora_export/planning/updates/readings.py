@@ -42,6 +42,7 @@ def no_fit(tuner: str, shapes: Shapes, base: TensorSpec, where: str) -> Problem:
         f"{factors} fit no layer with a weight {list(base.shape)}",
         where,
         f"is this the base that the adapter was trained on? Known layers: {wanted}",
+        cause="fit/shape",
     )
 
 

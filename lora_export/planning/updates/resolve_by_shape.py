@@ -74,15 +74,15 @@ class _Ask:
         """
         if not self.model:
             hint = f"{hint}, or name your own model with --model"
-            return Problem(message, self.where, hint, asks)
+            return Problem(message, self.where, hint, asks, cause="usage/missing-fact")
         why = f"{self.model} has no loralib module there (another name, or r = 0)"
-        return Problem(message, self.where, f"{why}: {hint}", asks)
+        return Problem(message, self.where, f"{why}: {hint}", asks, cause="usage/missing-fact")
 
 
 def _check_rank(reading: Reading, facts: Facts, where: str) -> None:
     if facts.rank is not None and facts.rank != reading.rank:
         message = f"rank is {reading.rank} in the file but {facts.rank} in {facts.source}"
-        raise Unresolved(Problem(message, where), missing=False)
+        raise Unresolved(Problem(message, where, cause="usage/facts-contradict"), missing=False)
 
 
 def _alpha_faults(ask: _Ask) -> list[Problem]:
@@ -96,7 +96,7 @@ def _alpha_faults(ask: _Ask) -> list[Problem]:
     wanted = "give the lora_alpha used in training"
     hint = "--weight -1 subtracts an adapter" if alpha < 0 else "--weight scales a whole adapter"
     message = f"alpha = {alpha:g} is not a positive number"
-    return [Problem(message, ask.where, f"{wanted}; {hint}")]
+    return [Problem(message, ask.where, f"{wanted}; {hint}", cause="usage/missing-fact")]
 
 
 def _alpha(ask: _Ask) -> float:
@@ -185,6 +185,7 @@ def _with_blocks(reading: Reading, ask: _Ask) -> Reading:
                 f"enable_lora {[int(block) for block in given]} from {ask.facts.source} does not "
                 f"fit the shapes, which have {blocks} blocks, {enabled} of them adapted",
                 ask.where,
+                cause="usage/facts-contradict",
             ),
             missing=True,
         )
@@ -224,4 +225,5 @@ def _contradiction(readings: list[Reading], facts: Facts, where: str, base: Tens
         f"{list(base.shape)} is {ways}",
         where,
         "give it per module in --hparams FILE if it applies to other modules only",
+        cause="usage/facts-contradict",
     )

@@ -64,14 +64,22 @@ def resolve_configured(
         raise Unresolved(_either(stored, base, where), missing=True)
     reading = _by_orientation(readings, stored)
     if problems := _contradictions(reading, readings, by_user, stored, base):
-        unresolved = Unresolved(Problem(problems[0][0], where, problems[0][1]), missing=True)
-        unresolved.missing = [Problem(message, where, hint) for message, hint in problems]
+        unresolved = Unresolved(
+            Problem(problems[0][0], where, problems[0][1], cause="usage/facts-contradict"),
+            missing=True,
+        )
+        unresolved.missing = [
+            Problem(message, where, hint, cause="usage/facts-contradict")
+            for message, hint in problems
+        ]
         raise unresolved
     rank = reading.rank or terms.rank or 1
     if terms.rank is not None and terms.rank != rank:
         message = f"rank is {reading.rank} in the tensors but {terms.rank} in {terms.source}"
         hint = "the configuration belongs to another file: save the adapter again"
-        raise Unresolved(Problem(message, where, hint), missing=False)
+        raise Unresolved(
+            Problem(message, where, hint, cause="usage/facts-contradict"), missing=False
+        )
     scaling = scaling_by_rule(terms, rank)
     delta = delta_of(
         adapter, update, module, base, reading, rank=rank, alpha=terms.alpha, scaling=scaling
@@ -106,6 +114,7 @@ def _square(terms: Terms, base: TensorSpec, where: str) -> Problem:
         where,
         "--no-fan-in-fan-out for (experts, out, in), --fan-in-fan-out for (experts, in, out), as "
         "the PEFT that trained it read them",
+        cause="usage/missing-fact",
     )
 
 
@@ -115,7 +124,7 @@ def _either(stored: Stored, base: TensorSpec, where: str) -> Problem:
         "--no-fan-in-fan-out for nn.Linear, --fan-in-fan-out for Conv1D, or per module in "
         "--hparams FILE; a base folder with config.json shows it"
     )
-    return Problem(message, where, hint)
+    return Problem(message, where, hint, cause="usage/missing-fact")
 
 
 def _by_orientation(readings: list[Reading], stored: Stored) -> Reading:
@@ -191,7 +200,7 @@ def _with_alpha(terms: Terms, by_user: Facts, where: str) -> Terms:
         "give the alpha that it was trained with: --alpha 16, or per module in --hparams FILE; "
         "--allow-unmatched GLOB leaves the module out"
     )
-    raise Unresolved(Problem(message, where, hint), missing=True)
+    raise Unresolved(Problem(message, where, hint, cause="usage/missing-fact"), missing=True)
 
 
 def _refuse_other_alpha(terms: Terms, by_user: Facts, where: str) -> None:
@@ -200,4 +209,6 @@ def _refuse_other_alpha(terms: Terms, by_user: Facts, where: str) -> None:
             f"alpha is {terms.alpha:g} in {terms.source} but {by_user.alpha:g} in {by_user.source}"
         )
         hint = "leave it out: the adapter names its alpha; --weight scales a whole adapter"
-        raise Unresolved(Problem(message, where, hint), missing=True)
+        raise Unresolved(
+            Problem(message, where, hint, cause="usage/facts-contradict"), missing=True
+        )

@@ -38,7 +38,9 @@ def live_kernel(module: Any, x: Any, factors: Factors, delta: Delta) -> torch.Te
     if ignored:
         message = f"the layer has {ignored[0]} = {getattr(module, ignored[0])}, which PEFT leaves "
         hint = "the merged layer cannot be equal to what was trained: leave the layer out"
-        raise FitError(f"{message}out of its lora_A", where=delta.module, hint=hint)
+        raise FitError(
+            f"{message}out of its lora_A", where=delta.module, hint=hint, cause="fit/unusable-layer"
+        )
     convolve = convolution_of(module)
     between = convolve(x, factors["A"], None, module.stride, module.padding)
     result: torch.Tensor = convolve(between, factors["B"])

@@ -170,5 +170,9 @@ def _narrowed(factors: Factors) -> Factors:
 def _live_output(delta: Delta) -> LiveOutput:
     form = proof_of(delta).live_output
     if form is None:
-        raise FitError(f"no live branch for the layer kind {delta.kind}", where=delta.module)
+        raise FitError(
+            f"no live branch for the layer kind {delta.kind}",
+            where=delta.module,
+            cause="fit/unusable-layer",
+        )
     return form

@@ -228,22 +228,33 @@ def _check_names(path: Path, arrays: Mapping[str, object], specs: Sequence[Input
             f"inputs missing: {missing}, unknown: {unknown}",
             where=str(path),
             hint="give an archive with exactly the declared inputs",
+            cause="input/probes",
         )
 
 
 def _check_array(path: Path, spec: InputSpec, array: NDArray[Any], sizes: dict[str, int]) -> None:
     where = f"{path}: {spec.name}"
     if array.dtype.name != spec.dtype:
-        raise InputError(f"has dtype {array.dtype}, declared is {spec.dtype}", where=where)
+        raise InputError(
+            f"has dtype {array.dtype}, declared is {spec.dtype}", where=where, cause="input/probes"
+        )
     if array.ndim != len(spec.dims):
-        raise InputError(f"has shape {array.shape}, declared is {list(spec.dims)}", where=where)
+        raise InputError(
+            f"has shape {array.shape}, declared is {list(spec.dims)}",
+            where=where,
+            cause="input/probes",
+        )
     for size, dim in zip(array.shape, spec.dims, strict=True):
         wanted = sizes.setdefault(dim, size) if isinstance(dim, str) else dim
         if size != wanted:
             raise InputError(
-                f"has shape {array.shape}: dimension {dim!r} must be {wanted}", where=where
+                f"has shape {array.shape}: dimension {dim!r} must be {wanted}",
+                where=where,
+                cause="input/probes",
             )
     if array.size == 0:
-        raise InputError("holds no element", where=where)
+        raise InputError("holds no element", where=where, cause="input/probes")
     if spec.high is not None and not (array.min() >= 0 and array.max() < spec.high):
-        raise InputError(f"holds values outside [0, {spec.high})", where=where)
+        raise InputError(
+            f"holds values outside [0, {spec.high})", where=where, cause="input/probes"
+        )

@@ -58,7 +58,7 @@ def _array(name: str, tensor: torch.Tensor) -> NDArray[Any]:
         hint = "let its forward return float32: the output's own rounding would hide the effect"
         dtype = str(tensor.dtype).removeprefix("torch.")
         message = f"the model returns {dtype}, which cannot be compared"
-        raise UsageError(message, where=name, hint=hint) from error
+        raise UsageError(message, where=name, hint=hint, cause="usage/model-run") from error
     return array
 
 
@@ -90,7 +90,7 @@ def refuse_differing(before: Outputs, again: Outputs, state: torch.Tensor) -> No
     else:
         return
     hint = "switch dropout off in eval mode (training=self.training), keep no state between calls"
-    raise UsageError(f"{problem}, so nothing can be proven", hint=hint)
+    raise UsageError(f"{problem}, so nothing can be proven", hint=hint, cause="usage/model-run")
 
 
 def run_exact(

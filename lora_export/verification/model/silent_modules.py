@@ -74,7 +74,9 @@ def load_own_modules(
     if media:
         hint = "give them as well with --inputs FILE.npz"
         message = f"without {' and '.join(media)} the model's forward never calls this module"
-        raise UsageError.of([Problem(message, module, hint) for module in silent])
+        raise UsageError.of(
+            [Problem(message, module, hint, cause="usage/model-inputs") for module in silent]
+        )
     own = None if plan.reshaped else source.load_live(plan)
     if own is not None:
         return own
@@ -83,4 +85,6 @@ def load_own_modules(
         "modules of its training, or leave the update out with --allow-unmatched"
     )
     message = "the model's forward never calls this module, so its live branch proves nothing"
-    raise FitError.of([Problem(message, module, hint) for module in silent])
+    raise FitError.of(
+        [Problem(message, module, hint, cause="fit/silent-module") for module in silent]
+    )

@@ -275,7 +275,12 @@ def _eps(values: NDArray[Any]) -> float:
 def _override(atol: float | None, rtol: float | None, scale: float) -> float | None:
     for option, value in (("--atol", atol), ("--rtol", rtol)):
         if value is not None and not (isfinite(value) and value >= 0):
-            raise UsageError(f"{value} is no tolerance", where=option, hint="give a number >= 0")
+            raise UsageError(
+                f"{value} is no tolerance",
+                where=option,
+                hint="give a number >= 0",
+                cause="usage/option-value",
+            )
     if atol is None and rtol is None:
         return None
     return (atol or 0.0) + (rtol or 0.0) * scale

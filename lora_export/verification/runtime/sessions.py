@@ -160,6 +160,7 @@ def _refuse_unavailable(missing: Sequence[str], available: Sequence[str]) -> Non
             f"execution providers not available here: {', '.join(missing)}",
             where="--provider",
             hint=f"available: {', '.join(available)}",
+            cause="usage/provider",
         )
 
 
@@ -229,6 +230,7 @@ def open_session(
             f"{', '.join(session.get_providers())}",
             where=path.name,
             hint="install its driver and libraries, or leave --provider out",
+            cause="verification/runtime",
         )
     return session
 
@@ -294,4 +296,5 @@ def _refusal(path: Path, error: Exception, problem: str) -> VerificationError:
         f"{problem}: {text[:400]}",
         where=f"{path.name}: {node[1]}" if node else path.name,
         hint="a size may be fixed inside the model: declare it as a number with --input",
+        cause="verification/runtime",
     )

@@ -91,7 +91,7 @@ def unrounded_places(
             yield weight, delta.start, UnroundedTensor(step, subject.plan.recipe, ref)
         elif not same_content(before, ref):  # names of one parameter, as tied tables have
             message = f"differs from {before.spec.name}, with which it shares one parameter"
-            raise FitError(message, where=step.out.name)
+            raise FitError(message, where=step.out.name, cause="fit/other-model")
 
 
 def _fill(weight: torch.Tensor, start: int, tensor: UnroundedTensor) -> None:
@@ -111,7 +111,7 @@ def _fill(weight: torch.Tensor, start: int, tensor: UnroundedTensor) -> None:
         held = read_rows(tensor.step, first, stop, tensor.stored)
         if place.shape != held.shape or not torch.equal(place, held.to(place.dtype)):
             message = "the model does not hold the stored values where the update belongs"
-            raise FitError(message, where=tensor.step.out.name)
+            raise FitError(message, where=tensor.step.out.name, cause="fit/other-model")
         place.copy_(tensor.rows(first, stop))
     if matrix.data_ptr() != whole.data_ptr():
         whole.copy_(matrix.view(whole.shape))

@@ -56,7 +56,7 @@ class StreamedChanges:
             changes = self._changes[key]
             for origin in changes.keys() - sources_in(weight.rows):
                 message = "the model does not hold the stored values where the update belongs"
-                raise FitError(message, where=origin.ref.spec.name)  # type: ignore[attr-defined]
+                raise FitError(message, where=origin.ref.spec.name, cause="fit/other-model")  # type: ignore[attr-defined]
             pairs.append((weight, weight.like(with_others(weight.rows, changes))))
         replace_tensors(model, pairs)
 
