@@ -50,6 +50,8 @@ class Option:
     """Whether the verb refuses to run without the option."""
     shown: bool = False
     """Whether `--help` shows the default."""
+    likely: tuple[str, ...] = ()
+    """Values that a shell completes for a "text"; others may be right."""
 
     @property
     def flag(self) -> str:
@@ -171,6 +173,7 @@ _TASK = Option(
 )
 _JOBS = Option("jobs", "whole", "Threads (default: one a processor).", least=1)
 _FORCE = Option("force", "flag", "Replace an earlier export, and nothing else.", default=False)
+_PRECISIONS = ("fp32", "fp16", "int8", "int8-weights", "int4")
 _PROVIDER = Option(
     "provider",
     "text",
@@ -178,6 +181,7 @@ _PROVIDER = Option(
     default=(),
     many=True,
     metavar="NAME",
+    likely=("cpu", "cuda"),
 )
 _LOSSY = Option(
     "allow_lossy",
@@ -293,6 +297,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
             "Precision of the file; a lower one is made from the proven fp32 and proven too.",
             default="fp32",
             metavar="[fp32|fp16|int8|int8-weights|int4]",
+            likely=_PRECISIONS,
             shown=True,
         ),
         _LOSSY,
@@ -323,6 +328,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
             "text",
             "Precision of an .onnx (default: the manifest's, else fp32).",
             metavar="NAME",
+            likely=_PRECISIONS,
         ),
         _LOSSY,
         _PROVIDER,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from lora_export.cli._config import take_config
 from lora_export.options import OUTPUT, VERBS
@@ -82,6 +84,8 @@ def _click_option(option: Option) -> Decorator:
 def _type(option: Option) -> dict[str, Any]:
     if option.takes in ("flag", "either"):
         return {"is_flag": True}
+    if option.likely or option.takes == "factory":
+        return {"shell_complete": partial(_completed, option)}
     types: dict[str, Any] = {
         "path": click.Path(path_type=Path),
         "number": float,
@@ -89,6 +93,15 @@ def _type(option: Option) -> dict[str, Any]:
         "choice": click.Choice(option.choices),
     }
     return {"type": types.get(option.takes)}
+
+
+def _completed(
+    option: Option, _context: click.Context, _param: click.Parameter, start: str
+) -> list[CompletionItem]:
+    """Return what a shell offers for a text: files for a factory, else the likely values."""
+    if option.takes == "factory":
+        return [CompletionItem(start, type="file")]
+    return [CompletionItem(value) for value in option.likely if value.startswith(start)]
 
 
 output_options = together(
