@@ -28,6 +28,8 @@ COMMANDS = {
 OTHER = re.compile(
     rb'"(free|memory)": \d+|(?<=line 1: ) *\d+|^seconds: .*$|"seconds": \{[^}]*\}', re.MULTILINE
 )
+# A stage that takes longer than two seconds is named on stderr.
+STAGES = re.compile(rb"^[a-z ]+: \d+ s( so far|, .*)\n", re.MULTILINE)
 SCRIPT = "import beside, sys\nif __name__ == '__main__':\n    beside.fail(sys.argv)\n"
 BESIDE = "def fail(words):\n    raise ValueError(words)\n"
 
@@ -48,7 +50,8 @@ def run(line, folder, environment, chargpt):
     )
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     printed = [
-        stream.replace(str(folder).encode(), b"FOLDER") for stream in (done.stdout, done.stderr)
+        STAGES.sub(b"", stream.replace(str(folder).encode(), b"FOLDER"))
+        for stream in (done.stdout, done.stderr)
     ]
     return done.returncode, *(OTHER.sub(b"#", stream) for stream in printed), files
 
