@@ -34,6 +34,7 @@ from lora_export.records.plan import MergePlan, ShardPlan, Step, StepAction
 from lora_export.records.progress import Progress, Unit
 from lora_export.records.proof import (
     CHANGED,
+    ELEMENTS,
     SUM,
     Attribution,
     Check,
@@ -55,6 +56,7 @@ from lora_export.records.survival import KeptUpdate, Survival, UpdateSize
 __all__ = [
     "CHANGED",
     "DTYPE_BITS",
+    "ELEMENTS",
     "FLOAT_DTYPES",
     "HALF_DTYPES",
     "SUM",

@@ -44,7 +44,8 @@ class Problem:
     def __str__(self) -> str:
         # A message that names the place is not given it a second time.
         begins = self.message.startswith((f"{self.where}:", f"{self.where} "))
-        is_named = begins or (", " in self.where and self.where in self.message)
+        is_long = any(mark in self.where for mark in (".", "/", ", "))
+        is_named = begins or (is_long and self.where in self.message)
         text = f"{self.where}: {self.message}" if self.where and not is_named else self.message
         return f"{text}\n  -> {self.hint}" if self.hint else text
 

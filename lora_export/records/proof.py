@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 CHANGED = "every target changed"
 """The check that every update has changed its tensor; --allow-noop leaves it out."""
 
+ELEMENTS = "merged elements"
+"""The check that every element is within its rounding of the recomputation."""
+
 SUM = " + "
 """Joins two dynamic dimensions whose sum is the size of one."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_export.records import CHANGED
+from lora_export.records import CHANGED, ELEMENTS
 from lora_export.report.columns import counted
 from lora_export.report.sentences import failed_sentence, percent
 from lora_export.report.survival import kept_words
@@ -181,7 +181,8 @@ def _cause(report: Report) -> str:
         return report.findings[0].message
     failed = [check for check in report.checks if not check.passed]
     if failed:
-        return failed_sentence(failed[0])
+        # A wrong element shows that something is wrong; every other check shows what.
+        return failed_sentence(min(failed, key=lambda check: check.name == ELEMENTS))
     first, *others = report.problems
     more = f" (and {counted(len(others), 'further problem')})" if others else ""
     return f"{first.message}{more}"

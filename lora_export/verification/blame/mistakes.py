@@ -64,4 +64,4 @@ def describe_names(wanted: Mapping[str, TensorSpec], written: Mapping[str, Tenso
         ("of another shape", shapes),
     ):
         parts += [f"{len(names)} {what}: {first_names(names)}"] if names else []
-    return f"of {counted(len(wanted), 'planned tensor')} {'; '.join(parts)}"
+    return f"{counted(len(wanted), 'planned tensor')}: {'; '.join(parts)}"

@@ -74,7 +74,7 @@ def _unlisted(unlisted: Sequence[str], present: int) -> str:
     if not present:
         return "no weight file is there"
     return (
-        f"{first_names(unlisted)} is not in the manifest, which lists {present - len(unlisted)} of "
+        f"{first_names(unlisted)}: not in the manifest, which lists {present - len(unlisted)} of "
         f"{counted(present, 'weight file')}"
     )
 
@@ -83,12 +83,17 @@ def _changed(changed: Sequence[str], lost: Sequence[str], files: int) -> str:
     """Return how many files are unchanged, and which are changed or missing, as one sentence."""
     other = [name for name in changed if name not in lost]
     parts = [
-        f"{first_names(names)} {'has' if len(names) == 1 else 'have'} {word}"
-        for names, word in ((other, "changed"), (lost, "gone"))
+        f"{first_names(names)} {singular if len(names) == 1 else plural}"
+        for names, singular, plural in (
+            (other, "has changed", "have changed"),
+            (lost, "is missing", "are missing"),
+        )
         if names
     ]
-    kept = f"{files - len(changed)} of {counted(files, 'file')} still have the digest"
-    return f"{kept} of the manifest; {' and '.join(parts)}"
+    kept = files - len(changed)
+    verb = "has" if 1 in (kept, files) else "have"
+    still = f"{kept} of {counted(files, 'file')} still {verb} the digest of the manifest"
+    return f"{still}; {' and '.join(parts)}"
 
 
 def check_inputs(

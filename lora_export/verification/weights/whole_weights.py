@@ -12,7 +12,7 @@ from lora_export.execution.casting import holds_source
 from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.layout import segments_of
 from lora_export.execution.rows import Rows, read_rows, refuse_non_finite
-from lora_export.records import CHANGED, FLOAT_DTYPES, Check
+from lora_export.records import CHANGED, ELEMENTS, FLOAT_DTYPES, Check
 from lora_export.report.columns import counted, first_names
 from lora_export.report.sentences import times
 from lora_export.report.stopwatch import Seen, unseen
@@ -261,7 +261,7 @@ def _check_elements(merged: Sequence[Tally]) -> Check:
         )
         detail += f"; {wrong} of {counted(len(merged), 'tensor')} are wrong" if wrong > 1 else ""
     basis = f"1 is the rounding of an element; in {worst.name} one is {far}" if passed else ""
-    return Check("merged elements", passed, worst.error, 1.0, worst.name, detail, basis)
+    return Check(ELEMENTS, passed, worst.error, 1.0, worst.name, detail, basis)
 
 
 def _slant(one: Tally) -> float:

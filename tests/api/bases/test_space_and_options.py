@@ -49,7 +49,7 @@ def test_too_little_room_is_refused_before_writing(free, call, monkeypatch, tmp_
     before = sorted(tmp_path.iterdir())
     dry = call(dry_run=True)
     assert space_of(dry) == (NEEDED, free)
-    text = report_text(dry, verbose=False)
+    text = " ".join(report_text(dry, verbose=False).split())
     assert f"it takes {NEEDED} bytes, of {free} that are free there" in text
     assert "MB of memory" in text
     if free < NEEDED:

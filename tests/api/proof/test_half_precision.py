@@ -128,10 +128,11 @@ def test_what_rounding_leaves_of_the_effect_is_measured(dtype, std, tmp_path):
     assert report.kept.share == pytest.approx(by_hand, abs=0.02)
     assert report.kept.output == "logits"
     assert report.kept.dtype == "bfloat16"
-    shown = (
-        f"rounding: stored in bfloat16 the adapter keeps {int(report.kept.share * 1000) / 10:.1f} %"
-    )
-    assert shown in report_text(report, verbose=False)
+    shown = f"the adapter keeps {int(report.kept.share * 1000) / 10:.1f} % of its effect"
+    text = report_text(report, verbose=False)
+    assert f"\noutputs  stored in bfloat16 {shown}" in text
+    assert "\nweights  stored in bfloat16, " in text
+    assert text.startswith("PROVED: merged = base + adapter, rounded to bfloat16, ")
     entry = {"dtype": "bfloat16", "share": report.kept.share, "output": "logits"}
     assert report_json(report)["verification"]["kept_effect"] == entry
     manifest = json.loads((tmp_path / "out" / "lora_export.json").read_text())

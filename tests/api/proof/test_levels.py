@@ -36,7 +36,10 @@ def levels(report):
 def test_every_level_is_named_first(merged, tmp_path):
     report = merged(require="model")
     assert levels(report) == {"weights": {"proven": True}, "model": {"proven": True}}
-    assert report_text(report, verbose=False).startswith("proven   weights, model\n\n")
+    verdict, second, _ = report_text(report, verbose=False).split("\n\n", 2)
+    assert verdict.startswith("PROVED: ")
+    assert verdict.endswith("(weights, outputs)")
+    assert second == "proven   weights, model"
     manifest = json.loads((tmp_path / "out" / "lora_export.json").read_text())
     assert manifest["verification"]["levels"] == levels(report)
 
@@ -45,8 +48,10 @@ def test_the_weights_alone_where_the_user_asks_for_no_more(merged):
     report = merged(proof="weights")
     why = {"proven": False, "why": "--proof weights"}
     assert levels(report) == {"weights": {"proven": True}, "model": why}
-    first = "proven   weights\nunproven model: --proof weights\n\n"
-    assert report_text(report, verbose=False).startswith(first)
+    verdict, second, _ = report_text(report, verbose=False).split("\n\n", 2)
+    assert verdict.startswith("PROVED: merged = base + adapter, every element within its rounding")
+    assert verdict.endswith("(weights; outputs not run)")
+    assert second == "proven   weights\nunproven model: --proof weights"
     assert not report.warnings
 
 

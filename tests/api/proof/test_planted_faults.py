@@ -152,7 +152,7 @@ def plant_in_file(monkeypatch, case, fault):
     wrong = FAULTS[fault](base, merged)
     right = export.save_model
 
-    def faulty(graph, path, weights):
-        return right(graph, path, {**weights, **wrong})
+    def faulty(graph, path, weights, **settings):
+        return right(graph, path, {**weights, **wrong}, **settings)
 
     monkeypatch.setattr(export, "save_model", faulty)

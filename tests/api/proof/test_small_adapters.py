@@ -72,7 +72,7 @@ def test_no_right_merge_is_refused(build, dtype, std, resolved, tmp_path):
     assert len(told(report)) == (not resolved)
     details = [c.detail for c in report.checks if c.level == "model" and "unmerged" in c.name]
     assert details
-    assert all(detail.startswith("not resolved; ") != resolved for detail in details)
+    assert all(detail.startswith("not resolved: ") != resolved for detail in details)
     record = json.loads((tmp_path / "out/lora_export.json").read_text())["verification"]
     assert record["passed"]
     assert any("not resolved" in one["detail"] for one in record["checks"]) != resolved

@@ -134,7 +134,7 @@ def test_without_a_proof_nothing_is_known(tmp_path):
 @pytest.mark.parametrize(
     ("whole", "tensors", "words"),
     [
-        (KeptUpdate(1.0, 1.0), {}, ["the whole update survives; all of the elements moved"]),
+        (KeptUpdate(1.0, 1.0), {}, ["the whole update survives; every element moved"]),
         (
             KeptUpdate(0.99994, 0.5),
             {},
