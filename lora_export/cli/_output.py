@@ -17,7 +17,7 @@ from lora_export.errors import LoraExportError, UsageError, VerificationError
 from lora_export.records import Problem
 from lora_export.report.document import error_json, report_json
 from lora_export.report.result import json_text, refused
-from lora_export.report.text import report_text
+from lora_export.report.text import next_text, report_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -143,10 +143,15 @@ class Output:
         if not self.quiet:
             for warning in report.warnings:
                 print_message(f"note: {warning}")
+        if report.next and not self.as_json and not self.quiet:
+            # After the notes, which are on stderr: a terminal then ends with it as a file does.
+            click.echo(f"\n{next_text(report.next, text_width())}")
 
     def _print_text(self, report: Report) -> None:
+        """Print all of the text but the next command."""
         paint = coloured if is_coloured() else None
-        click.echo(report_text(report, verbose=self.verbose, width=text_width(), paint=paint))
+        shown = replace(report, next="")
+        click.echo(report_text(shown, verbose=self.verbose, width=text_width(), paint=paint))
 
     def _print_refusal(self, error: LoraExportError) -> None:
         """Print on stdout what the command had found, and on stderr why it refused."""

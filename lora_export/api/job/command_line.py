@@ -73,4 +73,9 @@ def _flags(option: Option, value: object) -> Iterator[str]:
     if option.takes == "blocks" and isinstance(value, list | tuple):
         value = ",".join(str(int(block)) for block in value)
     for item in value if option.many and isinstance(value, list | tuple) else [value]:
-        yield from (flag, str(item))
+        yield from (flag, _text(item))
+
+
+def _text(value: object) -> str:
+    """Return a value as a user writes it: `32`, and not `32.0`."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -29,7 +29,8 @@ def next_command(verb: str, values: Mapping[str, object], report: Report) -> str
     if report.dry_run:
         writing = _with_output(verb, values)
         return shlex.join(command_words(verb, writing)) if writing else ""
-    if verb in _MERGES and not report.checks:
+    # verify does not know new shards: with a base it expects the base's own.
+    if verb in _MERGES and not report.checks and not values.get("max_shard_size"):
         taken = {option.name for option in VERBS["verify"]}
         shared = {name: value for name, value in values.items() if name in taken}
         return shlex.join(command_words("verify", {**shared, "artifact": report.output}))

@@ -41,7 +41,7 @@ def test_what_was_given_stays_in_the_command(files):
     with pytest.raises(UsageError, match="2 of 3 blocks") as refused:
         merge(*files, **given)
     told = " ".join(command_of(refused))
-    for words in ("--alpha 4.0", "--weight 2.0", "--recipe exact", "--no-verify", "--jobs 1"):
+    for words in ("--alpha 4 ", "--weight 2 ", "--recipe exact", "--no-verify", "--jobs 1"):
         assert words in told
     assert told.endswith("-o OUT --enable-lora BLOCKS")
 
