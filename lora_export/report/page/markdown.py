@@ -12,7 +12,7 @@ from lora_export.report.page.pictures.axis import axis_words
 from lora_export.report.page.pictures.heat_map import size_words
 from lora_export.report.page.pictures.module_grid import module_grid
 from lora_export.report.page.provenance import facts_of
-from lora_export.report.page.sections import sizes
+from lora_export.report.page.sections import is_said, kept_entry, sizes
 from lora_export.report.page.tables import LEVELS, by_level, note_of, numbers_of, share_words
 from lora_export.report.survival import survival_words
 from lora_export.report.verdict import verdict
@@ -83,11 +83,12 @@ def _top(report: Report) -> Iterator[str]:
     )
     if line := verdict_line(report):
         yield line
-    if causes := "\n".join(_causes(report)):
+    found = verdict(report)
+    if causes := "\n".join(_causes(report, found.text if found else "")):
         yield causes
 
 
-def _causes(report: Report) -> Iterator[str]:
+def _causes(report: Report, said: str) -> Iterator[str]:
     if report.attribution:
         yield f"- {markdown(report.attribution, 600)}"
     for finding in report.findings:
@@ -98,7 +99,9 @@ def _causes(report: Report) -> Iterator[str]:
     for problem in report.problems[:_EXAMPLES] if not report.findings else ():
         where = f"{markdown_code(problem.where)}: " if problem.where else ""
         hint = f" ({markdown(problem.hint, 600)})" if problem.hint else ""
-        yield f"- {where}{markdown(problem.message, 600)}{hint}"
+        message = "" if is_said(problem.message, said) else markdown(problem.message, 600)
+        if line := f"{where}{message}{hint}".strip():
+            yield f"- {line}"
 
 
 def _proof(report: Report) -> Iterator[str]:
@@ -125,7 +128,7 @@ def _updates(report: Report) -> Iterator[str]:
 
 
 def _left(report: Report, provenance: Provenance) -> Iterator[str]:
-    if entry := report.facts.get("survival"):
+    if entry := kept_entry(report):
         words = survival_words(entry)
         note = f" {markdown(entry['note'], 600)}" if entry["note"] else ""
         kept = (

@@ -113,6 +113,8 @@ def times(ratio: float) -> str:
 
 def of_allowed(share: float) -> str:
     """Return an error as a share of what is allowed: `9 % of`, or from ten on `120,000 times`."""
+    if share == 0:
+        return "0 % of"
     return f"{percent(share)} of" if share < _OFTEN else f"{times(share)} times"
 
 

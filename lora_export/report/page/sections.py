@@ -54,7 +54,7 @@ def _causes(report: Report, said: str) -> Iterator[str]:
         yield f"<li>{html(report.attribution, 600)}</li>"
     yield from (_finding(finding, said) for finding in report.findings)
     if not report.findings:
-        yield from map(_problem, report.problems[:_EXAMPLES])
+        yield from (_problem(problem, said) for problem in report.problems[:_EXAMPLES])
         if more := len(report.problems) - _EXAMPLES:
             yield f"<li>and {counted(more, 'problem')} more</li>" if more > 0 else ""
 
@@ -67,10 +67,17 @@ def _finding(finding: Finding, said: str) -> str:
     return f"<li>{message}{': ' if message and names else ''}{names}{tail}</li>"
 
 
-def _problem(problem: Problem) -> str:
-    where = f"{code(problem.where)}: " if problem.where else ""
-    hint = f'<br><span class="note">{html(problem.hint, 600)}</span>' if problem.hint else ""
-    return f"<li>{where}{html(problem.message, 600)}{hint}</li>"
+def _problem(problem: Problem, said: str) -> str:
+    message = "" if is_said(problem.message, said) else html(problem.message, 600)
+    parts = [code(problem.where) if problem.where else "", message]
+    hint = f'<span class="note">{html(problem.hint, 600)}</span>' if problem.hint else ""
+    text = ": ".join(filter(None, parts))
+    return f"<li>{'<br>'.join(filter(None, (text, hint)))}</li>" if text or hint else ""
+
+
+def is_said(message: str, said: str) -> bool:
+    """Return whether the verdict's text has the message of a problem already."""
+    return said.startswith(message) or message.startswith(said)
 
 
 def sections(report: Report, provenance: Provenance) -> tuple[Section, ...]:
@@ -105,8 +112,8 @@ def _updates(report: Report) -> str:
 
 
 def _rounding(report: Report) -> str:
-    entry: Mapping[str, Any] | None = report.facts.get("survival")
-    if not entry:
+    entry = kept_entry(report)
+    if entry is None:
         return ""
     rows = [Bar(f"update kept in {' and '.join(entry['dtypes'])}", *_kept(entry["share"]))]
     rows += [
@@ -119,6 +126,17 @@ def _rounding(report: Report) -> str:
     note = f'<p class="note">{html(entry["note"], 600)}</p>' if entry["note"] else ""
     words = survival_words(entry)
     return f"<p>{html(words[:1].upper() + words[1:])}.</p>{bar_rows(_plain(rows))}{note}"
+
+
+def kept_entry(report: Report) -> Mapping[str, Any] | None:
+    """Return what storing left of the updates; None where it is not known.
+
+    Of wrong weights it is not known: what is missing there is no rounding.
+    """
+    if any(check.level == "weights" and not check.passed for check in report.checks):
+        return None
+    entry: Mapping[str, Any] | None = report.facts.get("survival")
+    return entry
 
 
 def _kept(share: float) -> tuple[float, str, str]:

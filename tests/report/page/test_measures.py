@@ -37,8 +37,8 @@ def test_a_share_of_the_weight(share, text):
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0.09, "9 % of"), (3.2, "320 % of"), (12.0, "12 times"), (116_666.0, "120,000 times"),
-     (3.4e7, "34.0 million times"), (inf, "\u221e times")],
+    [(0, "0 % of"), (0.09, "9 % of"), (3.2, "320 % of"), (12.0, "12 times"),
+     (116_666.0, "120,000 times"),     (3.4e7, "34.0 million times"), (inf, "\u221e times")],
 )  # fmt: skip
 def test_an_error_is_a_share_or_many_times_of_what_is_allowed(share, text):
     assert of_allowed(share) == text

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import page_reports
 import pytest
 
+from lora_export.errors import FitError
+from lora_export.records import Check
 from lora_export.report.page.frame import HTML_START, MARKDOWN_START
 from lora_export.report.page.rendered import rendered
 from lora_export.report.page.suite_page import rendered_suite
-from lora_export.report.result import Report
+from lora_export.report.result import Report, refused
 
 EVIL = "<script>alert(1)</script>\"'><img src=x>\u202e\x00\x1b[2J|`*_[x](http://evil.example)@who\udcff"
 VOID = {"meta", "link", "br"}
@@ -177,6 +180,22 @@ def test_a_refusal_gives_its_cause_with_three_examples():
     assert "wrong base 2" in unfit
     assert "wrong base 3" not in unfit
     assert "and 2 problems more" in unfit
+
+
+def test_of_wrong_weights_nothing_is_said_of_rounding():
+    report = page_reports.proved()
+    wrong = Check("scaling", passed=False, worst=1.0, tolerance=0.001, level="weights")
+    failed = replace(report, checks=(*report.checks, wrong))
+    for form, words in (("html", "What rounding left"), ("md", "**Rounding:**")):
+        assert words in rendered(report, form)
+        assert words not in rendered(failed, form)
+
+
+@pytest.mark.parametrize("form", ["html", "md"])
+def test_a_cause_is_told_once(form):
+    page = rendered(refused("merge", FitError("an odd base", where="base", hint="a hint")), form)
+    assert page.count("an odd base") == 1
+    assert "a hint" in page
 
 
 @pytest.mark.parametrize("form", ["html", "md"])

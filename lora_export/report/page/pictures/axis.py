@@ -24,6 +24,9 @@ _LANE = 46
 _TOP = 26
 """Pixels above the first lane, for the words at the border."""
 
+_ROOM = 18
+"""Percent of the width that a word at the border takes on a phone."""
+
 _MOST_TICKS = 6
 """Labelled powers of ten at most: so many fit into 340 pixels."""
 
@@ -82,9 +85,9 @@ def _border(place: float, bottom: int) -> Iterator[str]:
     x = f"{place:.2f}%"
     yield f'<rect class="ground" x="0" y="{_TOP - 8}" width="{x}" height="{bottom - _TOP + 8}"/>'
     yield f'<line class="border" x1="{x}" x2="{x}" y1="4" y2="{bottom}"/>'
-    if place > 22:
+    if place > _ROOM:
         yield f'<text class="side" x="{x}" dx="-7" y="13" text-anchor="end">passes</text>'
-    if place < 80:
+    if place < 100 - _ROOM:
         yield f'<text class="side" x="{x}" dx="7" y="13">is refused</text>'
 
 
