@@ -17,7 +17,7 @@ from packaging.version import Version
 
 import lora_export
 
-SOURCES = {".py", ".typed"}
+SOURCES = {".py", ".toml", ".typed"}
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ COMMANDS = {
 }
 # What differs between two real processes: free space, memory, seconds, a process's number.
 OTHER = re.compile(
-    rb'"(free|memory)": \d+|(?<=line 1: ) *\d+|^seconds: .*$|"seconds": \{[^}]*\}', re.MULTILINE
+    rb'"(free|memory)": \d+|(?<=line 1: ) *\d+|^seconds: .*(?:\n  .*)*$|"seconds": \{[^}]*\}',
+    re.MULTILINE,
 )
 # A stage that takes longer than two seconds is named on stderr.
 STAGES = re.compile(rb"^[a-z ]+: \d+ s( so far|, .*)\n", re.MULTILINE)
