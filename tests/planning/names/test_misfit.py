@@ -143,12 +143,24 @@ def other(case):
     return case
 
 
-@pytest.mark.parametrize("flags", [[], ["-q"], ["--dry-run"]])
-def test_another_base_of_the_right_shape_is_told_whatever_is_quiet(flags, other):
+@pytest.mark.parametrize("flags", [[], ["-q", "--json"], ["--json"], ["--dry-run"]])
+def test_another_base_of_the_right_shape_is_told(flags, other):
     words = ["merge", *(str(other / name) for name in ("base", "lora"))]
     result = CliRunner().invoke(main, [*words, "-o", str(other / "out"), "--no-verify", *flags])
     assert result.exit_code == 0, result.output
-    assert "note: by adapter_config.json it was trained on org/other" in result.stderr
+    warning = "by adapter_config.json it was trained on org/other"
+    assert (f"note: {warning}" in result.stderr) is ("-q" not in flags)
+    if "--json" in flags:
+        assert any(one.startswith(warning) for one in json.loads(result.stdout)["warnings"])
+
+
+def test_quiet_leaves_out_the_note_and_strict_refuses_all_the_same(other):
+    words = ["merge", *(str(other / name) for name in ("base", "lora")), "-o", str(other / "out")]
+    quiet = CliRunner().invoke(main, [*words, "--no-verify", "-q"])
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+    strict = CliRunner().invoke(main, [*words, "--no-verify", "-q", "--strict", "--force"])
+    assert strict.exit_code == 4
+    assert "it was trained on org/other" in strict.stderr
 
 
 def test_another_base_is_in_json_and_in_the_report(other):
