@@ -168,8 +168,8 @@ class Output:
             print_message(line)
         if isinstance(error, VerificationError) and self.command != "verify":
             click.echo("nothing was published", err=True)
-        if hint := report.problems[-1].hint:
-            click.echo(f"next: {hint}", err=True)
+        if after := after_refusal(report.problems):
+            click.echo(f"next: {after}", err=True)
 
 
 def refusal_lines(problems: Sequence[Problem]) -> list[str]:
@@ -179,9 +179,18 @@ def refusal_lines(problems: Sequence[Problem]) -> list[str]:
     """
     last = problems[-1].hint
     shown = [replace(one, hint="") if one.hint == last else one for one in problems]
+    commands = [command for command in _explaining(problems) if command != after_refusal(problems)]
+    return [*(f"error: {problem}" for problem in shown), *(f"more: {one}" for one in commands)]
+
+
+def after_refusal(problems: Sequence[Problem]) -> str:
+    """Return what to do now: the last hint, else the command that explains the first cause."""
+    return problems[-1].hint or next(iter(_explaining(problems)), "")
+
+
+def _explaining(problems: Sequence[Problem]) -> list[str]:
     causes = [*dict.fromkeys(problem.cause for problem in problems if problem.cause)]
-    more = [f"more: lora-export explain {cause}" for cause in causes[:_EXPLAINED]]
-    return [*(f"error: {problem}" for problem in shown), *more]
+    return [f"lora-export explain {cause}" for cause in causes[:_EXPLAINED]]
 
 
 def _left_from_within(error: SystemExit) -> UsageError:

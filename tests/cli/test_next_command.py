@@ -123,3 +123,13 @@ def test_an_adapter_leads_to_its_base(folder):
     other = run("inspect", "adapter")
     assert "contradiction: the factors of m have rank 2, and " in other.stdout
     assert "next:" not in other.stdout
+
+
+def test_a_refusal_without_a_hint_is_explained_next(folder):
+    bare = run("verify", "gone.safetensors")
+    assert bare.exit_code == 3
+    *_, last = bare.stderr.strip().splitlines()
+    assert last.startswith("next: lora-export explain input/")
+    assert "more:" not in bare.stderr
+    explained = run(*following(f"\n{last}"))
+    assert explained.exit_code == 0, explained.output
