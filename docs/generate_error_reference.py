@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__)
 INTRODUCTION = """\
-Why `lora-export` refuses, and what to do. A refusal ends with a line such as
+Why `lora-export` refuses, and what to do. A refusal has a line such as
 `more: lora-export explain fit/no-module`; `--json` has the same code as `explain` of each problem.
 `lora-export explain CODE` prints the entries of this page. CODE is a cause, an exit status or the
 name of a check; without CODE all of them are listed.
