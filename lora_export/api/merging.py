@@ -19,6 +19,7 @@ from lora_export.api.job.planned_job import make_job
 from lora_export.api.page_file import with_page
 from lora_export.api.proof.checkpoint_proof import not_verified, prove_further
 from lora_export.api.proof.expected import expected_proof
+from lora_export.api.proof.explaining import explained
 from lora_export.api.proof.model_proof import Proven
 from lora_export.api.recording import build_manifest, input_paths, write_manifest
 from lora_export.api.space import refuse_too_little, space_for
@@ -202,9 +203,17 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
             merged = read_checkpoint(stage.path)
             by_weights = proof.checks(merged.tensors(), allow_noop=job.allow_noop)
         proven = prove_further(job, merged, at_level("weights", by_weights))
+        proven = explained(plan, merged, replace(proven, wrong=proof.wrong_tensors()))
     checks = proven.checks
     found = {**survival_facts(survival), **size_facts(survival), **proven.facts}
-    refuse_failed(checks, str(stage.output), proven.attribution, plan=plan, facts=found)
+    refuse_failed(
+        checks,
+        str(stage.output),
+        proven.attribution,
+        plan=plan,
+        facts=found,
+        findings=proven.findings,
+    )
     left = [f for adapter in plan.adapters for f in adapter.files() if f not in digests]
     with job.clock("hash", "bytes") as progress:
         digests |= hash_files(left, writing.jobs, progress)

@@ -18,6 +18,7 @@ from lora_export.api.job.planned_job import make_job
 from lora_export.api.job.recorded_job import recorded_job, recorded_precision
 from lora_export.api.page_file import with_page
 from lora_export.api.proof.checkpoint_proof import prove_checkpoint
+from lora_export.api.proof.explaining import explained
 from lora_export.api.proof.following import prove_foreign
 from lora_export.api.proof.model_proof import Proven
 from lora_export.checkpoint.folder.recorded import read_manifest
@@ -167,7 +168,14 @@ def verify(
         raise
     checks = (*before, *proven.checks)
     facts = {**facts, **clock.facts()}
-    refuse_failed(checks, str(path), proven.attribution, plan=job.plan, facts=facts)
+    refuse_failed(
+        checks,
+        str(path),
+        proven.attribution,
+        plan=job.plan,
+        facts=facts,
+        findings=proven.findings,
+    )
     lossy = survival_warnings(proven.survival)
     warnings = (*inherited, *unused, *by_manifest, *job.plan.warnings, *proven.warnings, *lossy)
     return Report(
@@ -302,5 +310,6 @@ def _again(
         job, proven = prove_foreign(job, merged, plan_again)
     else:
         proven = prove_checkpoint(job, merged)
+    proven = explained(job.plan, merged, proven)
     measured = {**survival_facts(proven.survival), **size_facts(proven.survival)}
     return job, proven, {**measured, **proven.facts}

@@ -188,7 +188,7 @@ class Bench:
 
     def judge_weights(self, merged: Checkpoint) -> Proven:
         """What the proof by weights says."""
-        checks, _ = prove_weights(self.job, merged)
+        checks, *_ = prove_weights(self.job, merged)
         return Proven(checks, attribution=by_checks(checks))
 
     def judge_model(self, merged: Checkpoint) -> Proven:

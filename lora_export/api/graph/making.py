@@ -133,7 +133,7 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
     warnings: tuple[str, ...] = ()
     survival = None
     if verify:
-        by_weights, survival = prove_weights(job, merged)
+        by_weights, survival, _ = prove_weights(job, merged)
     else:
         warnings = not_verified(job, but=["--input"])
     if place.writes or form.is_lowered:  # else no file is made of these weights

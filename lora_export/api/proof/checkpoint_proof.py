@@ -35,7 +35,7 @@ def prove_checkpoint(job: Job, merged: Checkpoint, *, foreign: bool = False) -> 
     from lora_export.verification.files.foreign_files import check_foreign_files
     from lora_export.verification.files.side_file_check import check_side_files
 
-    checks, survival = prove_weights(job, merged)
+    checks, survival, wrong = prove_weights(job, merged)
     notes: tuple[str, ...] = ()
     if job.plan.base.layout == merged.layout == "folder":
         if foreign:
@@ -44,7 +44,7 @@ def prove_checkpoint(job: Job, merged: Checkpoint, *, foreign: bool = False) -> 
             files = check_side_files(job.plan, merged.root)
         checks = (*checks, *at_level("manifest", files))
     proven = prove_further(job, merged, checks)
-    return replace(proven, warnings=(*notes, *proven.warnings), survival=survival)
+    return replace(proven, warnings=(*notes, *proven.warnings), survival=survival, wrong=wrong)
 
 
 def not_verified(job: Job, *, but: Sequence[str] = ()) -> tuple[str, ...]:
@@ -111,18 +111,20 @@ def _by_weights_only(why: object) -> Proven:
     return Proven(warnings=(words,), unproven={"model": str(why)})
 
 
-def prove_weights(job: Job, written: Checkpoint) -> tuple[tuple[Check, ...], Survival | None]:
-    """Return the checks of level "weights", and what storing left of the updates.
+def prove_weights(
+    job: Job, written: Checkpoint
+) -> tuple[tuple[Check, ...], Survival | None, frozenset[str] | None]:
+    """Return the checks of level "weights", what storing left of the updates, and wrong tensors.
 
-    See verification.weights.whole_weights.
+    See verification.weights.whole_weights.check_weights.
     """
     from lora_export.verification.weights.whole_weights import check_weights
 
     with job.clock("proof by weights", "bytes") as progress:
-        checks, survival = check_weights(
+        checks, survival, wrong = check_weights(
             job.plan, written.tensors(), allow_noop=job.allow_noop, progress=progress
         )
-    return at_level("weights", checks), survival
+    return at_level("weights", checks), survival, wrong
 
 
 def _why_unasked(job: Job, source: FactoryModel) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
     from lora_export.models.subject import Subject
-    from lora_export.records import Attribution, Check, KeptEffect, Survival, Unit
+    from lora_export.records import Attribution, Check, Finding, KeptEffect, Survival, Unit
     from lora_export.verification.blame.narrowing import Suspects
     from lora_export.verification.model.tolerance import Tolerance
     from lora_export.verification.model.witnesses import Witnesses
@@ -54,6 +54,10 @@ class Proven:
     unproven: Mapping[str, str] = field(default_factory=dict)
     #: Further results for the report, by name: docs/json.md.
     facts: Mapping[str, Any] = field(default_factory=dict)
+    #: The tensors that are not as planned; None where they were not compared.
+    wrong: frozenset[str] | None = None
+    #: The mistakes that explain failed checks, the one that explains most first.
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

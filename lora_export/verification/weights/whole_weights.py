@@ -24,7 +24,7 @@ from lora_export.verification.weights.survival import survival_of
 from lora_export.verification.weights.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -101,6 +101,12 @@ class WeightProof:
             checks.append(_check_changed(planned, merged))
         return tuple(checks)
 
+    def wrong_tensors(self) -> frozenset[str]:
+        """Return the names of all tensors that are not as planned, as far as they were compared."""
+        lost = _lost([step for step in self.plan.steps() if step.deltas], self._tallies.values())
+        far = [one.name for one in self._tallies.values() if one.error > 1 or _slant(one) > 1]
+        return frozenset({*self.different, *lost, *far})
+
     def survival(self) -> Survival | None:
         """Return what storing left of the updates; None where no update is known."""
         dtypes = {step.out.name: step.out.dtype for step in self.plan.steps() if step.deltas}
@@ -144,7 +150,7 @@ def check_weights(
     *,
     allow_noop: bool,
     progress: Advance = unseen,
-) -> tuple[tuple[Check, ...], Survival | None]:
+) -> tuple[tuple[Check, ...], Survival | None, frozenset[str] | None]:
     """Compare the tensors of a finished result with `plan`, as a merge does while it writes them.
 
     Args:
@@ -155,7 +161,8 @@ def check_weights(
 
     Returns:
         the checks of the level; only that of the names if it failed. Then what storing left of
-        the updates; None where no update is known.
+        the updates; None where no update is known. Then the names of the tensors that are not as
+        planned; None where only names were compared.
 
     Raises:
         InputError: the base or an adapter holds NaN or infinity.
@@ -165,7 +172,7 @@ def check_weights(
     refuse_unusable(plan)
     names = _check_names(plan.steps(), written)
     if not names.passed:
-        return (names,), None
+        return (names,), None, None
     proof = WeightProof(plan)
     seen = Seen(progress, sum(step.out.nbytes for step in plan.steps()))
     for shard in plan.shards:
@@ -179,7 +186,8 @@ def check_weights(
         if not holds_source(step, written[step.out.name]):
             proof.different.append(step.out.name)
         seen(step.out.nbytes)
-    return proof.checks(written, allow_noop=allow_noop), proof.survival()
+    checks = proof.checks(written, allow_noop=allow_noop)
+    return checks, proof.survival(), proof.wrong_tensors()
 
 
 def _look_at_rows(proof: WeightProof, rows: Rows, written: Mapping[str, TensorRef]) -> None:
@@ -283,14 +291,20 @@ def _check_gain(merged: Sequence[Tally]) -> Check:
 
 
 def _check_changed(planned: Sequence[Step], merged: Sequence[Tally]) -> Check:
-    same = {one.name for one in merged if not one.changed}
-    steps = [step for step in planned if step.out.name in same]
-    lost = [step.out.name for step in steps if not all(map(changes_nothing, step.deltas))]
-    detail = f"{len(merged) - len(same)} planned tensors differ from the base"
-    if idle := len(same) - len(lost):
+    same = sum(not one.changed for one in merged)
+    lost = _lost(planned, merged)
+    detail = f"{len(merged) - same} planned tensors differ from the base"
+    if idle := same - len(lost):
         detail += f", the factors of {idle} are zero"
     fault = (
         f"{first_names(lost)}: {len(lost)} of {counted(len(merged), 'tensor')} with an update "
         "are still the base's"
     )
     return listed_check(CHANGED, lost, detail, fault=fault)
+
+
+def _lost(planned: Iterable[Step], merged: Iterable[Tally]) -> list[str]:
+    """Return the adapted tensors that are the base's, though their factors are not zero."""
+    same = {one.name for one in merged if not one.changed}
+    steps = [step for step in planned if step.out.name in same]
+    return [step.out.name for step in steps if not all(map(changes_nothing, step.deltas))]
