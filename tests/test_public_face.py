@@ -53,7 +53,7 @@ FACE = {
     ),
     "unmerge": (
         {"merged": NEEDED, "output": NEEDED},
-        {"undo": NEEDED, "jobs": None, "force": False, "progress": None},
+        {"undo": None, "jobs": None, "force": False, "progress": None},
     ),
     "inspect": ({"path": NEEDED}, {}),
 }  # fmt: skip

@@ -196,6 +196,8 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
             clock=job.clock,
             digest_base=writing.verify or undo is not None,
         )
+    around = {file.name for file in plan.side_files} | {plan.index_name}
+    weights = [file for file in files if file.path not in around]
     proven, survival = Proven(warnings=not_verified(job)), None
     if proof:
         with job.clock("proof by weights"):
@@ -241,7 +243,7 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     # an undo file too many, never a merged checkpoint that cannot be undone.
     if undo:
         with job.clock("write the undo file"):
-            kept = write_undo(plan, undo.path, digests, writing.jobs)
+            kept = write_undo(plan, undo.path, digests, weights, writing.jobs)
             files = (*files, kept)
             _publish_undo(undo, kept, force=writing.force)
     try:
@@ -270,14 +272,14 @@ def _publish_undo(undo: Staging, written: WrittenFile, *, force: bool) -> None:
     """Publish the undo file, unless a killed run has left one of the same bytes at its place.
 
     Raises:
-        OutputError: another base's undo file is there.
+        OutputError: the undo file of another base or merge is there.
     """
     if force or not undo.output.exists():
         undo.publish()
     elif file_sha256(undo.output) != written.sha256:
         hint = "choose another name, or replace it with --force"
         raise OutputError(
-            "is the undo file of another base",
+            "is the undo file of another base or merge",
             where=str(undo.output),
             hint=hint,
             cause="output/exists",

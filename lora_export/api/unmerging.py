@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from lora_export.api.job.keywords import checked
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
+from lora_export.errors import UsageError
 from lora_export.execution.undo import is_restored, read_undo, restore
 from lora_export.report.columns import counted, first_names
 from lora_export.report.result import Report
 from lora_export.report.stopwatch import Stopwatch
 from lora_export.verification.failure import refuse_failed
+from lora_export.verification.files.undo_check import check_result
 from lora_export.verification.listed_check import listed_check
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def unmerge(
     merged: str | Path,
     output: str | Path,
     *,
-    undo: str | Path,
+    undo: str | Path | None = None,
     jobs: int | None = None,
     force: bool = False,
     progress: OnProgress | None = None,
@@ -44,7 +46,7 @@ def unmerge(
     Args:
         merged: what `merge` wrote.
         output: the file or folder to write; must not exist unless `force`.
-        undo: the file that `merge` kept.
+        undo: the file that `merge` kept; it must be named.
         jobs: threads; None takes one a processor.
         force: replace an earlier export at `output`. If `output` is the base already, it stays.
         progress: see `merge`.
@@ -54,9 +56,14 @@ def unmerge(
 
     Raises:
         InputError: a file is damaged, or undo file and checkpoint do not belong together.
-        VerificationError: the restored files are not those of the base; nothing is published.
-        UsageError, LimitError, OutputError, StorageError: as for `merge`.
+        VerificationError: `merged` is not the result that the undo file belongs to, or the
+            restored files are not those of the base; nothing is published.
+        UsageError: `undo` is not named.
+        LimitError, OutputError, StorageError: as for `merge`.
     """
+    if undo is None:
+        hint = "undo=FILE names the file that merge(..., undo=FILE) kept"
+        raise UsageError("the undo file of the merge is not named", where=str(merged), hint=hint)
     clock = Stopwatch(progress)
     kept, target = Path(undo), Path(output)
     checkpoint = read_checkpoint(Path(merged))
@@ -65,6 +72,8 @@ def unmerge(
     if force and kind == "folder" and is_restored(description, target):
         check = listed_check("restored", [], "the base is there already, to the byte")
         return Report("unmerge", str(target), None, (check,))
+    with clock("compare digests"):
+        refuse_failed(check_result(checkpoint, description, kept), str(merged))
     inputs = [checkpoint.root, *(shard.file for shard in checkpoint.shards), kept]
     with staging(target, force=force, inputs=inputs, kind=kind) as stage:
         with clock("restore", "bytes") as advance:

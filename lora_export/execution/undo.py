@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 KEY = "lora_export.undo"
 """The member of the metadata that holds the description."""
 
+RESULT = "result"
+"""The member of the description with the SHA-256 of the result's weight files.
+
+Files of earlier versions lack it."""
+
 FORMAT = 1
 """The format of the description."""
 
@@ -53,13 +58,20 @@ def check_undoable(plan: MergePlan) -> None:
         )
 
 
-def write_undo(plan: MergePlan, path: Path, digests: Mapping[Path, str], jobs: int) -> WrittenFile:
+def write_undo(
+    plan: MergePlan,
+    path: Path,
+    digests: Mapping[Path, str],
+    written: Sequence[WrittenFile],
+    jobs: int,
+) -> WrittenFile:
     """Write the original bytes of every tensor that `plan` changes to the new file `path`.
 
     Args:
         plan: the merge.
         path: the undo file.
         digests: SHA-256 of the base's files; the restored files must have the same.
+        written: the weight files of the result, which the undo file belongs to.
         jobs: threads.
 
     Raises:
@@ -68,7 +80,9 @@ def write_undo(plan: MergePlan, path: Path, digests: Mapping[Path, str], jobs: i
     """
     base = plan.base.tensors()
     changed = [base[name] for name in _lost(plan)]
-    metadata = {KEY: json.dumps(_description(plan, digests), sort_keys=True)}
+    # Digests alone: the same result under another name has the same undo file.
+    description = {**_description(plan, digests), RESULT: sorted(f.sha256 for f in written)}
+    metadata = {KEY: json.dumps(description, sort_keys=True)}
 
     def pieces() -> Iterator[Segment]:
         yield header_segment([ref.spec for ref in changed], metadata)

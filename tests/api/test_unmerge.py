@@ -5,6 +5,7 @@ from hashlib import sha256
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lora_export.api import merge, unmerge
@@ -219,3 +220,41 @@ def test_a_base_that_is_there_already_is_left_as_it_is(base, adapter, tmp_path):
     (tmp_path / "again" / "model-1.safetensors").write_bytes(b"")
     with pytest.raises(OutputError, match="not an export of ours"):
         unmerge(tmp_path / "merged", tmp_path / "again", undo=undo, force=True)
+
+
+def test_the_result_of_another_adapter_is_refused_by_its_digest(base, adapter, tmp_path):
+    """The undo file would restore the base from it, and hide which of both was at hand."""
+    merge(base, [adapter], tmp_path / "merged", alpha=3, undo=tmp_path / "undo.safetensors")
+    merge(base, [adapter], tmp_path / "other", alpha=5)
+    with pytest.raises(VerificationError, match=r"undo\.safetensors does not record") as caught:
+        unmerge(tmp_path / "other", tmp_path / "again", undo=tmp_path / "undo.safetensors")
+    digest = sha256((tmp_path / "other" / "model-1.safetensors").read_bytes()).hexdigest()
+    assert digest[:16] in caught.value.problems[0].message
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_result_under_other_names_belongs_to_its_undo_file(base, adapter, tmp_path):
+    merge(base, [adapter], tmp_path / "merged", alpha=3, undo=tmp_path / "undo.safetensors")
+    index = tmp_path / "merged" / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-1.safetensors", "part.safetensors"))
+    (tmp_path / "merged" / "model-1.safetensors").rename(tmp_path / "merged" / "part.safetensors")
+    report = unmerge(tmp_path / "merged", tmp_path / "again", undo=tmp_path / "undo.safetensors")
+    assert report.passed
+
+
+def test_an_undo_file_without_digests_restores_as_before(base, adapter, tmp_path):
+    """Earlier versions did not record which result an undo file belongs to."""
+    undo, old = tmp_path / "undo.safetensors", tmp_path / "old.safetensors"
+    merge(base, [adapter], tmp_path / "merged", alpha=3, undo=undo)
+    with safe_open(undo, "pt") as opened:
+        description = json.loads(opened.metadata()["lora_export.undo"])
+    assert description.pop("result")
+    save_file(load_file(undo), old, {"lora_export.undo": json.dumps(description)})
+    unmerge(tmp_path / "merged", tmp_path / "again", undo=old)
+    assert digests(tmp_path / "again") == digests(base)
+
+
+def test_an_undo_file_that_is_not_named(base, adapter, tmp_path):
+    merge(base, [adapter], tmp_path / "merged", alpha=3)
+    with pytest.raises(UsageError, match="the undo file of the merge is not named"):
+        unmerge(tmp_path / "merged", tmp_path / "again")
