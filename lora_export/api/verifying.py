@@ -33,6 +33,7 @@ from lora_export.report.stopwatch import Stopwatch
 from lora_export.report.survival import size_facts, survival_facts, survival_warnings
 from lora_export.verification.failure import refuse_failed
 from lora_export.verification.files.manifest_check import check_outputs
+from lora_export.verification.files.manifest_findings import manifest_findings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from lora_export.api.proof.following import PlanAgain
     from lora_export.checkpoint.folder.recorded import Recorded
     from lora_export.planning.request import AdapterOptions
+    from lora_export.records import Check, Finding
 
 _WITHOUT = "make it again, or move the manifest away and prove it: --base BASE --adapter ADAPTER"
 
@@ -164,7 +166,8 @@ def verify(
         plan_again = partial(make_job, base, adapters, network=network, proof=proof, clock=clock)
         job, proven, facts = _again(path, job, form, None if recorded else plan_again)
     except InputError:
-        refuse_failed(before, str(path))  # a digest that fails explains the error
+        # A digest that fails explains the error.
+        refuse_failed(before, str(path), findings=_of_manifest(path, recorded, before))
         raise
     checks = (*before, *proven.checks)
     facts = {**facts, **clock.facts()}
@@ -174,7 +177,7 @@ def verify(
         proven.attribution,
         plan=job.plan,
         facts=facts,
-        findings=proven.findings,
+        findings=(*proven.findings, *_of_manifest(path, recorded, before)),
     )
     lossy = survival_warnings(proven.survival)
     warnings = (*inherited, *unused, *by_manifest, *job.plan.warnings, *proven.warnings, *lossy)
@@ -210,11 +213,18 @@ def _by_manifest(
         )
     with clock("hash", "bytes") as seen:
         checks = at_level("manifest", check_outputs(path, recorded, seen))
-    refuse_failed(checks, str(path))
+    refuse_failed(checks, str(path), findings=manifest_findings(path, recorded, checks))
     warnings = (*_unproven(recorded), *unused)
     proof = {"passed": recorded.verified, "levels": list(recorded.levels)}
     facts = {"recorded": proof, **clock.facts()}
     return Report("verify", str(path), checks=checks, warnings=warnings, facts=facts)
+
+
+def _of_manifest(
+    path: Path, recorded: Recorded | None, checks: Sequence[Check]
+) -> tuple[Finding, ...]:
+    """Return why the files are not those of the manifest; none where there is no manifest."""
+    return manifest_findings(path, recorded, checks) if recorded else ()
 
 
 def _refuse_other_graph(path: Path, network: Network) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lora_export.api.job.planned_job import make_job, plan_job
 from lora_export.planning.request import make_request, read_inputs
-from lora_export.records import at_level
+from lora_export.records import Finding, at_level
 from lora_export.verification.failure import refuse_failed
 from lora_export.verification.files.manifest_check import check_inputs, check_outputs
+from lora_export.verification.files.manifest_findings import manifest_findings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,9 +75,11 @@ def recorded_job(
         inputs = read_inputs(request)
     with clock("hash", "bytes") as seen:
         same_inputs = check_inputs(inputs.base, inputs.adapters, recorded, seen)
-        checks = at_level("manifest", [*check_outputs(path, recorded, seen), *same_inputs])
+        same_outputs = check_outputs(path, recorded, seen)
+    checks = at_level("manifest", [*same_outputs, *same_inputs])
     if not all(check.passed for check in same_inputs):  # the recorded facts are of other files
-        refuse_failed(checks, str(path))
+        found = manifest_findings(path, recorded, same_outputs)
+        refuse_failed(checks, str(path), findings=(*found, _other_inputs(same_inputs)))
     if not settings.get("weight"):
         inputs = replace(inputs, adapters=tuple(map(recorded.weighted, inputs.adapters)))
         taken["weight"] = [adapter.weight for adapter in inputs.adapters]
@@ -96,6 +99,13 @@ def recorded_job(
     usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
     named = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
     return replace(job, clock=clock), checks, (_taken(", ".join(named)),) if named else ()
+
+
+def _other_inputs(checks: Sequence[Check]) -> Finding:
+    """Return the finding of a base or an adapter that the manifest does not record."""
+    names = tuple(name for check in checks if not check.passed for name in check.where.split(", "))
+    message = "the base or the adapters are not those that the manifest records"
+    return Finding("other-inputs", message, names)
 
 
 def _taken(facts: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from lora_export.api.proof.checkpoint_proof import prove_checkpoint, prove_weights
 from lora_export.errors import LoraExportError
+from lora_export.records import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,8 @@ def prove_foreign(job: Job, merged: Checkpoint, plan_again: PlanAgain) -> tuple[
         return found, replace(other, warnings=(warning, *other.warnings))
     hint = _named(found, job)
     checks = tuple(replace(one, hint=hint) if one is wrong[0] else one for one in proven.checks)
-    return job, replace(proven, checks=checks)
+    finding = Finding("other-recipe", f"the merge is right by other options: {hint}")
+    return job, replace(proven, checks=checks, findings=(finding,))
 
 
 def _followed(job: Job, merged: Checkpoint, plan_again: PlanAgain) -> Job | None:

@@ -145,6 +145,8 @@ def test_a_recipe_that_was_asked_for_and_is_not_followed_fails(half, recipe):
     with pytest.raises(VerificationError) as caught:
         half.verify(recipe=recipe)
     (problem,) = caught.value.problems
+    (finding,) = caught.value.findings
+    assert finding.code == "other-recipe"
     assert "it follows --recipe peft-safe (PEFT's merge with safe_merge=True)" in problem.hint
 
 
@@ -163,6 +165,8 @@ def test_tied_tables_that_change_together_are_told_truly(tmp_path):
     with pytest.raises(VerificationError) as caught:
         place.verify()
     hint = caught.value.problems[0].hint
+    assert [finding.code for finding in caught.value.findings] == ["other-recipe"]
+    assert "it follows --tied eval" in caught.value.findings[0].message
     assert hint.startswith("it follows --tied eval; name that to accept it: model.embed_tokens")
     assert "the outputs differ from the unmerged model's" in hint
     report = place.verify(tied="eval")

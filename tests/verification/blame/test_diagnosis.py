@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
+from foreign_merges.making import combined, saved
 from foreign_merges.mistakes import MISTAKES
 from foreign_merges.places import Inputs, Place
 
@@ -36,3 +39,68 @@ def test_a_mistake_is_named(mistake, inputs, tmp_path):
         assert len(findings[0].names) == mistake.names
     else:
         assert list(findings[0].names) == list(mistake.names)
+
+
+def sharded(place):
+    place.merge().save_pretrained(place.out, max_shard_size="40KB")
+
+
+def with_renamed_shards(place):
+    sharded(place)
+    index = place.out / "model.safetensors.index.json"
+    text = index.read_text()
+    for number, file in enumerate(sorted(place.out.glob("model-*.safetensors"))):
+        text = text.replace(file.name, f"part{number}.safetensors")
+        file.rename(place.out / f"part{number}.safetensors")
+    index.write_text(text)
+
+
+def in_half(place):
+    place.merge().half().save_pretrained(place.out)
+
+
+def with_tokenizer(place):
+    place.merge().save_pretrained(place.out)
+    shutil.copy(place.base / "tokenizer.json", place.out)
+    (place.out / "README.md").write_text("merged")
+
+
+RIGHT = {
+    "auto": (saved(Place.merge), {}),
+    "auto, in bfloat16": (saved(Place.merge), {"dtype": "bfloat16"}),
+    "auto, in float16": (saved(Place.merge), {"dtype": "float16"}),
+    "safe_merge": (
+        saved(lambda place: place.merge(safe_merge=True)),
+        {"dtype": "bfloat16"},
+    ),
+    "modules_to_save": (saved(Place.merge), {"adapter": "head"}),
+    "token rows": (saved(Place.merge), {"adapter": "tokens"}),
+    "biases": (saved(Place.merge), {"base": "qwen", "adapter": "biases"}),
+    "biases of adapted layers": (saved(Place.merge), {"base": "qwen", "adapter": "own biases"}),
+    "DoRA": (saved(Place.merge), {"adapter": "dora"}),
+    "rslora": (saved(Place.merge), {"adapter": "rslora"}),
+    "two ranks": (saved(Place.merge), {"adapter": "ranks"}),
+    "tied": (saved(Place.merge), {"base": "tied"}),
+    "stored (in, out)": (saved(Place.merge), {"base": "gpt2", "adapter": "attention"}),
+    "sharded": (sharded, {}),
+    "renamed shards": (with_renamed_shards, {}),
+    "with a tokenizer": (with_tokenizer, {}),
+    "stored in float16": (in_half, {"options": {"dtype": "float16"}}),
+    "two adapters": (combined("plain", "other"), {"more": ["other"]}),
+}
+
+
+@pytest.mark.parametrize(("make", "given"), RIGHT.values(), ids=RIGHT)
+def test_a_right_merge_passes_without_a_finding(make, given, inputs, tmp_path):
+    base = inputs.base(given.get("base", "llama"), given.get("dtype", "float32"))
+    place = Place(
+        inputs, tmp_path / "merged", base, inputs.adapter(base, given.get("adapter", "plain"))
+    )
+    make(place)
+    more = [inputs.adapter(base, name) for name in given.get("more", ())]
+    report = prove(place, *more, **given.get("options", {}))
+    assert report.passed
+    assert report.findings == ()
+    assert "modules" not in report.facts
+    missing = any("missing here; transformers looks for" in told for told in report.warnings)
+    assert missing is not (place.out / "tokenizer.json").is_file()
