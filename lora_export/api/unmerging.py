@@ -72,8 +72,8 @@ def unmerge(
     if force and kind == "folder" and is_restored(description, target):
         check = listed_check("restored", [], "the base is there already, to the byte")
         return Report("unmerge", str(target), None, (check,))
-    with clock("compare digests"):
-        refuse_failed(check_result(checkpoint, description, kept), str(merged))
+    with clock("hash", "bytes") as seen:
+        refuse_failed(check_result(checkpoint, description, kept, seen), str(merged))
     inputs = [checkpoint.root, *(shard.file for shard in checkpoint.shards), kept]
     with staging(target, force=force, inputs=inputs, kind=kind) as stage:
         with clock("restore", "bytes") as advance:

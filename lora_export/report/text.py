@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.report.columns import WIDTH, first_names, fitted, laid_out, rows_of_lines
 from lora_export.report.found import found_text
 from lora_export.report.lowered import lowered_text
+from lora_export.report.modules import modules_text
 from lora_export.report.plan_text import plan_text
 from lora_export.report.sentences import failed_sentence, passed_words
 from lora_export.report.survival import stored_text
@@ -89,6 +90,7 @@ def _parts(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
         )
     if report.checks:
         yield checks_text(report.checks, verbose=verbose, width=width)
+    yield modules_text(report.facts.get("modules", ()), verbose=verbose, width=width)
     if not report.problems:
         yield from _results(report, verbose=verbose, width=width)
 

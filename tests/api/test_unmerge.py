@@ -182,8 +182,8 @@ def test_progress_names_the_stages_and_counts_bytes(base, adapter, tmp_path):
     assert {(event.total, event.unit) for event in counted} == {(done[-1], "bytes")}
     told.clear()
     report = unmerge(tmp_path / "o", tmp_path / "b", undo=tmp_path / "u", progress=told.append)
-    assert [*dict.fromkeys(event.stage for event in told)] == ["restore", "publish"]
-    assert [*report.facts["seconds"]] == ["restore", "publish", "other", "total"]
+    assert [*dict.fromkeys(event.stage for event in told)] == ["hash", "restore", "publish"]
+    assert [*report.facts["seconds"]] == ["hash", "restore", "publish", "other", "total"]
 
 
 def test_the_undo_file_of_a_killed_run_is_taken_over(base, adapter, tmp_path):

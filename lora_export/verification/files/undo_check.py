@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.execution.digests import hash_files
 from lora_export.execution.undo import RESULT
 from lora_export.report.columns import counted
+from lora_export.report.stopwatch import unseen
 from lora_export.verification.listed_check import listed_check
 
 if TYPE_CHECKING:
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_export.records import Check, Checkpoint
+    from lora_export.report.stopwatch import Advance
 
 _SHOWN = 16
 """Digits of a digest in a message."""
 
 
 def check_result(
-    merged: Checkpoint, description: Mapping[str, Any], undo: Path
+    merged: Checkpoint,
+    description: Mapping[str, Any],
+    undo: Path,
+    progress: Advance = unseen,
 ) -> tuple[Check, ...]:
     """Check that every weight file has a SHA-256 that the undo file records; its name is free.
 
@@ -31,6 +36,7 @@ def check_result(
         merged: the checkpoint that is to be undone.
         description: what the undo file describes; see execution.undo.read_undo.
         undo: the undo file, for messages.
+        progress: called with the bytes done so far, and in all.
 
     Raises:
         StorageError: a file cannot be read.
@@ -38,7 +44,7 @@ def check_result(
     recorded = description.get(RESULT)
     if not isinstance(recorded, list):
         return ()
-    found = hash_files([shard.file for shard in merged.shards], os.cpu_count() or 1)
+    found = hash_files([shard.file for shard in merged.shards], os.cpu_count() or 1, progress)
     wrong = {file: digest for file, digest in found.items() if digest not in recorded}
     detail = f"{counted(len(found), 'weight file')} with the SHA-256 that {undo.name} records"
     if wrong:

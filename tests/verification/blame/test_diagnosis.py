@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 from foreign_merges.making import combined, saved
@@ -104,3 +105,20 @@ def test_a_right_merge_passes_without_a_finding(make, given, inputs, tmp_path):
     assert "modules" not in report.facts
     missing = any("missing here; transformers looks for" in told for told in report.warnings)
     assert missing is not (place.out / "tokenizer.json").is_file()
+
+
+def test_transformers_does_not_load_a_merge_beside_an_adapter_config(inputs, tmp_path):
+    """So the file fails a check, though every weight in the folder is right."""
+    base = inputs.base("llama")
+    place = Place(inputs, tmp_path / "merged", base, inputs.adapter(base, "plain"))
+    place.merge().save_pretrained(place.out)
+    place.load(place.out)
+    shutil.copy(place.adapter / "adapter_config.json", place.out)
+    with pytest.raises(OSError, match="adapter"):
+        place.load(place.out)
+
+
+def test_every_code_is_documented():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "proof.md").read_text("utf-8")
+    codes = {mistake.code for mistake in MISTAKES.values()}
+    assert {code for code in codes if f"`{code}`" not in page} == set()

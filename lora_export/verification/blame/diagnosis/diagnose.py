@@ -66,7 +66,8 @@ def diagnose(
     found = module_findings(modules, len(adapted), is_other_base=is_other_base)
     shared = shared_findings(modules, others, len(steps))
     order = (*shared, *((*of_plain, *found) if is_other_base else (*found, *of_plain)))
-    rows = tuple(_row(cause) for cause in modules)
+    codes = {name: finding.code for finding in found for name in finding.names}
+    rows = tuple(_row(cause, codes) for cause in modules)
     if not order:
         return Diagnosis(tuple(map(_only_stored, paired.findings)), rows)
     return Diagnosis(tuple(sorted((*paired.findings, *order), key=_rank)), rows)
@@ -131,12 +132,17 @@ def _plain(
                 yield cause
 
 
-def _row(cause: ModuleCause) -> dict[str, Any]:
-    factors = [round(factor, 6) for factor in cause.fit.factors] if cause.fit else []
+def _row(cause: ModuleCause, codes: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row of the fact "modules".
+
+    codes: those of the findings by module; a finding knows a closer cause of a factor.
+    """
+    # Adding zero turns -0.0 into 0.0.
+    factors = [round(factor, 6) + 0.0 for factor in cause.fit.factors] if cause.fit else []
     return {
         "module": cause.name,
         "factors": factors,
-        "cosine": round(cause.fit.cosine, 6) if cause.fit else None,
-        "code": cause.code,
+        "cosine": round(cause.fit.cosine, 6) + 0.0 if cause.fit else None,
+        "code": codes.get(cause.name, cause.code),
         "what": agreeing(cause.words, 1),
     }

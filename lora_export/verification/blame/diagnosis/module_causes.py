@@ -19,6 +19,7 @@ from lora_export.verification.blame.diagnosis.other_directions import (
 from lora_export.verification.blame.diagnosis.projection import fit, updates_at
 from lora_export.verification.blame.diagnosis.sampled_rows import sample_step
 from lora_export.verification.blame.diagnosis.scaling_causes import Wrong
+from lora_export.verification.kinds import proof_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -185,8 +186,12 @@ def _of_quantised_base(seen: Evidence) -> ModuleCause | None:
 
 
 def _of_more(seen: Evidence) -> ModuleCause | None:
-    """Name what was added beside the whole update."""
-    if not seen.fit.is_right:
+    """Name what was added beside the whole update.
+
+    An update that depends on the weight is itself partly along any other weight.
+    """
+    depends = any(proof_of(delta).change is not None for delta in seen.step.deltas)
+    if depends or not seen.fit.is_right:
         return None
     if rank := rank_of_change(seen.sampled.change - seen.update, seen.fit.noise):
         return seen.cause("second-adapter", f"hold the update and another change of rank {rank}")

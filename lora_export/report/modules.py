@@ -1,0 +1,36 @@
+"""The wrong modules of a merge as a table: the factor of the update that each one holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_export.report.columns import WIDTH, counted, first_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_HEADING = ("module", "factor", "cosine", "what was found")
+
+
+def modules_text(modules: Sequence[Mapping[str, Any]], *, verbose: bool, width: int = WIDTH) -> str:
+    """Return one line for each wrong module; empty where there are none.
+
+    Args:
+        modules: the fact "modules" of a report; see docs/json.md.
+        verbose: list all modules, and not only the first ones.
+        width: characters of a line.
+    """
+    if not modules:
+        return ""
+    rows = [
+        (
+            row["module"],
+            ", ".join(f"{factor:.4g}" for factor in row["factors"]),
+            "" if row["cosine"] is None else f"{row['cosine']:.3f}",
+            row["what"],
+        )
+        for row in modules
+    ]
+    lines = first_rows(rows, verbose=verbose, heading=_HEADING, width=width)
+    head = f"{counted(len(modules), 'module')} with another weight than planned (by sampled rows)"
+    return "\n".join([head, *lines])
