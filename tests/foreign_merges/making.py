@@ -188,6 +188,13 @@ def tied_head(place: Place) -> None:
     merged.save_pretrained(place.out)
 
 
+def untied_head(place: Place) -> None:
+    """Store the head beside the embedding, of which it is a copy."""
+    place.merge().save_pretrained(place.out)
+    tensors = place.tensors()
+    place.rewrite({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+
+
 def resized(place: Place) -> None:
     merged = place.merge()
     merged.resize_token_embeddings(96)

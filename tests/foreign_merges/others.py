@@ -21,11 +21,12 @@ from foreign_merges.making import (
     saved,
     spotted,
     tied_head,
+    untied_head,
     with_config,
     with_file,
     without,
 )
-from foreign_merges.places import Place, changed
+from foreign_merges.places import Place, changed, scaled
 
 V1 = "model.layers.1.self_attn.v_proj"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -152,6 +153,17 @@ OF_OTHERS: dict[str, Mistake] = {
     ),
     "a head tied to the embedding": Mistake(
         tied_head, "tied-wrongly", "1 table has the values of model.embed_tokens.weight", [HEAD]
+    ),
+    "a tied head that is stored apart": Mistake(
+        untied_head, "untied-wrongly", "1 tensor is stored apart", [HEAD], base="tied"
+    ),
+    "tables tied again, at half the scaling": Mistake(
+        saved(lambda place: scaled(place.peft(), 0.5)),
+        "tied-wrongly",
+        "1 tensor is tied again, and no longer equal",
+        [HEAD],
+        base="tied",
+        adapter="tables",
     ),
     "resized": Mistake(
         resized, "resized", "2 tensors are resized: 96x64, where 80x64", [HEAD, EMBED]

@@ -45,6 +45,20 @@ FAULTS = {
 }
 
 
+NAMED = {
+    "scaling 1 % too large": "wrong-factor",
+    "scaling 0.5 % too small": "wrong-factor",
+    "update transposed": "transposed",
+    "module skipped": "not-merged",
+    "QKV block shifted": "blocks-swapped",
+    "update applied twice": "merged-twice",
+    "one row zeroed": "single-rows",
+    "one element off": "single-elements",
+    "through half precision": "rounded-narrower",
+    "untouched tensor changed": "tensor-changed",
+}
+
+
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")
@@ -71,6 +85,7 @@ def test_verify_catches_a_fault_in_the_merged_file(fault, case, tmp_path):
             adapters=[case / "lora.pt"],
             model=MODEL,
         )
+    assert caught.value.findings[0].code == NAMED[fault]
     assert_blamed(caught.value, "merge", fault, case)
 
 
@@ -89,6 +104,7 @@ def test_merge_publishes_nothing_when_its_arithmetic_is_wrong(fault, case, tmp_p
         merge(
             case / "base.safetensors", [case / "lora.pt"], tmp_path / "out.safetensors", model=MODEL
         )
+    assert caught.value.findings[0].code == NAMED[fault]
     assert_blamed(caught.value, "merge", fault, case)
     assert list(tmp_path.iterdir()) == []
 

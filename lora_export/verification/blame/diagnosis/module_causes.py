@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 _FEW = 0.01
 """The largest share of the elements of a tensor that is a few."""
 
+_FEW_ROWS = 1 / 8
+"""The largest share of the rows of a tensor that is a few."""
+
 _OF_UPDATE = 2e-3
 """The share of an element's update that it may be off, beside rounding."""
 
@@ -123,7 +126,7 @@ def _not_merged(seen: Evidence) -> ModuleCause:
 def _of_factors(seen: Evidence) -> ModuleCause | None:
     """Name updates that are there with another factor than 1, such as 0 or 2."""
     pairs = zip(seen.step.deltas, seen.fit.factors, strict=True)
-    wrong = [Wrong(delta, factor) for delta, factor in pairs if not seen.fit.is_near(factor, 1)]
+    wrong = [Wrong(delta, factor) for delta, factor in pairs if not seen.fit.is_one(factor)]
     if not wrong:
         return None
     if len(seen.step.deltas) == 1:
@@ -157,12 +160,17 @@ def _of_update_dtype(seen: Evidence) -> ModuleCause | None:
 
 
 def _of_elements(seen: Evidence) -> ModuleCause | None:
-    """Name a merge that is right but for a few elements."""
+    """Name a merge that is right but for a few elements, or a few rows."""
     update = seen.update
     left = (seen.sampled.change - update).abs_()
     far = left > 4 * seen.sampled.noise + _OF_UPDATE * update.abs()
-    few = far.any() and float(far.double().mean()) < _FEW
-    return seen.cause("single-elements", "differ from the merge in a few elements") if few else None
+    if 0 < float(far.double().mean()) < _FEW:
+        return seen.cause("single-elements", "differ from the merge in a few elements")
+    rows = far.any(dim=1)
+    if 0 < float(rows.double().mean()) < _FEW_ROWS:
+        first = int(seen.sampled.numbers[rows][0])
+        return seen.cause("single-rows", f"differ from the merge in a few rows, such as {first}")
+    return None
 
 
 def _of_rows(seen: Evidence) -> ModuleCause | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import permutations
 from math import sqrt
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,9 @@ _WITHOUT_MAGNITUDE = {
     "dora_embedding": "embedding",
 }
 """The kind that merges the factors of a kind of DoRA without its magnitude."""
+
+_BLOCKS = 3
+"""The most blocks of a fused weight of which every order is tried: query, key and value."""
 
 _ALIKE = 0.01
 """How far the part of the update in a row may be from 0, or from 1."""
@@ -85,6 +89,9 @@ def _candidates(
         )
     if len(read) == 1 and proof_of(step.deltas[0]).change is not None:
         yield "merged-twice", "twice", [_twice(*read[0], sampled)]
+    if len(read) == 1 and 1 < len(step.deltas[0].enable_lora) <= _BLOCKS:
+        for updates in _of_other_blocks(*read[0], sampled):
+            yield "blocks-swapped", "with its blocks in another order", [updates]
     for other in others:
         name = other.out.name
         if matrix_of(other) == (rows, columns):
@@ -98,6 +105,27 @@ def _transposed(delta: Delta, factors: Factors, sampled: SampledRows) -> torch.T
         raise TypeError(f"{delta.kind} has no sides")
     left, right = sides(delta, factors)
     return right.T[sampled.numbers] @ left.T * scaling_of(delta)
+
+
+def _of_other_blocks(
+    delta: Delta, factors: Factors, sampled: SampledRows
+) -> Iterator[torch.Tensor]:
+    """Yield the update of a fused weight with its blocks in each other order."""
+    import torch
+
+    count, length = len(delta.enable_lora), max(delta.shape)
+    along = delta.shape.index(length)
+    if length % count or len(set(delta.shape)) == 1:
+        return
+    places = torch.arange(length).view(count, -1)
+    for order in list(permutations(range(count)))[1:]:
+        moved = places[list(order)].flatten()
+        if along == 1:
+            yield update_at(delta, factors, sampled)[:, moved]
+        else:
+            yield update_at(delta, factors, replace(sampled, numbers=moved[sampled.numbers]))
+    if delta.heads:
+        yield update_at(replace(delta, by_group=not delta.by_group), factors, sampled)
 
 
 def _without_magnitude(delta: Delta) -> Delta:

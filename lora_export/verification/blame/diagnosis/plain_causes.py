@@ -5,13 +5,13 @@ They show another base, full tensors that were not copied, and a merge that was 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
 from lora_export.verification.blame.diagnosis.narrow_dtypes import narrower_dtype, quantisation
 from lora_export.verification.blame.diagnosis.sampled_rows import sample_pair
+from lora_export.verification.blame.diagnosis.tensor_names import IS_TABLE
 from lora_export.verification.formulas.unit_roundoff import UNIT
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from lora_export.records import Step, TensorRef
     from lora_export.verification.blame.diagnosis.sampled_rows import SampledRows
-
-_TABLE = re.compile(r"(?:^|[._])(?:embed\w*|wte|shared|lm_head|head|\w*decoder)\.weight$")
-"""Names of embeddings and heads, which may be one parameter of the model."""
 
 _DIFFER = "differ from the base's"
 
@@ -95,4 +92,4 @@ def _not_copied(name: str) -> PlainCause:
 
 def tables_of(written: Mapping[str, TensorRef]) -> dict[str, TensorRef]:
     """Return the embeddings and heads of a result, by their names."""
-    return {name: ref for name, ref in written.items() if _TABLE.search(name)}
+    return {name: ref for name, ref in written.items() if IS_TABLE.search(name)}

@@ -34,7 +34,10 @@ _DEVIATIONS = 4.0
 """Standard deviations of a factor that chance may take."""
 
 _ALIKE = 0.01
-"""How far a factor may be from a number that it is taken for."""
+"""How far a factor may be from a number that it is taken for, other than 1."""
+
+_ONE = 2e-3
+"""How far a factor may be from 1 in a right merge: a scaling that is 0.5 % off is told from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +68,14 @@ class Fit:
         """Return whether a factor is `value`, as far as it is known."""
         return abs(factor - value) <= max(_ALIKE * max(1.0, abs(value)), self.spread)
 
+    def is_one(self, factor: float) -> bool:
+        """Return whether a factor is that of a right merge, as far as it is known."""
+        return abs(factor - 1) <= max(_ONE, self.spread)
+
     @property
     def is_right(self) -> bool:
         """Return whether every update is there once, as far as that is known."""
-        return self.spread < 1 / 4 and all(self.is_near(factor, 1) for factor in self.factors)
+        return self.spread < 1 / 4 and all(map(self.is_one, self.factors))
 
 
 def fit(change: torch.Tensor, updates: Sequence[torch.Tensor], sampled: SampledRows) -> Fit:

@@ -25,6 +25,9 @@ _WRAPPERS = frozenset(
 _FACTOR = re.compile(r"(?:^|[._])(?:lora|hada|lokr|vera|ia3)_")
 """Occurs in the names of factors of every kind of adapter."""
 
+IS_TABLE = re.compile(r"(?:^|[._])(?:embed\w*|wte|shared|lm_head|head|\w*decoder)\.weight$")
+"""Occurs in the names of embeddings and heads, which may be one parameter of the model."""
+
 _QUANTISED = re.compile(
     r"\.(?:absmax|quant_map|quant_state|SCB|qweight|qzeros|scales|weight_scale)"
 )
@@ -96,12 +99,16 @@ def _of_lost(plan: MergePlan, lost: Sequence[str]) -> Iterator[Finding]:
 def _of_left(left: Sequence[str]) -> Iterator[Finding]:
     factors = [name for name in left if _FACTOR.search(name)]
     quantised = [name for name in left if name not in factors and _QUANTISED.search(name)]
-    others = [name for name in left if name not in factors and name not in quantised]
+    apart = [name for name in left if IS_TABLE.search(name) and name not in factors]
+    others = [name for name in left if name not in {*factors, *quantised, *apart}]
     if factors:
         message = f"{counted(len(factors), 'factor')} of an adapter stand in the weights: it was "
         yield Finding("factors-left", f"{message}saved without merging it", tuple(factors))
     if quantised:
         yield Finding("quantised", "the merged weights are quantised", tuple(quantised))
+    if apart:
+        message = f"{_tensors(len(apart))} stored apart, where the planned model has it tied"
+        yield Finding("untied-wrongly", message, tuple(apart))
     if others:
         message = f"{_tensors(len(others))} not part of the merged model"
         yield Finding("tensors-added", message, tuple(others))

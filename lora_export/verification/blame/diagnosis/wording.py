@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from lora_export.verification.blame.diagnosis.module_causes import ModuleCause
     from lora_export.verification.blame.diagnosis.plain_causes import PlainCause
 
+_PLURAL = re.compile(r"s\b")
+
 _SINGULAR = {
     "were": "was",
     "hold": "holds",
@@ -27,6 +30,7 @@ _SINGULAR = {
 _COMMON = {
     "other-module": "were merged with the update of another module",
     "part-not-merged": "lack the update in some of their rows",
+    "single-rows": "differ from the merge in a few rows",
     "other-adapter": "hold a low-rank change that is not this adapter's",
     "second-adapter": "hold the update and another change of low rank",
 }
@@ -165,12 +169,10 @@ def plain_findings(causes: Sequence[PlainCause], total: int) -> tuple[Finding, .
 
 
 def which(number: int, total: int, nouns: str = "tensors") -> str:
-    """Return how many of all: `all 4 modules`, `1 of 4 modules`."""
-    return (
-        f"{number:,} of {total:,} {nouns}"
-        if number < total or total == 1
-        else f"all {total:,} {nouns}"
-    )
+    """Return how many of all: `all 4 modules`, `1 of 4 modules`, `the only module`."""
+    if total == 1:
+        return f"the only {_PLURAL.sub('', nouns, count=1)}"
+    return f"{number:,} of {total:,} {nouns}" if number < total else f"all {total:,} {nouns}"
 
 
 def agreeing(words: str, number: int) -> str:
