@@ -78,7 +78,7 @@ OF_FACTORS: dict[str, Mistake] = {
         adapter="rslora",
     ),
     "rslora assumed": Mistake(
-        edited(use_rslora=True), "rslora-assumed", "rslora's scaling, was taken in place", ALL
+        edited(use_rslora=True), "rslora-assumed", "rslora's scaling, in place", ALL
     ),
     "rslora assumed, of two ranks": Mistake(
         edited(use_rslora=True),
@@ -88,12 +88,12 @@ OF_FACTORS: dict[str, Mistake] = {
         adapter="ranks",
     ),
     "alpha ignored": Mistake(
-        edited(lora_alpha=RANK), "alpha-ignored", "lora_alpha was ignored (scaling 1)", ALL
+        edited(lora_alpha=RANK), "alpha-ignored", "as with lora_alpha ignored (scaling 1)", ALL
     ),
     "alpha ignored, of two ranks": Mistake(
         edited(lora_alpha=RANK, alpha_pattern={"k_proj": 2}),
         "alpha-ignored",
-        "lora_alpha was ignored",
+        "as with lora_alpha ignored",
         ALL,
         adapter="ranks",
     ),
@@ -106,20 +106,20 @@ OF_FACTORS: dict[str, Mistake] = {
     "upside down": Mistake(
         saved(lambda place: scaled(place.peft(), (RANK / ALPHA) ** 2)),
         "scaling-inverted",
-        "r/alpha was taken",
+        "as with r/alpha",
         ALL,
     ),
     "weight twice": Mistake(
         saved(lambda place: scaled(place.peft(), 0.3**2)),
         "weight-twice",
-        "--weight 0.3 was applied twice",
+        "as with --weight 0.3 applied twice",
         ALL,
         options={"weight": [0.3]},
     ),
     "weight ignored": Mistake(
         saved(Place.merge),
         "weight-ignored",
-        "--weight 0.7 was left out",
+        "as with --weight 0.7 left out",
         ALL,
         options={"weight": [0.7]},
     ),

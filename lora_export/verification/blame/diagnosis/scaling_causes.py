@@ -33,8 +33,8 @@ class Wrong:
 def causes_of(found: Sequence[Wrong]) -> list[tuple[str, str]]:
     """Return (code, words) of every likely mistake that explains all factors; none without one.
 
-    The words are a sentence. Several mistakes may give the same factor, such as 2. A rare one is
-    named only where no other explains the factors.
+    The words are the end of a sentence. Several mistakes may give the same factor, such as 2. A
+    rare one is named only where no other explains the factors.
     """
     each = [dict(_explanations(one)) for one in found]
     common = [(code, words) for code, words in each[0].items() if all(code in one for one in each)]
@@ -56,8 +56,8 @@ def _mistakes(delta: Delta) -> Iterator[tuple[str, float, str]]:
     yield "subtracted", -1.0, "the update was subtracted"
     weight, scaling = delta.weight, delta.scaling
     if weight != 1:
-        yield "weight-ignored", 1 / weight, f"--weight {weight:g} was left out"
-        yield "weight-twice", weight, f"--weight {weight:g} was applied twice"
+        yield "weight-ignored", 1 / weight, f"as with --weight {weight:g} left out"
+        yield "weight-twice", weight, f"as with --weight {weight:g} applied twice"
     if delta.rule != "1" and delta.alpha and scaling:
         yield from _other_scalings(delta)
 
@@ -66,13 +66,13 @@ def _other_scalings(delta: Delta) -> Iterator[tuple[str, float, str]]:
     """Yield the same of scalings that alpha and rank would give by another rule."""
     alpha, rank, scaling = delta.alpha, delta.rank, delta.scaling
     if delta.rule == "alpha / sqrt(rank)":
-        words = "alpha/r was taken, where rslora asks alpha/sqrt(r)"
+        words = "as with alpha/r, where rslora asks alpha/sqrt(r)"
         yield "rslora-ignored", alpha / rank / scaling, words
     else:
-        words = "alpha/sqrt(r), rslora's scaling, was taken in place of alpha/r"
+        words = "as with alpha/sqrt(r), rslora's scaling, in place of alpha/r"
         yield "rslora-assumed", alpha / sqrt(rank) / scaling, words
-    yield "alpha-ignored", 1 / scaling, "lora_alpha was ignored (scaling 1)"
-    yield "rank-ignored", alpha / scaling, "alpha was not divided by the rank"
-    yield "alpha-lost", 1 / rank / scaling, "alpha was taken for 1"
-    yield "scaling-inverted", rank / alpha / scaling, "r/alpha was taken in place of alpha/r"
-    yield "scaling-twice", scaling, "the scaling was applied twice"
+    yield "alpha-ignored", 1 / scaling, "as with lora_alpha ignored (scaling 1)"
+    yield "rank-ignored", alpha / scaling, "as with an alpha that was not divided by the rank"
+    yield "alpha-lost", 1 / rank / scaling, "as with an alpha of 1"
+    yield "scaling-inverted", rank / alpha / scaling, "as with r/alpha in place of alpha/r"
+    yield "scaling-twice", scaling, "as with the scaling applied twice"
