@@ -63,7 +63,12 @@ def unmerge(
     """
     if undo is None:
         hint = "undo=FILE names the file that merge(..., undo=FILE) kept"
-        raise UsageError("the undo file of the merge is not named", where=str(merged), hint=hint)
+        raise UsageError(
+            "the undo file of the merge is not named",
+            where=str(merged),
+            hint=hint,
+            cause="usage/command-line",
+        )
     clock = Stopwatch(progress)
     kept, target = Path(undo), Path(output)
     checkpoint = read_checkpoint(Path(merged))
