@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from generated_page import head, write_or_check
 
-from lora_export import api, errors, options, records
+import lora_export
+from lora_export import errors, options, records
 from lora_export.report.result import Report
+from lora_export.suites.outcome import Row, SuiteResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +35,7 @@ published then.
 
 """
 VERBS = {"merge": "merge", "export_onnx": "onnx", "verify": "verify", "unmerge": "unmerge",
-         "inspect": "inspect"}  # fmt: skip
+         "inspect": "inspect", "parity": "parity"}  # fmt: skip
 RECORDS = ("Check", "Finding", "Attribution", "KeptEffect", "WrittenFile", "Problem", "MergePlan",
            "Step", "Delta", "Adapter")  # fmt: skip
 SECTION = re.compile(r"^(Args|Returns|Raises|Example):$", re.MULTILINE)
@@ -58,6 +60,8 @@ def reference() -> str:
                 _fields(Report),
                 "## Records\n\nThe values in a report's fields. All are frozen.\n\n",
                 *(_fields(getattr(records, name)) for name in RECORDS),
+                "## Suites\n\nWhat `parity` returns.\n\n",
+                *(_fields(cls) for cls in (SuiteResult, Row)),
             ]
         ).rstrip("\n")
         + "\n"
@@ -65,7 +69,7 @@ def reference() -> str:
 
 
 def _function(name: str, verb: str) -> str:
-    function = getattr(api, name)
+    function = getattr(lora_export, name)
     sections = _sections(inspect.getdoc(function) or "")
     parts = [f"## {name}\n\n```python\n{_call(name, function)}\n```\n\n", f"{sections['']}\n\n"]
     if example := sections.get("Example"):

@@ -1,6 +1,6 @@
 """Merge a trained LoRA into its base, prove the result, and write it without overhead.
 
-Five functions are the library. Each is a command as well, with the same options. This tour runs in
+Six functions are the library. Each is a command as well, with the same options. This tour runs in
 a checkout, on the trained files of samples/:
 
     import lora_export
@@ -34,10 +34,15 @@ a checkout, on the trained files of samples/:
         model="samples/digits/model.py:build",
     )
 
-Each function returns a `Report`. Where it raises a class of `lora_export.errors` instead, it has
-published nothing. The public names are these five functions, `lora_export.errors`,
-`lora_export.Report` with the records in its fields, and `lora_export.Progress`, which `progress=`
-is called with. Every other module is internal, and may change in any release.
+    # Hold many merges to their proofs, in CI. A row that fails raises nothing.
+    result = lora_export.parity("samples/parity.toml", case=["vit, DoRA"])
+    print(result.passed, *(row.verdict for row in result.rows))
+
+Each of the first five returns a `Report`. Where it raises a class of `lora_export.errors` instead,
+it has published nothing. The public names are these six functions, `lora_export.errors`,
+`lora_export.Report` with the records in its fields, and
+`lora_export.Progress`, which `progress=` is called with. Every other module is internal, and may
+change in any release.
 """
 
 from __future__ import annotations
@@ -52,11 +57,26 @@ if TYPE_CHECKING:
     from lora_export.api import export_onnx, inspect, merge, unmerge, verify
     from lora_export.records import Progress
     from lora_export.report.result import Report
+    from lora_export.suites.parity import parity
 
-__all__ = ["Progress", "Report", "errors", "export_onnx", "inspect", "merge", "unmerge", "verify"]
+__all__ = [
+    "Progress",
+    "Report",
+    "errors",
+    "export_onnx",
+    "inspect",
+    "merge",
+    "parity",
+    "unmerge",
+    "verify",
+]
 
-_PLACES = {"Report": "lora_export.report.result", "Progress": "lora_export.records"}
-"""The modules of public names that are no functions."""
+_PLACES = {
+    "Progress": "lora_export.records",
+    "Report": "lora_export.report.result",
+    "parity": "lora_export.suites.parity",
+}
+"""The modules of public names that `lora_export.api` has not."""
 
 __version__ = version.VERSION
 

@@ -250,6 +250,17 @@ OUTPUT = (
 )
 """How the command line prints what a verb returns; no keywords of the library."""
 
+INIT = (
+    Option(
+        "init",
+        "flag",
+        "Write a first suite for BASE and its ADAPTERS, and run nothing.",
+        default=False,
+    ),
+    _output("The suite that --init writes (default: parity.toml).", needed=False),
+)
+"""Options of the command `parity` that write a suite; no keywords of the library."""
+
 _DRY_RUN = Option(
     "dry_run", "flag", "Print the plan and the room it needs; write nothing.", default=False
 )
@@ -342,5 +353,31 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         _JOBS,
     ),
     "inspect": (),
+    "parity": (
+        Option("case", "text", "Run these cases alone.", default=(), many=True, metavar="GLOB"),
+        Option("junit", "path", "Write the rows as JUnit XML.", metavar="FILE"),
+        Option("report", "path", "Write the rows as a page: FILE.html or FILE.md.", metavar="FILE"),
+        Option(
+            "update",
+            "flag",
+            "Write the digests, errors and sizes that were found into the goldens.",
+            default=False,
+        ),
+        Option(
+            "no_cache",
+            "flag",
+            "Run rows again that have passed with the same content.",
+            default=False,
+        ),
+        Option("keep", "path", "Keep the outputs in this folder.", metavar="DIR"),
+        Option(
+            "exitfirst",
+            "flag",
+            "Stop at the first row that does not hold.",
+            default=False,
+            short="x",
+        ),
+        Option("strict", "flag", "Fail where a case is skipped.", default=False),
+    ),
 }
 """The options of each verb, in the order in which `--help` shows them."""

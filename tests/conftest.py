@@ -32,6 +32,7 @@ __all__ = [
 ]  # fixtures that are made elsewhere
 ROOT = Path(__file__).resolve().parents[1]
 CAPTURES = "LORA_EXPORT_CAPTURE_CACHE"
+PASSES = "LORA_EXPORT_PARITY_CACHE"
 _numbers = count()
 
 
@@ -56,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     Nothing is kept in the user's own cache, whoever exports: fixtures and other processes too.
     """
     os.environ[CAPTURES] = tempfile.mkdtemp(prefix="lora-export-captures-")
+    os.environ[PASSES] = str(Path(os.environ[CAPTURES]) / "passes")
     # Python's collector goes through the million objects of torch and transformers again and again,
     # which takes a twentieth of a run. It does so a hundred times as rarely.
     gc.set_threshold(10_000, 20, 50)
@@ -107,6 +109,7 @@ def _own_captures(request, monkeypatch) -> None:
     """
     folder = Path(os.environ[CAPTURES]) / f"test-{next(_numbers)}"
     monkeypatch.setenv(CAPTURES, str(folder))
+    monkeypatch.setenv(PASSES, str(folder / "passes"))
     for shared in _shared:
         shared.look()
         is_apart = request.node.get_closest_marker("own_captures") is not None

@@ -52,6 +52,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = (folder / "lora.safetensors").read_bytes()
     (folder / "damaged.safetensors").write_bytes(whole[:-1])
     (folder / "exists.safetensors").write_bytes(b"")
+    case = '[[case]]\nname = "{}"\nbase = "base.safetensors"\nadapters = ["unfit.safetensors"]\n'
+    text = f"format = 1\n{case.format('unfit')}alpha = 4\nexpect = {{ exit = 4 }}\n"
+    (folder / "suite.toml").write_text(text)
+    (folder / "wrong.toml").write_text(f"{text}aplha = 4\n")
     return folder
 
 
@@ -99,6 +103,10 @@ CASES = {
     ),
     "a damaged adapter": (3, (*MERGE, "damaged.safetensors", *DRY[:-1])),
     "an adapter that does not fit": (4, (*MERGE, "unfit.safetensors", *DRY[:-1])),
+    "parity --help": (0, ("parity", "--help")),
+    "a suite of refusals": (0, ("parity", "suite.toml", "--junit", "/dev/null")),
+    "a wrong suite": (2, ("parity", "wrong.toml")),
+    "a first suite": (0, ("parity", "--init", "base.safetensors", "lora.pt")),
     "an output that exists": (
         6,
         (*MERGE, "lora.safetensors", "--alpha", "4", "-o", "exists.safetensors"),

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 import lora_export
 
-SOURCES = {".py", ".toml", ".typed"}
+SOURCES = {".py", ".typed", ".json", ".toml"}
 
 
 @pytest.fixture(scope="module")

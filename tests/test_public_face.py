@@ -56,6 +56,14 @@ FACE = {
         {"undo": None, "jobs": None, "force": False, "progress": None},
     ),
     "inspect": ({"path": NEEDED}, {}),
+    "parity": (
+        {"suite": NEEDED},
+        {
+            "case": (), "junit": None, "report": None, "update": False, "no_cache": False,
+            "keep": None, "exitfirst": False, "strict": False, "progress": None,
+            "on_row": None,
+        },
+    ),
 }  # fmt: skip
 
 
@@ -110,7 +118,7 @@ def test_the_import_loads_its_version_alone_and_a_function_no_tensor_library():
 
 def test_the_tour_runs(root, tmp_path, monkeypatch, capsys):
     _, _, tour = lora_export.__doc__.partition("samples/:\n\n")
-    code = textwrap.dedent(tour.partition("\nEach function returns")[0])
+    code = textwrap.dedent(tour.partition("\nEach of the first five returns")[0])
     assert all(f"lora_export.{name}(" in code for name in FACE)
     (tmp_path / "samples").symlink_to(root / "samples")
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,7 @@ import sys
 import traceback
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lora_export.report.result import Report
 
     OnProgress = Callable[[Progress], None]
+
+Value = TypeVar("Value")
 
 INTERRUPTED = 130
 TERMINATED = 143
@@ -103,10 +105,19 @@ class Output:
         Raises:
             SystemExit: always; its code is the exit status.
         """
+        self._print_report(self.value(call))
+        sys.exit(0)
+
+    def value(self, call: Callable[[OnProgress], Value]) -> Value:
+        """Call with a progress bar, and return the value.
+
+        Raises:
+            SystemExit: the call raised; the outcome is printed, and the code is the exit status.
+        """
         try:
             # stdout is for the result: text that the user's own model prints goes to stderr.
             with shown_progress(wanted=not self.quiet) as progress, redirect_stdout(sys.stderr):
-                report = call(progress)
+                return call(progress)
         except LoraExportError as error:
             self.refuse(error)
         except KeyboardInterrupt:
@@ -121,8 +132,6 @@ class Output:
             traceback.print_exc()
             self._print_stop("bug", f"{type(error).__name__}: {error}", hint=_REPORT)
             sys.exit(1)
-        self._print_report(report)
-        sys.exit(0)
 
     def refuse(self, error: LoraExportError) -> NoReturn:
         """Print why nothing was done, and exit with the status of the error."""

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from lora_export.cli._config import take_config
-from lora_export.options import OUTPUT, VERBS
+from lora_export.options import INIT, OUTPUT, VERBS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -117,3 +117,6 @@ output_options = together(
     ),
 )
 """Adds the options that every command has."""
+
+init_options = together(*map(_click_option, INIT))
+"""Adds the options that write a first suite."""

@@ -13,7 +13,7 @@ import click
 from lora_export.cli._output import usage_errors_as_json
 from lora_export.version import VERSION
 
-_COMMANDS = ("merge", "onnx", "verify", "unmerge", "inspect", "explain")
+_COMMANDS = ("merge", "onnx", "verify", "unmerge", "inspect", "parity", "explain")
 
 
 class _Commands(click.Group):

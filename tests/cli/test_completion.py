@@ -11,7 +11,7 @@ from lora_export.cli import main
 from lora_export.onnx_export.precision.grids import PRECISIONS
 from lora_export.options import VERBS
 
-COMMANDS = ["merge", "onnx", "verify", "unmerge", "inspect", "explain"]
+COMMANDS = ["merge", "onnx", "verify", "unmerge", "inspect", "parity", "explain"]
 
 
 def completed(*words, shell="bash"):

@@ -171,7 +171,7 @@ def _unknown(
 
 def _wrong(values: Mapping[str, object], options: Mapping[str, Option]) -> Iterator[Problem]:
     for name, value in values.items():
-        if name in ("base", "artifact", "merged", "path") and value is not None:
+        if name in ("base", "artifact", "merged", "path", "suite") and value is not None:
             yield from _problem(name, value, "path")
         elif name == "adapters":
             yield from _problems_of_list(name, value, "path")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lora_export.report.page.rendered import Form
     from lora_export.report.result import Report
+    from lora_export.report.verdict import Verdict
 
 _WHOLE = 12
 """Reports that are shown whole; the failed ones first. The table has all of them."""
@@ -48,6 +49,8 @@ class Row:
     """How long it took; None shows no time, which keeps the page the same from run to run."""
     command: str = ""
     """The command that repeats it."""
+    verdict: Verdict | None = None
+    """The verdict of a row whose report is not there; None takes that of the report."""
 
 
 def rendered_suite(title: str, rows: Sequence[Row], form: Form) -> str:
@@ -72,7 +75,7 @@ def _counts(rows: Sequence[Row]) -> str:
 
 def _cells(row: Row) -> tuple[str, float | None]:
     """Return a row's verdict or note in plain text, and its share of the allowed error."""
-    found = verdict(row.report) if row.report else None
+    found = row.verdict or (verdict(row.report) if row.report else None)
     parts = [str(found) if found else "", row.note]
     return "; ".join(filter(None, parts)), found.share if found else None
 

@@ -1,0 +1,1 @@
+"""Print the rows of a suite: for a terminal, for JUnit, for GitHub, as a page."""

@@ -1,0 +1,1 @@
+"""From a suite's text to checked cases, and from found values back to the text."""

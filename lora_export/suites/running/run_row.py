@@ -1,0 +1,206 @@
+"""Run one row: from what a case asks for to its outcome, whatever happens in between."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import traceback
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_export.errors import LoraExportError, StorageError, UsageError
+from lora_export.report.result import Report, refused
+from lora_export.report.verdict import verdict
+from lora_export.suites.outcome import BUG, FAILED, Row
+from lora_export.suites.running.call import call_of
+from lora_export.suites.running.content_key import Digests, content_key, keyed_files
+from lora_export.suites.running.installed import missing
+from lora_export.suites.running.judge import judge
+from lora_export.suites.running.opened_files import opened_files, own_files
+from lora_export.suites.running.passes import Pass, Passes, default_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lora_export.records import Progress
+    from lora_export.suites.running.call import Call
+    from lora_export.suites.suite import Asked, Suite
+
+TERMINATED = 143
+"""The status with which SIGTERM ends a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How the rows of a suite are run."""
+
+    suite: Suite
+    strict: bool = False
+    """Whether a skipped row fails."""
+    cached: bool = True
+    """Whether rows that have passed with the same content are taken from the cache."""
+    keep: Path | None = None
+    """The folder for the outputs; None removes them."""
+    update: Callable[[Asked, Report, Digests], Asked] | None = None
+    """Writes what a proven row found into its goldens; returns the row with what it expects now."""
+    progress: Callable[[Progress], None] | None = None
+    """Called with each stage of each row; None reports nothing."""
+    digests: Digests = field(default_factory=Digests)
+    """Shared by all rows, so that a base is hashed once."""
+
+    @property
+    def passes(self) -> Passes | None:
+        """Return where passes are kept; None where none are."""
+        folder = default_folder() if self.cached else None
+        return Passes(folder) if folder else None
+
+    @property
+    def takes_passes(self) -> bool:
+        """Return whether a pass will do: not where outputs or new goldens are wanted."""
+        return self.keep is None and self.update is None
+
+
+def run_row(asked: Asked, running: Running) -> Row:
+    """Run a row and judge it.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: a signal came. Nothing else is raised: a refusal is an
+            outcome, and so is a bug.
+    """
+    row = Row(asked.case.name, asked.name, asked.case.line, "error")
+    begun = time.perf_counter()
+    if lacking := missing(asked.case.extras):
+        cause = f"not installed: {', '.join(lacking)}"
+        if running.strict:
+            return replace(row, outcome="failed", status=FAILED, cause=cause)
+        return replace(row, outcome="skipped", cause=cause)
+    try:
+        call = call_of(asked)
+        row = replace(row, command=call.command())
+        row = _by_pass(row, asked, call, running) or _run(row, asked, call, running)
+    except LoraExportError as error:  # of a golden, or of a path in a package
+        row = _judged(row, asked, refused(asked.verb, error), error.status, running)
+    except Exception as error:  # noqa: BLE001 - the other rows still run
+        cause = f"a bug of lora-export: {type(error).__name__}: {error}"
+        text = traceback.format_exc()
+        row = replace(row, outcome="bug", status=BUG, cause=cause, traceback=text)
+    return row if row.cached else replace(row, seconds=time.perf_counter() - begun)
+
+
+def _by_pass(row: Row, asked: Asked, call: Call, running: Running) -> Row | None:
+    """Return the row of an earlier run that has passed; None where it is to be run."""
+    if not (running.passes and running.takes_passes) or asked.case.expect.exit:
+        return None
+    try:
+        found = running.passes.take(content_key(call, running.digests), running.digests)
+    except (OSError, StorageError):  # the verb reports what cannot be read
+        return None
+    if found is None:
+        return None
+    report = replace(found.report, output=call.artefact)
+    judged = judge(asked, report, 0, running.digests)
+    if judged.outcome != "held":
+        return None  # its outputs are made again, so that the report has all of it
+    return replace(
+        row,
+        outcome="held",
+        verdict=found.verdict,
+        report=report,
+        seconds=found.seconds,
+        cached=True,
+    )
+
+
+def _run(row: Row, asked: Asked, call: Call, running: Running) -> Row:
+    """Run the verb, judge what it found, and keep a pass."""
+    begun = time.perf_counter()
+    with _folder(asked, running) as folder, opened_files() as heard:
+        try:
+            key = content_key(call, running.digests) if running.passes else ""
+        except (OSError, StorageError):
+            key = ""
+        try:
+            report, status = _found(call, folder, _named(asked, running))
+        except LoraExportError as error:
+            report, status = _without(folder, refused(call.verb, error)), error.status
+        if running.update and status == 0:
+            asked = running.update(asked, report, running.digests)
+        row = _judged(row, asked, report, status, running)
+        if key and running.passes and status == 0 and row.outcome == "held" and row.verdict:
+            known = keyed_files(call)
+            read = [file for file in own_files(heard, without=folder) if file not in known]
+            # Inputs that changed meanwhile are not those of the proof.
+            if content_key(call, running.digests) == key:
+                seconds = time.perf_counter() - begun
+                passed = Pass(report, row.verdict, seconds)
+                running.passes.keep(key, passed, read, running.digests)
+    return row
+
+
+def _judged(row: Row, asked: Asked, report: Report, status: int, running: Running) -> Row:
+    judged = judge(asked, report, status, running.digests)
+    if judged.outcome == "failed":
+        status = FAILED
+    return replace(
+        row,
+        outcome=judged.outcome,
+        status=status,
+        cause=judged.cause,
+        verdict=verdict(report),
+        report=report,
+    )
+
+
+def _named(asked: Asked, running: Running) -> Callable[[Progress], None] | None:
+    """Return a function that reports a stage with the name of its row."""
+    if not (report := running.progress):
+        return None
+    row = f"{asked.case.name}, {asked.name}"
+    return lambda event: report(replace(event, stage=f"{row}: {event.stage}"))
+
+
+def _found(
+    call: Call, folder: Path, progress: Callable[[Progress], None] | None
+) -> tuple[Report, int]:
+    """Call the verb.
+
+    Raises:
+        LoraExportError: it refused, or the code of --model called sys.exit.
+    """
+    try:
+        return call.run(folder, progress), 0
+    except SystemExit as error:
+        if error.code == TERMINATED:  # SIGTERM; see checkpoint.output.interrupts
+            raise
+        message = f"sys.exit({error.code!r}) ended the row before it was done"
+        hint = "the code that --model names must return a model, and not call sys.exit"
+        raise UsageError(message, hint=hint, cause="usage/model-function") from error
+
+
+def _without(folder: Path, report: Report) -> Report:
+    """Return a refusal whose hints name its output alone: the folder is gone after the row."""
+    problems = [replace(one, hint=one.hint.replace(f"{folder}/", "")) for one in report.problems]
+    return replace(report, problems=tuple(problems))
+
+
+@contextmanager
+def _folder(asked: Asked, running: Running) -> Iterator[Path]:
+    """Yield the folder for the outputs of a row.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    if running.keep is None:
+        with tempfile.TemporaryDirectory(prefix="lora-export-parity-") as made:
+            yield Path(made)
+        return
+    folder = running.keep / running.suite.folder_of(asked.case)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            error.strerror or str(error), where=str(folder), cause="storage/refused"
+        ) from error
+    yield folder

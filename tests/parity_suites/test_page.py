@@ -1,0 +1,47 @@
+"""The page on CI does what it shows, and its suite and workflow are right."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from itertools import repeat
+
+from documents import blocks, check_console
+
+from lora_export.suites.reading.read_suite import read_suite
+
+
+def test_the_pages_commands(root, tmp_path, forked):
+    shutil.copytree(root / "samples" / "vit", tmp_path / "samples" / "vit")
+    consoles = [block for block in blocks(root / "docs" / "ci.md") if block.language == "console"]
+    assert len(consoles) == 2
+    for block in consoles:
+        check_console(block, tmp_path, repeat(forked))
+    assert (tmp_path / "parity.xml").is_file()
+
+
+def test_the_pages_suite_has_no_mistake(root, tmp_path):
+    [suite] = [block for block in blocks(root / "docs" / "ci.md") if block.language == "toml"]
+    path = tmp_path / "parity.toml"
+    path.write_text(suite.text)
+    cases = read_suite(path).cases
+    assert [len(case.rows()) for case in cases] == [3, 1, 1, 1]
+
+
+def test_the_samples_suite_has_every_sample(root):
+    suite = read_suite(root / "samples" / "parity.toml")
+    text = " ".join(f"{case.base} {case.adapters}" for case in suite.cases)
+    for sample in root.glob("samples/*/train.py"):
+        assert f"/{sample.parent.name}/" in text
+    assert any(case.expect.exit for case in suite.cases)
+
+
+def test_the_workflow_calls_the_command_as_it_is(root):
+    text = (root / "samples" / "parity.workflow.yml").read_text()
+    [line] = re.findall(r"run: lora-export (parity .*)", text)
+    from click.testing import CliRunner
+
+    from lora_export.cli import main
+
+    done = CliRunner().invoke(main, [*line.split(), "--help"])
+    assert done.exit_code == 0
