@@ -40,7 +40,7 @@ a checkout, on the trained files of samples/:
 
 Each of the first five returns a `Report`. Where it raises a class of `lora_export.errors` instead,
 it has published nothing. The public names are these six functions, `lora_export.errors`,
-`lora_export.Report` with the records in its fields, and
+`lora_export.testing`, `lora_export.Report` with the records in its fields, and
 `lora_export.Progress`, which `progress=` is called with. Every other module is internal, and may
 change in any release.
 """

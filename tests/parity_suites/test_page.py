@@ -11,13 +11,25 @@ from documents import blocks, check_console
 from lora_export.suites.reading.read_suite import read_suite
 
 
-def test_the_pages_commands(root, tmp_path, forked):
+def test_the_pages_commands(root, tmp_path, forked, real, monkeypatch):
     shutil.copytree(root / "samples" / "vit", tmp_path / "samples" / "vit")
     consoles = [block for block in blocks(root / "docs" / "ci.md") if block.language == "console"]
-    assert len(consoles) == 2
-    for block in consoles:
+    assert len(consoles) == 3
+    for block in consoles[:2]:
         check_console(block, tmp_path, repeat(forked))
     assert (tmp_path / "parity.xml").is_file()
+    # An environment without the entry point of this checkout names the plug-in.
+    options = {"PYTEST_ADDOPTS": ""} if _is_installed() else {"PYTEST_ADDOPTS": f"-p {MODULE}"}
+    check_console(consoles[2], tmp_path, repeat({**real, **options}))
+
+
+MODULE = "lora_export.suites.pytest_plugin"
+
+
+def _is_installed():
+    from importlib import metadata
+
+    return any(one.value == MODULE for one in metadata.entry_points(group="pytest11"))
 
 
 def test_the_pages_suite_has_no_mistake(root, tmp_path):
