@@ -22,6 +22,7 @@ COUNTS = [
     ("slow", "matrix cases", r"PEFT matrix: ([\d,]+) cases passed", 422),
     ("slow", "planted faults", r"detection: ([\d,]+) planted faults", 1290),
     ("slow", "clean exports", r"detection: .* ([\d,]+) clean exports", 234),
+    ("parity", "rows that hold", r"PROVED: ([\d,]+) rows hold", 13),
     ("faults", "tests", r"([\d,]+) passed", 56),
     # 3,677 calls and ways to break them, and more than half of 200 kills: how many of these come in
     # time is chance.

@@ -46,6 +46,9 @@ def test_the_samples_suite_has_every_sample(root):
     for sample in root.glob("samples/*/train.py"):
         assert f"/{sample.parent.name}/" in text
     assert any(case.expect.exit for case in suite.cases)
+    rows = sum(len(case.rows()) for case in suite.cases)
+    counts = (root / ".ci" / "counts.py").read_text()
+    assert re.search(rf'"parity", .* {rows}\)', counts)
 
 
 def test_the_workflow_calls_the_command_as_it_is(root):
