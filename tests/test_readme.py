@@ -55,7 +55,7 @@ def test_main_command_prints_what_the_readme_shows(
     assert done.returncode == 0, done.stdout + done.stderr
     assert (checkout / "digits.onnx").stat().st_size > 0
     printed = done.stdout.replace(f"{checkout}/", "")
-    assert shows(plain(printed), plain(marked(README, "output: main").text))
+    assert shows(plain(printed), plain(marked(README, "output: main").text)), printed
 
 
 def test_tests_command_uses_the_constraints(root: Path) -> None:
