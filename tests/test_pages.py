@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN = [ROOT / "docs" / "tutorial.md", *sorted(ROOT.glob("docs/how-to/*.md"))]
+RUN = [
+    *(ROOT / "docs" / name for name in ("tutorial.md", "report.md")),
+    *sorted(ROOT.glob("docs/how-to/*.md")),
+]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("samples/*/*.md")])
 
 
