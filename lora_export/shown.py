@@ -1,0 +1,98 @@
+r"""Shows text from outside on one line that cannot pass for one of our own.
+
+Names of tensors, modules and files come from strangers. A name may hold line breaks that forge a
+line of a report, escape sequences that clear a terminal, or marks that turn the direction of text.
+
+Everything that prints calls this module, at the last step before a line is joined to others:
+
+- `shown` for a name, a cell of a table, a hint, or a paragraph in HTML, JUnit or Markdown. Call
+  it first, then the escaping of that format: `html.escape(shown(name))`.
+- `shown_line` for a message that stands alone on a terminal, or in an annotation: it is shortened.
+- `shown_lines` to join the lines of a report, in place of `"\n".join`.
+- `shell_word` for each word of a command that the user may copy.
+
+JSON keeps the true names: `json.dumps` escapes them, and a program compares them. All functions
+leave text alone that they have returned once, so a second call does no harm.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MOST = 200
+"""The most characters of a message on one line."""
+
+_CAPS = range(150, 29, -10)
+"""The lengths to which long words of a message are cut, the first that suffices."""
+
+_DOTS = "..."
+
+
+def shown(text: str) -> str:
+    r"""Return `text` on one line, with every character that is not printable as an escape.
+
+    Escaped are line breaks, control characters, marks of direction, invisible formats, lone
+    surrogates, and spaces other than U+0020: `\n`, `\x1b`, `\u202e`. A backslash stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def shown_line(text: str, most: int = MOST) -> str:
+    """Return `shown(text)` with at most `most` characters; long words are cut in their middle."""
+    if len(text) > 20 * most:  # a name may have megabytes
+        text = _cut(text, 20 * most)
+    line = shown(text)
+    if len(line) <= most:
+        return line
+    words = line.split(" ")
+    for cap in _CAPS:
+        line = " ".join(_cut(word, cap) for word in words)
+        if len(line) <= most:
+            return line
+    return _cut(line, most)
+
+
+def shown_lines(lines: Iterable[str]) -> str:
+    """Return the lines as one text; a line break inside a line is escaped, so it forges none."""
+    return "\n".join(shown(line) for line in lines)
+
+
+def shell_word(text: str) -> str:
+    r"""Return `text` quoted as one word for the shell, and as text that may be shown.
+
+    A word with characters that are not printable is written as `$'...'`, with the escapes of
+    bash, zsh and POSIX 2024. They give the same bytes again, so the command may be copied.
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+    return f"$'{''.join(map(_in_quotes, text))}'"
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def _in_quotes(char: str) -> str:
+    """Return a character of a word between `$'` and `'`."""
+    if char in "\\'":
+        return f"\\{char}"
+    if char.isprintable():
+        return char
+    # Three octal digits: a hexadecimal escape would take in the digits of the text that follow.
+    is_byte = "\udc80" <= char <= "\udcff"  # a byte of a path that is no UTF-8
+    encoded = char.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
+    return "".join(f"\\{byte:03o}" for byte in encoded)
+
+
+def _cut(text: str, most: int) -> str:
+    """Return `text` without its middle, so that `most` characters are left."""
+    if len(text) <= most:
+        return text
+    kept = most - len(_DOTS)
+    return text[: kept - kept // 2] + _DOTS + text[-(kept // 2) :]
