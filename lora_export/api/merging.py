@@ -241,12 +241,12 @@ def _merge_into(stage: Staging, job: Job, writing: Writing, undo: Staging | None
     files = (*files, write_manifest(stage, record))
     # The undo file is published before the checkpoint: a run that is killed between the two leaves
     # an undo file too many, never a merged checkpoint that cannot be undone.
-    if undo:
-        with job.clock("write the undo file"):
-            kept = write_undo(plan, undo.path, digests, weights, writing.jobs)
-            files = (*files, kept)
-            _publish_undo(undo, kept, force=writing.force)
     try:
+        if undo:
+            with job.clock("write the undo file"):
+                kept = write_undo(plan, undo.path, digests, weights, writing.jobs)
+                files = (*files, kept)
+                _publish_undo(undo, kept, force=writing.force)
         with job.clock("publish"):
             stage.publish()
     except BaseException:
@@ -275,7 +275,7 @@ def _publish_undo(undo: Staging, written: WrittenFile, *, force: bool) -> None:
         OutputError: the undo file of another base or merge is there.
     """
     if force or not undo.output.exists():
-        undo.publish()
+        undo.publish(is_last=False)
     elif file_sha256(undo.output) != written.sha256:
         hint = "choose another name, or replace it with --force"
         raise OutputError(

@@ -7,21 +7,26 @@ import sys
 import traceback
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from lora_export.checkpoint.output.interrupts import orderly_interrupts
 from lora_export.cli._progress import shown_progress
+from lora_export.cli._streams import echo, echo_error, report_lost_output
 from lora_export.cli._terminal import coloured, is_coloured, print_message, text_width
 from lora_export.errors import LoraExportError, UsageError, VerificationError
 from lora_export.records import Problem
 from lora_export.report.document import error_json, report_json
 from lora_export.report.result import json_text, refused
 from lora_export.report.text import next_text, report_text
+from lora_export.shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from lora_export.checkpoint.output.interrupts import Interrupts
     from lora_export.records import Progress
     from lora_export.report.result import Report
 
@@ -71,7 +76,9 @@ def usage_errors_as_json(ctx: click.Context, words: Sequence[str]) -> Iterator[N
                 cause="usage/command-line",
             )
             name = ctx.info_name or "" if ctx.parent else ""
-            click.echo(json_text(error_json(name, "usage", (problem,))))
+            echo(json_text(error_json(name, "usage", (problem,))))
+        # A word may be the name of a file, by a pattern of the shell.
+        error.message = shown(error.message)  # type: ignore[misc]
         raise
 
 
@@ -105,8 +112,7 @@ class Output:
         Raises:
             SystemExit: always; its code is the exit status.
         """
-        self._print_report(self.value(call))
-        sys.exit(0)
+        sys.exit(self._status(call, self._printed))
 
     def value(self, call: Callable[[OnProgress], Value]) -> Value:
         """Call with a progress bar, and return the value.
@@ -114,24 +120,75 @@ class Output:
         Raises:
             SystemExit: the call raised; the outcome is printed, and the code is the exit status.
         """
+        found: list[Value] = []
+
+        def keep(value: Value) -> int:
+            found.append(value)
+            return 0
+
+        status = self._status(call, keep)
+        if not found:
+            sys.exit(status)
+        return found[0]
+
+    def _status(self, call: Callable[[OnProgress], Value], then: Callable[[Value], int]) -> int:
+        """Call, let `then` print the value and return a status; return the status of the end."""
+        with orderly_interrupts() as interrupts:
+            return self._ended(partial(self._outcome, call, then), interrupts)
+
+    def _ended(self, outcome: Callable[[Interrupts], int], interrupts: Interrupts) -> int:
+        """Return the status of an outcome, also where its printing was stopped or failed."""
         try:
-            # stdout is for the result: text that the user's own model prints goes to stderr.
-            with shown_progress(wanted=not self.quiet) as progress, redirect_stdout(sys.stderr):
-                return call(progress)
+            status = outcome(interrupts)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # A result that is in place stands, and so does its status.
+            status = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
+            status = 0 if interrupts.is_settled else status
+            interrupts.dismiss()
+        return status or report_lost_output()
+
+    def _outcome(
+        self,
+        call: Callable[[OnProgress], Value],
+        then: Callable[[Value], int],
+        interrupts: Interrupts,
+    ) -> int:
+        """Call, print what came of it, and return the exit status."""
+        try:
+            found = self._called(call, interrupts)
         except LoraExportError as error:
-            self.refuse(error)
+            self._print_refusal(error)
+            return error.status
         except KeyboardInterrupt:
+            interrupts.dismiss()
             self._print_stop("interrupted", "interrupted; nothing was published")
-            sys.exit(INTERRUPTED)
+            return INTERRUPTED
         except SystemExit as error:
-            if error.code == TERMINATED:  # SIGTERM; see checkpoint.interrupts
-                self._print_stop("interrupted", "terminated; nothing was published")
-                raise
-            self.refuse(_left_from_within(error))
+            if error.code != TERMINATED:  # SIGTERM; see checkpoint.output.interrupts
+                self._print_refusal(_left_from_within(error))
+                return UsageError.status
+            interrupts.dismiss()
+            self._print_stop("interrupted", "terminated; nothing was published")
+            return TERMINATED
         except BaseException as error:  # noqa: BLE001 - the last resort: status 1, our bug
-            traceback.print_exc()
+            echo_error(traceback.format_exc())
             self._print_stop("bug", f"{type(error).__name__}: {error}", hint=_REPORT)
-            sys.exit(1)
+            return 1
+        interrupts.release()
+        return then(found)
+
+    def _printed(self, report: Report) -> int:
+        self._print_report(report)
+        return 0
+
+    def _called(self, call: Callable[[OnProgress], Value], interrupts: Interrupts) -> Value:
+        # stdout is for the result: text that the user's own model prints goes to stderr.
+        with (
+            interrupts.answered(),
+            shown_progress(wanted=not self.quiet) as progress,
+            redirect_stdout(sys.stderr),
+        ):
+            return call(progress)
 
     def refuse(self, error: LoraExportError) -> NoReturn:
         """Print why nothing was done, and exit with the status of the error."""
@@ -141,12 +198,12 @@ class Output:
     def _print_stop(self, code: str, message: str, *, hint: str = "") -> None:
         if self.as_json:
             problem = Problem(message, hint=hint, cause=code)
-            click.echo(json_text(error_json(self.command, code, (problem,))))
-        click.echo(hint or message, err=True)
+            echo(json_text(error_json(self.command, code, (problem,))))
+        echo_error(hint or message)
 
     def _print_report(self, report: Report) -> None:
         if self.as_json:
-            click.echo(json_text(report_json(report)))
+            echo(json_text(report_json(report)))
         elif not self.quiet:
             self._print_text(report)
         if not self.quiet:
@@ -154,21 +211,21 @@ class Output:
                 print_message(f"note: {warning}")
         if report.next and not self.as_json and not self.quiet:
             # After the notes, which are on stderr: a terminal then ends with it as a file does.
-            click.echo(f"\n{next_text(report.next, text_width())}")
+            echo(f"\n{next_text(report.next, text_width())}")
 
     def _print_text(self, report: Report) -> None:
         """Print all of the text but the next command."""
         paint = coloured if is_coloured() else None
-        shown = replace(report, next="")
-        click.echo(report_text(shown, verbose=self.verbose, width=text_width(), paint=paint))
+        most = replace(report, next="")
+        echo(report_text(most, verbose=self.verbose, width=text_width(), paint=paint))
 
     def _print_refusal(self, error: LoraExportError) -> None:
         """Print on stdout what the command had found, and on stderr why it refused."""
         if self.debug:
-            traceback.print_exc()
+            echo_error(traceback.format_exc())
         report = refused(self.command, error)
         if self.as_json:
-            click.echo(json_text(report_json(report)))
+            echo(json_text(report_json(report)))
         elif not self.quiet:
             self._print_text(report)
         if report.attribution:
@@ -176,9 +233,9 @@ class Output:
         for line in refusal_lines(report.problems):
             print_message(line)
         if isinstance(error, VerificationError) and self.command != "verify":
-            click.echo("nothing was published", err=True)
+            echo_error("nothing was published")
         if after := after_refusal(report.problems):
-            click.echo(f"next: {after}", err=True)
+            echo_error(f"next: {after}")
 
 
 def refusal_lines(problems: Sequence[Problem]) -> list[str]:

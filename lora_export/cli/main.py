@@ -6,12 +6,23 @@ import atexit
 import importlib
 import os
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from lora_export.cli._output import usage_errors_as_json
+from lora_export.checkpoint.output.interrupts import orderly_interrupts, status_of
+from lora_export.cli._output import INTERRUPTED, usage_errors_as_json
+from lora_export.cli._streams import (
+    echo_error,
+    lose_stdout,
+    open_closed_streams,
+    report_lost_output,
+)
 from lora_export.version import VERSION
+
+if TYPE_CHECKING:
+    from lora_export.checkpoint.output.interrupts import Interrupts
 
 _COMMANDS = ("merge", "onnx", "verify", "unmerge", "inspect", "parity", "explain")
 
@@ -20,17 +31,43 @@ class _Commands(click.Group):
     """The commands, each imported at its first use, so that --help is quick."""
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        """Run the command, and end the process at once where torch was loaded.
+        """Run the command of this process, and end the process.
 
         This is for the program, which calls the group without arguments. Other callers get click's
         own SystemExit.
         """
-        try:
+        if args or settings:
             return super().__call__(*args, **settings)
+        open_closed_streams()
+        with orderly_interrupts(is_last=True) as interrupts:
+            status = self._status(interrupts)
+            interrupts.settle()  # the outcome is known and printed: a signal comes too late
+            if "torch" in sys.modules:
+                _leave(status)
+        raise SystemExit(status)
+
+    def _status(self, interrupts: Interrupts) -> int:
+        """Run the command; return its exit status.
+
+        A signal that no command has reported is reported here: it came while one was imported.
+        """
+        try:
+            status = self.main(standalone_mode=False) or 0
+        except click.ClickException as error:
+            with suppress(OSError):  # a stderr that cannot be written
+                error.show()
+            status = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            status = INTERRUPTED
         except SystemExit as end:
-            if not args and not settings and "torch" in sys.modules:
-                _leave(end.code)
-            raise
+            status = end.code if isinstance(end.code, int) else 1
+        except OSError as error:  # --help or --version could not be printed
+            lose_stdout(error)
+            status = report_lost_output()
+        if interrupts.came is not None:
+            status = status_of(interrupts.came)
+            echo_error("interrupted; nothing was published")
+        return status
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with usage_errors_as_json(ctx, args):
@@ -53,20 +90,12 @@ class _Commands(click.Group):
         return command
 
 
-def _leave(status: object) -> None:
-    """End the process at once: Python's own end takes 0.3 s to unload torch's modules.
-
-    Where the status is no number, or the output cannot be written, this does nothing. Python then
-    ends the process, and reports the failed write.
-    """
-    if not isinstance(status, int):
-        return
+def _leave(status: int) -> NoReturn:
+    """End the process at once: Python's own end takes 0.3 s to unload torch's modules."""
     atexit._run_exitfuncs()  # noqa: SLF001 - what os._exit leaves out
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, full or not there
+            stream.flush()
     os._exit(status)
 
 
@@ -77,5 +106,5 @@ def main() -> None:
 
     Exit status: 0 done, 1 a bug of lora-export, 2 usage, 3 input refused, 4 adapter and base
     do not fit, 5 a check failed (nothing was published), 6 output refused, 7 disk or
-    permission, 8 over a limit, 15 an extra is missing, 130 interrupted.
+    permission, 8 over a limit, 15 an extra is missing, 130 interrupted, 143 terminated.
     """

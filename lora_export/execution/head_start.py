@@ -14,6 +14,7 @@ import threading
 from functools import cache
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.output.interrupts import held_back
 from lora_export.checkpoint.reading import open_for_reading, system_errors
 from lora_export.checkpoint.tensors import CHUNK_BYTES
 
@@ -55,7 +56,12 @@ class HeadStart:
         """Start the thread, unless torch is imported already or there may be one thread only."""
         if self._is_wanted:
             sys.setswitchinterval(SWITCH_SECONDS)
-            self._thread.start()
+            try:
+                with held_back():  # a signal may raise at the end: the thread is running then
+                    self._thread.start()
+            except BaseException:
+                self._stop()
+                raise
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -65,12 +71,16 @@ class HeadStart:
             StorageError: a range could not be copied, or a file could not be read.
             InputError: a file is missing or ends early.
         """
-        self._stopped.set()
-        if self._is_wanted:
-            self._thread.join()
-            sys.setswitchinterval(self._interval)
+        self._stop()
         if error is None and self._error is not None:
             raise self._error
+
+    def _stop(self) -> None:
+        with held_back():  # a thread that goes on would write into a staging that is being removed
+            self._stopped.set()
+            if self._is_wanted:
+                self._thread.join()
+                sys.setswitchinterval(self._interval)
 
     def _run(self) -> None:
         try:

@@ -12,6 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.output.interrupts import held_back
 from lora_export.checkpoint.reading import pread_into, system_errors
 from lora_export.errors import StorageError
 
@@ -64,8 +65,9 @@ class Pipeline:
         """
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
         try:
-            for thread in threads:
-                thread.start()
+            with held_back():  # a thread that has not started could not be joined
+                for thread in threads:
+                    thread.start()
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.2)  # short waits, so that a signal is handled meanwhile

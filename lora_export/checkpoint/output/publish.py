@@ -79,10 +79,13 @@ class Staging:
             )
         self.names = (*self.names, name)
 
-    def publish(self) -> Path:
+    def publish(self, *, is_last: bool = True) -> Path:
         """Sync everything, put it in place and return the output's path.
 
-        After an error the output path is as it was before.
+        After an error the output path is as it was before. A signal that came before the first
+        rename is raised, also one that was lost; after the last rename it comes too late.
+
+        is_last: False where the run publishes more, so that a signal may still stop it.
 
         Raises:
             OutputError: another run has taken the name meanwhile, or is publishing there too long.
@@ -92,10 +95,14 @@ class Staging:
         with system_errors(self.output, "publish"):
             settle(self.folder)
             self._check_complete()
-        # A signal between two renames would leave a manifest without its file.
-        with self.interrupts.held_back(), one_writer(self.output):
-            self._put_in_place()
-            self.is_published = True
+        with one_writer(self.output):
+            self.interrupts.raise_waiting()
+            # A signal between two renames would leave a manifest without its file.
+            with self.interrupts.held_back():
+                self._put_in_place()
+                self.is_published = True
+                if is_last:
+                    self.interrupts.settle()
         return self.output
 
     def _check_complete(self) -> None:

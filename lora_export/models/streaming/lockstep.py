@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.nn.functional as F
 
+from lora_export.checkpoint.output.interrupts import held_back
 from lora_export.models.streaming.blocks import Features, bounds, memory_of
 from lora_export.models.streaming.row_sources import ChangedRows, bytes_of
 from lora_export.models.streaming.streamed_weight import StreamedWeight, products
@@ -131,9 +132,10 @@ class Lockstep:
         # Each call of a model sends stdout to stderr and back. Threads that overlap would leave it
         # there, unless it is there already.
         with redirect_stdout(sys.stderr):
-            for thread in threads:
-                thread.start()
             try:
+                with held_back():  # a thread that has not started could not be joined
+                    for thread in threads:
+                        thread.start()
                 self._serve()
             except BaseException as error:
                 self._end(error)

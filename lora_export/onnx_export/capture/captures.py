@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.output.interrupts import held_back
 from lora_export.errors import InputError
 from lora_export.onnx_export.file.bindings import read_bindings
 
@@ -197,13 +198,14 @@ class Captures:
                 self._prune_counts(key)
 
     def _write(self, path: Path, content: bytes) -> None:
-        handle, part = tempfile.mkstemp(suffix=".part", dir=self.folder)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(part).replace(path)
-        finally:
-            Path(part).unlink(missing_ok=True)
+        with held_back():  # a signal just after the file is made would leave it
+            handle, part = tempfile.mkstemp(suffix=".part", dir=self.folder)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+                Path(part).replace(path)
+            finally:
+                Path(part).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"
