@@ -72,6 +72,13 @@ _TRUST = (
     "leave out what the configuration excludes, as PEFT does."
 )
 
+_FOLLOW_LINKS = Option(
+    "follow_links",
+    "flag",
+    "Accept symbolic links that lead out of a model's or an adapter's folder.",
+    default=False,
+)
+
 ADAPTER = (
     Option("alpha", "number", "lora_alpha of the training; never guessed."),
     Option("enable_lora", "blocks", "The adapted blocks of every MergedLinear.", metavar="1,0,1"),
@@ -122,6 +129,7 @@ ADAPTER = (
         "Refuse a base other than the one that the adapter names, instead of a warning.",
         default=False,
     ),
+    _FOLLOW_LINKS,
 )
 """How adapters are read and merged."""
 
@@ -350,6 +358,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         Option("undo", "path", "The file that merge --undo wrote.", needed=True),
         _output("Where the base goes.", needed=True),
         Option("force", "flag", "Replace an earlier export.", default=False),
+        _FOLLOW_LINKS,
         _JOBS,
     ),
     "inspect": (),

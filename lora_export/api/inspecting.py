@@ -85,7 +85,7 @@ def _adapter_file(place: Path) -> AdapterFile | None:
         InputError: a folder that holds adapters cannot be read.
     """
     try:
-        file = read_adapter_file(place)
+        file = read_adapter_file(place, follow_links=True)  # nothing of it is copied
     except InputError:
         if _is_adapters_place(place):
             raise
@@ -119,7 +119,7 @@ def _foreign(file: AdapterFile, trainer: Trainer) -> dict[str, Any]:
 
 
 def _checkpoint(place: Path) -> dict[str, Any]:
-    checkpoint = read_checkpoint(place)
+    checkpoint = read_checkpoint(place, follow_links=True)
     specs = [ref.spec for ref in checkpoint.tensors().values()]
     return {
         "kind": "checkpoint",

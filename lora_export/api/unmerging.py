@@ -31,6 +31,7 @@ def unmerge(
     undo: str | Path | None = None,
     jobs: int | None = None,
     force: bool = False,
+    follow_links: bool = False,
     progress: OnProgress | None = None,
 ) -> Report:
     """Write the base of `merged` at `output`, and prove it by its SHA-256.
@@ -49,6 +50,7 @@ def unmerge(
         undo: the file that `merge` kept; it must be named.
         jobs: threads; None takes one a processor.
         force: replace an earlier export at `output`. If `output` is the base already, it stays.
+        follow_links: accept symbolic links that lead out of the folder `merged`.
         progress: see `merge`.
 
     Returns:
@@ -71,7 +73,7 @@ def unmerge(
         )
     clock = Stopwatch(progress)
     kept, target = Path(undo), Path(output)
-    checkpoint = read_checkpoint(Path(merged))
+    checkpoint = read_checkpoint(Path(merged), follow_links=follow_links)
     description, _ = read_undo(kept)
     kind: Kind = "folder" if description["layout"] == "folder" else "file"
     if force and kind == "folder" and is_restored(description, target):

@@ -315,7 +315,7 @@ def _again(
             made.checks, made.warnings, made.attribution, kept=made.kept, unproven=made.unproven
         )
         return job, proven, dict(made.facts)
-    merged = read_checkpoint(path)
+    merged = read_checkpoint(path, follow_links=job.follow_links)
     if plan_again:
         job, proven = prove_foreign(job, merged, plan_again)
     else:

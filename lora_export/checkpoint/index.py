@@ -7,6 +7,7 @@ headers and JSON are read.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from contextlib import suppress
 from dataclasses import replace
@@ -23,8 +24,13 @@ from lora_export.checkpoint.folder.adapter_folder import (
 )
 from lora_export.checkpoint.folder.elsewhere import elsewhere
 from lora_export.checkpoint.folder.hf_cache import cached_snapshot, is_repository_name
+from lora_export.checkpoint.folder.links import refuse_leaving
 from lora_export.checkpoint.folder.quantization import find_quantization
-from lora_export.checkpoint.folder.side_files import TORCH_SUFFIXES, list_side_files
+from lora_export.checkpoint.folder.side_files import (
+    ADAPTER_CONFIG,
+    TORCH_SUFFIXES,
+    list_side_files,
+)
 from lora_export.checkpoint.folder.weight_sets import INDEX_SUFFIX, weight_sets
 from lora_export.checkpoint.reading import read_json_object, system_errors
 from lora_export.checkpoint.shards import read_shard, read_sharded, read_weights
@@ -48,6 +54,9 @@ _BASE_NAMES = (
 _LITGPT = "lit_model.pth.lora"
 """The name that litgpt gives an adapter's weights."""
 
+_BESIDE = (ADAPTER_CONFIG, "hyperparameters.yaml", "model_config.yaml")
+"""The files beside an adapter's weights that decide what they mean; two of them are litgpt's."""
+
 _NEAR = 0.6
 """How similar a name must be to be proposed; 1 means equal (difflib's ratio and default)."""
 
@@ -55,29 +64,35 @@ _FACTOR = re.compile(r"(?:^|[._])(?:lora|hada|lokr|vera|ia3)_")
 """Occurs in the names of factors of every kind of adapter that is read."""
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, follow_links: bool = False) -> Checkpoint:
     """Read the base model at `path`: a weight file, an index, a Hugging Face folder, or org/name.
 
     Only headers and JSON are read. org/name is looked up in the local Hugging Face cache. In a
     folder, safetensors are preferred to .bin, as in transformers.
 
+    follow_links: accept links that lead out of the folder; see folder.links.
+
     Raises:
-        InputError: a file is missing, damaged or ambiguous; all problems found are named.
+        InputError: a file is missing, damaged or ambiguous, or leads out of the folder; all
+            problems found are named.
         LimitError: a pickle is too big.
         StorageError: a file cannot be read.
     """
     with system_errors(path, "read"):
         root = _locate(path)
         if root.is_dir():
-            found = _read_folder(root, _base_file(root))
+            file = _base_file(root)
+            if not follow_links:
+                refuse_leaving(root, [file])
+            found = _read_folder(root, file, follow_links=follow_links)
         elif root.name.endswith(INDEX_SUFFIX):
-            found = _read_folder(root.parent, root)
+            found = _read_folder(root.parent, root, follow_links=follow_links)
         else:
             found = Checkpoint(root, "file", (read_shard(root),))
         return replace(found, quantization=find_quantization(found))
 
 
-def read_adapter_file(path: Path) -> AdapterFile:
+def read_adapter_file(path: Path, *, follow_links: bool = False) -> AdapterFile:
     """Read the adapter at `path`: a weight file, a folder that holds one, or org/name.
 
     A folder that holds no adapter itself may hold one in a sub-folder. adapter_config.json beside
@@ -89,9 +104,13 @@ def read_adapter_file(path: Path) -> AdapterFile:
     with system_errors(path, "read"):
         root = _locate(path)
         place = _adapter_place(root)
+        if not follow_links:
+            refuse_leaving(_folder_of(place, root), _read_from(place, root))
         config = read_adapter_config(place.file)
         shards = read_weights(place.chosen)
         others = beside(place) if config else ()
+        if not follow_links:
+            refuse_leaving(_folder_of(place, root), [path for one in others for path in one.files])
         notes = [*place.notes, *(foreign_notes(place.file.parent) if config else ())]
     tensors = {ref.spec.name: ref for shard in shards for ref in shard.tensors}
     metadata, wrapper = shards[0].metadata, shards[0].wrapper
@@ -110,6 +129,18 @@ def _adapter_place(root: Path) -> AdapterPlace:
     # litgpt saves its LoRA beside the merged model, so the folder holds two weight files.
     litgpt = root / _LITGPT
     return named_adapter(litgpt) if litgpt.exists() else find_adapter(root, _holds_factors)
+
+
+def _folder_of(place: AdapterPlace, root: Path) -> Path:
+    """Return the folder that the adapter may not leave: the named one, or that of a named file."""
+    return root if root.is_dir() else place.file.parent
+
+
+def _read_from(place: AdapterPlace, root: Path) -> list[Path]:
+    """List what is read of an adapter, but for a file that the user has named and may be a link."""
+    beside = [place.file.with_name(name) for name in _BESIDE]
+    found = [place.file, *place.chosen.files, *filter(os.path.lexists, beside)]
+    return [path for path in found if path != root]
 
 
 def _holds_factors(found: WeightSet) -> bool:
@@ -162,11 +193,11 @@ def _base_file(folder: Path) -> Path:
     raise no_single_file(folder, f"holds none of {', '.join(_BASE_NAMES)}", hint)
 
 
-def _read_folder(folder: Path, file: Path) -> Checkpoint:
+def _read_folder(folder: Path, file: Path, *, follow_links: bool) -> Checkpoint:
+    side_files = list_side_files(folder, follow_links=follow_links)
     config_path = folder / "config.json"
     config = read_json_object(config_path, tagged_floats=True) if config_path.exists() else {}
-    side_files = list_side_files(folder)
     if not file.name.endswith(INDEX_SUFFIX):
         return Checkpoint(folder, "folder", (read_shard(file),), side_files, config)
-    shards, metadata = read_sharded(file)
+    shards, metadata = read_sharded(file, follow_links=follow_links)
     return Checkpoint(folder, "folder", shards, side_files, config, metadata, file.name)

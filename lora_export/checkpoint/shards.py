@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.folder.links import refuse_leaving
 from lora_export.checkpoint.folder.weight_sets import missing_shards
 from lora_export.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
 from lora_export.checkpoint.reading import (
@@ -116,10 +117,14 @@ def _foreign_kind(start: bytes) -> str:
     return "" if length <= MAX_HEADER_BYTES else "an unknown format"
 
 
-def read_sharded(index: Path) -> tuple[tuple[Shard, ...], Mapping[str, object]]:
+def read_sharded(
+    index: Path, *, follow_links: bool = True
+) -> tuple[tuple[Shard, ...], Mapping[str, object]]:
     """Read every shard that an index names, and the index's own metadata.
 
     The shards are in the order of their names.
+
+    follow_links: accept shards that are links out of the folder; see links.leaving.
 
     Raises:
         InputError: the index or a shard is missing or damaged, or they differ; all problems of
@@ -127,6 +132,9 @@ def read_sharded(index: Path) -> tuple[tuple[Shard, ...], Mapping[str, object]]:
         LimitError, StorageError: see read_shard.
     """
     content = _read_index(index)
+    if not follow_links:
+        names = dict.fromkeys(content.weight_map.values())
+        refuse_leaving(index.parent, [index.parent / name for name in names])
     return _read_shards(index.parent, content), content.metadata
 
 

@@ -47,6 +47,8 @@ class Options:
     trust_file: bool | None = None
     #: Whether another base than the adapter names is refused.
     strict: bool = False
+    #: Whether links of a model's or an adapter's folder may lead out of it.
+    follow_links: bool = False
 
     def allows_new(self, name: str) -> bool:
         """Return whether a full tensor of this name may be new in the result."""

@@ -79,6 +79,8 @@ class AdapterOptions(TypedDict, total=False):
     trust_file: bool | None
     #: Whether another base than the adapter names is refused.
     strict: bool
+    #: Whether links of a model's or an adapter's folder may lead out of it.
+    follow_links: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ def make_request(
             ignore=tuple(settings.get("ignore", ())),
             trust_file=settings.get("trust_file"),
             strict=settings.get("strict", False),
+            follow_links=settings.get("follow_links", False),
         ),
     )
 
@@ -193,7 +196,7 @@ def read_inputs(request: Request) -> Inputs:
             is damaged, and may name an adapter that is merged already; or an adapter is named
             twice, or is merged into the base already.
     """
-    base = read_checkpoint(request.base)
+    base = read_checkpoint(request.base, follow_links=request.options.follow_links)
     refuse_adapter_as_base(base)
     adapters = _read_adapters(request, base)
     inputs = Inputs(base, tuple(adapters), read_manifest(base.root, hint=_DAMAGED))
@@ -260,7 +263,7 @@ def _read_adapters(request: Request, base: Checkpoint) -> list[Adapter]:
             cause="usage/option-value",
         )
     weights = request.weights or (1.0,) * len(request.adapters)
-    files = [_read_file(path, request.base) for path in request.adapters]
+    files = [_read_file(path, request) for path in request.adapters]
     refuse_unused_ignore(files, request.options.ignore)
     return [
         read_joined(file, base, request.options.ignore, dialect=request.dialect, weight=weight)
@@ -289,9 +292,9 @@ def _refuse_model(path: Path, base: Path, file: AdapterFile) -> None:
     )
 
 
-def _read_file(path: Path, base: Path) -> AdapterFile:
-    file = read_adapter_file(path)
-    _refuse_model(path, base, file)
+def _read_file(path: Path, request: Request) -> AdapterFile:
+    file = read_adapter_file(path, follow_links=request.options.follow_links)
+    _refuse_model(path, request.base, file)
     return file
 
 

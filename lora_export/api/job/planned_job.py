@@ -62,6 +62,11 @@ class Job:
         return self.settings.get("allow_noop", False)
 
     @property
+    def follow_links(self) -> bool:
+        """Return whether links may lead out of the folders that are read."""
+        return self.settings.get("follow_links", False)
+
+    @property
     def is_proof_asked(self) -> bool:
         """Return whether an option describes the run of the model; then it must not be left out."""
         return self.proof.describes_run

@@ -71,6 +71,11 @@ def commit_of_revision(path: Path, revision: str) -> str:
         return ""
 
 
+def repository_folder(path: Path) -> Path | None:
+    """Return the folder of the repository in whose cached snapshot `path` lies; None for none."""
+    return _snapshot(path)[0]
+
+
 def _snapshot(path: Path) -> tuple[Path | None, str]:
     """Return the repository's folder in the cache and the snapshot's commit, or (None, "")."""
     for place in (path, *path.parents):

@@ -6,6 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.folder.links import leaving
 from lora_export.checkpoint.reading import (
     LFS_START,
     PICKLE_START,
@@ -102,16 +103,18 @@ def weight_files(folder: Path) -> list[str]:
     return sorted(path.as_posix() for path in found if is_weights(folder / path))
 
 
-def list_side_files(folder: Path) -> tuple[SideFile, ...]:
+def list_side_files(folder: Path, *, follow_links: bool = False) -> tuple[SideFile, ...]:
     """List the files of `folder` and its sub-folders that are no weights, sorted by name.
 
     Left out: weights of any framework, hidden files and folders, adapters' configs, earlier
     manifests of ours, `checkpoint-N` folders, and what is no regular file. Weights stay in a
-    sub-folder that modules.json names, such as sentence-transformers' 2_Dense. Links to regular
-    files are followed: a snapshot in the Hugging Face cache consists of links.
+    sub-folder that modules.json names, such as sentence-transformers' 2_Dense.
+
+    follow_links: accept links that lead out of the folder; see links.leaving.
 
     Raises:
-        InputError: a link leads nowhere, or folders are nested deeper than MAX_DEPTH.
+        InputError: a link leads nowhere or out of the folder, or folders are nested deeper than
+            MAX_DEPTH.
     """
     problems: list[Problem] = []
     modules = module_folders(folder)
@@ -121,6 +124,8 @@ def list_side_files(folder: Path) -> tuple[SideFile, ...]:
         is_module_file = name.rpartition("/")[0] in modules and is_torch_weights(path)
         if is_module_file or not is_weights(path):
             files.append(SideFile(name, path))
+    if not follow_links:
+        problems += leaving(folder, [file.source for file in files if file.source])
     fail_on(problems)
     return tuple(files)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import file_sha256
+from lora_export.checkpoint.folder.links import refuse_leaving
 from lora_export.checkpoint.folder.tokenizer_files import is_tokenizer_file, tokenizer_files
 from lora_export.records import Problem, SideFile
 from lora_export.report.columns import first_names
@@ -37,7 +38,7 @@ def plan_tokenizer(
                 Problem(message, _OPTION, "name the folder that holds it", cause="usage/no-effect")
             )
         return files
-    theirs = _tokenizers(given.adapters)
+    theirs = _tokenizers(given.adapters, follow_links=given.options.follow_links)
     if wanted == "base":
         return files
     if wanted is None and vocabulary is None:
@@ -75,12 +76,18 @@ def _judge_lack(
         )
 
 
-def _tokenizers(adapters: Sequence[Adapter]) -> dict[str, list[SideFile]]:
-    """Collect the tokenizer files beside each adapter, by its path; equal ones are listed once."""
+def _tokenizers(adapters: Sequence[Adapter], *, follow_links: bool) -> dict[str, list[SideFile]]:
+    """Collect the tokenizer files beside each adapter, by its path; equal ones are listed once.
+
+    Raises:
+        InputError: a file is a link that leads out of the adapter's folder.
+    """
     found: dict[str, list[SideFile]] = {}
     seen: set[tuple[tuple[str, str], ...]] = set()
     for adapter in adapters:
         files = tokenizer_files(adapter.path.parent)
+        if not follow_links:
+            refuse_leaving(adapter.path.parent, [file.source for file in files if file.source])
         key = tuple((file.name, file_sha256(file.source)) for file in files if file.source)
         if files and key not in seen:
             seen.add(key)
