@@ -25,6 +25,13 @@ _lost: list[str] = []
 """Why stdout could not be written, at the first failure; empty where all was written."""
 
 
+class _Closed(io.TextIOBase):
+    """A stdout that was closed before the program began; Python has None for it."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
 def open_closed_streams() -> None:
     """Open descriptors 0 to 2 on /dev/null where they are closed, and let stdout show any name.
 
@@ -36,15 +43,14 @@ def open_closed_streams() -> None:
     os.close(lowest)
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
+    if sys.stdout is None:
+        sys.stdout = _Closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters
 
 
 def echo(text: str) -> None:
     """Write lines to stdout; a failure is remembered for `lost_output`."""
-    if sys.stdout is None:
-        _lost.append(os.strerror(errno.EBADF))
-        return
     try:
         click.echo(shown_lines(text.split("\n")))
     except OSError as error:
