@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from lora_export.records import Attribution, Check, Finding, MergePlan
 
 
+MOST_PROBLEMS = 20
+"""How many problems of one error are shown; `problems` and --json have all."""
+
+
 class LoraExportError(Exception):
     """Base of all errors raised on purpose.
 
@@ -56,7 +60,14 @@ class LoraExportError(Exception):
         return error
 
     def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems)
+        return "\n".join(first_problems(self.problems))
+
+
+def first_problems(problems: Sequence[Problem]) -> list[str]:
+    """Return the first `MOST_PROBLEMS` as text that may be shown, and the number of the others."""
+    texts = [str(problem) for problem in problems[:MOST_PROBLEMS]]
+    more = len(problems) - len(texts)
+    return [*texts, f"... and {more:,} more problems"] if more else texts
 
 
 class UsageError(LoraExportError):

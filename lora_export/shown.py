@@ -9,7 +9,7 @@ Everything that prints calls this module, at the last step before a line is join
   it first, then the escaping of that format: `html.escape(shown(name))`.
 - `shown_line` for a message that stands alone on a terminal, or in an annotation: it is shortened.
 - `shown_lines` to join the lines of a report, in place of `"\n".join`.
-- `shell_word` for each word of a command that the user may copy.
+- `shell_command` for a command that the user may copy, and `shell_word` for one word of it.
 
 JSON keeps the true names: `json.dumps` escapes them, and a program compares them. All functions
 leave text alone that they have returned once, so a second call does no harm.
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 MOST = 200
 """The most characters of a message on one line."""
+
+HINT_MOST = 2000
+"""The same of a hint or a note, which may hold a whole command with its paths."""
 
 _CAPS = range(150, 29, -10)
 """The lengths to which long words of a message are cut, the first that suffices."""
@@ -44,7 +47,11 @@ def shown(text: str) -> str:
 
 
 def shown_line(text: str, most: int = MOST) -> str:
-    """Return `shown(text)` with at most `most` characters; long words are cut in their middle."""
+    """Return `shown(text)` with at most `most` characters.
+
+    Long words are cut in their middle, as paths and names are. Where that is not enough, the last
+    words are left out.
+    """
     if len(text) > 20 * most:  # a name may have megabytes
         text = _cut(text, 20 * most)
     line = shown(text)
@@ -55,7 +62,7 @@ def shown_line(text: str, most: int = MOST) -> str:
         line = " ".join(_cut(word, cap) for word in words)
         if len(line) <= most:
             return line
-    return _cut(line, most)
+    return f"{line[: most - len(_DOTS) - 1].rpartition(' ')[0]} {_DOTS}"
 
 
 def shown_lines(lines: Iterable[str]) -> str:
@@ -63,14 +70,22 @@ def shown_lines(lines: Iterable[str]) -> str:
     return "\n".join(shown(line) for line in lines)
 
 
-def shell_word(text: str) -> str:
+def shell_command(words: Iterable[str]) -> str:
+    """Return the words of a command, each quoted by `shell_word`."""
+    return " ".join(map(shell_word, words))
+
+
+def shell_word(text: str, *, always: bool = False) -> str:
     r"""Return `text` quoted as one word for the shell, and as text that may be shown.
+
+    always: quote a word that needs no quotes as well, as in a sentence.
 
     A word with characters that are not printable is written as `$'...'`, with the escapes of
     bash, zsh and POSIX 2024. They give the same bytes again, so the command may be copied.
     """
     if text.isprintable():
-        return shlex.quote(text)
+        quoted = shlex.quote(text)
+        return f"'{text}'" if always and quoted == text else quoted
     return f"$'{''.join(map(_in_quotes, text))}'"
 
 

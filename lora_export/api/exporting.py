@@ -27,6 +27,7 @@ from lora_export.onnx_export.capture.captures import open_captures
 from lora_export.onnx_export.settings import ExportSettings
 from lora_export.report.result import Report
 from lora_export.report.stopwatch import Stopwatch
+from lora_export.shown import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -190,13 +191,16 @@ def _check_name(target: Path, *, pair: bool) -> None:
         raise UsageError(
             message,
             where=str(target),
-            hint=f"-o {target.with_suffix('')}",
+            hint=f"-o {shell_word(str(target.with_suffix('')))}",
             cause="usage/output-name",
         )
     if not pair and not named:
         message = "the name of an ONNX file ends in .onnx"
         raise UsageError(
-            message, where=str(target), hint=f"-o {target}.onnx", cause="usage/output-name"
+            message,
+            where=str(target),
+            hint=f"-o {shell_word(f'{target}.onnx')}",
+            cause="usage/output-name",
         )
 
 

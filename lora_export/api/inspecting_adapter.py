@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from lora_export.planning.updates.fused import missing_keys
 from lora_export.planning.updates.resolve_configured import scaling_by_rule
 from lora_export.records import Facts
 from lora_export.report.columns import counted, first_names
+from lora_export.shown import shell_command
 
 if TYPE_CHECKING:
     from lora_export.records import Adapter, AdapterFile, TensorSpec, Update, WeightSet
@@ -150,7 +150,7 @@ def _needs(
         return {"a_merge_needs": ["another file: the configuration belongs to another adapter"]}
     found = base.get("found")
     needs = [] if found else [f"the base {base['name']}" if base else "the base"]
-    words = shlex.join(["lora-export", "merge", found or "BASE", str(place)])
+    words = shell_command(["lora-export", "merge", found or "BASE", str(place)])
     flags = " ".join(_FLAGS[fact] for fact in missing if fact in _FLAGS)
     return {
         "a_merge_needs": [*needs, *missing],

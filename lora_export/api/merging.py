@@ -34,6 +34,7 @@ from lora_export.records import at_level
 from lora_export.report.result import Report
 from lora_export.report.stopwatch import Stopwatch
 from lora_export.report.survival import size_facts, survival_facts, survival_warnings
+from lora_export.shown import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -325,7 +326,7 @@ def _target(output: str | Path | None, plan: MergePlan, *, needed: bool) -> Path
             raise UsageError(
                 f"the base is a folder and gives a folder, but {target.name} names a file",
                 where=str(target),
-                hint=f"-o {target.with_suffix('')}",
+                hint=f"-o {shell_word(str(target.with_suffix('')))}",
                 cause="usage/output-name",
             )
     elif target.suffix != ".safetensors":
@@ -333,7 +334,8 @@ def _target(output: str | Path | None, plan: MergePlan, *, needed: bool) -> Path
         raise UsageError(
             "the base is one file and gives one file, whose name must end in .safetensors",
             where=str(target),
-            hint=f"-o {fitting}" + ("; for ONNX: lora-export onnx" if other else ""),
+            hint=f"-o {shell_word(str(fitting))}"
+            + ("; for ONNX: lora-export onnx" if other else ""),
             cause="usage/output-name",
         )
     return target

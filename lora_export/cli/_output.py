@@ -16,12 +16,12 @@ from lora_export.checkpoint.output.interrupts import orderly_interrupts
 from lora_export.cli._progress import shown_progress
 from lora_export.cli._streams import echo, echo_error, report_lost_output
 from lora_export.cli._terminal import coloured, is_coloured, print_message, text_width
-from lora_export.errors import LoraExportError, UsageError, VerificationError
+from lora_export.errors import LoraExportError, UsageError, VerificationError, first_problems
 from lora_export.records import Problem
 from lora_export.report.document import error_json, report_json
 from lora_export.report.result import json_text, refused
 from lora_export.report.text import next_text, report_text
-from lora_export.shown import shown
+from lora_export.shown import HINT_MOST, shown, shown_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -208,7 +208,7 @@ class Output:
             self._print_text(report)
         if not self.quiet:
             for warning in report.warnings:
-                print_message(f"note: {warning}")
+                print_message(shown_line(f"note: {warning}", HINT_MOST))
         if report.next and not self.as_json and not self.quiet:
             # After the notes, which are on stderr: a terminal then ends with it as a file does.
             echo(f"\n{next_text(report.next, text_width())}")
@@ -235,7 +235,7 @@ class Output:
         if isinstance(error, VerificationError) and self.command != "verify":
             echo_error("nothing was published")
         if after := after_refusal(report.problems):
-            echo_error(f"next: {after}")
+            echo_error(shown_line(f"next: {after}", HINT_MOST))
 
 
 def refusal_lines(problems: Sequence[Problem]) -> list[str]:
@@ -244,9 +244,12 @@ def refusal_lines(problems: Sequence[Problem]) -> list[str]:
     Then a line for each of the first causes, with the command that explains it.
     """
     last = problems[-1].hint
-    shown = [replace(one, hint="") if one.hint == last else one for one in problems]
+    listed = [replace(one, hint="") if one.hint == last else one for one in problems]
     commands = [command for command in _explaining(problems) if command != after_refusal(problems)]
-    return [*(f"error: {problem}" for problem in shown), *(f"more: {one}" for one in commands)]
+    return [
+        *(f"error: {text}" for text in first_problems(listed)),
+        *(f"more: {one}" for one in commands),
+    ]
 
 
 def after_refusal(problems: Sequence[Problem]) -> str:

@@ -6,10 +6,9 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-import click
+from lora_export.cli._streams import echo_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +45,7 @@ def shown_progress(*, wanted: bool) -> Iterator[Callable[[Progress], None]]:
         with _bar() as show:
             yield show
     else:
-        with _watched(PlainLines(partial(click.echo, file=sys.stderr))) as show:
+        with _watched(PlainLines(echo_error)) as show:
             yield show
 
 

@@ -50,15 +50,18 @@ def open_closed_streams() -> None:
 
 
 def echo(text: str) -> None:
-    """Write lines to stdout; a failure is remembered for `lost_output`."""
+    """Write a report or JSON to stdout; a failure is remembered for `report_lost_output`.
+
+    text: what a report's printer has made harmless already, since its words may have colours.
+    """
     try:
-        click.echo(shown_lines(text.split("\n")))
+        click.echo(text)
     except OSError as error:
         lose_stdout(error)
 
 
 def echo_error(text: str) -> None:
-    """Write lines to stderr, where that can be written."""
+    """Write lines to stderr, where that can be written; other control characters are escaped."""
     try:
         click.echo(shown_lines(text.split("\n")), err=True)
     except OSError:

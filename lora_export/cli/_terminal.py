@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from lora_export.cli._streams import echo_error
 from lora_export.report.columns import WIDTH, fitted
 
 _NARROWEST = 40
@@ -35,7 +36,7 @@ def text_width() -> int:
 
 def print_message(text: str) -> None:
     """Print a message on stderr, wrapped at words on a terminal; a program gets it in one line."""
-    click.echo(fitted(text, text_width()) if sys.stderr.isatty() else text, err=True)
+    echo_error(fitted(text, text_width()) if sys.stderr.isatty() else text)
 
 
 def is_coloured() -> bool:

@@ -20,6 +20,7 @@ from lora_export.planning.merge_options import Dtype, Options, Recipe, Tied, Tok
 from lora_export.planning.prefix_change import PrefixChange
 from lora_export.records import Facts
 from lora_export.report.columns import counted
+from lora_export.shown import shell_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -287,7 +288,8 @@ def _refuse_model(path: Path, base: Path, file: AdapterFile) -> None:
     raise UsageError(
         f"this folder holds a full model{kind}, not an adapter",
         where=str(path),
-        hint=f"the base comes first; did you mean: lora-export merge {path} {base}",
+        hint="the base comes first; did you mean: "
+        + shell_command(["lora-export", "merge", str(path), str(base)]),
         cause="usage/swapped",
     )
 

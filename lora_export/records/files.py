@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
+from lora_export.shown import HINT_MOST, MOST, shown_line
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -42,12 +44,14 @@ class Problem:
     """The entry of `lora-export explain` about it, such as "fit/no-module"."""
 
     def __str__(self) -> str:
+        """Return one line that may be shown, and a second one with the hint where there is one."""
         # A message that names the place is not given it a second time.
         begins = self.message.startswith((f"{self.where}:", f"{self.where} "))
         is_long = any(mark in self.where for mark in (".", "/", ", "))
         is_named = begins or (is_long and self.where in self.message)
         text = f"{self.where}: {self.message}" if self.where and not is_named else self.message
-        return f"{text}\n  -> {self.hint}" if self.hint else text
+        line = shown_line(text, MOST - len("error: "))
+        return f"{line}\n  -> {shown_line(self.hint, HINT_MOST)}" if self.hint else line
 
 
 @dataclass(frozen=True, slots=True)

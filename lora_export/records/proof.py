@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from lora_export.shown import HINT_MOST, shown_line
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -157,7 +159,7 @@ class Attribution:
     def __str__(self) -> str:
         place = f"{self.module}: " if self.module else ""
         node = f" (node {self.node})" if self.node else ""
-        return f"stage: {self.stage} - {place}{self.detail}{node}"
+        return shown_line(f"stage: {self.stage} - {place}{self.detail}{node}", HINT_MOST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from lora_export.shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -33,7 +35,8 @@ def laid_out(rows: Sequence[Sequence[str]], width: int = WIDTH) -> list[str]:
 
 def rows_of_lines(rows: Sequence[Sequence[str]], width: int = WIDTH) -> list[list[str]]:
     """Return the lines of each row; see laid_out."""
-    filled = [column for column in zip(*rows, strict=True) if any(column)]
+    cells = [[shown(cell) for cell in row] for row in rows]
+    filled = [column for column in zip(*cells, strict=True) if any(column)]
     if not filled:
         return [[] for _ in rows]
     places = _places([max(map(len, column)) for column in filled], width)
@@ -56,17 +59,17 @@ def _places(widths: Sequence[int], width: int) -> list[tuple[int, int]]:
 
 def _lines_of_row(row: Sequence[str], places: Sequence[tuple[int, int]], width: int) -> list[str]:
     lines: list[str] = []
-    shown = -1
+    begun = -1
     for cell, (line, at) in zip(row, places, strict=True):
         if not cell:
             continue
         is_last = at == places[-1][1] and line == places[-1][0]
         first, *rest = _wrapped(cell, width - at) if is_last else [cell]
-        if line == shown:
+        if line == begun:
             lines[-1] = f"{lines[-1].ljust(at)}{first}"
         else:
             lines.append(" " * at + first)
-            shown = line
+            begun = line
         lines += [" " * at + further for further in rest]
     return lines
 
@@ -108,10 +111,10 @@ def first_rows(
 
     verbose: return all rows. heading: a first row that is not counted.
     """
-    shown = rows if verbose else rows[:_ROWS]
-    lines = laid_out([heading, *shown] if heading else shown, width)
-    if len(shown) < len(rows):
-        lines.append(f"  ... and {len(rows) - len(shown)} more (-v lists them)")
+    first = rows if verbose else rows[:_ROWS]
+    lines = laid_out([heading, *first] if heading else first, width)
+    if len(first) < len(rows):
+        lines.append(f"  ... and {len(rows) - len(first)} more (-v lists them)")
     return lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import WIDTH, first_names, first_rows, laid_out
+from lora_export.shown import shown_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ def found_text(found: Mapping[str, Any], *, verbose: bool, width: int = WIDTH) -
     lines: list[str] = []
     for key, value in found.items():
         lines += _entry(key, value, verbose=verbose, width=width)
-    return "\n".join(lines)
+    return shown_lines(lines)
 
 
 def _entry(key: str, value: Any, *, verbose: bool, width: int) -> list[str]:

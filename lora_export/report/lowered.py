@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import WIDTH, counted, first_names, laid_out
+from lora_export.shown import shown_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ def lowered_text(lowered: Mapping[str, Any], *, verbose: bool, width: int = WIDT
         lines += _weights("left in float32", lowered["kept"], verbose=verbose)
     if loss := lowered.get("loss"):
         lines += laid_out([_HEAD, *map(_row, loss)], width)
-    return "\n".join(lines)
+    return shown_lines(lines)
 
 
 def _weights(title: str, table: Mapping[str, Mapping[str, int]], *, verbose: bool) -> Sequence[str]:

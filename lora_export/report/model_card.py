@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from lora_export.options import ADAPTER
 from lora_export.report.columns import counted
 from lora_export.report.result import tensor_counts
 from lora_export.report.survival import survival_facts, survival_words
+from lora_export.shown import shell_command, shown
 from lora_export.version import VERSION
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _described(adapter: Adapter) -> str:
 
 def _code(text: str) -> str:
     """Return a name from outside as code that cannot end its table cell or its code span."""
-    return f"`{re.sub(r'[`|<>]', '?', text) if text.isprintable() else '?'}`"
+    return f"`{re.sub(r'[`|<>]', '?', shown(text))}`"
 
 
 def _changes(plan: MergePlan) -> Iterator[str]:
@@ -217,7 +217,7 @@ def _command(plan: MergePlan, card: Card, options: Mapping[str, Any]) -> str:
     for name, value in options.items():
         if _USUAL.get(name) != value:
             words += _option(name, value)
-    return " ".join(shlex.quote(word) for word in words)
+    return shell_command(words)
 
 
 _OPPOSITES = {option.name: option.opposite for option in ADAPTER if option.opposite}

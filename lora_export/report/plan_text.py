@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from lora_export.report.columns import WIDTH, counted, first_names, first_rows, laid_out
+from lora_export.shown import shown_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ def plan_text(
     rows = [*_module_rows(plan), *(_whole_row(s) for s in plan.changed() if not s.deltas)]
     edited = plan.edits().items() if with_edits else ()
     edits = [f"{name}: {'; '.join(edits)}" for name, edits in edited]
-    return "\n".join(
+    return shown_lines(
         [
             *_head(plan),
             *first_rows(rows, verbose=verbose, width=width),

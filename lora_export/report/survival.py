@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import counted
+from lora_export.shown import shown_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,12 +63,12 @@ def _shares(kept: KeptUpdate, *, others: bool) -> dict[str, Any]:
     return {**shares, **({"otherwise": more} if others and more else {})}
 
 
-def survival_text(entry: Mapping[str, Any]) -> str:
+def survival_lines(entry: Mapping[str, Any]) -> list[str]:
     """Return one line on all updates, and the note where there is one."""
     moved = _percent(entry["moved"])
     all_moved = "every element" if moved == "all" else f"{moved} of the elements"
     line = f"{survival_words(entry)}; {all_moved} moved"
-    return f"{line}\n  note: {entry['note']}" if entry["note"] else line
+    return [line, f"  note: {entry['note']}"] if entry["note"] else [line]
 
 
 def stored_text(entry: Mapping[str, Any] | None, kept: KeptEffect | None) -> str:
@@ -76,11 +77,11 @@ def stored_text(entry: Mapping[str, Any] | None, kept: KeptEffect | None) -> str
     The two shares are of different things: of the size of the update in the weights, and of how far
     the outputs move.
     """
-    weights = [survival_text(entry)] if entry else []
+    weights = survival_lines(entry) if entry else []
     outputs = [f"{kept} (the least is of {kept.output})"] if kept else []
     if weights and outputs:
-        return f"weights  {weights[0]}\noutputs  {outputs[0]}"
-    return "\n".join([*weights, *outputs])
+        return shown_lines([f"weights  {weights[0]}", *weights[1:], f"outputs  {outputs[0]}"])
+    return shown_lines([*weights, *outputs])
 
 
 def kept_words(entry: Mapping[str, Any] | None) -> str:

@@ -14,6 +14,7 @@ from lora_export.report.plan_text import plan_text
 from lora_export.report.sentences import failed_sentence, passed_words
 from lora_export.report.survival import stored_text
 from lora_export.report.verdict import levels_json, verdict
+from lora_export.shown import shell_word, shown_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,7 +47,7 @@ _OUTCOME = re.compile(
 )
 """The words of a text that have a colour."""
 
-_KEPT = "\n  captured by an earlier run (--no-capture-cache captures it anew)"
+_KEPT = "  captured by an earlier run (--no-capture-cache captures it anew)"
 
 _MAPPED = (
     "ONNX Runtime ran on the weights in their mapped files, without its copies of them in the "
@@ -66,7 +67,7 @@ def report_text(
         paint: returns a word of the outcome (PROVED, ok, FAILED) in its colour; None for none.
     """
     parts = [part for part in _parts(report, verbose=verbose, width=width) if part]
-    text = "\n\n".join(fitted(part, width) for part in parts)
+    text = shown_lines("\n\n".join(fitted(part, width) for part in parts).split("\n"))
     if paint:
         text = _OUTCOME.sub(lambda found: paint(found[0]), text)
     if report.next:
@@ -105,10 +106,10 @@ def _results(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
         yield found_text(found, verbose=verbose, width=width)
     if report.files:
         rows = [(f.path, f"{f.size:,} bytes", f"sha256 {f.sha256[:16]}") for f in report.files]
-        yield "\n".join([f"wrote {report.output}", *laid_out(rows, width)])
+        yield shown_lines([f"wrote {report.output}", *laid_out(rows, width)])
     if report.dry_run:
-        planned = _space_text(report.facts.get("space")) + _expected_text(report.facts.get("proof"))
-        yield f"dry run: nothing was written{planned}"
+        first = f"dry run: nothing was written{_space_text(report.facts.get('space'))}"
+        yield shown_lines([first, *_expected_lines(report.facts.get("proof"))])
 
 
 def _verdict_text(report: Report) -> str:
@@ -119,7 +120,7 @@ def _verdict_text(report: Report) -> str:
         message = finding.message if number else ""  # the first one is the verdict
         parts = [message, first_names(finding.names)]
         lines.append(f"  {': '.join(part for part in parts if part)}")
-    return "\n".join(line for line in lines if line.strip())
+    return shown_lines(line for line in lines if line.strip())
 
 
 def next_text(command: str, width: int = WIDTH) -> str:
@@ -134,7 +135,7 @@ def next_text(command: str, width: int = WIDTH) -> str:
 
 def shell_words(command: str) -> list[str]:
     """Return the words of a quoted command, each quoted again."""
-    return [shlex.quote(word) for word in shlex.split(command)]
+    return [shell_word(word) for word in shlex.split(command)]
 
 
 def levels_text(report: Report) -> str:
@@ -145,39 +146,39 @@ def levels_text(report: Report) -> str:
         ("failed", [n for n, f in levels.items() if not f["proven"] and "why" not in f]),
     ]
     lines = [f"{word:8} {', '.join(names)}" for word, names in rows if names]
-    return "\n".join([*lines, *(f"unproven {n}: {why}" for n, why in report.unproven.items())])
+    return shown_lines([*lines, *(f"unproven {n}: {why}" for n, why in report.unproven.items())])
 
 
 def _file_text(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
     """Yield the paragraphs about an ONNX file, other than its checks."""
     if graph := report.facts.get("graph"):
-        yield _graph_text(graph, proven=bool(report.checks))
+        yield shown_lines(_graph_lines(graph, proven=bool(report.checks)))
     if lowered := report.facts.get("lowered"):
         yield lowered_text(lowered, verbose=verbose, width=width)
     for name, each in report.facts.get("graphs", {}).items():
-        yield f"{name}: {_graph_text(each, proven=bool(report.checks))}"
+        first, *others = _graph_lines(each, proven=bool(report.checks))
+        yield shown_lines([f"{name}: {first}", *others])
     if report.facts.get("session", {}).get("weights") == "mapped":
         yield _MAPPED
 
 
-def _graph_text(graph: Mapping[str, Any], *, proven: bool) -> str:
+def _graph_lines(graph: Mapping[str, Any], *, proven: bool) -> list[str]:
     """Return the graph's size, what it was compared with, and what the merge saves.
 
     proven: the graph was compared with the base's.
     """
     size = f"{graph['nodes']} nodes, {graph['initializers']} initializers"
-    kept = _KEPT if graph["capture"] == "cached" else ""
+    kept = [_KEPT] if graph["capture"] == "cached" else []
     if not proven:
-        text = f"graph: {size}, hash {graph['hash'][:12]}; not compared with the base's"
-        return f"{text}{kept}"
-    lines = [f"zero overhead: topology equal to the base: {size}, hash {graph['hash'][:12]}{kept}"]
+        return [f"graph: {size}, hash {graph['hash'][:12]}; not compared with the base's", *kept]
+    lines = [f"zero overhead: topology equal to the base: {size}, hash {graph['hash'][:12]}", *kept]
     if saved := graph["saved"]:
         nodes, parameters = saved["nodes"], saved["parameters"]
         lines.append(
             f"  against the export with the LoRA in the graph: {nodes:,} nodes and "
             f"{parameters:,} parameters saved"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _seconds_text(seconds: Mapping[str, float]) -> str:
@@ -197,15 +198,15 @@ def _megabytes(number: int) -> str:
     return f"about {number // 10**6:,} MB" if number >= 10**6 else "less than 1 MB"
 
 
-def _expected_text(proof: Mapping[str, Any] | None) -> str:
+def _expected_lines(proof: Mapping[str, Any] | None) -> list[str]:
     """Return what the proof will take; empty where nothing is known of it."""
     if proof is None or proof["level"] == "none":
-        return ""
+        return []
     if proof["not_run"]:
-        return f"\n  the proof will be by weights only: {proof['not_run']}"
+        return [f"  the proof will be by weights only: {proof['not_run']}"]
     seconds = "" if proof["seconds"] is None else f" in about {proof['seconds']:g} seconds"
     memory = f"{_megabytes(proof['memory'])} of memory"
-    return f"\n  the proof as a model reads {proof['read']:,} bytes{seconds}, and takes {memory}"
+    return [f"  the proof as a model reads {proof['read']:,} bytes{seconds}, and takes {memory}"]
 
 
 def checks_text(checks: Sequence[Check], *, verbose: bool = False, width: int = WIDTH) -> str:
@@ -226,7 +227,7 @@ def checks_text(checks: Sequence[Check], *, verbose: bool = False, width: int = 
             lines.append(f" {_COMPARED[check.level]}")
         shown = check.level
         lines += row
-    return "\n".join(lines)
+    return shown_lines(lines)
 
 
 def _found(check: Check, *, verbose: bool) -> str:

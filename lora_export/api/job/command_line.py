@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_export.options import VERBS
+from lora_export.shown import shell_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ def add_command(error: LoraExportError, verb: str, values: Mapping[str, object])
     words = command_words(verb, values)
     if values.get("output") is None and "output" in options and not values.get("dry_run"):
         words += ["-o", "OUT"]
-    command = f"{shlex.join(words)} {' '.join(asked)}"
+    command = f"{shell_command(words)} {' '.join(asked)}"
     *others, last = error.problems
     hint = f"{last.hint}; " if last.hint else ""
     hint = f"{hint}the command, with the values of the training: {command}"

@@ -12,6 +12,7 @@ from lora_export.planning.names.network_names import without_place
 from lora_export.planning.prefix_change import PrefixChange
 from lora_export.records import Problem
 from lora_export.report.columns import counted, first_names
+from lora_export.shown import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -102,7 +103,8 @@ def refuse_forgotten(given: Given, changes: TensorChanges, findings: Findings) -
         is_allowed = given.options.allows_unmatched(keys)
         if facts.rank is not None and first.get(name, name) not in adapted and not is_allowed:
             message = f"has factors in {given.model.source} and none in the adapter"
-            hint = f"another model or an incomplete file? --allow-unmatched '{name}.lora_*'"
+            glob = shell_word(f"{name}.lora_*")
+            hint = f"another model or an incomplete file? --allow-unmatched {glob}"
             findings.unfit.append(Problem(message, name, hint, cause="fit/other-model"))
 
 

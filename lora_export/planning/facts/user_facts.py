@@ -262,10 +262,10 @@ def _facts(table: Mapping[str, Any], where: str, problems: list[Problem]) -> Fac
     for key in _KEYS:
         if key in table:
             value, wanted = _checked(key, table[key])
+            hint = f"one of: {', '.join(sorted(all_kinds()))}" if key == "kind" else ""
             if value is None:
-                problems.append(
-                    Problem(f"{key} = {table[key]!r} is not {wanted}", where, cause="input/hparams")
-                )
+                message = f"{key} = {table[key]!r} is not {wanted}"
+                problems.append(Problem(message, where, hint, cause="input/hparams"))
             good[key] = value
     return Facts(**good, source=where)
 
@@ -277,8 +277,7 @@ def _checked(key: str, value: object) -> tuple[Any, str]:
     if key == "fan_in_fan_out":
         return (value if isinstance(value, bool) else None), "true or false"
     if key == "kind":
-        known = sorted(all_kinds())
-        return (value if value in known else None), f"a kind of layer: {', '.join(known)}"
+        return (value if value in all_kinds() else None), "a kind of layer"
     if key in _COUNTS:
         return (value if type(value) is int and value > 0 else None), "a whole number above 0"
     entries = value if isinstance(value, list) else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.records import Problem
+from lora_export.shown import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +45,8 @@ def plan_timm_heads(
     strange = [n for n in changes.heads if n not in found and not given.options.allows_new(n)]
     for name in sorted(strange):
         message = f"is new, and {edits.config['architecture']} has no place for it"
-        findings.unfit.append(Problem(message, name, f"--allow-new '{name}'", cause="fit/new-head"))
+        hint = f"--allow-new {shell_word(name, always=True)}"
+        findings.unfit.append(Problem(message, name, hint, cause="fit/new-head"))
     counts = {ref.spec.shape[0] for ref in found.values() if ref.spec.shape}
     if len(counts) > 1:
         message = f"the heads have different numbers of classes: {sorted(counts)}"

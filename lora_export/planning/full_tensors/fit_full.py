@@ -13,6 +13,7 @@ from lora_export.planning.full_tensors.disputed import disputed
 from lora_export.planning.names.base_names import without_wrappers
 from lora_export.records import FLOAT_DTYPES, Problem
 from lora_export.report.columns import counted, first_names
+from lora_export.shown import shell_word
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,14 +115,14 @@ def _double(one: FullTensor, given: Given) -> Problem:
     """Return the problem of a module with factors and with a full weight unlike the base's."""
     if one.ref.file in given.joined:
         message = (
-            "differs from the base's, and the adapter updates it: whether this weight contains the "
-            "update already is not in the file"
+            "differs from the base's, and the adapter updates it: "
+            "whether it contains the update already is not in the file"
         )
         hint = given.way_out(one.ref, "the merged model, or another base?")
         return Problem(message, one.where, hint, cause="fit/two-values")
     message = (
-        "the file holds low-rank factors and a full weight for this module, and the weight "
-        "differs from the base's: whether it already contains the update is not in the file"
+        "the file holds factors and a full weight that is not the base's: "
+        "whether it already contains the update is not in the file"
     )
     return Problem(message, one.where, _DOUBLE, cause="fit/two-values")
 
@@ -156,12 +157,13 @@ def _unknown(one: FullTensor, given: Given) -> Problem:
     """Return the problem of a full tensor without a known place."""
     near = ", ".join(given.names.nearest(one.name))
     dtype = one.ref.spec.dtype
+    word = shell_word(one.name, always=True)
     kind = "" if dtype in FLOAT_DTYPES else f" ({dtype}: a mask buffer?)"
     return Problem(
         f"the base holds no such tensor{kind}; nearest: {near or 'nothing'}",
         one.where,
-        f"a new head: --allow-new '{one.name}', or name the model with --model; "
-        f"not needed: --allow-unmatched '{one.name}'",
+        f"a new head: --allow-new {word}, or name the model with --model; "
+        f"not needed: --allow-unmatched {word}",
         cause="fit/full-tensor",
     )
 
@@ -174,8 +176,9 @@ def refuse_foreign(foreign: Mapping[Path, list[str]], given: Given, findings: Fi
     for file, names in foreign.items():
         message = f"{counted(len(names), 'tensor')} that the base lacks: {first_names(names)}"
         near = ", ".join(given.names.nearest(names[0]))
+        ignored = shell_word(given.joined[file], always=True)
         hint = (
-            f"--ignore '{given.joined[file]}' leaves the file out, --allow-unmatched GLOB these "
+            f"--ignore {ignored} leaves the file out, --allow-unmatched GLOB these "
             f"tensors alone; --allow-new GLOB adds them; nearest to the first: {near or 'nothing'}"
         )
         findings.unfit.append(Problem(message, str(file), hint, cause="fit/full-tensor"))
@@ -183,10 +186,11 @@ def refuse_foreign(foreign: Mapping[Path, list[str]], given: Given, findings: Fi
 
 def _of_other_space(one: FullTensor, same: str, change: PrefixChange) -> Problem:
     """Return the problem of a name that fits the base only without the change of prefix."""
+    word = shell_word(one.name, always=True)
     message = f"fits the base's {same} only without the change of names that the factors need"
     hint = (
         "a tensor of the network around the base's? give the base all of that network, by its "
-        f"names; not needed: --allow-unmatched '{one.name}'"
+        f"names; not needed: --allow-unmatched {word}"
     )
     return Problem(f"{message} ({change})", one.where, hint, cause="fit/full-tensor")
 

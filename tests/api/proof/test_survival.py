@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_export.api import merge, verify
 from lora_export.records import KeptUpdate, Survival
-from lora_export.report.survival import survival_facts, survival_text
+from lora_export.report.survival import survival_facts, survival_lines
 from lora_export.report.text import report_text
 from lora_export.verification.weights.survival import row_step
 
@@ -161,5 +161,5 @@ def test_without_a_proof_nothing_is_known(tmp_path):
 )
 def test_the_words(whole, tensors, words):
     entry = survival_facts(Survival(whole, tensors, ("BF16",)))["survival"]
-    text = survival_text(entry)
+    text = "\n".join(survival_lines(entry))
     assert all(word in text for word in words), text

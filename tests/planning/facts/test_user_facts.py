@@ -65,7 +65,7 @@ def test_json_says_the_same(tmp_path):
         ("enable_lora = [false]", "one of them true"),
         ("[[module]]\nalpha = 3", "match is missing"),
         ("module = 3", "list of tables"),
-        ('kind = "lin"', r"'lin' is not a kind of layer: .*linear.*merged_linear"),
+        ('kind = "lin"', r"'lin' is not a kind of layer\n  -> one of: .*linear.*merged_linear"),
     ],
 )
 def test_mistakes_are_named(text, words, tmp_path):
