@@ -18,6 +18,7 @@ leave text alone that they have returned once, so a second call does no harm.
 from __future__ import annotations
 
 import shlex
+import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,16 +35,29 @@ _CAPS = range(150, 29, -10)
 
 _DOTS = "..."
 
+_MARKS = 3
+"""Combining marks that may follow one letter; more would be drawn over the lines around it."""
+
+_JOINERS = "\u200c\u200d"
+"""Zero-width joiners, without which some scripts and emoji are misspelt."""
+
 
 def shown(text: str) -> str:
     r"""Return `text` on one line, with every character that is not printable as an escape.
 
     Escaped are line breaks, control characters, marks of direction, invisible formats, lone
-    surrogates, and spaces other than U+0020: `\n`, `\x1b`, `\u202e`. A backslash stays as it is.
+    surrogates, spaces other than U+0020, and marks above _MARKS on one letter: `\n`, `\x1b`,
+    `\u202e`. A backslash stays as it is.
     """
-    if text.isprintable():
+    if text.isascii() and text.isprintable():
         return text
-    return "".join(char if char.isprintable() else _escape(char) for char in text)
+    parts: list[str] = []
+    marks = 0
+    for char in text:
+        marks = marks + 1 if unicodedata.category(char).startswith("M") else 0
+        is_seen = char.isprintable() or char in _JOINERS
+        parts.append(char if is_seen and marks <= _MARKS else _escape(char))
+    return "".join(parts)
 
 
 def shown_line(text: str, most: int = MOST) -> str:

@@ -25,6 +25,7 @@ HOSTILE = {
     "zero width": "a\u200bb\ufeff",
     "tag": "a\U000e0041",
     "surrogate": "a\ud800b",
+    "many marks": "Z" + "\u0301" * 40,
     "forged": FORGED,
 }
 
@@ -32,6 +33,7 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_what_is_shown_is_printable_and_has_one_line(text):
     for result in (shown(text), shown_line(text), shown_lines([text])):
+        assert result != text
         assert result.isprintable()
         assert len(result.splitlines()) == 1
         result.encode()
@@ -39,7 +41,16 @@ def test_what_is_shown_is_printable_and_has_one_line(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "model.layers.0.q_proj.weight", "Größe 模型 é", r"a\nb", "a b"]
+    "text",
+    [
+        "",
+        "model.layers.0.q_proj.weight",
+        "Größe 模型 é",
+        "Z\u0300\u0301",
+        "\u0645\u06cc\u200c\u062e",
+        r"a\nb",
+        "a b",
+    ],
 )
 def test_what_is_printable_stays_as_it_is(text):
     assert shown(text) == text

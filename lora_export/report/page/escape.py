@@ -8,20 +8,11 @@ from __future__ import annotations
 
 import html as _html
 import re
-import unicodedata
-from functools import cache
+
+from lora_export.shown import shown
 
 _MOST = 240
 """Characters of a text that are shown by default."""
-
-_MARKS = 3
-"""Combining marks that may follow one character; more would be drawn over the lines around it."""
-
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Categories of Unicode without a glyph: controls, bidi marks, surrogates, line separators."""
-
-_JOINERS = "\u200c\u200d"
-"""Zero-width joiners, without which some scripts and emoji are misspelt."""
 
 _NUMBERED = {ord(sign): f"&#{ord(sign)};" for sign in '&<>"\\`*_{}[]()#+!|~$'}
 """What Markdown or HTML reads as mark-up, and how text has it; GitHub splits a table at any bar."""
@@ -31,36 +22,16 @@ _LINKED = re.compile(r"@|&#35;|:(?=//)|\bwww(?=\.)")
 
 
 def clean(text: object, most: int = _MOST) -> str:
-    r"""Return a text in one line of at most `most` characters, where every character can be seen.
+    r"""Return a text in one line of about `most` characters, where every character can be seen.
 
-    A longer text loses its middle. A line break becomes a sign, a tab a space, and what has no
-    glyph is written by its number, as `\u202e`.
+    A longer text loses its middle. A line feed becomes a sign, a tab a space, and what has no
+    glyph is escaped as everywhere: `\u202e`. See `shown`.
     """
     found = str(text)
     if len(found) > most:
         head = most * 2 // 3
         found = f"{found[:head]}\u2026{found[len(found) - (most - head - 1) :]}"
-    parts: list[str] = []
-    marks = 0
-    for character in found:
-        marks = marks + 1 if unicodedata.category(character).startswith("M") else 0
-        parts.append(_numbered(character) if marks > _MARKS else _shown(character))
-    return "".join(parts)
-
-
-@cache
-def _shown(character: str) -> str:
-    if character == "\n":
-        return "\u21b5"
-    if character == "\t":
-        return " "
-    is_unseen = unicodedata.category(character) in _UNSEEN and character not in _JOINERS
-    return _numbered(character) if is_unseen else character
-
-
-def _numbered(character: str) -> str:
-    number = ord(character)
-    return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"
+    return shown(found.replace("\n", "\u21b5").replace("\t", " "))
 
 
 def html(text: object, most: int = _MOST) -> str:
