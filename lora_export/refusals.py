@@ -6,7 +6,7 @@ The tables are data beside this module, and are read where they are asked for.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,8 @@ from lora_export.toml_file import read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from lora_export.records import Problem
 
 _FOLDER = Path(__file__).parent
 
@@ -44,6 +46,13 @@ def causes() -> dict[str, Entry]:
     """Return every cause of a refusal, by the code that a problem names."""
     titles = {"means": "meaning", "why": "why", "cure": "what to do", "example": "example"}
     return _read("refusals.toml", titles)
+
+
+def with_way_out(problem: Problem) -> Problem:
+    """Return the problem; without a hint of its own it gets that of its cause."""
+    if problem.hint or problem.cause not in causes():
+        return problem
+    return replace(problem, hint=causes()[problem.cause].facts["what to do"])
 
 
 @cache

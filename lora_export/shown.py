@@ -9,6 +9,7 @@ Everything that prints calls this module, at the last step before a line is join
   it first, then the escaping of that format: `html.escape(shown(name))`.
 - `shown_line` for a message that stands alone on a terminal, or in an annotation: it is shortened.
 - `shown_lines` to join the lines of a report, in place of `"\n".join`.
+- `reason_of` for the error of a library that a message quotes.
 - `shell_command` for a command that the user may copy, and `shell_word` for one word of it.
 
 JSON keeps the true names: `json.dumps` escapes them, and a program compares them. All functions
@@ -17,6 +18,7 @@ leave text alone that they have returned once, so a second call does no harm.
 
 from __future__ import annotations
 
+import re
 import shlex
 import unicodedata
 from typing import TYPE_CHECKING
@@ -82,6 +84,28 @@ def shown_line(text: str, most: int = MOST) -> str:
 def shown_lines(lines: Iterable[str]) -> str:
     """Return the lines as one text; a line break inside a line is escaped, so it forges none."""
     return "\n".join(shown(line) for line in lines)
+
+
+_OPTIONS = r"weights_only|trust_remote_code|allow_pickle|set_int_max_str_digits"
+_ADVICE = re.compile(
+    r"\W*(?:\(\d\) )?"
+    r"(?:please|use|set|pass|try|consider|make sure|re-?run|install|see|if you|you)\b"
+    rf"|.*(?:{_OPTIONS})",
+    re.IGNORECASE,
+)
+"""A clause with a library's advice: it is for the library's caller, and may be dangerous here."""
+
+
+def reason_of(error: BaseException, most: int = MOST) -> str:
+    """Return what the error of a library reports, on one line and without the library's advice.
+
+    Python advises to lift its limits, and torch to load a file with weights_only=False. The name
+    of the error's class is returned where nothing else is left.
+    """
+    text = " ".join(str(error)[: 20 * most].split())
+    clauses = re.split(r"(?<=[.;!?]) ", text)
+    kept = " ".join(clause for clause in clauses if not _ADVICE.match(clause))
+    return shown_line(kept.rstrip("; "), most) or type(error).__name__
 
 
 def shell_command(words: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -66,7 +67,9 @@ def read_toml(path: Path) -> TomlFile:
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"is no TOML: {error}", where=str(path), cause="usage/toml") from error
+        raise UsageError(
+            f"is no TOML: {reason_of(error)}", where=str(path), cause="usage/toml"
+        ) from error
     return TomlFile(path, content, _lines(text))
 
 

@@ -17,6 +17,7 @@ from lora_export.dialects import Evidence, all_dialects, foreign_trainer
 from lora_export.errors import InputError
 from lora_export.report.columns import counted
 from lora_export.report.result import Report
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -154,7 +155,7 @@ def _manifest(place: Path) -> dict[str, Any]:
         return {"manifest": json.loads(path.read_text("utf-8"))}
     except ValueError as error:
         raise InputError(
-            f"the manifest is no JSON: {error}", where=str(path), cause="input/manifest"
+            f"the manifest is no JSON: {reason_of(error)}", where=str(path), cause="input/manifest"
         ) from error
 
 
@@ -171,7 +172,7 @@ def _onnx(place: Path) -> dict[str, Any]:
         model = onnx.load(place, load_external_data=False)
     except (OSError, ValueError, DecodeError) as error:
         raise InputError(
-            f"cannot be read as ONNX: {error}", where=str(place), cause="input/onnx-file"
+            f"cannot be read as ONNX: {reason_of(error)}", where=str(place), cause="input/onnx-file"
         ) from error
     return {
         "kind": "onnx",

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lora_export.errors import InputError, StorageError
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,7 +210,7 @@ def parse_json(
         value: object = json.loads(content.decode(), object_pairs_hook=hook)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"broken JSON: {str(error) or 'nested too deep'}", where=where, cause="input/json"
+            f"broken JSON: {reason_of(error)}", where=where, cause="input/json"
         ) from error
     if twice:
         names = ", ".join(repr(key) for key in twice[:5])

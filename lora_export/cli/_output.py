@@ -18,6 +18,7 @@ from lora_export.cli._streams import echo, echo_error, report_lost_output
 from lora_export.cli._terminal import coloured, is_coloured, print_message, text_width
 from lora_export.errors import LoraExportError, UsageError, VerificationError, first_problems
 from lora_export.records import Problem
+from lora_export.refusals import with_way_out
 from lora_export.report.document import error_json, report_json
 from lora_export.report.result import json_text, refused
 from lora_export.report.text import next_text, report_text
@@ -55,6 +56,7 @@ class Command(click.Command):
             as_json = _is_json_asked(ctx, words)
             quiet, debug = "-q" in words or "--quiet" in words, "--debug" in words
             output = Output(ctx.info_name or "", as_json, quiet, verbose=False, debug=debug)
+            error.problems = tuple(map(with_way_out, error.problems))
             output.refuse(error)
 
 

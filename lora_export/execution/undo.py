@@ -22,6 +22,7 @@ from lora_export.execution.output_file import FileTask
 from lora_export.execution.pipeline import Pipeline
 from lora_export.execution.segments import Literal, Range, cut, header_segment
 from lora_export.report.stopwatch import unseen
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -265,7 +266,9 @@ def _layout(header: bytes, path: Path) -> list[tuple[str, int]]:
         return [(name, end - start) for name, (start, end) in ordered]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"the stored header is damaged: {error}", where=str(path), cause="input/undo-file"
+            f"the stored header is damaged: {reason_of(error)}",
+            where=str(path),
+            cause="input/undo-file",
         ) from error
 
 

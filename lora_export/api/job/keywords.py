@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from lora_export.api.job.command_line import add_command
 from lora_export.api.job.next_command import next_command
 from lora_export.api.job.proof_options import ProofOptions
-from lora_export.errors import FitError, UsageError
+from lora_export.errors import FitError, LoraExportError, UsageError
 from lora_export.options import ADAPTER, PROOF, VERBS
 from lora_export.planning.request import AdapterOptions
 from lora_export.records import Problem, Progress
+from lora_export.refusals import with_way_out
 from lora_export.report.result import Report
 
 if TYPE_CHECKING:
@@ -67,12 +68,14 @@ def checked(verb: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             values = {**dict(zip(places, args, strict=False)), **kwargs}
             problems = [*_unknown(kwargs, known, opposites), *_wrong(values, options)]
-            if problems:
-                raise UsageError.of(problems)
             try:
+                if problems:
+                    raise UsageError.of(problems)
                 found = function(*args, **kwargs)
-            except (FitError, UsageError) as error:
-                add_command(error, verb, values)
+            except LoraExportError as error:
+                error.problems = tuple(map(with_way_out, error.problems))
+                if isinstance(error, FitError | UsageError):
+                    add_command(error, verb, values)
                 raise
             if isinstance(found, Report):
                 return cast("R", replace(found, next=next_command(verb, values, found)))

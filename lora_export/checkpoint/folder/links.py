@@ -46,5 +46,5 @@ def leaving(folder: Path, paths: Iterable[Path]) -> list[Problem]:
         if not any(target.startswith(f"{place}{os.sep}") for place in inside):
             message = f"a link that leads out of the folder, to {target}"
             hint = "put the file itself into the folder, or accept such links with --follow-links"
-            problems.append(Problem(message, str(path), hint))
+            problems.append(Problem(message, str(path), hint, cause="input/link"))
     return problems

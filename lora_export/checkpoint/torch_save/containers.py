@@ -212,4 +212,5 @@ def _refuse_empty(level: Level, where: Where, path: Path) -> None:
     named = f"; it names {', '.join(foreign[:5])}: {NOT_RUN}" if foreign else ""
     is_plain = not where and not foreign and not count_tensors(level)
     kind = NoTensorsError if is_plain else InputError
-    raise kind(f"holds no tensors{inside}; its keys: {keys}{named}", where=str(path))
+    message = f"holds no tensors{inside}; its keys: {keys}{named}"
+    raise kind(message, where=str(path), cause="input/no-weights")

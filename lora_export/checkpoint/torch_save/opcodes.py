@@ -22,6 +22,7 @@ from lora_export.checkpoint.torch_save.inert import (
 )
 from lora_export.checkpoint.torch_save.machine import MARK, Machine
 from lora_export.errors import InputError, LimitError
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,7 +77,7 @@ def read_pickle(
         ) from fault
     except _BROKEN as error:
         raise InputError(
-            f"broken pickle: {type(error).__name__}: {error}"[:300],
+            f"broken pickle: {type(error).__name__}: {reason_of(error)}",
             where=where,
             hint=COPY_AGAIN,
             cause="input/torch-file",

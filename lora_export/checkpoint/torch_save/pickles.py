@@ -94,12 +94,11 @@ def _refuse_calls(stored: TorchObject, path: Path) -> None:
     with suppress(InputError):  # the hint is then without the keys that lead to the weights
         keys = choose_state_dict(stored.root, path).wrapper.split(".")
     inside = "".join(f"[{key!r}]" for key in keys if key.isidentifier())
-    load = f"torch.load({str(path)!r}, weights_only=False){inside}"
     raise InputError(
         f"its pickle calls {calls}, which makes no tensor, container or plain value; {NOT_RUN}",
         where=str(path),
-        hint="only if you trust the file, as this runs what it names, save its weights alone: "
-        f"python -c \"import torch; torch.save({load}, 'weights.pt')\"",
+        hint="where the file was made, save its weights alone: "
+        f"torch.save(checkpoint{inside}, 'weights.pt')",
         cause="input/pickle-code",
     )
 

@@ -22,6 +22,7 @@ from lora_export.checkpoint.torch_save.opcodes import read_pickle
 from lora_export.checkpoint.torch_save.torch_rebuild import BUILDERS
 from lora_export.checkpoint.torch_save.torch_values import Place, StorageTable, TorchObject
 from lora_export.errors import InputError, LimitError
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +87,9 @@ class TorchZip:
             ):
                 listed, start = archive.infolist(), archive.start_dir
         except _BROKEN as error:
-            raise self._damaged(f"a zip archive that is damaged or cut short: {error}") from error
+            raise self._damaged(
+                f"a zip archive that is damaged or cut short: {reason_of(error)}"
+            ) from error
         self._refuse_ambiguous(listed, start)
         return {info.filename: info for info in listed}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.errors import UsageError
 from lora_export.models.network.calling import FAILURES
 from lora_export.models.network.quiet import quiet
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +97,7 @@ def probe_cache(plain: HuggingFaceModel, feed: Mapping[str, tuple[int, ...]]) ->
             found = output.get("cache", None)
             return output, output[PAST] if found is None else found
     except FAILURES as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         message = f"the contents of the cache of {name} are not known: {reason}"
         raise UsageError(
             message, where="--kv-cache", hint="leave --kv-cache out", cause="usage/kv-cache"

@@ -27,6 +27,7 @@ from lora_export.planning.names.base_names import BaseNames
 from lora_export.planning.names.misfit import transformers_installed
 from lora_export.records import Problem
 from lora_export.report.columns import first_names
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -130,7 +131,7 @@ class HuggingFaceModel:
                 skeleton: nn.Module = self.model_class(self.config)
                 return skeleton
         except FAILURES as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = reason_of(error)
             message = f"transformers cannot build {self.model_class.__name__}: {reason}"
             raise InputError(message, where=self._label, cause="input/model-class") from error
 
@@ -260,7 +261,7 @@ class HuggingFaceModel:
                     **settings,
                 )
         except (*FAILURES, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = reason_of(error)
             message = f"transformers cannot build {self.model_class.__name__}: {reason}"
             raise InputError(
                 message, where=str(checkpoint.root), cause="input/model-class"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.errors import InputError
 from lora_export.models.hf.tasks import class_for
 from lora_export.models.network.quiet import quiet
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from lora_export.records import Checkpoint
@@ -56,7 +57,7 @@ def config_of(base: Checkpoint, model_class: Any) -> Any:
         with quiet():
             return model_class.config_class.from_dict(deepcopy(dict(base.config)))
     except Exception as error:  # huggingface_hub's errors share no other base class
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         message = f"transformers cannot read it for {model_class.__name__}: {reason}"
         raise InputError(
             message, where=str(base.root / "config.json"), cause="input/model-class"

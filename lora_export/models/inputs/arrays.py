@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lora_export.errors import InputError
 from lora_export.models.inputs.grammar import DTYPES
 from lora_export.records import InputSpec
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +37,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
                 return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"cannot be read as an .npz archive: {error}",
+            f"cannot be read as an .npz archive: {reason_of(error)}",
             where=str(path),
             hint="write it with numpy.savez(path, **inputs)",
             cause="input/probes",

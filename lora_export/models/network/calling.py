@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError, LoraExportError, UsageError
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -56,7 +57,7 @@ def user_code(problem: str, where: str = "", hint: str = "--debug shows where") 
     except LoraExportError:
         raise
     except (Exception, SystemExit) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         message = f"{problem} {type(error).__name__}: {reason}"
         if isinstance(error, AttributeError) and _NO_FACTORS.search(reason):
             hint = _FACTORS_HINT

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lora_export.errors import FitError, InputError
 from lora_export.onnx_export.file.weight_blocks import Made, Matrix, blocks, dtype_of, same_memory
 from lora_export.records import Problem
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -101,7 +102,8 @@ def read_bindings(model: onnx.ModelProto) -> Bindings:
         return _parse(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{KEY} in the ONNX metadata is damaged: {error!r}", cause="input/onnx-file"
+            f"{KEY} in the ONNX metadata is damaged: {type(error).__name__}: {reason_of(error)}",
+            cause="input/onnx-file",
         ) from error
 
 

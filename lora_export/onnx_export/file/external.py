@@ -11,6 +11,7 @@ from lora_export.errors import InputError
 from lora_export.onnx_export.file.bindings import element_dtype
 from lora_export.records import Check
 from lora_export.report.columns import counted
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
@@ -157,7 +158,9 @@ def parse(path: Path) -> onnx.ModelProto:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise InputError(
-            f"cannot be read as an ONNX file: {error}", where=str(path), cause="input/onnx-file"
+            f"cannot be read as an ONNX file: {reason_of(error)}",
+            where=str(path),
+            cause="input/onnx-file",
         ) from error
     if not model.graph.node:
         raise InputError("holds no graph", where=str(path), cause="input/onnx-file")

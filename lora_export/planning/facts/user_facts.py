@@ -17,6 +17,7 @@ from lora_export.layers import all_kinds
 from lora_export.planning.names.base_names import without_wrappers
 from lora_export.records import Facts, Problem
 from lora_export.report.columns import counted
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -246,7 +247,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         document = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
     except ValueError as error:
         raise InputError(
-            f"neither TOML nor JSON: {error}", where=str(path), cause="input/hparams"
+            f"neither TOML nor JSON: {reason_of(error)}", where=str(path), cause="input/hparams"
         ) from error
     if not isinstance(document, dict):
         raise InputError("holds no table of facts", where=str(path), cause="input/hparams")

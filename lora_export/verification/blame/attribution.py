@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.records import Attribution
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ def blame(
     try:
         return find(failed) or by_checks(failed)
     except Exception as error:  # noqa: BLE001 - the report needs the failed check in any case
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         detail = f"could not be attributed: {type(error).__name__}: {reason}"
         return by_checks(failed) or Attribution("unknown", detail=detail)
 

@@ -15,6 +15,7 @@ from lora_export.models.hf.huggingface import HuggingFaceModel
 from lora_export.models.memory import available_memory, elements_of
 from lora_export.models.network.calling import FAILURES
 from lora_export.models.network.quiet import quiet
+from lora_export.shown import reason_of
 from lora_export.verification.model.branches import attach
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def sample_texts(subject: Subject, source: ModelSource) -> dict[str, Any]:
             reader = _reader(source, folder)
             return {"rows": _rows(subject, source, reader)} if reader else {}
     except (*FAILURES, OSError, MemoryError, LoraExportError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         return {"why": f"{type(error).__name__}: {reason}"}
 
 

@@ -35,8 +35,9 @@ def test_everything_but_weights_goes_along(tmp_path):
 
 
 def test_links_to_files_are_followed_and_nothing_else(tmp_path):
-    folder, blobs = tmp_path / "model", tmp_path / "blobs"
-    folder.mkdir()
+    repository = tmp_path / "models--org--name"
+    folder, blobs = repository / "snapshots" / "main", repository / "blobs"
+    folder.mkdir(parents=True)
     blobs.mkdir()
     (blobs / "1234").write_text("{}")
     (folder / "config.json").symlink_to(blobs / "1234")

@@ -186,11 +186,13 @@ def test_many_calls_are_counted(tmp_path):
 
 
 def test_the_way_out_does_what_it_says(tmp_path):
-    torch.save({"state_dict": WEIGHTS, "x": Calls(print, "a")}, tmp_path / "x.pt")
+    checkpoint = {"state_dict": WEIGHTS, "x": Calls(print, "a")}
+    torch.save(checkpoint, tmp_path / "x.pt")
     with pytest.raises(InputError) as caught:
         read_pickles(tmp_path / "x.pt")
-    code = caught.value.problems[0].hint.partition('python -c "')[2].removesuffix('"')
-    exec(code.replace("weights.pt", str(tmp_path / "weights.pt")))
+    code = caught.value.problems[0].hint.rpartition(": ")[2]
+    names = {"torch": torch, "checkpoint": checkpoint}
+    exec(code.replace("weights.pt", str(tmp_path / "weights.pt")), names)
     found = read_pickles(tmp_path / "weights.pt")
     assert [ref.spec.name for ref in found.tensors] == ["a.weight"]
 
