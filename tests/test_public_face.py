@@ -17,7 +17,7 @@ ADAPTER = {
     "alpha": None, "enable_lora": None, "fan_in_fan_out": None, "hparams": None, "dialect": None,
     "weight": (), "recipe": "auto", "tied": "untie", "rename": None, "allow_unmatched": (),
     "allow_new": (), "allow_noop": False, "unmerged_base": False, "ignore": (), "trust_file": None,
-    "strict": False,
+    "strict": False, "follow_links": False,
 }  # fmt: skip
 PROOF = {"input": (), "inputs": None, "atol": None, "rtol": None, "seed": 0, "proof": "model",
          "require": None}  # fmt: skip
@@ -53,7 +53,7 @@ FACE = {
     ),
     "unmerge": (
         {"merged": NEEDED, "output": NEEDED},
-        {"undo": None, "jobs": None, "force": False, "progress": None},
+        {"undo": None, "jobs": None, "force": False, "follow_links": False, "progress": None},
     ),
     "inspect": ({"path": NEEDED}, {}),
     "parity": (

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from lora_export.cli._streams import echo_error
@@ -45,7 +46,7 @@ def shown_progress(*, wanted: bool) -> Iterator[Callable[[Progress], None]]:
         with _bar() as show:
             yield show
     else:
-        with _watched(PlainLines(echo_error)) as show:
+        with _watched(PlainLines(partial(echo_error, file=sys.stderr))) as show:
             yield show
 
 

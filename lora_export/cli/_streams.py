@@ -60,12 +60,16 @@ def echo(text: str) -> None:
         lose_stdout(error)
 
 
-def echo_error(text: str) -> None:
-    """Write lines to stderr, where that can be written; other control characters are escaped."""
+def echo_error(text: str, file: IO[str] | None = None) -> None:
+    """Write lines to stderr, where that can be written; other control characters are escaped.
+
+    file: stderr, where another one is in its place at the moment.
+    """
+    file = file or sys.stderr
     try:
-        click.echo(shown_lines(text.split("\n")), err=True)
+        click.echo(shown_lines(text.split("\n")), file=file)
     except OSError:
-        _discard(sys.stderr)
+        _discard(file)
 
 
 def lose_stdout(error: OSError) -> None:

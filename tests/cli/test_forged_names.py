@@ -125,6 +125,8 @@ def test_what_is_printed_passes_one_place():
     }
     assert sorted(found) == [
         "cli/_streams.py: click.echo",
+        "cli/explain_command.py: '\\n'.join",  # our own words
+        "cli/explain_command.py: click.echo",
         "report/columns.py: '\\n'.join",  # wraps lines that are joined already
         "report/model_card.py: '\\n'.join",  # a file, whose names are shown one by one
     ]
