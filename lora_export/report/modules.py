@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import WIDTH, counted, first_rows
+from lora_export.shown import shown_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,4 +34,4 @@ def modules_text(modules: Sequence[Mapping[str, Any]], *, verbose: bool, width: 
     ]
     lines = first_rows(rows, verbose=verbose, heading=_HEADING, width=width)
     head = f"{counted(len(modules), 'module')} with another weight than planned (by sampled rows)"
-    return "\n".join([head, *lines])
+    return shown_lines([head, *lines])

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lora_export.shown import reason_of
+
 if TYPE_CHECKING:
     from lora_export.api.proof.model_proof import Proven
     from lora_export.records import Checkpoint, Finding, MergePlan
@@ -39,6 +41,6 @@ def explained(plan: MergePlan, merged: Checkpoint, proven: Proven) -> Proven:
             found = diagnose(plan, merged.tensors(), proven.wrong)
             findings, facts = (*found.findings, *findings), {"modules": list(found.modules)}
     except Exception as error:  # noqa: BLE001 - the report needs the failed check in any case
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         facts["undiagnosed"] = f"{type(error).__name__}: {reason}"
     return replace(proven, findings=findings, facts={**proven.facts, **facts})
