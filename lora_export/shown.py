@@ -81,6 +81,11 @@ def shown_line(text: str, most: int = MOST) -> str:
     return f"{line[: most - len(_DOTS) - 1].rpartition(' ')[0]} {_DOTS}"
 
 
+def shown_middle(text: str, most: int) -> str:
+    """Return `shown(text)` without its middle, so that at most `most` characters are left."""
+    return _cut(shown(_cut(text, 20 * most)), most)
+
+
 def shown_lines(lines: Iterable[str]) -> str:
     """Return the lines as one text; a line break inside a line is escaped, so it forges none."""
     return "\n".join(shown(line) for line in lines)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from lora_export.shown import HINT_MOST, MOST, shown_line
+from lora_export.shown import HINT_MOST, MOST, shown, shown_line, shown_middle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +26,10 @@ HALF_DTYPES = frozenset({"F16", "BF16"})
 
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 """The dtypes a merge may change; the dtypes in which factors may be stored."""
+
+
+_LEAST = 40
+"""The characters of a place that are always shown, if it has as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,11 @@ class Problem:
         begins = self.message.startswith((f"{self.where}:", f"{self.where} "))
         is_long = any(mark in self.where for mark in (".", "/", ", "))
         is_named = begins or (is_long and self.where in self.message)
-        text = f"{self.where}: {self.message}" if self.where and not is_named else self.message
-        line = shown_line(text, MOST - len("error: "))
+        most = MOST - len("error: ")
+        # The place gives way first: a message without its end may mean something else.
+        room = max(_LEAST, most - len(shown(self.message)) - len(": "))
+        where = f"{shown_middle(self.where, room)}: " if self.where and not is_named else ""
+        line = shown_line(f"{where}{self.message}", most)
         return f"{line}\n  -> {shown_line(self.hint, HINT_MOST)}" if self.hint else line
 
 
