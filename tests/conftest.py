@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from detection.summary import told as detection_figures
+from hostile.summary import told as hostile_figures
 from processes.fixtures import fork_python, fork_server, forked, real, run_folder
 from whole_run.order import ending_with_short
 from whole_run.sampling import VARIABLE, is_drawn, set_seed
@@ -40,6 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Here and not in tests/faults, whose conftest is read too late for options."""
     text = "how many times tests/faults kill a run at a random moment"
     parser.addoption("--kills", type=int, default=200, help=text)
+    text = "how many inputs tests/hostile makes by chance, with -m hostile"
+    parser.addoption("--examples", type=int, default=30_000, help=text)
     text = "the seed of what a default run samples: see sampling.py"
     parser.addoption("--sample-seed", default=None, help=text)
     text = "capture every graph anew, where tests share captures otherwise"
@@ -181,6 +184,10 @@ def pytest_terminal_summary(terminalreporter) -> None:
         parts = ", ".join(f"{count} {result}" for result, count in sorted(results.items()))
         terminalreporter.write_line(f"PEFT matrix: {results.total()} cases passed: {parts}")
     reports = (r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind))
+    for line in hostile_figures(
+        pair for r in terminalreporter.getreports("passed") for pair in r.user_properties
+    ):
+        terminalreporter.write_line(line)
     for line in detection_figures(pair for report in reports for pair in report.user_properties):
         terminalreporter.write_line(line)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -13,11 +12,11 @@ from lora_export.api.job.command_line import command_words
 from lora_export.api.job.keywords import checked
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG, manifest_path
 from lora_export.checkpoint.index import read_adapter_file, read_checkpoint
+from lora_export.checkpoint.reading import read_json_object, reading
 from lora_export.dialects import Evidence, all_dialects, foreign_trainer
 from lora_export.errors import InputError
 from lora_export.report.columns import counted
 from lora_export.report.result import Report
-from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,6 +56,11 @@ def inspect(path: str | Path) -> Report:
         StorageError: the file cannot be read.
     """
     place = Path(path)
+    with reading(place):
+        return _inspected(place)
+
+
+def _inspected(place: Path) -> Report:
     if place.suffix == ".onnx" and place.is_file():
         return _reported(place, _onnx(place))
     file = _adapter_file(place)
@@ -151,12 +155,7 @@ def _manifest(place: Path) -> dict[str, Any]:
     path = manifest_path(place)
     if not path.is_file():
         return {}
-    try:
-        return {"manifest": json.loads(path.read_text("utf-8"))}
-    except ValueError as error:
-        raise InputError(
-            f"the manifest is no JSON: {reason_of(error)}", where=str(path), cause="input/manifest"
-        ) from error
+    return {"manifest": read_json_object(path)}
 
 
 def _onnx(place: Path) -> dict[str, Any]:
@@ -165,15 +164,9 @@ def _onnx(place: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is no readable ONNX file.
     """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from lora_export.onnx_export.file.external import parse
 
-    try:
-        model = onnx.load(place, load_external_data=False)
-    except (OSError, ValueError, DecodeError) as error:
-        raise InputError(
-            f"cannot be read as ONNX: {reason_of(error)}", where=str(place), cause="input/onnx-file"
-        ) from error
+    model = parse(place)
     return {
         "kind": "onnx",
         "path": str(place),

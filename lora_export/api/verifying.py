@@ -23,6 +23,7 @@ from lora_export.api.proof.following import prove_foreign
 from lora_export.api.proof.model_proof import Proven
 from lora_export.checkpoint.folder.recorded import read_manifest
 from lora_export.checkpoint.index import read_checkpoint
+from lora_export.checkpoint.reading import reading
 from lora_export.errors import InputError, UsageError
 from lora_export.models.generation.caches import PAST
 from lora_export.onnx_export.capture.captures import open_captures
@@ -117,7 +118,9 @@ def verify(
     proof.check()
     proof.check_made(verify=True)
     about = adapter_options(settings, complete=False)
-    if not path.exists():
+    with reading(path):
+        is_there = path.exists()
+    if not is_there:
         raise InputError("no such file or folder", where=str(path), cause="input/missing-file")
     if (base is None) != (not adapters):
         raise UsageError(

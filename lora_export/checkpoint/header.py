@@ -9,6 +9,7 @@ import json
 import os
 from typing import TYPE_CHECKING, TypeGuard
 
+from lora_export.checkpoint.limits import HEADER, bound_tensors
 from lora_export.checkpoint.reading import (
     COPY_AGAIN,
     fail_on,
@@ -17,7 +18,7 @@ from lora_export.checkpoint.reading import (
     open_for_reading,
     parse_json_object,
     pread_exact,
-    system_errors,
+    reading,
 )
 from lora_export.errors import InputError
 from lora_export.records import DTYPE_BITS, Problem, TensorRef, TensorSpec
@@ -47,9 +48,10 @@ def read_header(path: Path) -> tuple[dict[str, str], tuple[TensorRef, ...]]:
 
     Raises:
         InputError: the file is damaged or unsafe; every problem of the file is named.
+        LimitError: its header asks for more than the size of the file explains.
         StorageError: the file cannot be read.
     """
-    with open_for_reading(path) as descriptor, system_errors(path, "read"):
+    with open_for_reading(path) as descriptor, reading(path):
         size = os.fstat(descriptor).st_size
         start = pread_exact(descriptor, 64, 0)  # enough to recognise a git-lfs pointer
         length = _header_length(path, start, size)
@@ -60,7 +62,14 @@ def read_header(path: Path) -> tuple[dict[str, str], tuple[TensorRef, ...]]:
             where=str(path),
             cause="input/safetensors",
         )
-    header = parse_json_object(content, f"{path} (safetensors header)", unique_keys=True)
+    header = parse_json_object(
+        content,
+        f"{path} (safetensors header)",
+        unique_keys=True,
+        most=HEADER.plus(size),
+        parse_int=_no_negative_zero if b"-0" in content else None,
+    )
+    bound_tensors(len(header), size, str(path))
     problems: list[Problem] = []
     metadata = _read_metadata(path, header.pop(METADATA_KEY, None), problems)
     data_start = LENGTH_BYTES + length
@@ -68,6 +77,13 @@ def read_header(path: Path) -> tuple[dict[str, str], tuple[TensorRef, ...]]:
     _check_gapless(path, refs, (data_start, size), problems, complete=len(refs) == len(header))
     fail_on(problems)
     return metadata, tuple(refs)
+
+
+def _no_negative_zero(text: str) -> int:
+    """Return a whole number; refuse the -0 that Python takes for 0 and the library for a float."""
+    if text == "-0":
+        raise ValueError("the number -0, which is no size")
+    return int(text)
 
 
 def _header_length(path: Path, start: bytes, size: int) -> int:

@@ -32,7 +32,7 @@ from lora_export.checkpoint.folder.side_files import (
     list_side_files,
 )
 from lora_export.checkpoint.folder.weight_sets import INDEX_SUFFIX, weight_sets
-from lora_export.checkpoint.reading import read_json_object, system_errors
+from lora_export.checkpoint.reading import read_json_object, reading
 from lora_export.checkpoint.shards import read_shard, read_sharded, read_weights
 from lora_export.errors import InputError
 from lora_export.records import AdapterFile, Checkpoint
@@ -60,6 +60,9 @@ _BESIDE = (ADAPTER_CONFIG, "hyperparameters.yaml", "model_config.yaml")
 _NEAR = 0.6
 """How similar a name must be to be proposed; 1 means equal (difflib's ratio and default)."""
 
+_COMPARED = 500
+"""Names of a folder that are compared with a name that is not there."""
+
 _FACTOR = re.compile(r"(?:^|[._])(?:lora|hada|lokr|vera|ia3)_")
 """Occurs in the names of factors of every kind of adapter that is read."""
 
@@ -78,7 +81,7 @@ def read_checkpoint(path: Path, *, follow_links: bool = False) -> Checkpoint:
         LimitError: a pickle is too big.
         StorageError: a file cannot be read.
     """
-    with system_errors(path, "read"):
+    with reading(path):
         root = _locate(path)
         if root.is_dir():
             file = _base_file(root)
@@ -101,7 +104,7 @@ def read_adapter_file(path: Path, *, follow_links: bool = False) -> AdapterFile:
     Raises:
         InputError, LimitError, StorageError: see read_checkpoint.
     """
-    with system_errors(path, "read"):
+    with reading(path):
         root = _locate(path)
         place = _adapter_place(root)
         if not follow_links:
@@ -173,8 +176,12 @@ def _names_weights(name: str) -> bool:
 def _near_names(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
-    names = [item.name for item in path.parent.iterdir()]
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=_NEAR)
+    # difflib compares two names letter by letter. Those of nearly the same length come first.
+    names = sorted(
+        (item.name for item in path.parent.iterdir()),
+        key=lambda name: abs(len(name) - len(path.name)),
+    )
+    near = difflib.get_close_matches(path.name, names[:_COMPARED], n=3, cutoff=_NEAR)
     return f"did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
 
 

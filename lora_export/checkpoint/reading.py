@@ -15,17 +15,15 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.limits import JSON, JsonBounds, bound_json, is_too_deep
 from lora_export.errors import InputError, StorageError
 from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from lora_export.records import Problem
-
-MAX_JSON_BYTES = 100_000_000
-"""Upper bound of every JSON file that is parsed, the same as that of a safetensors header."""
 
 LFS_START = b"version https://git-lfs"
 """The first bytes of a git-lfs pointer."""
@@ -52,16 +50,56 @@ def system_errors(path: Path, action: str, needed: int | None = None) -> Iterato
     """Turn every OSError inside the block into a StorageError that names `path` and `action`.
 
     needed: bytes that the action was to write; the message names them when the disk is full.
+
+    Raises:
+        InputError: a name that a file gave is too long to be read.
     """
     try:
         yield
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG and action == "read":
+            raise _no_such_name(path, "its name is too long for any file") from error
         reason = error.strerror or str(error)
         full = error.errno in {errno.ENOSPC, errno.EDQUOT} and needed is not None
         hint = f"{needed:,} bytes are needed there" if full else ""
         raise StorageError(
             f"cannot {action}: {reason}", where=str(path), hint=hint, cause="storage/refused"
         ) from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged or hostile file makes Python raise inside the block into our errors.
+
+    It is the seam of all reading. A name with half of a surrogate pair or a NUL (ValueError), a
+    structure nested too deep (RecursionError) and a number that no float or index holds
+    (OverflowError) are faults of the input, not of the program.
+
+    Raises:
+        InputError: as above, and for a name that is too long.
+        StorageError: the system refuses to read.
+    """
+    try:
+        with system_errors(path, "read"):
+            yield
+    except UnicodeEncodeError as error:
+        raise _no_such_name(path, "a name that is not valid Unicode") from error
+    except RecursionError as error:
+        text = "cannot be read: it is nested too deep"
+        raise InputError(text, where=str(path), hint=COPY_AGAIN, cause="input/json") from error
+    except (ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:120]
+        text = f"cannot be read: {reason}"
+        raise InputError(text, where=str(path), hint=COPY_AGAIN, cause="input/json") from error
+
+
+def _no_such_name(path: Path, reason: str) -> InputError:
+    """Return the refusal of a name that no file can have."""
+    shown = path.name if len(path.name) <= 120 else f"{path.name[:80]}...{path.name[-20:]}"
+    name = shown.encode("utf-8", "backslashreplace").decode()
+    hint = "the file that names it is damaged: copy or download it again"
+    message = f"no such file: {reason}"
+    return InputError(message, where=name, hint=hint, cause="input/missing-file")
 
 
 @contextmanager
@@ -72,14 +110,11 @@ def open_for_reading(path: Path) -> Iterator[int]:
         InputError: there is no such file, or it is no regular file (a pipe would block).
         StorageError: the system refuses to open it.
     """
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError("no such file", where=str(path), cause="input/missing-file") from error
-    except OSError as error:
-        raise StorageError(
-            f"cannot read: {error.strerror}", where=str(path), cause="storage/refused"
-        ) from error
+    with reading(path):
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputError("no such file", where=str(path), cause="input/missing-file") from error
     if not stat.S_ISREG(mode):
         raise InputError("not a regular file", where=str(path), cause="input/missing-file")
     with system_errors(path, "read"):
@@ -145,39 +180,60 @@ def fail_on(problems: list[Problem]) -> None:
 
 
 def read_json_object(
-    path: Path, *, unique_keys: bool = False, tagged_floats: bool = False
+    path: Path, *, unique_keys: bool = False, tagged_floats: bool = False, most: JsonBounds = JSON
 ) -> dict[str, object]:
-    """Read the JSON object in the file `path`; `unique_keys`, `tagged_floats`: see parse_json.
+    """Read the JSON object in the file `path`; the keywords are those of parse_json.
 
     Raises:
-        InputError: the file is missing, too large, not UTF-8, broken or not an object.
+        InputError: the file is missing, not UTF-8, broken or not an object.
+        LimitError: it asks for more than the bounds allow.
         StorageError: the file cannot be read.
     """
     with open_for_reading(path) as descriptor, system_errors(path, "read"):
-        content = pread_exact(descriptor, MAX_JSON_BYTES + 1, 0)
+        content = pread_exact(descriptor, most.size + 1, 0)
     if is_lfs_pointer(content):
         raise lfs_error(path)
     return parse_json_object(
-        content, str(path), unique_keys=unique_keys, tagged_floats=tagged_floats
+        content, str(path), unique_keys=unique_keys, tagged_floats=tagged_floats, most=most
     )
 
 
 def parse_json_object(
-    content: bytes, where: str, *, unique_keys: bool, tagged_floats: bool = False
+    content: bytes,
+    where: str,
+    *,
+    unique_keys: bool,
+    tagged_floats: bool = False,
+    most: JsonBounds = JSON,
+    parse_int: Callable[[str], int] | None = None,
 ) -> dict[str, object]:
-    """Parse `content` as a JSON object.
+    """Parse `content` as a JSON object; the keywords are those of parse_json.
 
     Raises:
         InputError: `content` is broken or no object; `where` names the place.
+        LimitError: it asks for more than the bounds allow.
     """
-    value = parse_json(content, where, unique_keys=unique_keys, tagged_floats=tagged_floats)
+    value = parse_json(
+        content,
+        where,
+        unique_keys=unique_keys,
+        tagged_floats=tagged_floats,
+        most=most,
+        parse_int=parse_int,
+    )
     if not isinstance(value, dict):
         raise InputError("the JSON is not an object", where=where, cause="input/json")
     return value
 
 
 def parse_json(
-    content: bytes, where: str, *, unique_keys: bool = False, tagged_floats: bool = False
+    content: bytes,
+    where: str,
+    *,
+    unique_keys: bool = False,
+    tagged_floats: bool = False,
+    most: JsonBounds = JSON,
+    parse_int: Callable[[str], int] | None = None,
 ) -> object:
     """Parse `content` as JSON.
 
@@ -188,14 +244,14 @@ def parse_json(
         tagged_floats: read `{"__float__": "Infinity"}` as the number, as transformers 5.24 does
             in a config.json (PreTrainedConfig._decode_special_floats). Python's own `Infinity`
             and `NaN`, which older versions wrote, are always read as numbers.
+        most: the bounds of size and of the number of values.
+        parse_int: makes a number of the text of a whole number; raises ValueError to refuse it.
 
     Raises:
-        InputError: the text is too large, broken, nested too deep, or holds a key twice.
+        InputError: the text is broken, nested too deep, or holds a key twice.
+        LimitError: it asks for more than the bounds allow.
     """
-    if len(content) > MAX_JSON_BYTES:
-        raise InputError(
-            f"JSON of more than {MAX_JSON_BYTES:,} bytes", where=where, cause="input/json"
-        )
+    bound_json(content, where, most)
     twice: list[str] = []
 
     def read_object(pairs: list[tuple[str, object]]) -> object:
@@ -207,11 +263,13 @@ def parse_json(
 
     hook = read_object if unique_keys or tagged_floats else None
     try:
-        value: object = json.loads(content.decode(), object_pairs_hook=hook)
+        value: object = json.loads(content.decode(), object_pairs_hook=hook, parse_int=parse_int)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"broken JSON: {reason_of(error)}", where=where, cause="input/json"
         ) from error
+    if is_too_deep(value):
+        raise InputError("broken JSON: nested too deep", where=where, cause="input/json")
     if twice:
         names = ", ".join(repr(key) for key in twice[:5])
         raise InputError(

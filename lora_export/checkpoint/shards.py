@@ -45,6 +45,10 @@ _FOREIGN_STARTS = {
 }
 
 
+_MOST_MISSING = 20
+"""Shards that are looked for one by one; of more, the first are named."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Index:
     """A shard index: the file of every tensor, as transformers writes it."""
@@ -168,6 +172,12 @@ def _read_shards(folder: Path, index: _Index) -> tuple[Shard, ...]:
     """Read every shard that the index names; all shards are tried before any problem is raised."""
     problems: list[Problem] = []
     names = sorted(set(index.weight_map.values()))
+    there = {item.name for item in folder.iterdir()}
+    missing = [name for name in names if name not in there]
+    if len(missing) > _MOST_MISSING:
+        text = f"{len(missing):,} files that it names are not there: {first_names(missing)}"
+        hint = "copy or download the missing shards"
+        raise InputError(text, where=str(index.path), hint=hint, cause="input/missing-file")
     read = [_try_shard(folder / name, problems) for name in names]
     shards = tuple(shard for shard in read if shard is not None)
     if not problems:  # a shard that could not be read would make every tensor in it a disagreement

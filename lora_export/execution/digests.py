@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.reading import open_for_reading, pread_exact, system_errors
+from lora_export.checkpoint.torch_save.torch_zip import check_sums
 from lora_export.execution.output_file import Lane
 from lora_export.report.stopwatch import Seen, unseen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from hashlib import _Hash as HASH
     from pathlib import Path
 
@@ -115,3 +117,23 @@ def hash_files(files: Sequence[Path], jobs: int, progress: Advance = unseen) -> 
     with ThreadPoolExecutor(max_workers=max(jobs, 1)) as pool:
         hashed = pool.map(partial(file_sha256, seen=seen), files)
         return dict(zip(files, hashed, strict=True))
+
+
+@contextmanager
+def own_sums_checked(plan: MergePlan, jobs: int) -> Iterator[None]:
+    """Check the inputs against the checksums that they carry, while the block runs.
+
+    Only archives of torch.save carry any. Threads read them beside the merge, when the same bytes
+    are in the system's cache anyway.
+
+    Raises:
+        InputError: bytes of an input have changed since they were written.
+        StorageError: a file cannot be read.
+    """
+    files = [shard.file for shard in plan.base.shards if shard.container == "torch"]
+    files += [path for adapter in plan.adapters for path in adapter.files()]
+    with ThreadPoolExecutor(max_workers=max(jobs, 1)) as pool:
+        checks = [pool.submit(check_sums, file) for file in files]
+        yield
+        for check in checks:
+            check.result()

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from lora_export.checkpoint.contents import is_zero
 from lora_export.checkpoint.output.writer import copy_file, write_bytes
 from lora_export.errors import FitError
-from lora_export.execution.digests import add_base_lanes, complete_digests, hash_files
+from lora_export.execution.digests import (
+    add_base_lanes,
+    complete_digests,
+    hash_files,
+    own_sums_checked,
+)
 from lora_export.execution.full_tensors import refuse_unusable
 from lora_export.execution.garbage import torch_at_hand
 from lora_export.execution.head_start import HeadStart, keep_freed_memory
@@ -60,7 +65,8 @@ def write_plan(
         Then the SHA-256 of input files by path; with `digest_base`, of all files of the base.
 
     Raises:
-        InputError: an input is damaged, or holds NaN or infinity where it takes part in the merge.
+        InputError: an input is damaged: bytes differ from their checksum, or it holds NaN or
+            infinity where it takes part in the merge.
         FitError: a merged weight overflows, or equals the base; a full tensor overflows.
         StorageError: the system refuses a write.
     """
@@ -72,6 +78,7 @@ def write_plan(
     tasks = [_task(plan, shard, root) for shard in plan.shards]
     keep_freed_memory()
     with ExitStack() as stack:
+        stack.enter_context(own_sums_checked(plan, jobs))
         # The head start ends with the import of torch, before any thread of the pipeline starts.
         with HeadStart(tasks, [*adapters, *base], jobs) as start:
             with clock("import torch") if "torch" not in sys.modules else nullcontext():

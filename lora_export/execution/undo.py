@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.header import LENGTH_BYTES, METADATA_KEY, read_header
+from lora_export.checkpoint.limits import HEADER
 from lora_export.checkpoint.output.writer import copy_file, write_bytes
-from lora_export.checkpoint.reading import open_for_reading, pread_exact, system_errors
+from lora_export.checkpoint.reading import (
+    open_for_reading,
+    parse_json,
+    parse_json_object,
+    pread_exact,
+    system_errors,
+)
 from lora_export.errors import InputError, StorageError, UsageError
 from lora_export.execution.output_file import FileTask
 from lora_export.execution.pipeline import Pipeline
 from lora_export.execution.segments import Literal, Range, cut, header_segment
+from lora_export.execution.undo_description import FORMAT, RESULT, check_description
 from lora_export.report.stopwatch import unseen
 from lora_export.shown import reason_of
 
@@ -33,14 +41,6 @@ if TYPE_CHECKING:
 
 KEY = "lora_export.undo"
 """The member of the metadata that holds the description."""
-
-RESULT = "result"
-"""The member of the description with the SHA-256 of the result's weight files.
-
-Files of earlier versions lack it."""
-
-FORMAT = 1
-"""The format of the description."""
 
 
 def check_undoable(plan: MergePlan) -> None:
@@ -154,20 +154,18 @@ def read_undo(path: Path) -> tuple[dict[str, Any], dict[str, TensorRef]]:
     """Read an undo file: (description, original tensors by name).
 
     Raises:
-        InputError: the file is damaged, or no undo file.
+        InputError: the file is damaged, no undo file, or names files outside the result's folder.
         StorageError: it cannot be read.
     """
     metadata, refs = read_header(path)
     try:
-        description: dict[str, Any] = json.loads(metadata[KEY])
-        if description["format"] == FORMAT and isinstance(description["shards"], list):
-            return description, {ref.spec.name: ref for ref in refs}
-    except (KeyError, ValueError, TypeError):
-        pass  # refused below, as a description of another format is
-    hint = "give the file that merge --undo FILE wrote"
-    raise InputError(
-        "is no undo file of a merge", where=str(path), hint=hint, cause="input/undo-file"
-    )
+        description = check_description(parse_json(metadata[KEY].encode(), str(path)))
+    except (KeyError, ValueError, TypeError) as error:
+        hint = "give the file that merge --undo FILE wrote"
+        raise InputError(
+            "is no undo file of a merge", where=str(path), hint=hint, cause="input/undo-file"
+        ) from error
+    return description, {ref.spec.name: ref for ref in refs}
 
 
 def is_undo_of(path: Path, plan: MergePlan) -> bool:
@@ -221,8 +219,7 @@ def restore(
     present = merged.tensors()
     tasks, wanted = [], {}
     for shard in description["shards"]:
-        # The last component alone: a forged undo file must not write outside `root`.
-        name = Path(str(shard["file"])).name if description["layout"] == "folder" else root.name
+        name = str(shard["file"]) if description["layout"] == "folder" else root.name
         path = root / name if description["layout"] == "folder" else root
         header = base64.b64decode(shard["header"])
         refs = _restored(path, header, {**present, **originals}, undo)
@@ -260,8 +257,12 @@ def _pieces(header: bytes, refs: Sequence[TensorRef]) -> Iterator[Segment]:
 def _layout(header: bytes, path: Path) -> list[tuple[str, int]]:
     """Return (name, bytes) of every tensor that a header describes, in the order of their data."""
     try:
-        entries = json.loads(header[LENGTH_BYTES:])
-        offsets = {n: e["data_offsets"] for n, e in entries.items() if n != METADATA_KEY}
+        entries = parse_json_object(header[LENGTH_BYTES:], str(path), unique_keys=True, most=HEADER)
+        offsets: dict[str, list[int]] = {
+            name: entry["data_offsets"]  # type: ignore[index]
+            for name, entry in entries.items()
+            if name != METADATA_KEY
+        }
         ordered = sorted(offsets.items(), key=lambda item: tuple(item[1]))
         return [(name, end - start) for name, (start, end) in ordered]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

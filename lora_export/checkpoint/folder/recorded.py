@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from lora_export.checkpoint.folder.side_files import manifest_path
+from lora_export.checkpoint.folder.side_files import is_plain_path, manifest_path
 from lora_export.checkpoint.reading import read_json_object
 from lora_export.errors import InputError
 from lora_export.records import Facts
@@ -147,8 +147,8 @@ def _outputs(top: _Table) -> dict[str, str]:
         if name in outputs:
             entry.refuse("name", f"names {name!r} a second time")
         # The name becomes a path that is read: it must not lead out of the artefact's folder.
-        if "\\" in name or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
-            entry.refuse("name", f"is no plain relative path: {name!r}")
+        if not is_plain_path(name):
+            entry.refuse("name", f"is no plain relative path: {name!r:.80}")
         outputs[name] = entry.get("sha256", str)
     return outputs
 

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.folder.links import leaving
+from lora_export.checkpoint.limits import JSON
 from lora_export.checkpoint.reading import (
     LFS_START,
     PICKLE_START,
@@ -26,6 +27,9 @@ MANIFEST_NAME = "lora_export.json"
 
 ADAPTER_CONFIG = "adapter_config.json"
 """The file in which PEFT saves an adapter's config."""
+
+MAX_NAME_BYTES = 255
+"""Bytes of a file's name on every common file system (NAME_MAX)."""
 
 MAX_DEPTH = 4
 """How many folders deep side files are looked for; a deeper tree is probably no model's."""
@@ -157,6 +161,19 @@ def _too_deep(path: Path) -> Problem:
     )
 
 
+def is_plain_path(name: str) -> bool:
+    """Return whether a name from a file is a relative path that stays inside a folder.
+
+    Each part must be a name that a file can have.
+    """
+    if "\\" in name or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        return False
+    try:
+        return all(len(part.encode()) <= MAX_NAME_BYTES for part in name.split("/"))
+    except UnicodeEncodeError:
+        return False
+
+
 def module_folders(folder: Path) -> frozenset[str]:
     """Return the sub-folders that modules.json of sentence-transformers names.
 
@@ -166,7 +183,7 @@ def module_folders(folder: Path) -> frozenset[str]:
     listing = folder / "modules.json"
     if not listing.is_file():
         return frozenset()
-    modules = parse_json(listing.read_bytes(), str(listing))
+    modules = parse_json(read_start(listing, JSON.size + 1), str(listing))
     items = modules if isinstance(modules, list) else []
     paths = (item.get("path") for item in items if isinstance(item, dict))
     return frozenset(path for path in paths if isinstance(path, str) and path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.limits import VOCABULARY
 from lora_export.checkpoint.reading import read_json_object, system_errors
 from lora_export.records import SideFile
 
@@ -53,7 +54,7 @@ def highest_token(files: Iterable[SideFile]) -> int | None:
     source = next((file.source for file in files if file.name == "tokenizer.json"), None)
     if source is None:
         return None
-    document = read_json_object(source)
+    document = read_json_object(source, most=VOCABULARY)
     model, added = document.get("model"), document.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     ids: list[object] = []

@@ -28,6 +28,8 @@ MAX_DEPTH = 4
 NOT_RUN = "nothing of it was imported or run"
 """The end of every message about a pickle that names code."""
 
+_SHOWN = 5
+
 Where: TypeAlias = "tuple[str, ...]"
 """The keys that lead to a mapping."""
 
@@ -196,9 +198,12 @@ def count_tensors(value: object, seen: set[int] | None = None) -> int:
 
 
 def _refuse_several(candidates: Mapping[Where, Level], path: Path) -> None:
-    listed = ", ".join(f"{'.'.join(at)} ({count_tensors(v)})" for at, v in candidates.items())
+    # Counting is work: thousands of mappings can share one long list.
+    shown = list(candidates.items())[:_SHOWN]
+    listed = ", ".join(f"{'.'.join(at)} ({count_tensors(value)})" for at, value in shown)
+    more = f" and {len(candidates) - _SHOWN} more" if len(candidates) > _SHOWN else ""
     raise InputError(
-        f"several state dicts, with their numbers of tensors: {listed}"[:2000],
+        f"several state dicts, with their numbers of tensors: {listed}{more}"[:2000],
         where=str(path),
         hint="save the right one in a file of its own",
         cause="input/several-state-dicts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,14 @@ if TYPE_CHECKING:
 MAX_PICKLE_BYTES = 100_000_000
 """Upper bound of one pickle; the tensors' bytes lie outside it."""
 
+MAX_VALUE_BYTES = 120_000_000
+"""Upper bound of the memory that the texts, numbers and bytes of one pickle take together."""
+
 SAVE_AGAIN = "load the checkpoint where it was made and torch.save its state dict again"
 """What to do about a file that readers understand differently."""
+
+_LONGEST_KEY = 64
+"""Items of a tuple that is the key of a mapping, at most."""
 
 _KEY_TYPES = (str, int, float, bytes, type(None))
 
@@ -64,9 +71,17 @@ def mapping_key(value: object) -> object:
     Raises:
         TypeError: the value is one that Python cannot hash.
     """
-    if isinstance(value, (dict, list)):
+    if isinstance(value, (dict, list)) or (isinstance(value, tuple) and not _is_flat(value)):
         raise TypeError(f"a {type(value).__name__} as the key of a mapping")
     return value if isinstance(value, _KEY_TYPES) else Opaque(type(value).__name__)
+
+
+def _is_flat(value: tuple[object, ...]) -> bool:
+    """Return whether a tuple is a short one of scalars; what is in a deeper one is not looked for.
+
+    Python can hash no tuple that holds a list or a mapping, however deep.
+    """
+    return len(value) <= _LONGEST_KEY and all(isinstance(item, _KEY_TYPES) for item in value)
 
 
 @dataclass(slots=True)
@@ -78,9 +93,14 @@ class BoundedReader:
     """How many more bytes may be read."""
     where: str
     """The file's name for messages."""
+    rest: int = sys.maxsize
+    """Bytes up to the end of the pickle's place in the file."""
+    longest: int = MAX_PICKLE_BYTES
+    """Bytes of the value that is read next, at most."""
 
     def _spend(self, part: bytes) -> bytes:
         self.budget -= len(part)
+        self.rest -= len(part)
         return part
 
     def read(self, length: int) -> bytes:
@@ -90,14 +110,27 @@ class BoundedReader:
             LimitError: that is more than the budget.
         """
         # Asked before the read: a pickle may claim a length that would fill all memory.
-        if length > self.budget:
-            raise LimitError(
-                f"its pickle asks for more than {MAX_PICKLE_BYTES:,} bytes",
-                where=self.where,
-                cause="limit/size",
-            )
-        return self._spend(self.file.read(length))
+        most = min(self.budget, self.longest)
+        if length > most:
+            raise self._too_much(most)
+        return self._spend(self.file.read(min(length, self.rest)))
 
     def readline(self) -> bytes:
-        """Read the bytes up to the end of the line, or to the end of the budget."""
-        return self._spend(self.file.readline(self.budget))
+        """Read the bytes up to the end of the line.
+
+        Raises:
+            LimitError: the line is longer than the budget.
+        """
+        most = min(self.budget, self.longest)
+        line = self._spend(self.file.readline(min(most + 1, self.rest)))
+        if len(line) > most:
+            raise self._too_much(most)
+        return line
+
+    def _too_much(self, most: int) -> LimitError:
+        return LimitError(
+            f"its pickle asks for more than {most:,} bytes",
+            where=self.where,
+            hint=SAVE_AGAIN,
+            cause="limit/size",
+        )

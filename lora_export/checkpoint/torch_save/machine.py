@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lora_export.checkpoint.torch_save.callables import INSTANCE_MAKERS, is_of_python
-from lora_export.checkpoint.torch_save.inert import Global, Opaque
+from lora_export.checkpoint.torch_save.inert import SAVE_AGAIN, Global, Opaque
+from lora_export.errors import LimitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,8 +35,27 @@ class Machine:
     """Makes the value of a persistent id; torch stores its storages so."""
     named: Named
     """Collects the other names that the pickle calls."""
+    budget: int
+    """How much more work the pickle may ask for, in opcodes and in items that are copied."""
+    where: str
+    """The file's name for messages."""
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
+
+    def spend(self, work: int) -> None:
+        """Take work from the budget.
+
+        Raises:
+            LimitError: the budget is used up.
+        """
+        self.budget -= work
+        if self.budget < 0:
+            raise LimitError(
+                "its pickle asks for more work than the size of the file explains",
+                where=self.where,
+                hint=SAVE_AGAIN,
+                cause="limit/size",
+            )
 
     def top(self) -> Any:
         """Return the uppermost value."""
@@ -61,6 +81,8 @@ class Machine:
         """Return the value of a call that the pickle asks for: our builder's, or a stand-in."""
         if not isinstance(arguments, tuple):
             raise TypeError("a call whose arguments are no tuple")
+        # A builder may copy its arguments. One list can be the argument of thousands of calls.
+        self.spend(_copied(arguments))
         if not isinstance(function, Global):
             name = f"an unnamed object ({type(function).__name__})"
             self.named.calls[name] = None
@@ -78,11 +100,19 @@ class Machine:
         """Return the stand-in or built value of a class's instance (NEWOBJ)."""
         if not isinstance(kind, Global) or not isinstance(arguments, tuple):
             raise TypeError("an instance of something that is no class")
+        self.spend(_copied(arguments))
         builder = self.builders.get(kind.name)
+        if builder and kind.name.rpartition(".")[2].startswith("_rebuild"):
+            raise TypeError("an instance of a function")
         if builder:
             return builder(arguments)
         self.named.instance(kind.name)
         return Opaque(kind.name, arguments)
+
+
+def _copied(arguments: tuple[Any, ...]) -> int:
+    """Count the items of the first arguments, which are all that a builder takes."""
+    return sum(len(one) for one in arguments[:8] if isinstance(one, (dict, list, tuple)))
 
 
 def _nested_name(function: Global, arguments: tuple[Any, ...]) -> Global | None:

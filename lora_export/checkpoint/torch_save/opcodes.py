@@ -7,12 +7,15 @@ call becomes an `Opaque`, unless the caller has a builder for that name. Nothing
 from __future__ import annotations
 
 import pickletools
+import re
 import struct
+import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lora_export.checkpoint.reading import COPY_AGAIN
 from lora_export.checkpoint.torch_save.callables import Named
 from lora_export.checkpoint.torch_save.inert import (
+    MAX_VALUE_BYTES,
     SAVE_AGAIN,
     Built,
     Global,
@@ -30,8 +33,32 @@ if TYPE_CHECKING:
     from lora_export.checkpoint.torch_save.inert import BoundedReader
     from lora_export.checkpoint.torch_save.machine import Builder
 
-MAX_OPCODES = 20_000_000
-"""Upper bound of one pickle; a state dict takes about 40 opcodes a tensor."""
+OPCODES = 700_000
+"""Opcodes of one pickle that need no explanation by the size of its file."""
+
+BYTES_AN_OPCODE = 50
+"""Bytes of the file for each further opcode. A state dict takes about 40 opcodes a tensor."""
+
+_LONG_TEXTS = {"BINUNICODE": 4, "BINUNICODE8": 8}
+"""The opcodes of long texts, with the bytes of their length. NumPy's arrays are written so."""
+
+_LONG_VALUES = {*_LONG_TEXTS, "BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINSTRING"}
+"""The opcodes whose values may be long."""
+
+MAX_LONG_VALUE = 64_000_000
+"""Bytes of one such value."""
+
+MAX_SHORT_VALUE = 64_000
+"""Bytes of a number, of a name, or of a value written as a line of text."""
+
+MAX_WIDE_TEXT = 4_000_000
+"""Bytes of a text with characters above U+00FF: Python keeps up to four bytes for each character.
+
+The text of an array has only characters up to that one.
+"""
+
+_WIDE = re.compile(rb"[\xc4-\xff]")
+"""The first byte of a character above U+00FF in UTF-8."""
 
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "exceptions": "builtins"}
 """Modules of Python 2 by their names today; torch.save still writes the old ones (protocol 2)."""
@@ -46,6 +73,8 @@ def read_pickle(
     persistent: Callable[[object], object],
     where: str,
     named: Named | None = None,
+    *,
+    file_size: int = 0,
 ) -> object:
     """Read the object of one pickle, inert; the reader is left after its last byte.
 
@@ -55,22 +84,16 @@ def read_pickle(
         persistent: makes the value of a persistent id.
         where: the file's name for messages.
         named: collects the other names that the pickle calls.
+        file_size: bytes of the file, which explain the number of opcodes.
 
     Raises:
         InputError: the pickle is broken, or readers would differ about it.
-        LimitError: the pickle is too big.
+        LimitError: the pickle is too big, or asks for too much work.
     """
-    machine = Machine(builders, persistent, named or Named())
+    budget = OPCODES + file_size // BYTES_AN_OPCODE
+    machine = Machine(builders, persistent, named or Named(), budget, where)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(reader)):  # type: ignore[arg-type]
-            if count > MAX_OPCODES:
-                raise LimitError(
-                    f"a pickle of more than {MAX_OPCODES:,} opcodes",
-                    where=where,
-                    cause="limit/size",
-                )
-            _OPERATIONS[opcode.name](machine, argument)
-        return machine.pop()
+        return _run(machine, reader)
     except PickleError as fault:
         raise InputError(
             str(fault), where=where, hint=fault.hint, cause="input/torch-file"
@@ -82,6 +105,59 @@ def read_pickle(
             hint=COPY_AGAIN,
             cause="input/torch-file",
         ) from error
+
+
+def _run(machine: Machine, reader: BoundedReader) -> object:
+    """Do what each opcode asks for, up to STOP; return the object that is left.
+
+    pickletools.genops does not let the length of a value depend on its opcode.
+    """
+    taken = 0
+    while True:
+        machine.spend(1)
+        reader.longest = MAX_SHORT_VALUE
+        opcode = _next(reader)
+        argument = _argument(opcode, reader)
+        if argument is not None:
+            taken += sys.getsizeof(argument)
+            if taken > MAX_VALUE_BYTES:
+                raise _too_long("the values of its pickle", MAX_VALUE_BYTES, reader)
+        _OPERATIONS[opcode.name](machine, argument)
+        if opcode.name == "STOP":
+            return machine.pop()
+
+
+_CODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+
+
+def _next(reader: BoundedReader) -> pickletools.OpcodeInfo:
+    code = reader.read(1)
+    if not code:
+        raise ValueError("the pickle ends without the opcode STOP")
+    return _CODES[code]
+
+
+def _argument(opcode: pickletools.OpcodeInfo, reader: BoundedReader) -> Any:
+    """Read the argument of an opcode; None for one that has none."""
+    kind = opcode.arg
+    if kind is None:
+        return None
+    if opcode.name in _LONG_VALUES:
+        reader.longest = MAX_LONG_VALUE
+    if opcode.name not in _LONG_TEXTS:
+        return kind.reader(reader)  # type: ignore[arg-type]
+    length = int.from_bytes(reader.read(_LONG_TEXTS[opcode.name]), "little")
+    content = reader.read(length)
+    if len(content) != length:
+        raise ValueError(f"a text of {length} bytes is cut short")
+    if length > MAX_WIDE_TEXT and _WIDE.search(content):
+        raise _too_long("a text of its pickle", MAX_WIDE_TEXT, reader)
+    return content.decode("utf-8", "surrogatepass")
+
+
+def _too_long(what: str, most: int, reader: BoundedReader) -> LimitError:
+    text = f"{what} takes more than {most:,} bytes"
+    return LimitError(text, where=reader.where, hint=SAVE_AGAIN, cause="limit/size")
 
 
 Operation: TypeAlias = "Callable[[Machine, Any], None]"
@@ -241,6 +317,8 @@ def _give_state(machine: Machine, _argument: object) -> None:
 
 
 def _persistent(machine: Machine, _argument: object) -> None:
+    identifier = machine.top()
+    machine.spend(len(identifier) if isinstance(identifier, tuple) else 1)
     machine.stack.append(machine.persistent(machine.pop()))
 
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.header import name_fault
+from lora_export.checkpoint.limits import bound_tensors
 from lora_export.checkpoint.reading import ZIP_START, fail_on, read_start
 from lora_export.checkpoint.torch_save.containers import (
     NOT_RUN,
     choose_state_dict,
     count_tensors,
+    direct_tensors,
     is_short,
     is_training_key,
     key_text,
@@ -57,7 +59,7 @@ def read_pickles(path: Path) -> TorchFile:
     Raises:
         InputError: the file is damaged, ambiguous or of another kind, or names a function to call.
             Or it holds quantised, sparse or foreign tensors. Every problem is named.
-        LimitError: the pickle is too big.
+        LimitError: the pickle is too big, or holds too many tensors for the file's size.
         StorageError: the file cannot be read.
     """
     is_zip = read_start(path, len(ZIP_START)) == ZIP_START
@@ -65,6 +67,8 @@ def read_pickles(path: Path) -> TorchFile:
     _refuse_calls(stored, path)
     chosen = choose_state_dict(stored.root, path)
     seen: set[int] = set()
+    count = len(direct_tensors(chosen.entries))
+    bound_tensors(count, path.stat().st_size, str(path))
     problems: list[Problem] = []
     tensors: list[TensorRef] = []
     metadata: dict[str, str] = {}

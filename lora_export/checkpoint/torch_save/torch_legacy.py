@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.reading import COPY_AGAIN, open_for_reading, system_errors
+from lora_export.checkpoint.reading import COPY_AGAIN, open_for_reading, reading
 from lora_export.checkpoint.torch_save.callables import Named
 from lora_export.checkpoint.torch_save.inert import MAX_PICKLE_BYTES, BoundedReader
 from lora_export.checkpoint.torch_save.opcodes import read_pickle
@@ -38,7 +38,7 @@ def read_torch_legacy(path: Path) -> TorchObject:
         LimitError: a pickle in it is too big.
         StorageError: the file cannot be read.
     """
-    with open_for_reading(path) as descriptor, system_errors(path, "read"):
+    with open_for_reading(path) as descriptor, reading(path):
         size = os.fstat(descriptor).st_size
         # A copy: closing `file` must not close the descriptor of open_for_reading.
         with os.fdopen(os.dup(descriptor), "rb") as file:
@@ -52,7 +52,7 @@ class _LegacyFile:
     path: Path
     file: BinaryIO
     size: int
-    storages: StorageTable = field(default_factory=StorageTable)
+    storages: StorageTable = field(default_factory=lambda: StorageTable(facts=6))
     named: Named = field(default_factory=Named)
 
     def read_object(self) -> TorchObject:
@@ -82,7 +82,14 @@ class _LegacyFile:
 
     def _pickle(self) -> object:
         reader = BoundedReader(self.file, MAX_PICKLE_BYTES, str(self.path))
-        return read_pickle(reader, BUILDERS, self.storages.add, str(self.path), self.named)
+        return read_pickle(
+            reader,
+            BUILDERS,
+            self.storages.add,
+            str(self.path),
+            self.named,
+            file_size=self.size,
+        )
 
     def _places(self, keys: list[str]) -> dict[str, Place]:
         """Return where each storage lies. They follow one another in the order of `keys`."""

@@ -6,6 +6,7 @@ torch._tensor._rebuild_from_type_v2 of torch 2.13 as far as the layout of dense 
 
 from __future__ import annotations
 
+import re
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,12 @@ _MAX_DIMENSIONS = 64
 _BITS = {"neg": ("negative", "resolve_neg"), "conj": ("conjugate", "resolve_conj")}
 """The keys of a tensor's metadata, each with the bit's name and the method that applies it."""
 
+_DEVICE = re.compile(
+    "(?:cpu|cuda|fpga|hip|hpu|ideep|ipu|lazy|maia|meta|mkldnn|mps|mtia|opencl|opengl|privateuseone|"
+    "ve|vulkan|xla|xpu)(?::[0-9]{1,3})?"
+)
+"""The devices that torch 2.13 knows (torch.device)."""
+
 VALUE_ATTRIBUTES = frozenset({"data", "real", "imag"})
 """Attributes of a tensor that replace its values when they are set."""
 
@@ -52,6 +59,8 @@ _PLAIN_CLASSES = frozenset(
 def _sizes(value: object) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)):
         raise TypeError("the sizes of a tensor are no tuple")
+    if len(value) > _MAX_DIMENSIONS:
+        raise ValueError(f"a tensor of more than {_MAX_DIMENSIONS} dimensions")
     return tuple(plain_size(item) for item in value)
 
 
@@ -191,8 +200,16 @@ def _counter(arguments: tuple[Any, ...]) -> object:
     return _mapping(arguments)
 
 
-def _first(arguments: tuple[Any, ...]) -> object:
-    return arguments[0] if arguments else ()
+def _size(arguments: tuple[Any, ...]) -> object:
+    return _sizes(*arguments) if arguments else ()
+
+
+def _device(arguments: tuple[Any, ...]) -> object:
+    """Return the text of a device; torch makes no device of anything else."""
+    kind, *index = arguments
+    if not isinstance(kind, str) or not _DEVICE.fullmatch(kind) or len(index) > 1:
+        raise TypeError("no device of torch")
+    return f"{kind}:{plain_size(index[0])}" if index else kind
 
 
 _UTILS = "torch._utils."
@@ -209,8 +226,8 @@ BUILDERS: Mapping[str, Builder] = {
     "collections.defaultdict": _default_mapping,
     "collections.Counter": _counter,
     "builtins.dict": _mapping,
-    "torch.Size": _first,
-    "torch.device": _first,
+    "torch.Size": _size,
+    "torch.device": _device,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
 }
 """The only calls of a pickle that give anything but an inert stand-in."""

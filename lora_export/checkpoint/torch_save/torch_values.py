@@ -116,14 +116,20 @@ class TorchObject:
 class StorageTable:
     """The storages that a pickle names, by key."""
 
+    facts: int
+    """How many facts a persistent id gives: 5 in the zip format, 6 with the view before it."""
     by_key: dict[str, Storage] = field(default_factory=dict)
 
     def add(self, identifier: object) -> object:
         """Return the storage of a persistent id and remember it.
 
         Raises:
+            ValueError: the id has more or fewer facts.
             PickleError: another dtype or number of elements was given for the same key before.
         """
+        is_storage = isinstance(identifier, tuple) and identifier[:1] == ("storage",)
+        if is_storage and len(identifier) != self.facts:  # type: ignore[arg-type]
+            raise ValueError("a persistent id that is not of this format")
         value = make_storage(identifier)
         if isinstance(value, Storage):
             known = self.by_key.setdefault(value.key, value)

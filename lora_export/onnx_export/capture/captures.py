@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.output.interrupts import held_back
-from lora_export.errors import InputError
+from lora_export.errors import InputError, LimitError
+from lora_export.onnx_export.capture.capture_form import capture_fault
+from lora_export.onnx_export.capture.private_folder import private_folder, read_private
 from lora_export.onnx_export.file.bindings import read_bindings
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ COUNTS = 16
 """Files of counts that are kept beside one graph."""
 COUNT_BYTES = 24
 """Bytes of one count at most, in decimal digits and with what separates it from the next."""
+ENTRY_BYTES = 128 << 20
+"""Bytes of an entry at most: the graph of a network without its weights takes a few megabytes."""
 ABANDONED = 3600.0
 """Seconds after which an unfinished entry counts as left by a run that was killed."""
 
@@ -136,13 +140,16 @@ class Captures:
     folder: Path
 
     def take(self, key: str) -> onnx.ModelProto | None:
-        """Return the graph kept under `key`; None where there is none or it is damaged."""
+        """Return the graph kept under `key`.
+
+        None where there is none that is as it was written, that only the user can have written,
+        and that is as captures are: see private_folder and capture_form.
+        """
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-        path = self._path(key)
         try:
-            head, payload = _split(path.read_bytes())
+            head, payload = _split(read_private(self.folder, self._path(key).name, ENTRY_BYTES))
         except OSError:
             return None
         if head != _head(key, payload):
@@ -150,12 +157,10 @@ class Captures:
         graph = onnx.ModelProto()
         try:
             graph.ParseFromString(payload)
-            read_bindings(graph)
-        except (DecodeError, InputError):
+            fault = capture_fault(graph, read_bindings(graph))
+        except (DecodeError, InputError, LimitError):
             return None
-        with suppress(OSError):
-            path.touch()  # entries are removed in the order of their last use
-        return graph
+        return None if fault else graph
 
     def keep(self, key: str, graph: onnx.ModelProto) -> str:
         """Keep a graph, whole or not at all; return a warning where it could not be kept.
@@ -163,12 +168,18 @@ class Captures:
         It is written under another name and renamed: other runs may read the folder meanwhile.
         """
         payload = graph.SerializeToString(deterministic=True)
+        if len(payload) > ENTRY_BYTES // 2 or capture_fault(graph, read_bindings(graph)):
+            return ""  # it would not be taken back
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with private_folder(self.folder):
+                pass
             self._write(self._path(key), _head(key, payload) + payload)
             self._prune()
         except OSError as error:
-            return f"the captured graph could not be kept in {self.folder}: {error.strerror}"
+            return (
+                f"the captured graph could not be kept in {self.folder}: {error.strerror or error}"
+            )
         return ""
 
     def beside(self, key: str) -> Beside:
@@ -182,7 +193,11 @@ class Captures:
             `size` counts; None where none are kept, or the file is not as it was written.
         """
         try:
-            head, payload = _split(self._count_path(key, what).read_bytes())
+            head, payload = _split(
+                read_private(
+                    self.folder, self._count_path(key, what).name, size * COUNT_BYTES + 500
+                )
+            )
         except OSError:
             return None
         if head != _head(what, payload):

@@ -215,7 +215,7 @@ def _unexplained(model: onnx.ModelProto, bindings: Bindings) -> list[str]:
     explained.update(bindings.constants)
     loose = [tensor for tensor in model.graph.initializer if tensor.name not in explained]
     # A name inside a node is free text: it explains nothing, even where it is a parameter's.
-    suspects = [*loose, *external.inner_tensors(model.graph)]
+    suspects = [*loose, *external.other_tensors(model)]
     return [
         f"{tensor.name or 'a Constant node'}: {element_dtype(tensor)}{list(tensor.dims)} is bound "
         "to no parameter"

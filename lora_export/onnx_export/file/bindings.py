@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
+from lora_export.checkpoint.reading import COPY_AGAIN, parse_json_object
 from lora_export.errors import FitError, InputError
 from lora_export.onnx_export.file.weight_blocks import Made, Matrix, blocks, dtype_of, same_memory
 from lora_export.records import Problem
@@ -90,6 +91,7 @@ def read_bindings(model: onnx.ModelProto) -> Bindings:
 
     Raises:
         InputError: there is none, or it is damaged or of another version.
+        LimitError: it asks for more than the bounds of JSON allow.
     """
     text = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
     if text is None:
@@ -99,12 +101,11 @@ def read_bindings(model: onnx.ModelProto) -> Bindings:
             cause="input/onnx-file",
         )
     try:
-        return _parse(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{KEY} in the ONNX metadata is damaged: {type(error).__name__}: {reason_of(error)}",
-            cause="input/onnx-file",
-        ) from error
+        return _parse(parse_json_object(text.encode(), KEY, unique_keys=True))
+    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+        reason = f"{error}" if isinstance(error, InputError) else reason_of(error)
+        text = f"{KEY} in the ONNX metadata is damaged: {reason}"
+        raise InputError(text[:300], hint=COPY_AGAIN, cause="input/onnx-file") from error
 
 
 def _parse(table: Mapping[str, Any]) -> Bindings:
@@ -172,7 +173,7 @@ def place_weights(
             One error carries all faults.
         InputError: the graph has tensors, and no usable bindings for them.
     """
-    bindings = read_bindings(graph) if tensors or _hollow(graph) else Bindings({})
+    bindings = read_bindings(graph) if tensors or hollow(graph) else Bindings({})
     slots = {slot.name: slot for slot in graph.graph.initializer}
     placed = {
         name: Placed(slots[name], Binding(name), one, prod(one.shape) * one.dtype.itemsize)
@@ -197,7 +198,7 @@ def place_weights(
             owners.get(name, name),
             cause="fit/graph-weight",
         )
-        for name in _hollow(graph)
+        for name in hollow(graph)
         if name not in placed and owners.get(name) not in tensors
     ]
     if problems:
@@ -231,7 +232,7 @@ def matrices_of(
     return found
 
 
-def _hollow(graph: onnx.ModelProto) -> list[str]:
+def hollow(graph: onnx.ModelProto) -> list[str]:
     """List the initializers of which the graph holds dtype and shape, and no data."""
     described = {"name", "dims", "data_type", "doc_string", "metadata_props"}
     return [
@@ -290,7 +291,17 @@ def _prepare(
 
 
 def element_dtype(tensor: onnx.TensorProto) -> np.dtype[Any]:
-    """Return the numpy dtype of an initializer's elements (ml_dtypes' for bfloat16)."""
+    """Return the numpy dtype of an initializer's elements (ml_dtypes' for bfloat16).
+
+    Raises:
+        InputError: the file names an element type that ONNX does not have.
+    """
     from onnx import helper
 
-    return helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    try:
+        return helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except KeyError as error:
+        text = f"has elements of the unknown type {tensor.data_type}"
+        raise InputError(
+            text, where=tensor.name[:200], hint=COPY_AGAIN, cause="input/onnx-file"
+        ) from error

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from lora_export.checkpoint.folder.side_files import is_plain_path
+from lora_export.checkpoint.reading import COPY_AGAIN
 from lora_export.errors import InputError
+from lora_export.onnx_export.file import wire
 from lora_export.onnx_export.file.bindings import element_dtype
 from lora_export.records import Check
 from lora_export.report.columns import counted
 from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import onnx
     from numpy.typing import NDArray
+
+_NUMBER = re.compile("[0-9]{1,19}")
 
 NAME = "external data"
 """The name of the check."""
@@ -136,11 +142,12 @@ def check(path: Path) -> Check:
     try:
         model = parse(path)
         ranges = [_range(tensor) for tensor in _external(model)]
+        wrong = list(_wrong_lengths(model))
     except InputError as error:
         problem = error.problems[0]
         return Check(NAME, passed=False, worst=1.0, tolerance=0.0,
                      where=problem.where, detail=problem.message)  # fmt: skip
-    faults = [*_outside(path, ranges), *_wrong_lengths(model), *_overlaps(ranges)]
+    faults = [*_outside(path, ranges), *wrong, *_overlaps(ranges)]
     beside = f"{counted(len(ranges), 'tensor')} beside the file" if ranges else "none is beside it"
     return count_check(NAME, faults, beside)
 
@@ -155,12 +162,13 @@ def parse(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
+        with path.open("rb") as file:
+            wire.check_fields(file)
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
+        text = f"cannot be read as an ONNX file: {reason_of(error)}"
         raise InputError(
-            f"cannot be read as an ONNX file: {reason_of(error)}",
-            where=str(path),
-            cause="input/onnx-file",
+            text[:300], where=str(path), hint=COPY_AGAIN, cause="input/onnx-file"
         ) from error
     if not model.graph.node:
         raise InputError("holds no graph", where=str(path), cause="input/onnx-file")
@@ -168,55 +176,98 @@ def parse(path: Path) -> onnx.ModelProto:
 
 
 def _external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    from onnx import TensorProto
+    found = all_tensors(model)
+    return (tensor for tensor in found if tensor.data_location == tensor.EXTERNAL)
 
-    found = (*model.graph.initializer, *inner_tensors(model.graph))
-    return (tensor for tensor in found if tensor.data_location == TensorProto.EXTERNAL)
+
+def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """List every tensor of a model, wherever the format allows one."""
+    yield from model.graph.initializer
+    yield from other_tensors(model)
+
+
+def other_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """List every tensor of a model but the plain initializers of its main graph."""
+    yield from inner_tensors(model.graph)
+    for one in model.training_info:
+        for graph in (one.initialization, one.algorithm):
+            yield from graph.initializer
+            yield from inner_tensors(graph)
+    for function in model.functions:
+        yield from _tensors_of(function.node)
+        for attribute in function.attribute_proto:
+            yield from _of_attribute(attribute)
 
 
 def inner_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """List the tensors that lie in nodes: in their attributes and in their subgraphs."""
-    for node in graph.node:
+    """List the tensors of a graph that are no plain initializers: sparse ones, those in nodes."""
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _tensors_of(graph.node)
+
+
+def _tensors_of(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    """List the tensors in nodes: in their attributes and in their subgraphs."""
+    for node in nodes:
         for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-        for inner in subgraphs(node):
-            yield from inner.initializer
-            yield from inner_tensors(inner)
+            yield from _of_attribute(attribute)
+
+
+def _of_attribute(attribute: onnx.AttributeProto) -> Iterator[onnx.TensorProto]:
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+    sparse = [*attribute.sparse_tensors]
+    if attribute.HasField("sparse_tensor"):
+        sparse.append(attribute.sparse_tensor)
+    for one in sparse:
+        yield from (one.values, one.indices)
+    for inner in _graphs_of(attribute):
+        yield from inner.initializer
+        yield from inner_tensors(inner)
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """List the subgraphs of a node, like the branches of an If."""
     for attribute in node.attribute:
-        yield from attribute.graphs
-        if attribute.HasField("g"):
-            yield attribute.g
+        yield from _graphs_of(attribute)
+
+
+def _graphs_of(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    yield from attribute.graphs
+    if attribute.HasField("g"):
+        yield attribute.g
 
 
 def _range(tensor: onnx.TensorProto) -> Range:
     """Read the byte range of an external tensor.
 
     Raises:
-        InputError: an entry is missing or no number; the length is required here.
+        InputError: an entry is missing, twice there or no number; the length is required here.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = entries.get("offset", "0"), entries.get("length", "")
-    if not (offset.isdecimal() and length.isdecimal() and entries.get("location")):
-        raise InputError(
-            f"has no usable external data: {entries}", where=tensor.name, cause="input/onnx-file"
-        )
+    is_usable = _NUMBER.fullmatch(offset) and _NUMBER.fullmatch(length) and entries.get("location")
+    if not is_usable or len(entries) != len(tensor.external_data):
+        text = f"has no usable external data: {entries}"
+        raise InputError(text[:300], where=tensor.name, hint=COPY_AGAIN, cause="input/onnx-file")
     return Range(tensor.name, entries["location"], int(offset), int(length))
 
 
 def _outside(path: Path, ranges: Sequence[Range]) -> Iterator[str]:
-    """List ranges beyond their file's end, and files that are not plain files of the folder."""
+    """List ranges beyond their file's end, and files that are not plain files of the folder.
+
+    A link could make any file of the user's a weight, and the model's own file would be both. The
+    readers of onnx 1.21 refuse them too.
+    """
     for one in ranges:
         file = path.parent / one.location
-        if one.location in {".", ".."} or "/" in one.location or "\\" in one.location:
-            yield f"{one.name}: lies outside the folder, in {one.location!r}"
-        elif file.is_symlink() or not file.is_file():
+        if "/" in one.location or not is_plain_path(one.location):
+            yield f"{one.name}: lies outside the folder, in {one.location!r:.200}"
+        elif one.location == path.name or file.is_symlink() or not file.is_file():
             yield f"{one.name}: {one.location!r} is no plain file beside the model"
+        elif file.stat().st_nlink > 1:
+            yield f"{one.name}: {one.location!r} is a hard link, a file with another name as well"
         elif one.offset + one.length > file.stat().st_size:
             yield (
                 f"{one.name}: bytes {one.offset} to {one.offset + one.length} of {one.location!r}, "

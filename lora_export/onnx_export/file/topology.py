@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import ChainMap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from lora_export.errors import InputError
 from lora_export.onnx_export.file.bindings import KEY, element_dtype, read_bindings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 
     import onnx
 
@@ -101,7 +102,7 @@ def _content(tensor: onnx.TensorProto) -> str:
     return hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()
 
 
-def _hash_graph(graph: onnx.GraphProto, values: dict[str, str]) -> list[str]:
+def _hash_graph(graph: onnx.GraphProto, values: MutableMapping[str, str]) -> list[str]:
     """Hash all nodes in topological order, adding what they produce to `values`."""
     for place, value in enumerate(graph.input):
         values.setdefault(value.name, _digest("input", place))
@@ -114,7 +115,7 @@ def _hash_graph(graph: onnx.GraphProto, values: dict[str, str]) -> list[str]:
     return sorted(hashes)
 
 
-def _hash_node(node: onnx.NodeProto, values: Mapping[str, str]) -> str:
+def _hash_node(node: onnx.NodeProto, values: MutableMapping[str, str]) -> str:
     domain = "" if node.domain in ONNX_DOMAINS else node.domain
     return _digest(
         domain,
@@ -125,7 +126,7 @@ def _hash_node(node: onnx.NodeProto, values: Mapping[str, str]) -> str:
     )
 
 
-def _attribute(item: onnx.AttributeProto, outer: Mapping[str, str]) -> str:
+def _attribute(item: onnx.AttributeProto, outer: MutableMapping[str, str]) -> str:
     from onnx import AttributeProto
 
     if item.type in {AttributeProto.GRAPH, AttributeProto.GRAPHS}:
@@ -139,8 +140,9 @@ def _attribute(item: onnx.AttributeProto, outer: Mapping[str, str]) -> str:
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _subgraph(graph: onnx.GraphProto, outer: Mapping[str, str]) -> str:
-    values = dict(outer)
+def _subgraph(graph: onnx.GraphProto, outer: MutableMapping[str, str]) -> str:
+    # A chain and no copy: a graph may have as many subgraphs as values.
+    values = ChainMap({}, outer)
     for tensor in graph.initializer:
         values[tensor.name] = _initializer(tensor, None, by_value=True)
     for place, value in enumerate(graph.input):

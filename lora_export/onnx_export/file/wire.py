@@ -70,6 +70,17 @@ def without(file: BinaryIO, kind: type[Known], field: str) -> Known:
     return message
 
 
+def check_fields(file: BinaryIO) -> None:
+    """Pass over the fields of the message in `file`; their contents are not read.
+
+    Raises:
+        ValueError: the file ends inside a field, or holds what protobuf does not write.
+    """
+    for one in _fields(file, 0, file.seek(0, 2)):
+        if one.number == 0:
+            raise ValueError("a field without a number")
+
+
 def without_data(file: BinaryIO) -> onnx.ModelProto:
     """Read the model in `file` without the initializers that hold more than a few values.
 

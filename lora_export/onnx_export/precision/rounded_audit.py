@@ -208,7 +208,7 @@ def _others(
             faults.append(f"{tensor.name}: is neither the float32 model's nor a rounded weight")
     faults += [
         f"{tensor.name or 'a Constant node'}: a matrix inside a node"
-        for tensor in external.inner_tensors(model.graph)
+        for tensor in external.other_tensors(model)
         if is_large_float(tensor)
     ]
     return external.count_check("every other weight bit-equal", faults, "as in the float32 graph")

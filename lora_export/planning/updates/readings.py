@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.folder.elsewhere import EMPTY
 from lora_export.layers import all_kinds
 from lora_export.records import Delta, Problem
 
@@ -23,7 +24,12 @@ class Unresolved(Exception):  # noqa: N818 - carries Problems to the collector, 
 
 
 def readings_of(tuner: str, shapes: Shapes) -> list[Reading]:
-    """List every way in which the layer kinds of `tuner` explain the shapes."""
+    """List every way in which the layer kinds of `tuner` explain the shapes.
+
+    No layer has a weight or a factor without elements.
+    """
+    if any(0 in shape for shape in (shapes.weight, *shapes.factors.values())):
+        return []
     roles = shapes.factors.keys()
     kinds = [
         kind
@@ -38,6 +44,8 @@ def no_fit(tuner: str, shapes: Shapes, base: TensorSpec, where: str) -> Problem:
     known = [kind for kind in all_kinds().values() if tuner in kind.tuners]
     wanted = "; ".join(f"{kind.name}: {kind.expects}" for kind in known)
     factors = " and ".join(f"{role} {list(shape)}" for role, shape in shapes.factors.items())
+    if 0 in base.shape:
+        return Problem(f"the weight {base.name} {list(base.shape)} has no elements", where, EMPTY)
     return Problem(
         f"{factors} fit no layer with a weight {list(base.shape)}",
         where,

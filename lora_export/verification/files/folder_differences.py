@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG, weight_files
 from lora_export.checkpoint.reading import parse_json_object
+from lora_export.verification.files.side_file_check import holds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,8 +103,7 @@ def _renamed(folder: Path, lost: Mapping[str, SideFile], added: list[str]) -> di
 
 
 def _has_bytes(path: Path, file: SideFile) -> bool:
-    size = file.source.stat().st_size if file.source else len(file.content or b"")
-    return path.stat().st_size == size and path.read_bytes() == _content(file)
+    return holds(path, file.source, file.content or b"")
 
 
 def _content(file: SideFile) -> bytes:

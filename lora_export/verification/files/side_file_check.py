@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.folder.side_files import weight_files
+from lora_export.checkpoint.reading import read_start
 from lora_export.execution.stage import index_bytes
 from lora_export.report.columns import counted, first_names
 from lora_export.verification.listed_check import listed_check
@@ -24,10 +25,10 @@ def check_side_files(plan: MergePlan, folder: Path) -> tuple[Check, ...]:
     wrong = [
         file.name
         for file in plan.side_files
-        if not _holds(folder / file.name, file.source, file.content or b"")
+        if not holds(folder / file.name, file.source, file.content or b"")
     ]
     index = plan.index_name
-    if index and not _holds(folder / index, None, index_bytes(plan)):
+    if index and not holds(folder / index, None, index_bytes(plan)):
         wrong.append(index)
     planned = {shard.file for shard in plan.shards} | {file.name for file in plan.side_files}
     wrong += [name for name in weight_files(folder) if name not in {*planned, index}]
@@ -36,9 +37,11 @@ def check_side_files(plan: MergePlan, folder: Path) -> tuple[Check, ...]:
     return (listed_check("side files", wrong, f"{number} around the weights", fault=fault),)
 
 
-def _holds(file: Path, source: Path | None, content: bytes) -> bool:
+def holds(file: Path, source: Path | None, content: bytes) -> bool:
+    """Return whether a file has the bytes of `source`, or of `content` where there is no source."""
     if not file.is_file():
         return False
     if source is None:
-        return file.read_bytes() == content
+        size = len(content)
+        return file.stat().st_size == size and read_start(file, size) == content
     return file.stat().st_size == source.stat().st_size and file_sha256(file) == file_sha256(source)
