@@ -33,19 +33,22 @@ def check_description(description: Any) -> dict[str, Any]:
         _check_name(shard["file"], is_file=True)
         _check_text(shard["sha256"])
         base64.b64decode(shard["header"], validate=True)
-    if not isinstance(description["edited"], dict) or not isinstance(description["kept"], list):
-        raise TypeError("no side files")
     if index := description["index"]:
         _check_name(index["name"], is_file=True)
         base64.b64decode(index["content"], validate=True)
-    for name, content in description["edited"].items():
-        _check_name(name)
-        base64.b64decode(content, validate=True)
-    for name in description["kept"]:
-        _check_name(name)
+    _check_side_files(description["edited"], description["kept"])
     for digest in description.get(RESULT, []):
         _check_text(digest)
     return dict(description)
+
+
+def _check_side_files(edited: object, kept: object) -> None:
+    if not isinstance(edited, dict) or not isinstance(kept, list):
+        raise TypeError("no side files")
+    for content in edited.values():
+        base64.b64decode(content, validate=True)
+    for name in (*edited, *kept):
+        _check_name(name)
 
 
 def _check_text(value: object) -> None:

@@ -195,8 +195,7 @@ def _compare(file: Path, stored: TorchFile, ours: dict[str, torch.Tensor], found
         # torch's safe reader knows fewer opcodes, and refuses the objects that we leave closed.
         if "WeightsUnpickler error" not in reason and not stored.notes:
             raise Wrong(f"torch refuses it: {reason[:150]}") from error
-        found.beyond += 1
-        found.kinds[reason.rpartition("WeightsUnpickler error:")[2].strip()[:60]] += 1
+        found.refused(reason.rpartition("WeightsUnpickler error:")[2].strip())
         return
     for key in filter(None, stored.wrapper.split(".")):
         inner = next(value for known, value in inner.items() if key_text(known) == key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -28,7 +27,8 @@ class Fuzzed:
     wrong: int = 0
     tracebacks: int = 0
     shown: list[str] = field(default_factory=list)
-    kinds: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, int] = field(default_factory=dict)
+    """Why the reference refuses them, with how many."""
 
     @contextmanager
     def example(self, content: object) -> Iterator[None]:
@@ -42,6 +42,11 @@ class Fuzzed:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
             self.tracebacks += 1
             self._show(f"{type(error).__name__}: {error}", content)
+
+    def refused(self, reason: str) -> None:
+        """Count an accepted input that the reference refuses."""
+        self.beyond += 1
+        self.kinds[reason[:60]] = self.kinds.get(reason[:60], 0) + 1
 
     def check(self, is_right: bool, what: str) -> None:  # noqa: FBT001 - a condition, as of assert
         """Raise Wrong unless the result is right."""

@@ -166,10 +166,11 @@ def is_plain_path(name: str) -> bool:
 
     Each part must be a name that a file can have.
     """
-    if "\\" in name or "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+    parts = name.split("/")
+    if "\\" in name or "\0" in name or not {"", ".", ".."}.isdisjoint(parts):
         return False
     try:
-        return all(len(part.encode()) <= MAX_NAME_BYTES for part in name.split("/"))
+        return max(len(part.encode()) for part in parts) <= MAX_NAME_BYTES
     except UnicodeEncodeError:
         return False
 

@@ -20,8 +20,8 @@ MAX_VALUE_BYTES = 120_000_000
 SAVE_AGAIN = "load the checkpoint where it was made and torch.save its state dict again"
 """What to do about a file that readers understand differently."""
 
-_LONGEST_KEY = 64
-"""Items of a tuple that is the key of a mapping, at most."""
+_LONGEST_KEY = 200
+"""Items of a tuple that is the key of a mapping, at most, with those of the tuples in it."""
 
 _KEY_TYPES = (str, int, float, bytes, type(None))
 
@@ -71,17 +71,28 @@ def mapping_key(value: object) -> object:
     Raises:
         TypeError: the value is one that Python cannot hash.
     """
-    if isinstance(value, (dict, list)) or (isinstance(value, tuple) and not _is_flat(value)):
+    if isinstance(value, (dict, list)) or (isinstance(value, tuple) and not _is_hashable(value)):
         raise TypeError(f"a {type(value).__name__} as the key of a mapping")
     return value if isinstance(value, _KEY_TYPES) else Opaque(type(value).__name__)
 
 
-def _is_flat(value: tuple[object, ...]) -> bool:
-    """Return whether a tuple is a short one of scalars; what is in a deeper one is not looked for.
+def _is_hashable(value: tuple[object, ...]) -> bool:
+    """Return whether Python can hash a tuple: it holds no list or mapping, however deep.
 
-    Python can hash no tuple that holds a list or a mapping, however deep.
+    Each tuple in it is looked through once, and False is returned where there is too much to see.
     """
-    return len(value) <= _LONGEST_KEY and all(isinstance(item, _KEY_TYPES) for item in value)
+    waiting: list[object] = [value]
+    seen: set[int] = set()
+    for _ in range(_LONGEST_KEY):
+        if not waiting:
+            return True
+        item = waiting.pop()
+        if isinstance(item, (dict, list)):
+            return False
+        if isinstance(item, tuple) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend(item[:_LONGEST_KEY])
+    return not waiting
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from lora_export.execution.digests import hash_files
-from lora_export.execution.undo import RESULT
+from lora_export.execution.undo_description import RESULT
 from lora_export.report.columns import counted
 from lora_export.report.stopwatch import unseen
 from lora_export.verification.listed_check import listed_check
