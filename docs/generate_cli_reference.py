@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__)
 WIDTH = 100  # whatever the terminal's is
 AFTER = """
-A signal that comes before the result is in place ends the run with 130 or 143. Later the result stands,
-and so does status 0. While a library is imported a signal waits, for five seconds at most.
+A signal that comes before the result is in place ends the run with 130 or 143. Later the result
+stands, and the status is 0. While a library is imported a signal waits, for five seconds at most.
 
-Where stdout cannot be written, a result that was published stands. The status is 7 then, and a line on
-stderr gives the reason. A reader of a pipe that stops reading (`| head -1`) is no failure, and the status
-stays what it was.
+Where stdout cannot be written, a result that was published stands. The status is 7 then, and a
+line on stderr gives the reason. A reader of a pipe that stops reading (`| head -1`) is no failure,
+and the status stays what it was.
 """
 
 

@@ -30,9 +30,7 @@ def check_description(description: Any) -> dict[str, Any]:
     if not isinstance(description["shards"], list) or not description["shards"]:
         raise TypeError("no list of weight files")
     for shard in description["shards"]:
-        _check_name(shard["file"], is_file=True)
-        _check_text(shard["sha256"])
-        base64.b64decode(shard["header"], validate=True)
+        _check_shard(shard)
     if index := description["index"]:
         _check_name(index["name"], is_file=True)
         base64.b64decode(index["content"], validate=True)
@@ -40,6 +38,12 @@ def check_description(description: Any) -> dict[str, Any]:
     for digest in description.get(RESULT, []):
         _check_text(digest)
     return dict(description)
+
+
+def _check_shard(shard: Any) -> None:
+    _check_name(shard["file"], is_file=True)
+    _check_text(shard["sha256"])
+    base64.b64decode(shard["header"], validate=True)
 
 
 def _check_side_files(edited: object, kept: object) -> None:

@@ -15,11 +15,12 @@ from lora_export.checkpoint.reading import (
     fail_on,
     parse_json,
     read_start,
+    reading,
 )
 from lora_export.records import Problem, SideFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 MANIFEST_NAME = "lora_export.json"
@@ -105,6 +106,21 @@ def weight_files(folder: Path) -> list[str]:
         inside = folder.joinpath(os.path.relpath(place, folder))
         found += [(inside / name).relative_to(folder) for name in names]
     return sorted(path.as_posix() for path in found if is_weights(folder / path))
+
+
+def files_there(folder: Path, names: Iterable[str]) -> list[str]:
+    """Return those of the relative paths that are files of the folder, in their order.
+
+    A manifest may name any number of files. Those that are not there cost a look at their names.
+
+    Raises:
+        InputError: a path is too long.
+        StorageError: the folder cannot be read.
+    """
+    with reading(folder):
+        here = {item.name for item in folder.iterdir()}
+        near = [name for name in names if name.partition("/")[0] in here]
+        return [name for name in near if (folder / name).is_file()]
 
 
 def list_side_files(folder: Path, *, follow_links: bool = False) -> tuple[SideFile, ...]:

@@ -6,8 +6,7 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.folder.side_files import weight_files
-from lora_export.checkpoint.reading import reading
+from lora_export.checkpoint.folder.side_files import files_there, weight_files
 from lora_export.execution.digests import hash_files
 from lora_export.report.columns import counted, first_names
 from lora_export.report.stopwatch import unseen
@@ -55,11 +54,7 @@ def check_outputs(path: Path, recorded: Recorded, progress: Advance = unseen) ->
         fault=_unlisted(unlisted, len(present)),
     )
     files = recorded.outputs
-    # A manifest may name any number of files. Those that are not there cost a look at their names.
-    here = {item.name for item in folder.iterdir()}
-    near = [name for name in files if name.partition("/")[0] in here]
-    with reading(path):
-        found = [name for name in near if (folder / name).is_file()]
+    found = files_there(folder, files)
     digests = hash_files([folder / name for name in found], os.cpu_count() or 1, progress)
     there = dict(zip(found, digests.values(), strict=True))
     changed = [name for name, digest in files.items() if there.get(name) != digest]

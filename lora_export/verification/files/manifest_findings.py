@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, weight_files
+from lora_export.checkpoint.folder.side_files import MANIFEST_NAME, files_there, weight_files
 from lora_export.execution.digests import hash_files
 from lora_export.records import Finding
 from lora_export.report.columns import counted
@@ -34,7 +34,8 @@ def manifest_findings(
     if all(check.passed for check in checks):
         return ()
     folder = path if path.is_dir() else path.parent
-    missing = [name for name in recorded.outputs if not (folder / name).is_file()]
+    there = set(files_there(folder, recorded.outputs))
+    missing = [name for name in recorded.outputs if name not in there]
     moved = _moved(path, folder, recorded, missing)
     lost = [name for name in missing if name not in moved]
     weights = weight_files(path) if path.is_dir() else [path.name]
