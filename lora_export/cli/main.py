@@ -67,7 +67,7 @@ class _Commands(click.Group):
         if interrupts.came is not None:
             status = status_of(interrupts.came)
             echo_error("interrupted; nothing was published")
-        return status
+        return status or report_lost_output()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         with usage_errors_as_json(ctx, args):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_export.cli._output import Command, Output
+from lora_export.cli._streams import echo, echo_error
 from lora_export.cli._terminal import text_width
 from lora_export.cli.flags import declared, given, init_options, output_options
 from lora_export.report.result import json_text
@@ -51,15 +52,15 @@ def command(context: click.Context, /, paths: tuple[Path, ...], **values: Any) -
 
     def shown(row: Row) -> None:
         words = f"{row.case}, {row.artefact}: {WORDS[row.outcome]}"
-        click.echo(f"{words} {time_text(row)}".rstrip(), err=True)
+        echo_error(f"{words} {time_text(row)}".rstrip())
 
     settings["on_row"] = None if output.quiet else shown
     result = output.value(lambda progress: parity(paths[0], **settings, progress=progress))
     _print(result, output)
     if note := write_summary(result):
-        click.echo(f"note: {note}", err=True)
+        echo_error(f"note: {note}")
     for line in row_annotations(result):  # on stderr, which GitHub reads too: --json has stdout
-        click.echo(line, err=True)
+        echo_error(line)
     sys.exit(result.status)
 
 
@@ -68,9 +69,9 @@ def _print(result: SuiteResult, output: Output) -> None:
     from lora_export.suites.printing.rows_text import suite_text
 
     if output.as_json:
-        click.echo(json_text(suite_json(result)))
+        echo(json_text(suite_json(result)))
     elif not (output.quiet and result.passed):
-        click.echo(suite_text(result, verbose=output.verbose, width=text_width()))
+        echo(suite_text(result, verbose=output.verbose, width=text_width()))
 
 
 def _init(
@@ -89,9 +90,9 @@ def _init(
 
     missing = output.value(lambda _: write_first_suite(paths[0], paths[1:], suite))
     if output.as_json:
-        click.echo(json_text({"command": "parity", "ok": True, "output": str(suite)}))
+        echo(json_text({"command": "parity", "ok": True, "output": str(suite)}))
     elif not output.quiet:
-        click.echo(f"wrote {suite}\n\nnext: lora-export parity {suite}")
+        echo(f"wrote {suite}\n\nnext: lora-export parity {suite}")
     for fact in missing:
-        click.echo(f"note: fill in {fact} first: no file holds it", err=True)
+        echo_error(f"note: fill in {fact} first: no file holds it")
     sys.exit(0)

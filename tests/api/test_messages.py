@@ -195,12 +195,15 @@ def test_no_message_quotes_an_error_as_it_is():
                 found[name] = found.get(name, 0) + 1
             if isinstance(node, ast.FormattedValue) and ast.unparse(node.value) == "error":
                 name = path.relative_to(PACKAGE).as_posix()
-                if not name.startswith(("dialects/peft/", "cli/")):
+                if not name.startswith(("dialects/peft/", "cli/", "suites/")):
                     found[name] = found.get(name, 0) + 1
     allowed = {
         **QUOTED,
         "onnx_export/capture/exporters.py": 1,  # takes the first lines itself
         "onnx_export/file/audit.py": 1,  # a check's detail
         "verification/runtime/sessions.py": 1,  # ONNX Runtime names the node
+        "suites/pytest_plugin.py": 1,  # an error of our own
+        "suites/reading/update_suite.py": 1,  # the system's own words
+        "suites/running/run_row.py": 1,
     }
     assert found == {**allowed, "shown.py": found.get("shown.py", 0)}

@@ -16,6 +16,7 @@ from lora_export.records import Check, Problem, WrittenFile
 from lora_export.report.page.suite_page import rendered_suite
 from lora_export.report.result import Report
 from lora_export.report.verdict import Verdict
+from lora_export.shown import shown
 from lora_export.suites.outcome import Row, SuiteResult
 from lora_export.suites.printing.github import row_annotations, write_summary
 from lora_export.suites.printing.junit import junit_xml
@@ -124,7 +125,7 @@ def test_the_text_begins_with_a_verdict_and_ends_with_commands():
     assert lines[2].split() == ["holds", "held", "merge", "6", "%", "2.0", "s", "PROVED"]
     assert lines[3].split()[-2:] == ["cached", "PROVED"]
     assert lines[4].endswith("REFUSED, as expected")
-    assert f"FAILED {NASTY}, merge: cause of {NASTY}" in suite_text(RESULT)
+    assert f"FAILED {shown(NASTY)}, merge: cause of {shown(NASTY)}" in suite_text(RESULT)
     assert "\n  here: no such file\n    -> look elsewhere\n  $ lora-export" in suite_text(RESULT)
     assert "skipped skipped, merge: not installed: hf" in lines
     few = suite_text(SuiteResult(Path("my suite.toml"), ROWS[4:5]))
@@ -193,9 +194,11 @@ def test_githubs_annotations_are_escaped_and_ten():
     environment = {"GITHUB_ACTIONS": "true", "GITHUB_WORKSPACE": str(Path.cwd())}
     lines = [*row_annotations(RESULT, environment)]
     assert len(lines) == 3
-    assert lines[0].startswith("::error file=suite.toml,line=7,title=ca\x1bse|<b>&")
-    assert "%0A%25%3A%2C%2C merge%3A FAILED::cause of " in lines[0]
-    assert lines[0].endswith("%0A%25:,'")
+    assert lines[0].startswith("::error file=suite.toml,line=7,title=ca\\x1bse|<b>&")
+    assert r"\n%25%3A%2C%2C merge%3A FAILED::cause of " in lines[0]
+    assert "%0A$ lora-export" in lines[0]
+    assert lines[0].endswith(r"\n%25:,'")
+    assert all(line.isprintable() for line in lines)
     assert all("\n" not in line for line in lines)
     many = SuiteResult(Path("s"), ROWS[3:4] * 20)
     assert len([*row_annotations(many, environment)]) == 10

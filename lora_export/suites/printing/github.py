@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_export.shown import shown, shown_lines
 from lora_export.suites.printing.rows_text import WORDS
 from lora_export.suites.printing.suite_markdown import suite_markdown
 
@@ -56,7 +57,7 @@ def row_annotations(
 
 
 def _message(cause: str, command: str) -> str:
-    return f"{cause}\n$ {command}" if command else cause
+    return shown_lines([cause, f"$ {command}"] if command else [cause])
 
 
 def _in_repository(path: Path, workspace: str) -> str:
@@ -74,4 +75,4 @@ def _data(text: str) -> str:
 
 
 def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+    return _data(shown(text)).replace(":", "%3A").replace(",", "%2C")

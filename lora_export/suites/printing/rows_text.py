@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_export.report.columns import WIDTH, counted, first_names, fitted, laid_out
 from lora_export.report.sentences import failed_sentence, named_sentence, percent, times
 from lora_export.report.text import checks_text, next_text
+from lora_export.shown import shown, shown_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +71,7 @@ def suite_text(result: SuiteResult, *, verbose: bool = False, width: int = WIDTH
     skipped = [row for row in result.rows if row.outcome == "skipped"]
     if skipped:
         parts.append(
-            "\n".join(f"skipped {row.case}, {row.artefact}: {row.cause}" for row in skipped)
+            shown_lines(f"skipped {row.case}, {row.artefact}: {row.cause}" for row in skipped)
         )
     if verbose:
         parts += [_checks(row, width) for row in result.rows if row.holds]
@@ -84,8 +85,8 @@ def _checks(row: Row, width: int) -> str:
     """Return the warnings and checks of a row; empty where it has neither."""
     if not row.report or not (row.report.checks or row.report.warnings):
         return ""
-    parts = [f"{row.case}, {row.artefact}"]
-    parts += [fitted(f"  note: {words}", width) for words in row.report.warnings]
+    parts = [shown(f"{row.case}, {row.artefact}")]
+    parts += [fitted(shown(f"  note: {words}"), width) for words in row.report.warnings]
     if row.report.checks:
         parts.append(checks_text(row.report.checks, verbose=True, width=width))
     return "\n".join(parts)
@@ -127,7 +128,9 @@ def short_verdict(row: Row) -> str:
 
 def row_text(row: Row) -> str:
     """Return what is wrong with a row, where it was found, and the command that repeats it."""
-    return "\n".join([f"{WORDS[row.outcome]} {row.case}, {row.artefact}: {row.cause}", *_more(row)])
+    return shown_lines(
+        [f"{WORDS[row.outcome]} {row.case}, {row.artefact}: {row.cause}", *_more(row)]
+    )
 
 
 def _more(row: Row) -> Iterator[str]:
