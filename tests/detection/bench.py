@@ -230,10 +230,12 @@ def set_up(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Bench
     file, external, seen = folder / "out.onnx", folder / "external" / "out.onnx", []
     external.parent.mkdir()
 
-    def save_both(graph: onnx.ModelProto, path: Path, weights: Mapping[str, Tensor]) -> Any:
+    def save_both(
+        graph: onnx.ModelProto, path: Path, weights: Mapping[str, Tensor], **how: Any
+    ) -> Any:
         seen.append(graph)
         save_model(graph, external, weights, external_threshold=0)
-        return save_model(graph, path, weights)
+        return save_model(graph, path, weights, **how)
 
     with mock.patch.object(writing, "save_model", save_both):
         exported = writing.export(Subject(source, job.plan, merged), file, ExportSettings())
