@@ -30,8 +30,6 @@ PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("samp
 def checkout(root: Path, tmp_path: Path) -> Path:
     for sample in ("chargpt", "vit"):
         shutil.copytree(root / "samples" / sample, tmp_path / "samples" / sample)
-    for folder in ("tutorial", "how-to"):
-        (tmp_path / folder).mkdir()
     return tmp_path
 
 
