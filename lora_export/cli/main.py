@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import importlib
 import os
 import sys
@@ -51,6 +52,7 @@ class _Commands(click.Group):
 
         A signal that no command has reported is reported here: it came while one was imported.
         """
+        stdout = sys.stdout
         try:
             status = self.main(standalone_mode=False) or 0
         except click.ClickException as error:
@@ -61,6 +63,9 @@ class _Commands(click.Group):
             status = INTERRUPTED
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
+            if sys.stdout is not stdout:  # click's wrapper: the reader of a pipe has gone
+                sys.stdout, status = stdout, 0
+                lose_stdout(BrokenPipeError(errno.EPIPE, ""))
         except OSError as error:  # --help or --version could not be printed
             lose_stdout(error)
             status = report_lost_output()

@@ -107,6 +107,16 @@ def test_a_reader_that_stops_is_no_failure(words, files):
     assert (process.returncode, errors) == (0, "")
 
 
+@pytest.mark.parametrize("words", ["--help", "merge --help", "explain", MERGE])
+def test_a_reader_that_has_gone_is_no_failure(words, files):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", PROGRAM, *words.split()]
+    ended = subprocess.run(command, cwd=files, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (ended.returncode, b"Traceback" in ended.stderr) == (0, False)
+
+
 def test_a_terminal_without_the_letters_of_a_name(files):
     (files / "base.safetensors").rename(files / "Größe.safetensors")
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
