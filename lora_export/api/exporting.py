@@ -21,6 +21,7 @@ from lora_export.api.recording import build_manifest, input_paths, write_manifes
 from lora_export.api.space import refuse_too_little
 from lora_export.checkpoint.folder.side_files import manifest_beside
 from lora_export.checkpoint.output.publish import staging
+from lora_export.checkpoint.output.targets import check_folder
 from lora_export.errors import UsageError
 from lora_export.models.choose import why_no_model
 from lora_export.onnx_export.capture.captures import open_captures
@@ -125,6 +126,8 @@ def export_onnx(
     proof.check_made(verify=verify)
     network = Network(model, task, kv_cache)
     network.refuse_lowered(precision)
+    if output:
+        check_folder(Path(output))
     job = make_job(
         base,
         adapters,

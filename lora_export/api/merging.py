@@ -27,6 +27,7 @@ from lora_export.checkpoint.contents import file_sha256
 from lora_export.checkpoint.folder.side_files import manifest_beside
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
+from lora_export.checkpoint.output.targets import check_folder
 from lora_export.errors import OutputError, UsageError
 from lora_export.execution.undo import check_undoable, is_undo_of, write_undo
 from lora_export.planning.folder.sharding import parse_size, resharded
@@ -123,6 +124,9 @@ def merge(
     """
     proof = proof_options(settings)
     proof.check_made(verify=verify)
+    for path in (output, undo):
+        if path:
+            check_folder(Path(path))
     job = make_job(
         base,
         adapters,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_export.api.job.keywords import checked
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.output.publish import staging
+from lora_export.checkpoint.output.targets import check_folder
 from lora_export.errors import UsageError
 from lora_export.execution.undo import is_restored, read_undo, restore
 from lora_export.report.columns import counted, first_names
@@ -79,6 +80,7 @@ def unmerge(
     if force and kind == "folder" and is_restored(description, target):
         check = listed_check("restored", [], "the base is there already, to the byte")
         return Report("unmerge", str(target), None, (check,))
+    check_folder(target)
     with clock("hash", "bytes") as seen:
         refuse_failed(check_result(checkpoint, description, kept, seen), str(merged))
     inputs = [checkpoint.root, *(shard.file for shard in checkpoint.shards), kept]

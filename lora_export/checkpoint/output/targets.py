@@ -15,6 +15,7 @@ from lora_export.checkpoint.reading import read_json_object, read_start
 from lora_export.errors import LoraExportError, OutputError
 from lora_export.records import Problem
 from lora_export.report.page.frame import HTML_START, MARKDOWN_START
+from lora_export.shown import shell_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +27,23 @@ _ONNX_NEXT = b"\x12\x1a\x22\x28\x32\x3a\x42"
 Kind: TypeAlias = Literal["file", "folder"]
 Identity: TypeAlias = "tuple[int, int]"
 """Device and inode of a file."""
+
+
+def check_folder(output: Path) -> None:
+    """Refuse an output path without a folder to write it into: known before anything is read.
+
+    Raises:
+        OutputError: the path names no file or folder, or its folder is missing or not writable.
+    """
+    where = str(output)
+    if output.name in {"", ".."}:
+        raise OutputError("not the name of a file or folder", where=where, cause="output/place")
+    problems = [
+        Problem(text, where, hint, cause="output/place")
+        for text, hint in _parent_faults(output.parent)
+    ]
+    if problems:
+        raise OutputError.of(problems)
 
 
 def check_output(
@@ -49,16 +67,10 @@ def check_output(
         OutputError: the output exists, touches an input (also by a hard link), or its folder is
             missing or not writable; all reasons are named.
     """
+    check_folder(output)
     where = str(output)
-    if output.name in {"", ".."}:
-        raise OutputError("not the name of a file or folder", where=where, cause="output/place")
-    problems = [
-        Problem(text, where, hint, cause="output/place")
-        for text, hint in _parent_faults(output.parent)
-    ]
-    if not problems:
-        faults = list(_input_faults(output, inputs))[:1]
-        problems += [Problem(text, where, hint, cause="output/place") for text, hint in faults]
+    faults = list(_input_faults(output, inputs))[:1]
+    problems = [Problem(text, where, hint, cause="output/place") for text, hint in faults]
     if not problems:  # only now: these hints offer --force, which must never replace an input
         problems += [
             Problem(text, where, hint, cause="output/exists")
@@ -119,7 +131,7 @@ def _mode(path: Path) -> int:
 
 def _parent_faults(parent: Path) -> Iterator[tuple[str, str]]:
     if not parent.exists():
-        yield f"the folder {parent} does not exist", f"mkdir -p {parent}"
+        yield f"the folder {parent} does not exist", shell_command(["mkdir", "-p", str(parent)])
     elif not parent.is_dir():
         yield f"{parent} is not a folder", ""
     elif not os.access(parent, os.W_OK | os.X_OK):

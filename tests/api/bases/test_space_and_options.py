@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lora_export.api import merge, verify
-from lora_export.errors import InputError, StorageError, UsageError
+from lora_export.errors import InputError, OutputError, StorageError, UsageError
 from lora_export.report.document import report_json
 from lora_export.report.text import report_text
 
@@ -60,11 +60,18 @@ def test_too_little_room_is_refused_before_writing(free, call, monkeypatch, tmp_
         assert space_of(call()) == (NEEDED, free)
 
 
-@pytest.mark.parametrize("output", [None, "absent/out"])
-def test_a_dry_run_without_a_place_tells_what_is_needed(output, call):
-    report = call(output, dry_run=True)
+def test_a_dry_run_without_a_place_tells_what_is_needed(call):
+    report = call(None, dry_run=True)
     assert space_of(report) == (NEEDED, None)
     assert "free" not in report_text(report, verbose=False)
+
+
+@pytest.mark.parametrize("options", [{"dry_run": True}, {}, {"undo": "absent/undo"}])
+def test_a_missing_folder_is_found_before_anything_is_read(options, call, tmp_path):
+    (tmp_path / "l.safetensors").unlink(missing_ok=True)
+    output = "out" if "undo" in options else "absent/out"
+    with pytest.raises(OutputError, match="absent does not exist"):
+        call(output, **options)
 
 
 def test_what_is_left_out_is_in_the_text(call, tmp_path):
