@@ -214,7 +214,7 @@ def _check_gapless(
     *,
     complete: bool,
 ) -> None:
-    """Add a problem for every overlap, hole and missing byte of the data.
+    """Add a problem for every overlap and hole, and one where the file ends before its data.
 
     An unreadable entry leaves a hole of its own. Holes and unused bytes at the end are only
     reported when every entry could be read (`complete`).
@@ -235,9 +235,9 @@ def _check_gapless(
                 )
             )
         position = max(position, ref.offset + ref.length)
-        if position > size:
-            text = f"ends at byte {position:,}, the file at {size:,}"
-            problems.append(Problem(text, where, COPY_AGAIN, cause="input/safetensors"))
+    if position > size:
+        text = f"cut short: its tensors end at byte {position:,}, the file at {size:,}"
+        problems.append(Problem(text, str(path), COPY_AGAIN, cause="input/truncated"))
     if complete and position < size:
         text = f"{size - position:,} bytes after the last tensor belong to no tensor"
         problems.append(Problem(text, str(path), cause="input/safetensors"))

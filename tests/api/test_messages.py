@@ -34,9 +34,9 @@ def entry(**changes) -> dict[str, object]:
     return {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changes}
 
 
-def archive(value: object) -> bytes:
+def archive(value: object, **settings) -> bytes:
     file = io.BytesIO()
-    torch.save(value, file)
+    torch.save(value, file, **settings)
     return file.getvalue()
 
 
@@ -83,6 +83,25 @@ def test_a_broken_file_is_refused_in_short_lines_with_a_way_out(name, tmp_path):
         assert len(f"error: {first}") <= MOST
         assert len(further) <= 1
     assert not [word for word in ADVICE if word in str(caught.value)]
+
+
+CUT = {
+    "safetensors": save({"a": torch.zeros(30), "b": torch.zeros(30), "c": torch.zeros(30)})[:-200],
+    "header": FILES["header cut short"],
+    "zip": FILES["archive cut short"],
+    "legacy": archive({"a": torch.zeros(100)}, _use_new_zipfile_serialization=False)[:-200],
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_file_that_is_cut_short_is_one_problem_with_its_size(name, tmp_path):
+    file = tmp_path / "base.safetensors"
+    file.write_bytes(CUT[name])
+    with pytest.raises(InputError) as caught:
+        inspect(file)
+    (problem,) = caught.value.problems
+    assert problem.cause == "input/truncated"
+    assert f"{len(CUT[name]):,}" in problem.message
 
 
 FOLDERS = {

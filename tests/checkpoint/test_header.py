@@ -117,7 +117,7 @@ ENTRIES = {
     "hole at the start": ({"a": entry(offsets=(1, 3))}, b"123", "hole of 1 bytes"),
     "hole": ({"a": entry(), "b": entry(offsets=(3, 5))}, b"12345", "'b': a hole of 1 bytes"),
     "trailing bytes": ({"a": entry()}, b"123", "1 bytes after the last tensor"),
-    "cut short": ({"a": entry()}, b"1", "ends at byte"),
+    "cut short": ({"a": entry()}, b"1", "its tensors end at byte"),
     "metadata no object": ({"__metadata__": []}, b"", "__metadata__: not a JSON object"),
     "metadata number": ({"__metadata__": {"k": 1}}, b"", "value of 'k' is not a string"),
 }
