@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lora_export.options import VERBS
 from lora_export.shown import shell_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lora_export.errors import LoraExportError
     from lora_export.options import Option
@@ -20,23 +20,36 @@ _POSITIONAL = ("base", "adapters", "artifact", "path")
 def add_command(error: LoraExportError, verb: str, values: Mapping[str, object]) -> None:
     """Add to the last problem of `error` the command with every option that is missing.
 
-    A missing value is a word in capitals, which no option accepts. So a command that is copied and
+    Where base and adapter are swapped, it is the command with both in their order. A missing value is a word in capitals, which no option accepts. So a command that is copied and
     not filled in is refused.
 
     values: the arguments of the call, by keyword.
     """
     asked = dict.fromkeys(problem.asks for problem in error.problems if problem.asks)
-    if not asked:
+    is_swapped = error.problems[-1].cause == "usage/swapped" and _is_pair(values)
+    if not asked and not is_swapped:
         return
+    if is_swapped:
+        (first,) = cast("Sequence[object]", values["adapters"])
+        values = {**values, "base": first, "adapters": [values["base"]]}
     options = {option.name: option for option in VERBS[verb]}
     words = command_words(verb, values)
     if values.get("output") is None and "output" in options and not values.get("dry_run"):
         words += ["-o", "OUT"]
-    command = f"{shell_command(words)} {' '.join(asked)}"
+    command = " ".join([shell_command(words), *asked])
     *others, last = error.problems
+    if is_swapped:
+        error.problems = (*others, replace(last, hint=command))
+        return
     hint = f"{last.hint}; " if last.hint else ""
     hint = f"{hint}the command, with the values of the training: {command}"
     error.problems = (*others, replace(last, hint=hint))
+
+
+def _is_pair(values: Mapping[str, object]) -> bool:
+    """Return whether a call names one base and one adapter."""
+    adapters = values.get("adapters")
+    return "base" in values and isinstance(adapters, list | tuple) and len(adapters) == 1
 
 
 def command_words(verb: str, values: Mapping[str, object]) -> list[str]:

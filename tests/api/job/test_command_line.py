@@ -36,6 +36,16 @@ def test_every_missing_fact_is_in_one_command(files, tmp_path):
     assert not any("the values of the training" in p.hint for p in refused.value.problems[:-1])
 
 
+def test_swapped_base_and_adapter_end_in_the_command_with_both_in_order(files, tmp_path):
+    base, (adapter,) = files
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(UsageError, match="named as the base") as refused:
+        merge(adapter, [base], out, alpha=4.0)
+    (problem,) = refused.value.problems
+    words = ["lora-export", "merge", str(base), str(adapter), "-o", str(out), "--alpha", "4"]
+    assert (problem.cause, shlex.split(problem.hint)) == ("usage/swapped", words)
+
+
 def test_what_was_given_stays_in_the_command(files):
     given = {"alpha": 4.0, "weight": [2.0], "recipe": "exact", "verify": False, "jobs": 1}
     with pytest.raises(UsageError, match="2 of 3 blocks") as refused:
