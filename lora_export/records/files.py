@@ -47,16 +47,19 @@ class Problem:
     cause: str = ""
     """The entry of `lora-export explain` about it, such as "fit/no-module"."""
 
-    def __str__(self) -> str:
-        """Return one line that may be shown, and a second one with the hint where there is one."""
-        # A message that names the place is not given it a second time.
+    @property
+    def subject(self) -> str:
+        """Return the place to put before the message; "" where the message names it itself."""
         begins = self.message.startswith((f"{self.where}:", f"{self.where} "))
         is_long = any(mark in self.where for mark in (".", "/", ", "))
-        is_named = begins or (is_long and self.where in self.message)
+        return "" if begins or (is_long and self.where in self.message) else self.where
+
+    def __str__(self) -> str:
+        """Return one line that may be shown, and a second one with the hint where there is one."""
         most = MOST - len("error: ")
         # The place gives way first: a message without its end may mean something else.
         room = max(_LEAST, most - len(shown(self.message)) - len(": "))
-        where = f"{shown_middle(self.where, room)}: " if self.where and not is_named else ""
+        where = f"{shown_middle(self.subject, room)}: " if self.subject else ""
         line = shown_line(f"{where}{self.message}", most)
         return f"{line}\n  -> {shown_line(self.hint, HINT_MOST)}" if self.hint else line
 

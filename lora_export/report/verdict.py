@@ -47,16 +47,18 @@ class Verdict:
     """What was proven, and how tightly; or the cause of a refusal."""
     share: float | None = None
     """The worst error as a share of what is allowed; None where no error was measured."""
+    subject: str = ""
+    """The file, tensor or option that a refusal is about; empty where its cause names it."""
 
     def __str__(self) -> str:
-        return f"{self.word}: {self.text}"
+        return ": ".join(part for part in (self.word, self.subject, self.text) if part)
 
 
 def verdict(report: Report) -> Verdict | None:
     """Return the verdict of a report; None for `inspect`, which judges nothing."""
     if report.problems or report.passed is False:
         word: Word = "STOPPED" if report.code in _STOPPED else "REFUSED"
-        return Verdict(word, _cause(report), worst_share(report.checks))
+        return Verdict(word, _cause(report), worst_share(report.checks), _subject(report))
     if report.command == "inspect":
         return None
     return _unproven(report) or _proved(report)
@@ -186,6 +188,13 @@ def _cause(report: Report) -> str:
     first, *others = report.problems
     more = f" (and {counted(len(others), 'further problem')})" if others else ""
     return f"{first.message}{more}"
+
+
+def _subject(report: Report) -> str:
+    """Return what `_cause` is about, where that is the first problem."""
+    if report.findings or report.passed is False:
+        return ""
+    return report.problems[0].subject
 
 
 def worst_share(checks: Sequence[Check]) -> float | None:

@@ -80,7 +80,7 @@ def test_an_undone_merge_is_inspected_next(folder):
 
 def test_a_refusal_ends_with_its_hint(folder):
     refused = run("merge", "base.safetensors", "./-lora.safetensors", "-o", "out.safetensors")
-    assert refused.stdout.startswith("REFUSED: alpha is not in the file")
+    assert refused.stdout.startswith("REFUSED: -lora.safetensors: m: alpha is not in the")
     *_, last = refused.stderr.strip().splitlines()
     assert last.startswith("next: give the lora_alpha used in training: --alpha 16")
     assert refused.stderr.count("--alpha 16") == 1
@@ -125,11 +125,11 @@ def test_an_adapter_leads_to_its_base(folder):
     assert "next:" not in other.stdout
 
 
-def test_a_refusal_without_a_hint_is_explained_next(folder):
+def test_the_command_that_explains_a_refusal_runs(folder):
     bare = run("verify", "gone.safetensors")
     assert bare.exit_code == 3
-    *_, last = bare.stderr.strip().splitlines()
-    assert last.startswith("next: lora-export explain input/")
-    assert "more:" not in bare.stderr
-    explained = run(*following(f"\n{last}"))
+    *_, more, last = bare.stderr.strip().splitlines()
+    assert last.startswith("next: ")
+    assert more == "more: lora-export explain input/missing-file"
+    explained = run("explain", "input/missing-file")
     assert explained.exit_code == 0, explained.output
