@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import WIDTH, first_names, fitted, laid_out, rows_of_lines
@@ -13,7 +14,7 @@ from lora_export.report.modules import modules_text
 from lora_export.report.plan_text import plan_text
 from lora_export.report.sentences import failed_sentence, passed_words
 from lora_export.report.survival import stored_text
-from lora_export.report.verdict import levels_json, verdict
+from lora_export.report.verdict import LEVELS, level_words, levels_json, verdict
 from lora_export.shown import shell_word, shown_lines
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 
 _COMPARED: dict[Level, str] = {
     "": "others",
-    "manifest": "files: with the manifest and the plan",
-    "weights": "weights: each tensor, read back from disk, with its recomputation in float64",
-    "model": "model: outputs of the merged torch model with the unmerged one's",
-    "file": "file: the graph and its weights with the base's graph and the merged weights",
-    "runtime": "runtime: outputs of ONNX Runtime with the torch models'",
-    "precision": "precision: the lower file, its weights and its outputs, with the float32 graph's",
+    "manifest": "with the manifest and the plan",
+    "weights": "each tensor, read back from disk, with its recomputation in float64",
+    "model": "the merged torch model's with the unmerged one's",
+    "file": "its nodes and weights with the base's graph and the merged weights",
+    "runtime": "its outputs with the torch models'",
+    "precision": "the lower file, its weights and its outputs, with the float32 graph's",
 }
 """What is compared at each level."""
 
@@ -145,8 +146,10 @@ def levels_text(report: Report) -> str:
         ("proven", [level for level, found in levels.items() if found["proven"]]),
         ("failed", [n for n, f in levels.items() if not f["proven"] and "why" not in f]),
     ]
-    lines = [f"{word:8} {', '.join(names)}" for word, names in rows if names]
-    return shown_lines([*lines, *(f"unproven {n}: {why}" for n, why in report.unproven.items())])
+    words = partial(level_words, checks=report.checks)
+    lines = [f"{word:8} {', '.join(map(words, names))}" for word, names in rows if names]
+    lines += [f"unproven {words(name)}: {why}" for name, why in report.unproven.items()]
+    return shown_lines(lines)
 
 
 def _file_text(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
@@ -224,10 +227,18 @@ def checks_text(checks: Sequence[Check], *, verbose: bool = False, width: int = 
     lines, shown = ["checks"], None
     for check, row in zip(checks, rows_of_lines(rows, width), strict=True):
         if check.level != shown:
-            lines.append(f" {_COMPARED[check.level]}")
+            lines.append(f" {_compared(check.level, checks)}")
         shown = check.level
         lines += row
     return shown_lines(lines)
+
+
+def _compared(level: Level, checks: Sequence[Check]) -> str:
+    """Return what is compared at a level."""
+    words = level_words(level, checks)
+    if words == LEVELS["manifest"]:
+        return f"{words}: with the plan"
+    return f"{words}: {_COMPARED[level]}" if level else _COMPARED[level]
 
 
 def _found(check: Check, *, verbose: bool) -> str:

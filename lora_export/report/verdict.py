@@ -149,6 +149,16 @@ def _is_foreign(report: Report) -> bool:
     return not any(check.name == "digests" for check in report.checks)
 
 
+def level_words(level: str, checks: Sequence[Check]) -> str:
+    """Return the verdict's words for a level, with its name in options where that is another.
+
+    Without a manifest the files are compared with the plan alone.
+    """
+    words = LEVELS.get(level, level)
+    has_none = level == "manifest" and not any(check.name == "digests" for check in checks)
+    return words if words == level or has_none else f"{words} ({level})"
+
+
 def _moved(lowered: Mapping[str, Any]) -> str:
     """Return how far the rounding of an ONNX file moves its outputs; empty where not measured."""
     shares = [loss["rms"] / loss["effect"] for loss in lowered.get("loss", ()) if loss["effect"]]
