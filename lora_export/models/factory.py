@@ -261,6 +261,9 @@ def _load(target: str) -> tuple[ModuleType, Callable[[], Any]]:
             hint=hint,
             cause="usage/model-function",
         )
+    if place.endswith(".py") and not Path(place).is_file():
+        hint = "--model names a file of yours, as path/to/model.py:build"
+        raise UsageError("no such file", where=place, hint=hint, cause="usage/model-function")
     with user_code("cannot be imported:", place):
         module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     factory = getattr(module, name, None)

@@ -348,6 +348,7 @@ def test_onnx_without_a_model_says_how_to_name_one(files):
     [
         ("nothing", "names no function"),
         ("absent.module:build", "cannot be imported"),
+        ("absent.py:build", "absent.py: no such file\nmore: lora-export explain usage/model-func"),
         ("json:absent", "has no function"),
         ("json:dumps", "the factory raised TypeError"),
         ("os:getcwd", "not a torch.nn.Module"),
