@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import counted
 from lora_export.report.page.escape import clean, code, html
@@ -12,6 +12,8 @@ from lora_export.report.page.style import fragment_style
 from lora_export.report.verdict import verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lora_export.report.result import Report
 
 _PLACE = ".lora-export-report"
@@ -20,9 +22,23 @@ _PLACE = ".lora-export-report"
 def short_repr(report: Report) -> str:
     """Return the report in one or two lines: command, output, counts, verdict."""
     head = ", ".join((f"command={report.command!r}", f"output={clean(report.output)!r}"))
-    found = verdict(report)
-    line = f"\n  {clean(str(found), 600)}" if found else ""
+    found = str(verdict(report) or _found_words(report.facts.get("found", {})))
+    line = f"\n  {clean(found, 600)}" if found else ""
     return f"<Report {head}, {_counts(report)}>{line}"
+
+
+def _found_words(found: Mapping[str, Any]) -> str:
+    """Return in a line what an inspection found; empty for another command."""
+    if not found:
+        return ""
+    base = found.get("base", {}).get("name")
+    counts = [
+        counted(len(value) if isinstance(value, list) else value, name[:-1])
+        for name in ("modules", "tensors", "nodes")
+        if isinstance(value := found.get(name), list | int)
+    ]
+    parts = [found.get("dialect"), *counts, base and f"base {base}"]
+    return f"{found['kind']} {found['path']}: {', '.join(part for part in parts if part)}"
 
 
 def _counts(report: Report) -> str:
@@ -41,6 +57,8 @@ def fragment(report: Report) -> str:
     lines = (
         [f'<p><span class="word">{found.word}</span> {html(found.text, 600)}</p>'] if found else []
     )
+    if words := _found_words(report.facts.get("found", {})):
+        lines.append(f"<p>{html(words, 600)}</p>")
     lines += [f"<p>{code(report.command)} {code(report.output)}</p>"] if report.output else []
     if measured := measures_of(report):
         sizes = (

@@ -23,6 +23,14 @@ def test_a_repr_of_an_inspection_is_one_line():
     assert repr(Report("inspect")) == "<Report command='inspect', output='', 0 checks>"
 
 
+def test_a_repr_of_an_inspected_adapter_has_its_dialect_modules_and_base():
+    found = {"kind": "adapter", "path": "lora", "dialect": "peft", "modules": [{}, {}]}
+    report = Report("inspect", facts={"found": {**found, "base": {"name": "llama<", "found": None}}})
+    words = "adapter lora: peft, 2 modules, base llama"
+    assert repr(report).splitlines()[1:] == [f"  {words}<"]
+    assert f"<p>{words}&lt;</p>" in report._repr_html_()
+
+
 def test_hostile_names_keep_the_repr_in_its_lines():
     text = repr(page_reports.failed("\x1b[2J\n\u202e"))
     assert len(text.splitlines()) == 2
