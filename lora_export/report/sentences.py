@@ -48,7 +48,15 @@ def times_allowed(worst: float, tolerance: float) -> str:
     """Return a failed difference beside what is allowed: `0.0012, 3.1 times what is allowed`."""
     if not isfinite(worst) or not isfinite(tolerance) or not tolerance:
         return f"{worst:.2g}, where {tolerance:.2g} is allowed"
+    if f"{worst / tolerance:.2g}" == "1":
+        return "{}, where {} is allowed".format(*_apart(worst, tolerance))
     return f"{worst:.2g}, {times(worst / tolerance)} what is allowed ({tolerance:.2g})"
+
+
+def _apart(one: float, other: float) -> tuple[str, str]:
+    """Return two numbers with as many digits as it takes to tell them apart."""
+    digits = next((n for n in range(2, 17) if f"{one:.{n}g}" != f"{other:.{n}g}"), 17)
+    return f"{one:.{digits}g}", f"{other:.{digits}g}"
 
 
 def times(number: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from report.reports import REPORTS
 
-from lora_export.report.sentences import failed_sentence
+from lora_export.report.sentences import failed_sentence, times_allowed
 from lora_export.report.text import report_text
 from lora_export.report.verdict import verdict
 
@@ -91,3 +92,16 @@ def test_words_of_the_outcome_are_painted_and_nothing_else():
     checks = REPORTS["failed"].checks
     wanted = ["REFUSED", *("  ok" if check.passed else "  FAILED" for check in checks)]
     assert sorted(found) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    ("worst", "words"),
+    [
+        (0.0010003, "0.0010003, where 0.001 is allowed"),
+        (0.00107, "0.0011, 1.1 times what is allowed (0.001)"),
+        (math.nextafter(0.001, 1), "0.0010000000000000002, where 0.001 is allowed"),
+        (math.inf, "inf, where 0.001 is allowed"),
+    ],
+)
+def test_a_failure_just_above_its_bound_shows_that_it_is_above(worst, words):
+    assert times_allowed(worst, 0.001) == words
