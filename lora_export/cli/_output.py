@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from lora_export.checkpoint.output.interrupts import orderly_interrupts
 from lora_export.cli._progress import shown_progress
@@ -71,6 +72,8 @@ def usage_errors_as_json(ctx: click.Context, words: Sequence[str]) -> Iterator[N
     try:
         yield
     except click.UsageError as error:
+        if isinstance(error, click.BadParameter):
+            _name_variable(error)
         if _is_json_asked(ctx, words):
             problem = Problem(
                 error.format_message(),
@@ -82,6 +85,14 @@ def usage_errors_as_json(ctx: click.Context, words: Sequence[str]) -> Iterator[N
         # A word may be the name of a file, by a pattern of the shell.
         error.message = shown(error.message)  # type: ignore[misc]
         raise
+
+
+def _name_variable(error: click.BadParameter) -> None:
+    """Name the environment variable that a wrong value is from, and not its option."""
+    param, context = error.param, error.ctx
+    if param and param.name and context and isinstance(param.envvar, str):
+        if context.get_parameter_source(param.name) is ParameterSource.ENVIRONMENT:
+            error.param_hint = param.envvar
 
 
 def _is_json_asked(ctx: click.Context, words: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import difflib
 import errno
 import importlib
 import os
@@ -82,7 +83,13 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         with usage_errors_as_json(ctx, args):
-            return super().resolve_command(ctx, args)
+            try:
+                return super().resolve_command(ctx, args)
+            except click.UsageError as error:
+                near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+                if near and near[0] not in error.message:  # newer versions of click name it
+                    error.message += f" Did you mean {near[0]!r}?"
+                raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)

@@ -361,6 +361,22 @@ def test_a_factory_that_is_none_is_a_usage_error(model, words, files):
     assert "Traceback" not in result.stderr
 
 
+def test_a_mistyped_command_gets_the_nearest():
+    result = CliRunner().invoke(main, ["mrege"])
+    assert result.exit_code == 2
+    assert "'mrege'" in result.stderr
+    assert "'merge'" in result.stderr
+
+
+def test_a_wrong_value_of_a_variable_names_the_variable(files, monkeypatch):
+    monkeypatch.setenv("LORA_EXPORT_DTYPE", "float7")
+    result = run(files, *GOOD)
+    assert result.exit_code == 2
+    assert "Invalid value for LORA_EXPORT_DTYPE: 'float7'" in result.stderr
+    given = run(files, *GOOD, "--dtype", "float8")
+    assert "Invalid value for '--dtype': 'float8'" in given.stderr
+
+
 def test_help_is_quick_and_light():
     code = (
         "import sys;"
