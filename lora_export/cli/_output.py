@@ -90,9 +90,10 @@ def usage_errors_as_json(ctx: click.Context, words: Sequence[str]) -> Iterator[N
 def _name_variable(error: click.BadParameter) -> None:
     """Name the environment variable that a wrong value is from, and not its option."""
     param, context = error.param, error.ctx
-    if param and param.name and context and isinstance(param.envvar, str):
-        if context.get_parameter_source(param.name) is ParameterSource.ENVIRONMENT:
-            error.param_hint = param.envvar
+    if not (context and param and param.name and isinstance(param.envvar, str)):
+        return
+    if context.get_parameter_source(param.name) is ParameterSource.ENVIRONMENT:
+        error.param_hint = param.envvar
 
 
 def _is_json_asked(ctx: click.Context, words: Sequence[str]) -> bool:

@@ -20,8 +20,9 @@ _POSITIONAL = ("base", "adapters", "artifact", "path")
 def add_command(error: LoraExportError, verb: str, values: Mapping[str, object]) -> None:
     """Add to the last problem of `error` the command with every option that is missing.
 
-    Where base and adapter are swapped, it is the command with both in their order. A missing value is a word in capitals, which no option accepts. So a command that is copied and
-    not filled in is refused.
+    Where base and adapter are swapped, it is the command with both in their order. A missing value
+    is a word in capitals, which no option accepts. So a command that is copied and not filled in is
+    refused.
 
     values: the arguments of the call, by keyword.
     """

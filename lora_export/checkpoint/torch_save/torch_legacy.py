@@ -105,12 +105,14 @@ class _LegacyFile:
             places[key] = Place(position, storage.nbytes)
             position += storage.nbytes
             if position > self.size:
-                raise self._damaged(
+                raise InputError(
                     f"cut short: its storages need {position:,} bytes or more, the file has"
                     f" {self.size:,}",
+                    where=str(self.path),
+                    hint=COPY_AGAIN,
                     cause="input/truncated",
                 )
         return places
 
-    def _damaged(self, message: str, *, cause: str = "input/torch-file") -> InputError:
-        return InputError(message, where=str(self.path), hint=COPY_AGAIN, cause=cause)
+    def _damaged(self, message: str) -> InputError:
+        return InputError(message, where=str(self.path), hint=COPY_AGAIN, cause="input/torch-file")

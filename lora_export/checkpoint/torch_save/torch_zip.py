@@ -111,8 +111,10 @@ class TorchZip:
                 listed, start = archive.infolist(), archive.start_dir
         except _BROKEN as error:
             if size < 0:  # an archive begins as one, and ends with its directory
-                raise self._damaged(
+                raise InputError(
                     f"cut short: a zip archive without its end, of {self._size:,} bytes",
+                    where=str(self._path),
+                    hint=COPY_AGAIN,
                     cause="input/truncated",
                 ) from error
             raise self._damaged(
@@ -308,8 +310,8 @@ class TorchZip:
             raise self._damaged(f"the archive's entry {name!r} reaches beyond the end of the file")
         return offset, info.file_size
 
-    def _damaged(self, message: str, *, cause: str = "input/torch-file") -> InputError:
-        return InputError(message, where=str(self._path), hint=COPY_AGAIN, cause=cause)
+    def _damaged(self, message: str) -> InputError:
+        return InputError(message, where=str(self._path), hint=COPY_AGAIN, cause="input/torch-file")
 
 
 def read_torch_zip(path: Path) -> TorchObject:

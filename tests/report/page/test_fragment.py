@@ -25,7 +25,9 @@ def test_a_repr_of_an_inspection_is_one_line():
 
 def test_a_repr_of_an_inspected_adapter_has_its_dialect_modules_and_base():
     found = {"kind": "adapter", "path": "lora", "dialect": "peft", "modules": [{}, {}]}
-    report = Report("inspect", facts={"found": {**found, "base": {"name": "llama<", "found": None}}})
+    report = Report(
+        "inspect", facts={"found": {**found, "base": {"name": "llama<", "found": None}}}
+    )
     words = "adapter lora: peft, 2 modules, base llama"
     assert repr(report).splitlines()[1:] == [f"  {words}<"]
     assert f"<p>{words}&lt;</p>" in report._repr_html_()
