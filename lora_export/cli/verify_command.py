@@ -11,13 +11,13 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli.flags import declared, given, output_options
 
 
-@click.command("verify", cls=Command, short_help="Prove a finished ARTIFACT again.")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.command("verify", cls=Command, short_help="Prove a finished ARTEFACT again.")
+@click.argument("artifact", metavar="ARTEFACT", type=click.Path(path_type=Path))
 @declared("verify")
 @output_options
 @click.pass_context
 def command(context: click.Context, /, **values: Any) -> None:
-    """Prove a finished ARTIFACT again: a folder, a .safetensors or an .onnx file.
+    """Prove a finished ARTEFACT again: a folder, a .safetensors or an .onnx file.
 
     Without --base and --adapter its files are compared with the digests of its manifest. With
     them everything is computed again. Facts that no option gives are taken from the manifest,

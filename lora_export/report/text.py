@@ -82,7 +82,7 @@ def _parts(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
     yield levels_text(report) if report.checks else ""
     if report.plan and not report.problems:
         weights = report.facts.keys().isdisjoint({"graph", "graphs", "lowered"})
-        edits = weights and report.command != "onnx"
+        edits = weights and report.command == "merge"  # others write none of these files
         yield plan_text(
             report.plan,
             verbose=verbose,
