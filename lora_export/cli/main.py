@@ -88,7 +88,7 @@ class _Commands(click.Group):
             except click.UsageError as error:
                 near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
                 if near and near[0] not in error.message:  # newer versions of click name it
-                    error.message += f" Did you mean {near[0]!r}?"
+                    error.message += f" Did you mean {near[0]!r}?"  # type: ignore[misc]
                 raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
