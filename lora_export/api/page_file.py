@@ -24,6 +24,7 @@ from lora_export.report.manifest import versions
 from lora_export.report.page.provenance import NamedFile, Provenance
 from lora_export.report.page.rendered import rendered
 from lora_export.report.result import Report, refused
+from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -167,28 +168,37 @@ def _write(page: PageFile, report: Report, values: Mapping[str, Any]) -> None:
     Raises:
         StorageError, OutputError: the page cannot be written; the hint says what is published.
     """
+    done = f"{report.output} is published" if report.files else "the command is done"
+    hint = f"{done}; only its report is missing"
     try:
         page.write(rendered(report, page.form, provenance_of(report, values)))
     except LoraExportError as error:
-        done = f"{report.output} is published" if report.files else "the command is done"
         first, *more = error.problems
-        hint = f"{done}; only its report is missing"
         error.problems = (replace(first, hint=hint), *more)
         raise
+    except Exception as error:
+        message = f"the report could not be made: {_named(error)}"
+        where = str(page.path)
+        raise StorageError(message, where=where, hint=hint, cause="storage/refused") from error
 
 
 def _write_refusal(
     page: PageFile, verb: str, error: LoraExportError, values: Mapping[str, Any]
 ) -> None:
-    """Write the page of a refusal; a fault in writing it is a further problem of the refusal."""
-    report = refused(verb, error)
+    """Write the page of a refusal; any fault in making it is a further problem of the refusal."""
     try:
+        report = refused(verb, error)
         page.write(rendered(report, page.form, provenance_of(report, values)))
-    except (OutputError, StorageError) as fault:
-        lost = Problem(
-            f"the report could not be written: {fault.problems[0].message}", cause="storage/refused"
-        )
-        error.problems = (*error.problems, replace(lost, where=str(page.path)))
+    except Exception as fault:  # noqa: BLE001 - the refusal itself must come out
+        lost = f"the report could not be written: {_named(fault)}"
+        where = str(page.path)
+        error.problems = (*error.problems, Problem(lost, where=where, cause="storage/refused"))
+
+
+def _named(fault: Exception) -> str:
+    if isinstance(fault, LoraExportError):
+        return fault.problems[0].message
+    return f"{type(fault).__name__}: {reason_of(fault)}"
 
 
 def provenance_of(report: Report, values: Mapping[str, Any]) -> Provenance:
@@ -239,13 +249,20 @@ def _planned(plan: MergePlan | None) -> Iterator[NamedFile]:
 
 
 def _outputs(report: Report) -> tuple[tuple[str, int], ...]:
-    """Return the files of a proven artefact, which the report of `verify` does not list."""
+    """Return the files of a proven artefact, which the report of `verify` does not list.
+
+    What cannot be read is left out, such as a link whose target is gone.
+    """
     path = Path(report.output)
     if report.files or report.dry_run or not report.output:
         return ()
-    found = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
-    status = [(file.name, file.stat()) for file in found]
-    return tuple((name, each.st_size) for name, each in status if stat.S_ISREG(each.st_mode))
+    found: list[tuple[str, int]] = []
+    with suppress(OSError):
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            with suppress(OSError):
+                status = file.stat()
+                found += [(file.name, status.st_size)] if stat.S_ISREG(status.st_mode) else []
+    return tuple(found)
 
 
 def _versions() -> dict[str, str]:

@@ -187,6 +187,34 @@ def test_a_page_that_cannot_be_written_at_the_end(files, monkeypatch):
     assert "could not be written" in refusal.value.problems[-1].message
 
 
+def test_a_link_to_nothing_is_no_part_of_the_page(files):
+    (files / "base").mkdir()
+    save_file(load_file("base.safetensors"), files / "base" / "model.safetensors")
+    lora_export.merge("base", ["lora.safetensors"], "out", alpha=4)
+    (files / "out" / "gone.txt").symlink_to("nowhere")
+    lora_export.verify("out", report="r.html")
+    assert "UNCHANGED" in (files / "r.html").read_text()
+    save_file({}, files / "out" / "model.safetensors")
+    with pytest.raises(VerificationError) as refusal:
+        lora_export.verify("out", report="r.html")
+    assert "could not be written" not in str(refusal.value)
+    assert "REFUSED" in (files / "r.html").read_text()
+
+
+def test_a_fault_in_making_the_page_replaces_no_outcome(files, monkeypatch):
+    def broken(*_):
+        raise FileNotFoundError("gone")
+
+    monkeypatch.setattr("lora_export.api.page_file.rendered", broken)
+    with pytest.raises(FitError) as refusal:
+        merge(adapter="unfit.safetensors", report="r.html")
+    lost = refusal.value.problems[-1]
+    assert lost.message == "the report could not be written: FileNotFoundError: gone"
+    with pytest.raises(StorageError, match="could not be made") as fault:
+        merge(report="r.html")
+    assert "out.safetensors is published" in fault.value.problems[0].hint
+
+
 def test_a_wrong_keyword_is_refused_as_without_a_report(files):
     with pytest.raises(UsageError, match="unknown keyword"):
         merge(report="r.html", alpah=3)
