@@ -69,6 +69,36 @@ OF_OTHERS: dict[str, Mistake] = {
         "were rounded to bfloat16",
         16,
     ),
+    "a base in bfloat16": Mistake(
+        saved(lambda place: place.peft(place.load(dtype=torch.bfloat16)).merge_and_unload()),
+        "rounded-before",
+        "all 6 modules were merged into a base that was rounded to bfloat16 before",
+        ALL,
+    ),
+    "a base in bfloat16, by --dtype": Mistake(
+        saved(lambda place: place.peft(place.load(dtype=torch.bfloat16)).merge_and_unload()),
+        "rounded-before",
+        "all 6 modules were merged into a base that was rounded to bfloat16 before",
+        ALL,
+        options={"dtype": "bfloat16"},
+    ),
+    "a base in float16, safely": Mistake(
+        saved(
+            lambda place: place.peft(place.load(dtype=torch.float16)).merge_and_unload(
+                safe_merge=True
+            )
+        ),
+        "rounded-before",
+        "rounded to float16 before",
+        ALL,
+    ),
+    "DoRA on a base in bfloat16": Mistake(
+        saved(lambda place: place.peft(place.load(dtype=torch.bfloat16)).merge_and_unload()),
+        "rounded-before",
+        "rounded to bfloat16 before",
+        ALL,
+        adapter="dora",
+    ),
     "adapted weights through float8": Mistake(
         saved(
             lambda place: changed(

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from lora_export.shown import reason_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lora_export.api.proof.model_proof import Proven
-    from lora_export.records import Checkpoint, Finding, MergePlan
+    from lora_export.records import Check, Checkpoint, Finding, MergePlan
 
 
 def explained(plan: MergePlan, merged: Checkpoint, proven: Proven) -> Proven:
@@ -43,4 +45,21 @@ def explained(plan: MergePlan, merged: Checkpoint, proven: Proven) -> Proven:
     except Exception as error:  # noqa: BLE001 - the report needs the failed check in any case
         reason = reason_of(error)
         facts["undiagnosed"] = f"{type(error).__name__}: {reason}"
-    return replace(proven, findings=findings, facts={**proven.facts, **facts})
+    checks = _with_cure(proven.checks, findings)
+    return replace(proven, checks=checks, findings=findings, facts={**proven.facts, **facts})
+
+
+def _with_cure(checks: tuple[Check, ...], findings: Sequence[Finding]) -> tuple[Check, ...]:
+    """Give the failed checks of the weights a hint, where the cure of the mistake is known."""
+    dtypes = [name for found in findings if found.code == "rounded-before"
+              for name in ("bfloat16", "float16") if name in found.message]  # fmt: skip
+    if not dtypes:
+        return checks
+    hint = (
+        f"save the base in {dtypes[0]}, from_pretrained(BASE, dtype=torch.{dtypes[0]})"
+        ".save_pretrained(FOLDER), and name FOLDER as --base"
+    )
+    return tuple(
+        replace(check, hint=hint) if check.level == "weights" and not check.passed else check
+        for check in checks
+    )

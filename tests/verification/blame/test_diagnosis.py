@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from foreign_merges.making import combined, saved
 from foreign_merges.mistakes import MISTAKES
 from foreign_merges.places import Inputs, Place
@@ -40,6 +41,19 @@ def test_a_mistake_is_named(mistake, inputs, tmp_path):
         assert len(findings[0].names) == mistake.names
     else:
         assert list(findings[0].names) == list(mistake.names)
+
+
+def test_a_base_rounded_before_is_mended_by_saving_it_in_that_dtype(inputs, tmp_path):
+    base = inputs.base("llama")
+    place = Place(inputs, tmp_path / "merged", base, inputs.adapter(base, "plain"))
+    place.peft(place.load(dtype=torch.bfloat16)).merge_and_unload().save_pretrained(place.out)
+    with pytest.raises(VerificationError) as caught:
+        prove(place)
+    assert not any("the values are those" in found.message for found in caught.value.findings)
+    assert "from_pretrained(BASE, dtype=torch.bfloat16)" in caught.value.problems[-1].hint
+    place.base = tmp_path / "base"
+    place.load(base, dtype=torch.bfloat16).save_pretrained(place.base)
+    assert prove(place).passed
 
 
 def sharded(place):

@@ -59,7 +59,8 @@ def diagnose(
     steps = [step for step in plan.steps() if step.out.name in paired.refs]
     adapted = [step for step in steps if step.deltas]
     plain = [step for step in steps if not step.deltas]
-    modules = list(_modules(plan, adapted, paired.refs, wrong))
+    seen = list(_modules(plan, adapted, paired.refs, wrong))
+    modules = [cause for cause in seen if cause.code or wrong is not None]
     others = list(_plain(plan, plain, paired.refs, wrong))
     of_plain = plain_findings(others, len(plain))
     is_other_base = any(finding.code == "other-base" for finding in of_plain)
@@ -68,7 +69,7 @@ def diagnose(
     order = (*shared, *((*of_plain, *found) if is_other_base else (*found, *of_plain)))
     codes = {name: finding.code for finding in found for name in finding.names}
     rows = tuple(_row(cause, codes) for cause in modules)
-    if not order:
+    if not order and all(cause.is_rounded_merge for cause in seen):
         return Diagnosis(tuple(map(_only_stored, paired.findings)), rows)
     return Diagnosis(tuple(sorted((*paired.findings, *order), key=_rank)), rows)
 
@@ -99,9 +100,7 @@ def _modules(
     for step in steps:
         name = step.out.name
         if wrong is None or name in wrong:
-            cause = find_cause(step, plan.recipe, refs[name], _neighbours(step, steps))
-            if cause.code or wrong is not None:
-                yield cause
+            yield find_cause(step, plan.recipe, refs[name], _neighbours(step, steps))
 
 
 def _neighbours(step: Step, steps: Sequence[Step]) -> list[Step]:

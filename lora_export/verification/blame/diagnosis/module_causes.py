@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from lora_export.verification.blame.diagnosis.other_directions import (
     rows_without,
 )
 from lora_export.verification.blame.diagnosis.projection import fit, updates_at
+from lora_export.verification.blame.diagnosis.rounded_before import rounded_before, share_near
 from lora_export.verification.blame.diagnosis.sampled_rows import sample_step
 from lora_export.verification.blame.diagnosis.scaling_causes import Wrong
 from lora_export.verification.kinds import proof_of
@@ -55,6 +56,8 @@ class ModuleCause:
     """None where the change was not projected."""
     wrong: tuple[Wrong, ...] = ()
     """The updates that are there with a factor that is not 1."""
+    is_rounded_merge: bool = False
+    """Whether every sampled element is that of the merge, rounded to the stored dtype."""
 
     @property
     def name(self) -> str:
@@ -111,7 +114,12 @@ def find_cause(
     if sampled.is_base and found.update:
         return _not_merged(seen)
     tests = _OF_ALONG if found.explains else _OF_ASIDE
-    return next((cause for test in tests if (cause := test(seen))), seen.cause("", ""))
+    right = replace(seen.cause("", ""), is_rounded_merge=_is_rounded_merge(seen))
+    return next((cause for test in tests if (cause := test(seen))), right)
+
+
+def _is_rounded_merge(seen: Evidence) -> bool:
+    return share_near(seen.sampled, seen.sampled.base + seen.update) == 1
 
 
 def _not_merged(seen: Evidence) -> ModuleCause:
@@ -145,6 +153,12 @@ def adapter_name(path: str) -> str:
     """Return the name by which an adapter is reported: of its folder, where PEFT saved it."""
     file = Path(path)
     return file.parent.name if file.stem == "adapter_model" else file.name
+
+
+def _of_rounded_base(seen: Evidence) -> ModuleCause | None:
+    dtype = rounded_before(seen.step, seen.recipe, seen.sampled, seen.update)
+    words = f"were merged into a base that was rounded to {dtype} before"
+    return seen.cause("rounded-before", words) if dtype else None
 
 
 def _of_stored_dtype(seen: Evidence) -> ModuleCause | None:
@@ -214,10 +228,11 @@ def _of_foreign(seen: Evidence) -> ModuleCause:
     return seen.cause("other-change", "were changed by something else")
 
 
-_OF_ALONG = (_of_factors, _of_stored_dtype, _of_update_dtype)
+_OF_ALONG = (_of_rounded_base, _of_factors, _of_stored_dtype, _of_update_dtype)
 """Tests of a change that is a sum of the updates; none finds anything in a right sample."""
 
 _OF_ASIDE = (
+    _of_rounded_base,
     _of_stored_dtype,
     _of_elements,
     _of_rows,
