@@ -146,10 +146,14 @@ def on_quantised(quantise: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[
     )
 
 
-def renamed(change: Callable[[str], str]) -> Callable[[Place], None]:
+def renamed(
+    change: Callable[[str], str], cast: Callable[[torch.Tensor], torch.Tensor] = torch.clone
+) -> Callable[[Place], None]:
+    """Return what merges, and then changes every name, and every tensor by `cast`."""
+
     def make(place: Place) -> None:
         place.merge().save_pretrained(place.out)
-        place.rewrite({change(name): tensor for name, tensor in place.tensors().items()})
+        place.rewrite({change(name): cast(tensor) for name, tensor in place.tensors().items()})
 
     return make
 

@@ -126,6 +126,24 @@ OF_OTHERS: dict[str, Mistake] = {
         "4-bit",
         14,
     ),
+    "all zeros": Mistake(
+        saved(lambda place: changed(place.merge(), torch.zeros_like)),
+        "zeros",
+        "16 of 21 tensors are all zeros",
+        16,
+    ),
+    "all NaN": Mistake(
+        saved(lambda place: changed(place.merge(), lambda t: t * float("nan"))),
+        "not-finite",
+        "16 of 21 tensors are all NaN",
+        16,
+    ),
+    "whole numbers": Mistake(
+        renamed(str, lambda tensor: tensor.mul(1000).to(torch.int8)),
+        "other-dtype",
+        "all 21 tensors are stored in int8, where float32 is planned",
+        21,
+    ),
     "a head that was not copied": Mistake(
         without(HEAD),
         "full-tensor-not-copied",

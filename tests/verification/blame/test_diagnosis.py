@@ -10,6 +10,7 @@ import torch
 from foreign_merges.making import combined, saved
 from foreign_merges.mistakes import MISTAKES
 from foreign_merges.places import Inputs, Place
+from safetensors.torch import save_file
 
 from lora_export.api import verify
 from lora_export.errors import VerificationError
@@ -130,6 +131,24 @@ def test_transformers_does_not_load_a_merge_beside_an_adapter_config(inputs, tmp
     shutil.copy(place.adapter / "adapter_config.json", place.out)
     with pytest.raises(OSError, match="adapter"):
         place.load(place.out)
+
+
+def test_whole_numbers_under_another_name_are_compared_by_their_content(tmp_path):
+    tensors = {"h.weight": torch.randn(6, 4), "h.position_ids": torch.arange(5)}
+    save_file(tensors, tmp_path / "base.safetensors")
+    factors = {"h.lora_A": torch.randn(2, 4), "h.lora_B": torch.randn(6, 2)}
+    save_file(factors, tmp_path / "lora.safetensors")
+    merged = tensors["h.weight"] + factors["h.lora_B"] @ factors["h.lora_A"] * 2
+    other = {"module.h.weight": merged, "module.h.position_ids": tensors["h.position_ids"]}
+    save_file(other, tmp_path / "merged.safetensors")
+    with pytest.raises(VerificationError) as caught:
+        verify(
+            tmp_path / "merged.safetensors",
+            base=tmp_path / "base.safetensors",
+            adapters=[tmp_path / "lora.safetensors"],
+            alpha=4,
+        )
+    assert [finding.code for finding in caught.value.findings] == ["renamed"]
 
 
 def test_every_code_is_documented():

@@ -18,7 +18,7 @@ from lora_export.verification.blame.diagnosis.other_directions import (
 )
 from lora_export.verification.blame.diagnosis.projection import fit, updates_at
 from lora_export.verification.blame.diagnosis.rounded_before import rounded_before, share_near
-from lora_export.verification.blame.diagnosis.sampled_rows import sample_step
+from lora_export.verification.blame.diagnosis.sampled_rows import blank_words, sample_step
 from lora_export.verification.blame.diagnosis.scaling_causes import Wrong
 from lora_export.verification.kinds import proof_of
 
@@ -106,8 +106,10 @@ def find_cause(
         InputError, StorageError: a file is damaged or cannot be read.
     """
     sampled = sample_step(step, stored)
-    if not bool(sampled.stored.isfinite().all()):
-        return ModuleCause(step.out.name, "not-finite", "hold NaN or infinity")
+    if not sampled.stored.is_floating_point():
+        return ModuleCause(step.out.name, "", "")  # the dtype is a finding of its own
+    if blank := blank_words(sampled):
+        return ModuleCause(step.out.name, *blank)
     updates = updates_at(step, recipe, sampled)
     found = fit(sampled.change, updates, sampled)
     seen = Evidence(step, recipe, sampled, updates, found, others)

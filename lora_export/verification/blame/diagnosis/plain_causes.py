@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.contents import same_content
 from lora_export.verification.blame.diagnosis.narrow_dtypes import narrower_dtype, quantisation
-from lora_export.verification.blame.diagnosis.sampled_rows import sample_pair
+from lora_export.verification.blame.diagnosis.sampled_rows import blank_words, sample_pair
 from lora_export.verification.blame.diagnosis.tensor_names import IS_TABLE
 from lora_export.verification.formulas.unit_roundoff import UNIT
 
@@ -54,11 +54,13 @@ def find_plain_cause(
     """
     name = step.out.name
     if {step.source.spec.dtype, stored.spec.dtype} - UNIT.keys():
-        same = step.source.spec == stored.spec and same_content(step.source, stored)
+        # Another dtype is a finding of its own; the names may differ by a wrapper.
+        is_compared = step.source.spec.dtype == stored.spec.dtype
+        same = not is_compared or same_content(step.source, stored)
         return PlainCause(name, *(("", "") if same else ("tensor-changed", _DIFFER)))
     sampled = sample_pair(step.source, stored)
-    if sampled.is_base:
-        return PlainCause(name, "", "")
+    if known := ("", "") if sampled.is_base else blank_words(sampled):
+        return PlainCause(name, *known)
     is_full = step.action in ("replace", "add")
     if is_full and base and _are_alike(base, stored):
         return _not_copied(name)

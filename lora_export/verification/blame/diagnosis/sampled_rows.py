@@ -62,6 +62,21 @@ class SampledRows:
         return bool((self.base.to(self.stored.dtype) == self.stored).all())
 
 
+def blank_words(sampled: SampledRows) -> tuple[str, str] | None:
+    """Return (code, words) of stored rows that hold no weights: NaN, infinity, or only zeros.
+
+    The words are the end of a sentence whose subject is the tensors.
+    """
+    stored = sampled.stored
+    if bool(stored.isnan().all()):
+        return "not-finite", "are all NaN"
+    if not bool(stored.isfinite().all()):
+        return "not-finite", "hold NaN or infinity"
+    if not bool(stored.any()) and bool(sampled.base.any()):
+        return "zeros", "are all zeros"
+    return None
+
+
 def sample_step(step: Step, stored: TensorRef) -> SampledRows:
     """Read rows of an adapted tensor: all where its update cannot be computed for some alone.
 

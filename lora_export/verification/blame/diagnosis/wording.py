@@ -50,7 +50,7 @@ _NOUNS = {
 }
 """What the tensors of a cause are called, where they are no copies of the base."""
 
-_OF_ALL = frozenset({"rounded-narrower", "quantised-base"})
+_OF_ALL = frozenset({"rounded-narrower", "quantised-base", "zeros", "not-finite"})
 """Causes that are the same for tensors with and without an update."""
 
 
