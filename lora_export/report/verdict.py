@@ -14,7 +14,7 @@ from lora_export.report.survival import kept_words
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from lora_export.records import Check, Level
+    from lora_export.records import Check, Level, MergePlan
     from lora_export.report.result import Report
 
 Word = Literal["PROVED", "NOT PROVED", "UNCHANGED", "PLANNED", "RESTORED", "REFUSED", "STOPPED"]
@@ -33,6 +33,9 @@ LEVELS: dict[str, str] = {
     "precision": "precision",
 }
 """What is compared at each level, in a word or two."""
+
+_FOREIGN = {"manifest": "config"}
+"""The same of another tool's merge, whose other files are noted, and not proven."""
 
 _OUTPUTS: tuple[Level, ...] = ("model", "runtime")
 """The levels whose errors say most. An element's rounding alone is always near what it may be."""
@@ -121,7 +124,8 @@ def _listed(levels: Sequence[str]) -> str:
 def _proved(report: Report) -> Verdict:
     share = worst_share(report.checks)
     levels = levels_json(report.checks, report.unproven)
-    proven = ", ".join(LEVELS[level] for level, found in levels.items() if found["proven"])
+    words = {**LEVELS, **(_FOREIGN if _is_foreign(report) else {})}
+    proven = ", ".join(words[level] for level, found in levels.items() if found["proven"])
     notes = "".join(f"; {note}" for note in _notes(report))
     text = f"{_equation(report)}{_tightness(report, share)} ({proven}{notes})"
     return Verdict("PROVED", text, share)
@@ -136,17 +140,26 @@ def _equation(report: Report) -> str:
     onnx = not facts.keys().isdisjoint({"graph", "graphs"})
     what = "the ONNX file" if onnx else "merged"
     followed = ""
-    if report.command == "verify" and _is_foreign(report):
+    if _is_foreign(report):
         what = what if onnx else PurePath(report.output).name or what
-        recipe = report.plan.recipe if report.plan else "auto"
-        followed = "" if recipe == "auto" else f" by --recipe {recipe}"
+        followed = _followed(report.plan) if report.plan else ""
     stored = kept_words(facts.get("survival"))
     return f"{what} = base + adapter{followed}{stored}"
 
 
+def _followed(plan: MergePlan) -> str:
+    """Return the recipe that another tool's merge follows; auto with what it is in its library."""
+    alone = plan.adapters[0] if len(plan.adapters) == 1 else None
+    is_peft = alone is not None and alone.dialect == "peft" and alone.weight == 1
+    own = ", PEFT's merge_and_unload" if is_peft and plan.recipe == "auto" else ""
+    return f" by --recipe {plan.recipe}{own}"
+
+
 def _is_foreign(report: Report) -> bool:
     """Return whether no manifest was beside the artefact: another tool may have made it."""
-    return not any(check.name == "digests" for check in report.checks)
+    return report.command == "verify" and not any(
+        check.name == "digests" for check in report.checks
+    )
 
 
 def level_words(level: str, checks: Sequence[Check]) -> str:

@@ -285,6 +285,12 @@ REPORTS = {
         (*WEIGHTS, *MODEL),
         next="lora-export inspect merged-by-another-tool",
     ),
+    "verified, foreign, by auto": Report(
+        "verify",
+        "merged-by-peft",
+        PLAN,
+        (*WEIGHTS, *at_level("manifest", [counted("side files", "the planned meaning")])),
+    ),
     "unchanged": Report(
         "verify",
         "out",
