@@ -68,7 +68,7 @@ OF_FACTORS: dict[str, Mistake] = {
         saved(lambda place: scaled(place.peft(), 0.5)), "wrong-factor", "hold 0.5 of the", ALL
     ),
     "a factor of no rule": Mistake(
-        saved(lambda place: scaled(place.peft(), 1.3)), "wrong-factor", "hold 1.3 of the", ALL
+        saved(lambda place: scaled(place.peft(), 1.3)), "wrong-factor", "hold 1.3 times the", ALL
     ),
     "rslora ignored": Mistake(
         edited(use_rslora=False),
@@ -83,7 +83,7 @@ OF_FACTORS: dict[str, Mistake] = {
     "rslora assumed, of two ranks": Mistake(
         edited(use_rslora=True),
         "rslora-assumed",
-        "hold 1.41 to 2.83 of the update",
+        "hold 1.41 to 2.83 times the update",
         ALL,
         adapter="ranks",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kind_rows import ROWS
 
-from lora_export.verification.blame.diagnosis.scaling_causes import Wrong, causes_of
+from lora_export.verification.blame.diagnosis.scaling_causes import Wrong, causes_of, part_words
 
 
 def update(rank, alpha, rule="alpha / rank", weight=1.0):
@@ -43,3 +43,12 @@ def test_rslora_asks_for_the_root():
 def test_a_weight_that_was_left_out_or_given_twice():
     for factor, code in ((0.3, "weight-twice"), (1 / 0.3, "weight-ignored")):
         assert causes_of([Wrong(update(8, 24, weight=0.3), factor)])[0][0] == code
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(2, 2, "twice the update"), (0.5, 0.5, "0.5 of the update"), (3, 3, "3 times the update"),
+     (0.5, 2, "0.5 to 2 times the update"), (-1, -1, "-1 of the update")],
+)  # fmt: skip
+def test_how_much_of_the_update_is_there(low, high, words):
+    assert part_words(low, high) == words

@@ -19,7 +19,7 @@ from lora_export.verification.blame.diagnosis.other_directions import (
 from lora_export.verification.blame.diagnosis.projection import fit, updates_at
 from lora_export.verification.blame.diagnosis.rounded_before import rounded_before, share_near
 from lora_export.verification.blame.diagnosis.sampled_rows import blank_words, sample_step
-from lora_export.verification.blame.diagnosis.scaling_causes import Wrong
+from lora_export.verification.blame.diagnosis.scaling_causes import Wrong, part_words
 from lora_export.verification.kinds import proof_of
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ def _of_factors(seen: Evidence) -> ModuleCause | None:
     if not wrong:
         return None
     if len(seen.step.deltas) == 1:
-        return seen.cause("wrong-factor", f"hold {wrong[0].factor:.3g} of the update", wrong)
+        factor = wrong[0].factor
+        return seen.cause("wrong-factor", f"hold {part_words(factor, factor)}", wrong)
     first, which = wrong[0], adapter_name(wrong[0].delta.adapter)
     if all(seen.fit.is_near(factor, 0) for factor in seen.fit.factors):
         return seen.cause("not-merged", "were not merged")
@@ -148,7 +149,9 @@ def _of_factors(seen: Evidence) -> ModuleCause | None:
         return seen.cause("adapter-left-out", f"lack the adapter {which}")
     if seen.fit.is_near(first.factor, 2):
         return seen.cause("adapter-twice", f"hold the adapter {which} twice")
-    return seen.cause("adapter-factor", f"hold {first.factor:.3g} of the adapter {which}")
+    return seen.cause(
+        "adapter-factor", f"hold {part_words(first.factor, first.factor, f'the adapter {which}')}"
+    )
 
 
 def adapter_name(path: str) -> str:
@@ -230,7 +233,7 @@ def _of_foreign(seen: Evidence) -> ModuleCause:
     return seen.cause("other-change", "were changed by something else")
 
 
-_OF_ALONG = (_of_rounded_base, _of_factors, _of_stored_dtype, _of_update_dtype)
+_OF_ALONG = (_of_rounded_base, _of_factors, _of_stored_dtype, _of_update_dtype, _of_elements)
 """Tests of a change that is a sum of the updates; none finds anything in a right sample."""
 
 _OF_ASIDE = (

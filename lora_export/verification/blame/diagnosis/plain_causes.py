@@ -59,17 +59,16 @@ def find_plain_cause(
         same = not is_compared or same_content(step.source, stored)
         return PlainCause(name, *(("", "") if same else ("tensor-changed", _DIFFER)))
     sampled = sample_pair(step.source, stored)
-    if known := ("", "") if sampled.is_base else blank_words(sampled):
-        return PlainCause(name, *known)
+    if sampled.is_base:
+        return PlainCause(name, "", "")
     is_full = step.action in ("replace", "add")
     if is_full and base and _are_alike(base, stored):
         return _not_copied(name)
+    if blank := blank_words(sampled):
+        return PlainCause(name, *blank)
     for other, ref in tables.items():
         if name in tables and other != name and _are_alike(ref, stored):
             return PlainCause(name, "tied-wrongly", f"have the values of {other}")
-    if dtype := narrower_dtype(sampled):
-        words = f"were rounded to {dtype} before they were stored"
-        return PlainCause(name, "rounded-narrower", words)
     return _of_values(name, sampled, is_full=is_full)
 
 
@@ -78,6 +77,9 @@ def _are_alike(one: TensorRef, stored: TensorRef) -> bool:
 
 
 def _of_values(name: str, sampled: SampledRows, *, is_full: bool) -> PlainCause:
+    if dtype := narrower_dtype(sampled):
+        words = f"were rounded to {dtype} before they were stored"
+        return PlainCause(name, "rounded-narrower", words)
     if bits := quantisation(sampled.merged, sampled.base, sampled.noise):
         words = f"come from a base of {bits} precision, dequantised"
         return PlainCause(name, "quantised-base", words)

@@ -30,6 +30,15 @@ class Wrong:
     """What was found; never near 1."""
 
 
+def part_words(low: float, high: float, what: str = "the update") -> str:
+    """Return how much of an update is there: `0.5 of the update`, `twice the update`."""
+    least, most = f"{low:.3g}", f"{high:.3g}"
+    if least == most == "2":
+        return f"twice {what}"
+    part = least if least == most else f"{least} to {most}"
+    return f"{part} {'times' if high > 1 else 'of'} {what}"
+
+
 def causes_of(found: Sequence[Wrong]) -> list[tuple[str, str]]:
     """Return (code, words) of every likely mistake that explains all factors; none without one.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.records import Finding
 from lora_export.report.columns import counted
-from lora_export.verification.blame.diagnosis.scaling_causes import causes_of
+from lora_export.verification.blame.diagnosis.scaling_causes import causes_of, part_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +49,12 @@ _NOUNS = {
     "tied-wrongly": "table",
 }
 """What the tensors of a cause are called, where they are no copies of the base."""
+
+_SAID = frozenset({"merged-twice", "merged-repeatedly", "subtracted"})
+"""Mistakes that say the factor themselves."""
+
+_FEW = 1 / 8
+"""The largest share of the modules that is a few."""
 
 _OF_ALL = frozenset({"rounded-narrower", "quantised-base", "zeros", "not-finite"})
 """Causes that are the same for tensors with and without an update."""
@@ -95,10 +101,17 @@ def module_findings(
         elif code == "not-merged" and len(some) == total:
             found.append(Finding(code, "no module was merged: all are the base's", names))
         else:
-            verb = agreeing(words or "differ from the merge in single elements", len(some))
-            message = f"{which(len(some), total, 'modules')} {verb}"
-            found.append(Finding(code or "single-elements", message, names))
+            kind, told = (code, words) if code else _of_unknown(len(some), total)
+            message = f"{which(len(some), total, 'modules')} {agreeing(told, len(some))}"
+            found.append(Finding(kind, message, names))
     return tuple(sorted(found, key=lambda finding: -len(finding.names)))
+
+
+def _of_unknown(number: int, total: int) -> tuple[str, str]:
+    """Return (code, words) of modules whose sampled rows show no mistake."""
+    if number <= max(1, _FEW * total):
+        return "single-elements", "differ from the merge in single elements"
+    return "rounded-otherwise", "differ from the merge by little more than its rounding"
 
 
 def _common(cause: ModuleCause) -> str:
@@ -118,20 +131,19 @@ def _of_factors(some: Sequence[ModuleCause], total: int) -> list[Finding]:
     factors = sorted(wrong.factor for cause in some for wrong in cause.wrong)
     names, number = tuple(cause.name for cause in some), len(some)
     subject = which(number, total, "modules")
-    if causes and causes[0][0] in ("merged-twice", "merged-repeatedly", "subtracted"):
+    if causes and causes[0][0] in _SAID:
         code, words = causes.pop(0)
         verb = words.removeprefix("the update was ")
         verb = verb if code != "subtracted" else "merged with the wrong sign: subtracted"
         message = f"{subject} {agreeing('were', number)} {verb}"
-        more = "; or " if causes else ""
+        # A second merge is by far the likeliest; a reader could do nothing with further rules.
+        causes = [] if code == "merged-twice" else causes
     else:
-        low, high = (f"{factor:.3g}" for factor in (factors[0], factors[-1]))
-        part = low if low == high else f"{low} to {high}"
-        message = f"{subject} {agreeing('hold', number)} {part} of the update"
+        message = f"{subject} {agreeing('hold', number)} {part_words(factors[0], factors[-1])}"
         code = causes[0][0] if causes else "wrong-factor"
-        more = ": " if causes else ""
-    message += more + "; or ".join(words for _, words in causes)
-    return [Finding(code, message, names)]
+    ways = "; or ".join(words for _, words in causes)
+    more = "; or it is " if code in _SAID else ": "
+    return [Finding(code, f"{message}{more if ways else ''}{ways}", names)]
 
 
 def _by_factor(some: Sequence[ModuleCause]) -> list[list[ModuleCause]]:
