@@ -191,8 +191,9 @@ def _write_refusal(
         page.write(rendered(report, page.form, provenance_of(report, values)))
     except Exception as fault:  # noqa: BLE001 - the refusal itself must come out
         lost = f"the report could not be written: {_named(fault)}"
-        where = str(page.path)
-        error.problems = (*error.problems, Problem(lost, where=where, cause="storage/refused"))
+        hint = error.problems[-1].hint  # the last one is what to do now
+        problem = Problem(lost, str(page.path), hint, cause="storage/refused")
+        error.problems = (*error.problems, problem)
 
 
 def _named(fault: Exception) -> str:

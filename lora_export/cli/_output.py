@@ -22,6 +22,7 @@ from lora_export.records import Problem
 from lora_export.refusals import with_way_out
 from lora_export.report.document import error_json, report_json
 from lora_export.report.result import json_text, refused
+from lora_export.report.sentences import after_refusal, explaining
 from lora_export.report.text import next_text, report_text
 from lora_export.shown import HINT_MOST, shown, shown_line
 
@@ -38,8 +39,6 @@ Value = TypeVar("Value")
 
 INTERRUPTED = 130
 TERMINATED = 143
-_EXPLAINED = 3
-"""Causes of one refusal of which each is named in a line of its own."""
 _TRUE = ("1", "true", "t", "yes", "y", "on")
 _REPORT = "This is a bug of lora-export. Please report it with the lines above and the command."
 
@@ -259,21 +258,11 @@ def refusal_lines(problems: Sequence[Problem]) -> list[str]:
     """
     last = problems[-1].hint
     listed = [replace(one, hint="") if one.hint == last else one for one in problems]
-    commands = [command for command in _explaining(problems) if command != after_refusal(problems)]
+    commands = [command for command in explaining(problems) if command != after_refusal(problems)]
     return [
         *(f"error: {text}" for text in first_problems(listed)),
         *(f"more: {one}" for one in commands),
     ]
-
-
-def after_refusal(problems: Sequence[Problem]) -> str:
-    """Return what to do now: the last hint, else the command that explains the first cause."""
-    return problems[-1].hint or next(iter(_explaining(problems)), "")
-
-
-def _explaining(problems: Sequence[Problem]) -> list[str]:
-    causes = [*dict.fromkeys(problem.cause for problem in problems if problem.cause)]
-    return [f"lora-export explain {cause}" for cause in causes[:_EXPLAINED]]
 
 
 def _left_from_within(error: SystemExit) -> UsageError:

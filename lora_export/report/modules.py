@@ -10,7 +10,7 @@ from lora_export.shown import shown_lines
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_HEADING = ("module", "factor", "cosine", "what was found")
+HEADING = ("module", "factor", "cosine", "what was found")
 
 
 def modules_text(modules: Sequence[Mapping[str, Any]], *, verbose: bool, width: int = WIDTH) -> str:
@@ -23,15 +23,18 @@ def modules_text(modules: Sequence[Mapping[str, Any]], *, verbose: bool, width: 
     """
     if not modules:
         return ""
-    rows = [
-        (
-            row["module"],
-            ", ".join(f"{factor:.4g}" for factor in row["factors"]),
-            "" if row["cosine"] is None else f"{row['cosine']:.3f}",
-            row["what"],
-        )
-        for row in modules
-    ]
-    lines = first_rows(rows, verbose=verbose, heading=_HEADING, width=width)
-    head = f"{counted(len(modules), 'module')} with another weight than planned (by sampled rows)"
-    return shown_lines([head, *lines])
+    rows = [module_cells(row) for row in modules]
+    lines = first_rows(rows, verbose=verbose, heading=HEADING, width=width)
+    return shown_lines([modules_title(modules), *lines])
+
+
+def modules_title(modules: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the table of wrong modules shows."""
+    return f"{counted(len(modules), 'module')} with another weight than planned (by sampled rows)"
+
+
+def module_cells(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Return the cells of one wrong module, in plain text; see HEADING."""
+    factors = ", ".join(f"{factor:.4g}" for factor in row["factors"])
+    cosine = "" if row["cosine"] is None else f"{row['cosine']:.3f}"
+    return row["module"], factors, cosine, row["what"]

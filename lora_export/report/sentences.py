@@ -6,10 +6,15 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lora_export.records import Check
+    from collections.abc import Sequence
+
+    from lora_export.records import Check, Problem
 
 _LEAST = 0.1
 """The smallest percentage that is shown as a number."""
+
+_EXPLAINED = 3
+"""Causes of one refusal of which each is named in a line of its own."""
 
 
 def failed_sentence(check: Check) -> str:
@@ -73,3 +78,14 @@ def percent(share: float) -> str:
         return f"less than {_LEAST:g} %"
     rounded = float(f"{value:.1g}") if value < 10 else round(value)
     return f"{rounded:,.{0 if rounded >= 1 else 1}f} %"
+
+
+def after_refusal(problems: Sequence[Problem]) -> str:
+    """Return what to do now: the last hint, else the command that explains the first cause."""
+    return problems[-1].hint or next(iter(explaining(problems)), "")
+
+
+def explaining(problems: Sequence[Problem]) -> list[str]:
+    """Return the command that explains each of the first causes of a refusal."""
+    causes = [*dict.fromkeys(problem.cause for problem in problems if problem.cause)]
+    return [f"lora-export explain {cause}" for cause in causes[:_EXPLAINED]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.report.columns import counted
+from lora_export.report.modules import HEADING, module_cells, modules_title
 from lora_export.report.page.escape import markdown, markdown_code
 from lora_export.report.page.frame import MARKDOWN_START
 from lora_export.report.page.measures import measures_of, of_bytes, share_of_weight, size
@@ -12,8 +13,9 @@ from lora_export.report.page.pictures.axis import axis_words
 from lora_export.report.page.pictures.heat_map import size_words
 from lora_export.report.page.pictures.module_grid import module_grid
 from lora_export.report.page.provenance import facts_of
-from lora_export.report.page.sections import is_said, kept_entry, sizes
+from lora_export.report.page.sections import AS_PLANNED, is_said, is_wrong, kept_entry, sizes
 from lora_export.report.page.tables import LEVELS, by_level, note_of, numbers_of, share_words
+from lora_export.report.sentences import after_refusal
 from lora_export.report.survival import survival_words
 from lora_export.report.verdict import verdict
 
@@ -43,13 +45,14 @@ def markdown_page(report: Report, provenance: Provenance) -> str:
         MARKDOWN_START,
         *_top(report),
         *_proof(report),
+        *folded("Wrong modules", _modules(report)),
         *_updates(report),
         *_left(report, provenance),
         *_samples(report),
         *folded("All checks", _checks(report)),
         *_warnings(report),
         *folded("What it is made of", _origin(report, provenance)),
-        *([f"Next: {markdown_code(report.next, 2000)}"] if report.next else []),
+        *_next(report),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -111,11 +114,27 @@ def _proof(report: Report) -> Iterator[str]:
         yield f"{table(heads, [row], 'rrrr')}\n\n{markdown(axis_words(found), 600)}"
 
 
+def _modules(report: Report) -> str:
+    modules = report.facts.get("modules", ())
+    rows = []
+    for name, *cells in map(module_cells, modules[:_CHECKS]):
+        rows.append([markdown_code(name, 120), *map(markdown, cells)])
+    return f"{markdown(modules_title(modules))}\n\n{table(HEADING, rows, ' rr')}" if rows else ""
+
+
+def _next(report: Report) -> Iterator[str]:
+    if report.next:
+        yield f"Next: {markdown_code(report.next, 2000)}"
+    elif report.problems and (after := after_refusal(report.problems)):
+        yield f"Next: {markdown(after, 600)}"
+
+
 def _updates(report: Report) -> Iterator[str]:
     grid = module_grid(report.facts.get("update_sizes", {}))
     if not grid.tensors:
         return
-    yield f"### How large the update is\n\n{markdown(size_words(grid), 600)}"
+    planned = f"{AS_PLANNED} " if is_wrong(report) else ""
+    yield f"### How large the update is\n\n{planned}{markdown(size_words(grid), 600)}"
     rows = []
     for kind in grid.kinds:
         shares = sorted(cell.share for cell in kind.cells.values())

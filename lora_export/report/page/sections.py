@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import counted
+from lora_export.report.modules import HEADING, module_cells, modules_title
 from lora_export.report.page.escape import code, html
 from lora_export.report.page.frame import Section
 from lora_export.report.page.measures import measures_of, of_bytes
@@ -14,6 +15,7 @@ from lora_export.report.page.pictures.heat_map import heat_map, size_words
 from lora_export.report.page.pictures.module_grid import module_grid
 from lora_export.report.page.provenance import provenance_html
 from lora_export.report.page.tables import checks_table
+from lora_export.report.sentences import after_refusal
 from lora_export.report.survival import survival_words
 from lora_export.report.verdict import verdict
 
@@ -32,6 +34,14 @@ _MUCH = 0.9
 
 _EXAMPLES = 3
 """Names, and problems, that stand for all of them."""
+
+
+MOST_MODULES = 100
+"""Wrong modules that are listed."""
+
+AS_PLANNED = "These are the adapter's updates as planned, and not what was found in the result."
+
+_NO_PICTURE = "There is no picture: the weights are wrong, so no output was compared."
 
 
 def verdict_block(report: Report) -> str:
@@ -84,6 +94,7 @@ def sections(report: Report, provenance: Provenance) -> tuple[Section, ...]:
     """Return all sections; those that have nothing to show have no body."""
     return (
         Section("proof", "The proof in one picture", _proof(report)),
+        Section("modules", "Wrong modules", _modules(report)),
         Section("updates", "How large the update is", _updates(report)),
         Section("rounding", "What rounding left of the adapter", _rounding(report)),
         Section("sizes", "Sizes before and after", _sizes(report, provenance)),
@@ -91,7 +102,7 @@ def sections(report: Report, provenance: Provenance) -> tuple[Section, ...]:
         Section("checks", "All checks", checks_table(report)),
         Section("warnings", "Warnings", _list(report.warnings)),
         Section("origin", "What it is made of", provenance_html(report, provenance)),
-        Section("next", "Next", f"<pre>{code(report.next, 2000)}</pre>" if report.next else ""),
+        Section("next", "Next", _next(report)),
     )
 
 
@@ -101,14 +112,44 @@ def _proof(report: Report) -> str:
     if why := report.unproven.get("model"):
         text = f"No output was compared: {why}. The weights were, element by element: see below."
         return f"<p>{html(text, 600)}</p>"
-    return ""
+    return f"<p>{_NO_PICTURE}</p>" if is_wrong(report) else ""
+
+
+def is_wrong(report: Report) -> bool:
+    """Return whether the weights are not the planned ones, so that no model was run on them."""
+    return any(check.level == "weights" and not check.passed for check in report.checks)
+
+
+def _modules(report: Report) -> str:
+    modules = report.facts.get("modules", ())
+    if not modules:
+        return ""
+    head = "".join(f'<th scope="col">{text}</th>' for text in HEADING)
+    rows = (map(html, module_cells(row)[1:]) for row in modules[:MOST_MODULES])
+    body = "".join(
+        f'<tr><th scope="row">{code(row["module"], 120)}</th>'
+        f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        for row, cells in zip(modules, rows, strict=False)
+    )
+    more = len(modules) - MOST_MODULES
+    tail = f'<p class="note">and {counted(more, "module")} more</p>' if more > 0 else ""
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<p>{html(modules_title(modules))}</p>{table}{tail}"
+
+
+def _next(report: Report) -> str:
+    if report.next:
+        return f"<pre>{code(report.next, 2000)}</pre>"
+    after = after_refusal(report.problems) if report.problems else ""
+    return f"<p>{html(after, 600)}</p>" if after else ""
 
 
 def _updates(report: Report) -> str:
     grid = module_grid(report.facts.get("update_sizes", {}))
     if not grid.tensors:
         return ""
-    return f"<p>{html(size_words(grid), 600)}</p>{heat_map(grid)}"
+    planned = f"<p>{AS_PLANNED}</p>" if is_wrong(report) else ""
+    return f"{planned}<p>{html(size_words(grid), 600)}</p>{heat_map(grid)}"
 
 
 def _rounding(report: Report) -> str:
@@ -133,7 +174,7 @@ def kept_entry(report: Report) -> Mapping[str, Any] | None:
 
     Of wrong weights it is not known: what is missing there is no rounding.
     """
-    if any(check.level == "weights" and not check.passed for check in report.checks):
+    if is_wrong(report):
         return None
     entry: Mapping[str, Any] | None = report.facts.get("survival")
     return entry

@@ -224,3 +224,18 @@ def test_ten_thousand_kinds_and_layers_are_below_300_kb():
     report = Report("merge", checks=page_reports.checks(), facts={"update_sizes": sizes})
     for form in ("html", "md"):
         assert len(rendered(report, form).encode()) < MOST
+
+
+@pytest.mark.parametrize("form", ["html", "md"])
+def test_a_refusal_shows_the_wrong_modules_and_what_to_do(form):
+    found = page_reports.failed()
+    assert "as planned" not in rendered(found, form)
+    row = {"module": "layers.3.q", "factors": [2.0], "cosine": 0.5, "what": "holds twice"}
+    wrong = Check("merged elements", passed=False, worst=9, tolerance=1, level="weights")
+    facts = {"modules": [row], "update_sizes": page_reports.sizes()}
+    page = rendered(replace(found, checks=(wrong,), facts=facts), form)
+    for words in ("by sampled rows", "what was found", "holds twice", "0.500", "as planned"):
+        assert words in page
+    assert page.index("Wrong modules") < page.index("How large the update is")
+    assert "hint" in page[page.rindex("Next") :]
+    assert ("no output was compared" in page) is (form == "html")
