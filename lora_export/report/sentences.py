@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isfinite, isnan
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def times(number: float) -> str:
 def percent(share: float) -> str:
     """Return a share in percent with at most two digits that count: `6 %`, `0.4 %`, `1,200 %`."""
     value = 100 * share
+    if not isfinite(value):
+        return "NaN %" if isnan(value) else "\N{INFINITY} %"
     if 0 < value < _LEAST:
         return f"less than {_LEAST:g} %"
     rounded = float(f"{value:.1g}") if value < 10 else round(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 
@@ -13,6 +14,7 @@ from suite_place import CASE, MERGE
 import lora_export
 from lora_export import api
 from lora_export.errors import UsageError
+from lora_export.records import Check
 
 
 def test_a_merge_holds_and_its_command_repeats_it(place, fork_python, forked):
@@ -211,13 +213,16 @@ def test_outputs_are_kept_by_case_and_replaced(place):
     }
 
 
+PASSED = Check("merged elements", True, 0.0, 0.0, level="weights")  # noqa: FBT003
+
+
 def test_the_rows_of_a_case_give_each_its_own_verb(place, monkeypatch):
     seen = []
 
     def record(verb):
         def call(*args, **options):
             seen.append((verb, args[2].name, options.get("precision"), options.get("seed")))
-            return lora_export.Report(verb)
+            return lora_export.Report(verb, checks=(PASSED,))
 
         return call
 
@@ -241,3 +246,23 @@ def test_an_artefact_alone_is_compared_with_its_manifest(place):
     [row] = place.run('[[case]]\nname = "a"\nartefact = "out.safetensors"\n').rows
     assert (row.outcome, row.verdict.word) == ("held", "UNCHANGED")
     assert torch.is_tensor(load_file(place.folder / "out.safetensors")["m.weight"])
+
+
+@pytest.mark.parametrize(("passed", "what"), [(None, "no proof"), (False, "a failed proof")])
+def test_an_artefact_alone_without_a_recorded_proof_fails(passed, what, place):
+    base, adapters = place.folder / "base.safetensors", [place.folder / "lora.safetensors"]
+    out = place.folder / "out.safetensors"
+    lora_export.merge(base, adapters, out, alpha=4, verify=False)
+    if passed is False:
+        manifest = place.folder / "out.safetensors.lora_export.json"
+        document = json.loads(manifest.read_text())
+        document["verification"] = {"passed": False, "checks": []}
+        manifest.write_text(json.dumps(document))
+    [row] = place.run('[[case]]\nname = "a"\nartefact = "out.safetensors"\n').rows
+    assert (row.outcome, row.status) == ("failed", 5)
+    assert row.cause.startswith(f"its manifest records {what}; ")
+
+
+def test_a_result_that_nobody_proved_fails(place, monkeypatch):
+    monkeypatch.setattr(api, "merge", lambda *_, **__: lora_export.Report("merge"))
+    assert place.row().cause == "nothing was proven: merged without a proof (--no-verify)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -65,6 +66,7 @@ ROWS = (
     row("bug", "bug", status=1, cause="a bug", traceback="Traceback\n  of it"),
     row("skipped", "skipped", cause="not installed: hf"),
 )  # fmt: skip
+UNCHANGED = row("alone", "held", verdict=Verdict("UNCHANGED", "every digest is the manifest's"))
 RESULT = SuiteResult(Path("suite.toml"), ROWS, left=2)
 
 
@@ -134,7 +136,12 @@ def test_the_text_begins_with_a_verdict_and_ends_with_commands():
 
 VERDICTS = {
     "PROVED: 2 rows hold, to 6 % of the allowed error, 1 cached": (ROWS[:2], 0, 0),
-    "PROVED: 1 row holds": (ROWS[2:3], 0, 0),
+    "PROVED: 2 rows hold, to 6 % of the allowed error, 1 refused, as expected": (
+        (ROWS[0], ROWS[2]), 0, 0),
+    "PROVED: 2 rows hold, to 6 % of the allowed error, 1 by its manifest alone": (
+        (ROWS[0], UNCHANGED), 0, 0),
+    "UNCHANGED: 2 rows hold, 2 by their manifests alone": ((UNCHANGED,) * 2, 0, 0),
+    "HOLDS: 1 row holds, 1 refused, as expected": (ROWS[2:3], 0, 0),
     "NOT PROVED: no row was run, 1 skipped": (ROWS[6:], 0, 0),
     "FAILED: 1 of 1 row does not hold": (ROWS[3:4], 0, 0),
     "INTERRUPTED: 1 of 4 rows hold, 3 not run": (ROWS[:1], 3, 130),
@@ -142,10 +149,25 @@ VERDICTS = {
 
 
 @pytest.mark.parametrize("text", VERDICTS)
-def test_the_verdict_of_a_suite(text, monkeypatch):
+def test_the_verdict_of_a_suite(text):
     rows, left, stopped = VERDICTS[text]
-    found = suite_verdict(SuiteResult(Path("s"), rows, left, stopped))
-    assert found == text or (rows == ROWS[2:3] and found.startswith("PROVED: 1 row holds, to"))
+    assert suite_verdict(SuiteResult(Path("s"), rows, left, stopped)) == text
+
+
+@pytest.mark.parametrize("share", [math.inf, math.nan])
+@pytest.mark.parametrize("outcome", ["held", "failed"])
+def test_a_share_that_is_no_number_is_printed(share, outcome):
+    verdict = Verdict("REFUSED", "an output has no finite value", share)
+    check = Check("merged = unmerged", False, share, 1e-5, level="model")  # noqa: FBT003
+    one = row("inf", outcome, status=5, verdict=verdict, report=Report("merge", checks=(check,)))
+    result = SuiteResult(Path("s"), (ROWS[0], one))
+    if outcome == "held":
+        assert "to 6 % of the allowed error" in suite_text(result)
+    assert "times" in suite_text(result, verbose=True)
+    assert "times" in suite_markdown(result)
+    assert junit_xml(result)
+    for form in ("html", "md"):
+        assert rendered_suite("suite", [page_row(row) for row in result.rows], form)
 
 
 def test_the_summary_holds_no_markup_of_a_name():

@@ -28,9 +28,15 @@ WORDS: dict[Outcome, str] = {
 
 
 def suite_verdict(result: SuiteResult) -> str:
-    """Return the outcome of the whole suite in one line."""
+    """Return the outcome of the whole suite in one line.
+
+    It is PROVED only where a row is. Files that are as their manifests have them are UNCHANGED. A
+    suite of refusals alone, all of which are expected, HOLDS.
+    """
     rows, counts = result.rows, Counter(row.outcome for row in result.rows)
-    shares = [row.share for row in rows if row.outcome == "held" and row.share is not None]
+    held = [row for row in rows if row.outcome == "held"]
+    words = Counter(row.verdict.word for row in held if row.verdict)
+    shares = [row.share for row in held if not row.status and row.share is not None]
     cached = sum(row.cached for row in rows)
     notes = [
         f"{counts['skipped']} skipped" if counts["skipped"] else "",
@@ -47,8 +53,16 @@ def suite_verdict(result: SuiteResult) -> str:
     if not counts["held"]:
         return f"NOT PROVED: no row was run{more}"
     tight = f", to {percent(max(shares))} of the allowed error" if shares else ""
-    held = counted(counts["held"], "row")
-    return f"PROVED: {held} {'holds' if counts['held'] == 1 else 'hold'}{tight}{more}"
+    word = next((one for one in ("PROVED", "UNCHANGED") if words[one]), "HOLDS")
+    does = "holds" if len(held) == 1 else "hold"
+    alone, refused = words["UNCHANGED"], words["REFUSED"]
+    how = f", {alone} by {_its(alone)} alone" if alone else ""
+    how += f", {refused} refused, as expected" if refused else ""
+    return f"{word}: {counted(len(held), 'row')} {does}{tight}{how}{more}"
+
+
+def _its(number: int) -> str:
+    return "its manifest" if number == 1 else "their manifests"
 
 
 def _does(number: int) -> str:

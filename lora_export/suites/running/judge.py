@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from lora_export.records import Check, Level
     from lora_export.report.result import Report
+    from lora_export.report.verdict import Verdict
     from lora_export.suites.outcome import Outcome
     from lora_export.suites.running.content_key import Digests
     from lora_export.suites.suite import Asked
@@ -56,7 +57,11 @@ def judge(asked: Asked, report: Report, status: int, digests: Digests) -> Judged
         return Judged("failed", f"{found}; exit status {expect.exit} is expected")
     if status:
         return _refused_for(expect.cause, report, cause.text if cause else "")
-    wrong = [*_levels(asked, report), *_goldens(asked, report, digests)]
+    wrong = [
+        *_unproven(report, cause),
+        *_levels(asked, report),
+        *_goldens(asked, report, digests),
+    ]
     return Judged("failed", "; ".join(wrong)) if wrong else Judged("held")
 
 
@@ -66,6 +71,16 @@ def _refused_for(wanted: str, report: Report, text: str) -> Judged:
     if not wanted or wanted in codes or any(wanted.lower() in one.lower() for one in texts):
         return Judged("held")
     return Judged("failed", f"was refused for another cause than {wanted!r}: {text}")
+
+
+def _unproven(report: Report, found: Verdict | None) -> Iterator[str]:
+    """Yield why a result is none that was proven, now or when it was written."""
+    if found is None or found.word not in ("PROVED", "UNCHANGED"):
+        yield f"nothing was proven: {found.text}" if found else "nothing was proven"
+    recorded = report.facts.get("recorded")  # of an artefact alone
+    if recorded is not None and recorded["passed"] is not True:
+        what = "no proof" if recorded["passed"] is None else "a failed proof"
+        yield f"its manifest records {what}; name base and adapters, and it is proven now"
 
 
 def _levels(asked: Asked, report: Report) -> Iterator[str]:
