@@ -41,23 +41,41 @@ def assert_merge_parity(
         The report, whose checks have all passed.
 
     Raises:
-        AssertionError: the merge is not right, or an input was refused. Its text has at most eight
-            lines: the verdict, the cause, and what to do.
+        AssertionError: the merge is not right, an input was refused, or nothing was proven, as
+            by `verify=False`. Its text has at most eight lines: the verdict, the cause, and what
+            to do.
     """
     __tracebackhide__ = True
     from lora_export import api
+    from lora_export.checkpoint.index import read_checkpoint
     from lora_export.errors import LoraExportError
 
     paths = [adapters] if isinstance(adapters, str | Path) else [*adapters]
     try:
         if artefact is not None:
-            return api.verify(artefact, base=base, adapters=paths, **options)
+            return _proven(api.verify(artefact, base=base, adapters=paths, **options))
         with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
-            output = Path(folder, "merged" + ("" if Path(base).is_dir() else ".safetensors"))
-            return api.merge(base, paths, output, **options)
+            whole = read_checkpoint(Path(base)).layout == "folder"
+            output = Path(folder, "merged" + ("" if whole else ".safetensors"))
+            return _proven(api.merge(base, paths, output, **options))
     except LoraExportError as error:
         text = _text("verify" if artefact is not None else "merge", error)
     raise AssertionError(text)
+
+
+def _proven(report: Report) -> Report:
+    """Return a report that proves something.
+
+    Raises:
+        AssertionError: nothing was proven, so nothing is asserted: by verify=False, or dry_run.
+    """
+    __tracebackhide__ = True
+    from lora_export.report.verdict import verdict
+
+    found = verdict(report)
+    if found is None or found.word != "PROVED":
+        raise AssertionError(str(found))
+    return report
 
 
 def _text(command: str, error: LoraExportError) -> str:

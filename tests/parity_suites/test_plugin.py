@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib import metadata
@@ -92,6 +93,22 @@ def test_an_assertion_returns_the_report_of_a_right_merge(place):
     place.row(keep=place.folder)
     merged = place.folder / "tiny" / "merged.safetensors"
     assert assert_merge_parity(base, [adapter], merged, alpha=4).passed
+
+
+@pytest.mark.parametrize(
+    ("options", "word"), [({"verify": False}, "NOT PROVED"), ({"dry_run": True}, "PLANNED")]
+)
+def test_an_assertion_of_nothing_fails(options, word, place):
+    base, adapter = place.folder / "base.safetensors", place.folder / "lora.safetensors"
+    with pytest.raises(AssertionError, match=f"^{word}: "):
+        assert_merge_parity(base, adapter, alpha=4, **options)
+
+
+def test_an_assertion_takes_a_base_in_shards(place):
+    index = {"weight_map": dict.fromkeys(("m.weight", "m.bias", "n.weight"), "base.safetensors")}
+    base = place.folder / "model.safetensors.index.json"
+    base.write_text(json.dumps(index))
+    assert assert_merge_parity(base, place.folder / "lora.safetensors", alpha=4).passed
 
 
 ASSERTS = """
