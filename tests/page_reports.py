@@ -150,6 +150,10 @@ def lowered() -> Report:
     return Report("onnx", "net.onnx", plan, checked, facts={"noise": [NOISE], "lowered": entry})
 
 
+SENTENCE = "FAILED: 1 of 4 rows does not hold, 1 skipped"
+"""The verdict of a suite with these rows."""
+
+
 def rows(text: str = "") -> list[Row]:
     """A suite with a row of each outcome."""
     return [

@@ -12,6 +12,7 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli._streams import echo, echo_error
 from lora_export.cli._terminal import text_width
 from lora_export.cli.flags import declared, given, init_options, output_options
+from lora_export.report.columns import counted
 from lora_export.report.result import json_text
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def command(context: click.Context, /, paths: tuple[Path, ...], **values: Any) -
 
     def shown(row: Row) -> None:
         words = f"{row.case}, {row.artefact}: {WORDS[row.outcome]}"
-        echo_error(f"{words} {time_text(row)}".rstrip())
+        echo_error(f"{words} ({time_text(row)})" if time_text(row) else words)
 
     settings["on_row"] = None if output.quiet else shown
     result = output.value(lambda progress: parity(paths[0], **settings, progress=progress))
@@ -72,6 +73,8 @@ def _print(result: SuiteResult, output: Output) -> None:
         echo(json_text(suite_json(result)))
     elif not (output.quiet and result.passed):
         echo(suite_text(result, verbose=output.verbose, width=text_width()))
+    elif skipped := sum(row.outcome == "skipped" for row in result.rows):
+        echo_error(f"note: {counted(skipped, 'row')} skipped; --strict fails then")
 
 
 def _init(

@@ -95,10 +95,20 @@ def test_junit_has_the_schemas_form_and_unique_names():
         assert int(suite.get("tests")) == len(found)
 
 
+@pytest.mark.parametrize(("stopped", "kind"), [(130, "error"), (0, "skipped")])
+def test_junit_has_the_rows_that_were_not_run(stopped, kind):
+    root = ET.fromstring(junit_xml(SuiteResult(Path("s"), ROWS[:1], 3, stopped)))  # noqa: S314
+    valid(root)
+    case = root.find("testsuite[@name='rows not run']/testcase")
+    assert case.get("name") == "3 rows not run"
+    assert [child.tag for child in case] == [kind]
+    assert root.get("errors" if stopped else "skipped") == "1"
+
+
 def test_junit_tells_failures_from_errors_and_has_texts_and_figures():
     root = ET.fromstring(junit_xml(RESULT))  # noqa: S314 - our own
     suites = {suite.get("name"): suite for suite in root}
-    assert list(suites) == [f"{one.case} [merge]".replace("\x1b", "\\x1b").replace(
+    assert list(suites)[:-1] == [f"{one.case} [merge]".replace("\x1b", "\\x1b").replace(
         "\ud800", "\\xd800") for one in ROWS]  # fmt: skip
     failed, error, bug = [*root][3:6]
     assert [child.tag for child in failed.find("testcase")] == ["failure"]
@@ -137,9 +147,15 @@ def test_the_text_begins_with_a_verdict_and_ends_with_commands():
 VERDICTS = {
     "PROVED: 2 rows hold, to 6 % of the allowed error, 1 cached": (ROWS[:2], 0, 0),
     "PROVED: 2 rows hold, to 6 % of the allowed error, 1 refused, as expected": (
-        (ROWS[0], ROWS[2]), 0, 0),
+        (ROWS[0], ROWS[2]),
+        0,
+        0,
+    ),
     "PROVED: 2 rows hold, to 6 % of the allowed error, 1 by its manifest alone": (
-        (ROWS[0], UNCHANGED), 0, 0),
+        (ROWS[0], UNCHANGED),
+        0,
+        0,
+    ),
     "UNCHANGED: 2 rows hold, 2 by their manifests alone": ((UNCHANGED,) * 2, 0, 0),
     "HOLDS: 1 row holds, 1 refused, as expected": (ROWS[2:3], 0, 0),
     "NOT PROVED: no row was run, 1 skipped": (ROWS[6:], 0, 0),
@@ -167,7 +183,9 @@ def test_a_share_that_is_no_number_is_printed(share, outcome):
     assert "times" in suite_markdown(result)
     assert junit_xml(result)
     for form in ("html", "md"):
-        assert rendered_suite("suite", [page_row(row) for row in result.rows], form)
+        assert rendered_suite(
+            "suite", suite_verdict(RESULT), [page_row(row) for row in result.rows], form
+        )
 
 
 def test_the_summary_holds_no_markup_of_a_name():
@@ -182,10 +200,10 @@ def test_the_summary_holds_no_markup_of_a_name():
 
 @pytest.mark.parametrize("form", ["html", "md"])
 def test_the_page_has_every_row_with_its_own_verdict(form):
-    page = rendered_suite("suite", [page_row(one) for one in ROWS], form)
+    page = rendered_suite("suite", suite_verdict(RESULT), [page_row(one) for one in ROWS], form)
     assert "<script" not in page
     assert "<b>" not in page
-    assert "7 rows, 3 failed, 1 skipped" in page
+    assert "3 of 9 rows do not hold, 1 skipped, 1 cached, 2 not run" in page
     assert page.count("PROVED") == 2
     for words in ("as expected", "; cached", "not installed: hf", "a bug"):
         assert words in page, words
@@ -243,9 +261,9 @@ def test_the_command(place, outside):
     done = call(suite, "--junit", files["xml"], "--report", files["md"])
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("PROVED: 1 row holds, to ")
-    assert re.fullmatch(r"tiny, merge: holds \d+\.\d s\n", done.stderr)
+    assert re.fullmatch(r"tiny, merge: holds \(\d+\.\d s\)\n", done.stderr)
     assert files["xml"].read_bytes().startswith(b"<?xml")
-    assert "1 row, all hold" in files["md"].read_text()
+    assert "PROVED: 1 row holds, to" in files["md"].read_text()
     again = call(suite, "--json", "--report", files["html"])
     document = json.loads(again.stdout)
     assert (document["ok"], document["status"], document["left"]) == (True, 0, 0)
@@ -256,6 +274,13 @@ def test_the_command(place, outside):
     assert (quiet.exit_code, quiet.output) == (0, "")
     verbose = call(suite, "-v")
     assert "merged elements" in verbose.stdout
+
+
+def test_a_skipped_row_is_said_though_quiet(place, outside):
+    done = call(place.write(f'format = 1\n{MERGE}extras = ["hff"]\n'), "-q")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert done.stderr == "note: 1 row skipped; --strict fails then\n"
+    assert "not installed: hff (did you mean hf?)" in call(place.folder / "suite.toml").stdout
 
 
 def test_the_command_fails_and_tells_github(place, tmp_path):

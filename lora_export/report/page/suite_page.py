@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_export.report.columns import counted
 from lora_export.report.page.escape import code, html, markdown, markdown_code
 from lora_export.report.page.frame import MARKDOWN_START, Section, page
 from lora_export.report.page.markdown import folded, markdown_page, table
@@ -15,7 +14,7 @@ from lora_export.report.page.pictures.bars import bar
 from lora_export.report.page.provenance import Provenance
 from lora_export.report.page.sections import verdict_block
 from lora_export.report.page.tables import checks_table
-from lora_export.report.verdict import verdict
+from lora_export.report.verdict import verdict as verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +27,18 @@ _WHOLE = 12
 """Reports that are shown whole; the failed ones first. The table has all of them."""
 
 _SIGNS = {True: "\u2705", False: "\u274c", None: "\u2013"}
-_WORDS = {True: ("ok", "holds"), False: ("bad", "fails"), None: ("warn", "skipped")}
+_KINDS = {
+    "PROVED": ("ok", "\u2705"),
+    "HOLDS": ("ok", "\u2705"),
+    "UNCHANGED": ("info", "\u2013"),
+    "FAILED": ("bad", "\u274c"),
+}
+"""The colour and the sign of a suite by the word of its verdict."""
+
+_OTHER = ("warn", "\u26a0")
+"""Of a suite that was interrupted, or of which no row was run."""
+
+_WORDS = {True: ("ok", "holds"), False: ("bad", "FAILED"), None: ("warn", "skipped")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +63,23 @@ class Row:
     """The verdict of a row whose report is not there; None takes that of the report."""
 
 
-def rendered_suite(title: str, rows: Sequence[Row], form: Form) -> str:
-    """Return one page on all rows: how many hold, a table, then each report that failed.
+def rendered_suite(title: str, verdict: str, rows: Sequence[Row], form: Form) -> str:
+    """Return one page on all rows: the verdict, a table, then each report that failed.
 
     Args:
         title: of the page, in plain text; the suite's file, for example.
+        verdict: of the suite, as the terminal has it: a word, a colon, and how many rows hold.
         rows: in the order of the suite.
         form: "html" or "md".
     """
     order = sorted(rows, key=lambda row: {False: 0, None: 1, True: 2}[row.holds])
-    return _as_markdown(title, order) if form == "md" else _as_html(title, order)
-
-
-def _counts(rows: Sequence[Row]) -> str:
-    failed, skipped = (sum(row.holds is state for row in rows) for state in (False, None))
-    parts = [f"{counted(len(rows), 'row')}"]
-    parts += [f"{failed:,} failed"] if failed else []
-    parts += [f"{skipped:,} skipped"] if skipped else []
-    return ", ".join(parts) if failed or skipped else f"{parts[0]}, all hold"
+    written = _as_markdown if form == "md" else _as_html
+    return written(title, verdict, order)
 
 
 def _cells(row: Row) -> tuple[str, float | None]:
     """Return a row's verdict or note in plain text, and its share of the allowed error."""
-    found = row.verdict or (verdict(row.report) if row.report else None)
+    found = row.verdict or (verdict_of(row.report) if row.report else None)
     parts = [str(found) if found else "", row.note]
     return "; ".join(filter(None, parts)), found.share if found else None
 
@@ -84,12 +88,12 @@ def _share(share: float) -> str:
     return of_allowed(share).removesuffix(" of")
 
 
-def _as_html(title: str, rows: Sequence[Row]) -> str:
-    failed = any(row.holds is False for row in rows)
-    word, colour = ("FAILED", "bad") if failed else ("PASSED", "ok")
+def _as_html(title: str, verdict: str, rows: Sequence[Row]) -> str:
+    word, _, text = verdict.partition(": ")
+    colour, _ = _KINDS.get(word, _OTHER)
     top = (
-        f'<section class="verdict {colour}" aria-label="Verdict"><p class="word">{word}</p>'
-        f'<p class="text">{html(_counts(rows))}</p></section>'
+        f'<section class="verdict {colour}" aria-label="Verdict"><p class="word">{html(word)}</p>'
+        f'<p class="text">{html(text)}</p></section>'
     )
     parts = [Section("rows", "All rows", _table(rows))]
     shown = [row for row in rows if row.report is not None][:_WHOLE]
@@ -129,7 +133,7 @@ def _whole(row: Row) -> str:
     return f"{verdict_block(row.report)}{note}{command}{picture}{checks_table(row.report)}"
 
 
-def _as_markdown(title: str, rows: Sequence[Row]) -> str:
+def _as_markdown(title: str, verdict: str, rows: Sequence[Row]) -> str:
     timed = any(row.seconds is not None for row in rows)
     body = []
     for row in rows:
@@ -142,7 +146,7 @@ def _as_markdown(title: str, rows: Sequence[Row]) -> str:
     blocks = [
         MARKDOWN_START,
         f"## {markdown(title)}",
-        f"{_SIGNS[not failed]} {_counts(rows)}",
+        f"{_KINDS.get(verdict.partition(': ')[0], _OTHER)[1]} {markdown(verdict, 400)}",
         table(heads, body, "   rr"),
     ]
     for row in failed[:_WHOLE]:

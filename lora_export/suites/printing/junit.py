@@ -11,8 +11,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
+from lora_export.report.columns import counted
 from lora_export.report.sentences import failed_sentence
-from lora_export.suites.printing.rows_text import row_text
+from lora_export.suites.printing.rows_text import row_text, suite_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,12 +27,28 @@ _ILLEGAL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def junit_xml(result: SuiteResult) -> bytes:
     """Return the rows as XML in UTF-8."""
-    suites = [_suite(row) for row in result.rows]
+    suites = [*map(_suite, result.rows), *_left(result)]
     root = ET.Element("testsuites", {"name": legal(str(result.path)), **_counts(suites)})
     root.extend(suites)
     ET.indent(root)
     text: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
     return text + b"\n"
+
+
+def _left(result: SuiteResult) -> Iterator[ET.Element]:
+    """Yield a suite for the rows that were not run: an error, unless a row had ended the run."""
+    if not (result.left or result.stopped):
+        return
+    kind = "error" if result.stopped else "skipped"
+    about = {"message": legal(suite_verdict(result))}
+    about |= {"type": "interrupted"} if result.stopped else {}
+    names = {"classname": legal(str(result.path)), "name": f"{counted(result.left, 'row')} not run"}
+    case = ET.Element("testcase", {**names, "time": "0.000"})
+    ET.SubElement(case, kind, about)
+    numbers = {**dict.fromkeys(_KINDS, "0"), "tests": "1", _PLURALS[kind]: "1"}
+    suite = ET.Element("testsuite", {"name": "rows not run", **numbers, "time": "0.000"})
+    suite.append(case)
+    yield suite
 
 
 def legal(text: str) -> str:
@@ -46,6 +63,7 @@ def _counts(suites: Sequence[ET.Element]) -> dict[str, str]:
 
 
 _KINDS = ("tests", "failures", "errors", "skipped")
+_PLURALS = {"error": "errors", "skipped": "skipped"}
 
 
 def _suite(row: Row) -> ET.Element:

@@ -12,7 +12,7 @@ from lora_export.errors import OutputError
 from lora_export.report.page.suite_page import Row as PageRow
 from lora_export.report.page.suite_page import rendered_suite
 from lora_export.suites.printing.junit import junit_xml
-from lora_export.suites.printing.rows_text import short_verdict
+from lora_export.suites.printing.rows_text import short_verdict, suite_verdict
 
 if TYPE_CHECKING:
     from lora_export.suites.outcome import Row, SuiteResult
@@ -59,7 +59,7 @@ class Reports:
         if self.page:
             rows = [page_row(row) for row in result.rows]
             title = f"lora-export parity: {result.path.name}"
-            self.page.write(rendered_suite(title, rows, self.page.form))
+            self.page.write(rendered_suite(title, suite_verdict(result), rows, self.page.form))
 
 
 def page_row(row: Row) -> PageRow:

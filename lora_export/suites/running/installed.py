@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from importlib import metadata, util
 from pathlib import Path
 
@@ -18,6 +19,12 @@ def missing(extras: tuple[str, ...]) -> list[str]:
     extras: extras of lora-export; any other name is that of a package or of a module.
     """
     return [name for name in extras if not all(map(_is_there, EXTRAS.get(name, (name,))))]
+
+
+def mistyped(name: str) -> str:
+    """Return a name, with the extra of lora-export that it may mean."""
+    near = difflib.get_close_matches(name, EXTRAS, n=1)
+    return f"{name} (did you mean {near[0]}?)" if near else name
 
 
 def _is_there(name: str) -> bool:

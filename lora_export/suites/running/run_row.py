@@ -16,7 +16,7 @@ from lora_export.report.verdict import verdict
 from lora_export.suites.outcome import BUG, FAILED, Row
 from lora_export.suites.running.call import call_of
 from lora_export.suites.running.content_key import Digests, content_key, keyed_files
-from lora_export.suites.running.installed import missing
+from lora_export.suites.running.installed import missing, mistyped
 from lora_export.suites.running.judge import judge
 from lora_export.suites.running.opened_files import opened_files, own_files
 from lora_export.suites.running.passes import Pass, Passes, default_folder
@@ -72,7 +72,7 @@ def run_row(asked: Asked, running: Running) -> Row:
     row = Row(asked.case.name, asked.name, asked.case.line, "error")
     begun = time.perf_counter()
     if lacking := missing(asked.case.extras):
-        cause = f"not installed: {', '.join(lacking)}"
+        cause = f"not installed: {', '.join(map(mistyped, lacking))}"
         if running.strict:
             return replace(row, outcome="failed", status=FAILED, cause=cause)
         return replace(row, outcome="skipped", cause=cause)

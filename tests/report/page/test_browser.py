@@ -37,7 +37,9 @@ PAGES = {
     "failed": lambda: rendered(page_reports.failed(LONG), "html"),
     "unfit": lambda: rendered(page_reports.unfit(LONG), "html"),
     "lowered": lambda: rendered(page_reports.lowered(), "html"),
-    "suite": lambda: rendered_suite("parity.toml", page_reports.rows(LONG), "html"),
+    "suite": lambda: rendered_suite(
+        "parity.toml", page_reports.SENTENCE, page_reports.rows(LONG), "html"
+    ),
 }
 
 MEASURE = """

@@ -23,7 +23,9 @@ MOST = 300_000
 
 
 def suite(form: str, text: str = "") -> str:
-    return rendered_suite(f"suite.toml {text}", page_reports.rows(text), form)
+    return rendered_suite(
+        f"suite.toml {text}", page_reports.SENTENCE, page_reports.rows(text), form
+    )
 
 
 PAGES = {
