@@ -9,9 +9,23 @@ import pytest
 from safetensors.torch import load_file, save_file
 from suite_place import CASE, MERGE
 
+from lora_export.records import Check
+from lora_export.report.result import Report
 from lora_export.suites.reading.update_suite import update_goldens
+from lora_export.suites.running.judge import worst_error
 
 GOLDEN = "expect = { sha256 = 'golden/tiny.sha256' }"
+
+
+def test_the_error_of_a_lower_precision_is_its_distance(place):
+    checks = (
+        Check("merged = unmerged", True, 1e-6, 1e-5, level="model"),  # noqa: FBT003
+        Check("int8 keeps the adapter", True, 0.2, 1.0, level="precision"),  # noqa: FBT003
+    )
+    loss = [{"worst": 0.01}, {"worst": 0.03}]
+    assert worst_error(Report("onnx", checks=checks, facts={"lowered": {"loss": loss}})) == 0.03
+    assert worst_error(Report("onnx", checks=checks)) is None  # of a pass: it is run again
+    assert worst_error(Report("onnx", checks=checks[:1])) == 1e-6
 
 
 def test_a_golden_is_written_and_compared(place):

@@ -57,7 +57,7 @@ def update_goldens(asked: Asked, report: Report, digests: Digests) -> Asked:
     if expect.sha256 is not None:
         _replace(expect.sha256, golden_text(asked, expect.sha256, files))
     suite = Path(asked.case.where.rpartition(":")[0])
-    error, size = worst_error(report.checks), sum(file.size for file in files.values())
+    error, size = worst_error(report), sum(file.size for file in files.values())
     if expect.max_error is not None and error is not None and not error <= expect.max_error:
         expect = replace(expect, max_error=_above(error))
         _set(suite, asked.case.place, "max_error", expect.max_error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,16 @@ from lora_export.report.verdict import levels_json, verdict
 from lora_export.suites.running.goldens import differing, digested
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from lora_export.records import Check, Level
+    from lora_export.records import Level
     from lora_export.report.result import Report
     from lora_export.report.verdict import Verdict
     from lora_export.suites.outcome import Outcome
     from lora_export.suites.running.content_key import Digests
     from lora_export.suites.suite import Asked
 
-OUTPUTS: tuple[Level, ...] = ("model", "runtime", "precision")
+OUTPUTS: tuple[Level, ...] = ("model", "runtime")
 """The levels whose errors are distances between outputs."""
 
 FAILED = 5
@@ -67,6 +68,7 @@ def judge(asked: Asked, report: Report, status: int, digests: Digests) -> Judged
 
 def _refused_for(wanted: str, report: Report, text: str) -> Judged:
     codes = [finding.code for finding in report.findings]
+    codes += [problem.cause for problem in report.problems]
     texts = [text, *(problem.message for problem in report.problems)]
     if not wanted or wanted in codes or any(wanted.lower() in one.lower() for one in texts):
         return Judged("held")
@@ -96,7 +98,7 @@ def _levels(asked: Asked, report: Report) -> Iterator[str]:
 def _goldens(asked: Asked, report: Report, digests: Digests) -> Iterator[str]:
     expect = asked.case.expect
     if expect.max_error is not None:
-        error = worst_error(report.checks)
+        error = worst_error(report)
         if error is None:
             yield "max_error is expected, and no outputs were compared"
         elif not error <= expect.max_error:  # NaN is no small error
@@ -111,9 +113,17 @@ def _goldens(asked: Asked, report: Report, digests: Digests) -> Iterator[str]:
         yield first_names(found, 2)
 
 
-def worst_error(checks: Sequence[Check]) -> float | None:
-    """Return the largest error of an output, in its own unit; None where none were compared."""
-    return max(
-        (c.worst for c in checks if c.level in OUTPUTS and c.tolerance > 0 and not c.at_least),
-        default=None,
-    )
+def worst_error(report: Report) -> float | None:
+    """Return the largest distance of an output, in its own unit; None where none was measured.
+
+    Of a lower precision the outputs' distances are facts: what is checked of them are shares. A
+    report without these facts, as of a pass, has none for such a row.
+    """
+    lowered = any(check.level == "precision" for check in report.checks)
+    losses = report.facts.get("lowered", {}).get("loss", ())
+    if lowered and not losses:
+        return None
+    compared = (c for c in report.checks if c.level in OUTPUTS)
+    errors = [c.worst for c in compared if c.tolerance > 0 and not c.at_least]
+    errors += [loss["worst"] for loss in losses]
+    return next((e for e in errors if math.isnan(e)), max(errors, default=None))
