@@ -67,6 +67,11 @@ def test_a_refusal_is_an_error_unless_it_is_expected(what, place):
     [row] = result.rows
     assert (row.outcome, row.status, result.status) == ("error", status, status)
     assert row.cause
+    if what == "no such base":  # a typo of the suite, unless the cause is named
+        (place.folder / "gone").mkdir()
+        [row] = place.run(case).rows
+    code = row.report.problems[0].cause
+    assert place.run(f"{case}expect = {{ exit = {status}, cause = '{code}' }}\n").passed
     assert place.run(f"{case}expect = {{ exit = {status} }}\n").passed
     other = place.run(f"{case}expect = {{ exit = 7 }}\n")
     assert other.status == 5

@@ -36,6 +36,8 @@ def test_the_pages_suite_has_no_mistake(root, tmp_path):
     [suite] = [block for block in blocks(root / "docs" / "ci.md") if block.language == "toml"]
     path = tmp_path / "parity.toml"
     path.write_text(suite.text)
+    for name in ("other", "adapters/fr"):  # of the case that must be refused
+        (tmp_path / name).mkdir(parents=True)
     cases = read_suite(path).cases
     assert [len(case.rows()) for case in cases] == [3, 1, 1, 1]
 

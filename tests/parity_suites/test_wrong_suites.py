@@ -43,6 +43,17 @@ WRONG = {
     "artefacts = [1]": (9, "artefacts is [1]", "list of texts"),
     "artefact = 1": (9, "artefact is 1", "text in quotes"),
     "require = ['weihgts']": (9, "require has 'weihgts'", "did you mean weights?"),
+    "adapters = []": (5, "adapters is empty", "adapters =",
+                      'format = 1\n\n[[case]]\nname = "a"\nadapters = []\nbase = "b"\n'),
+    "a typo meets a refusal": (
+        11, "base names no file: ", "name its cause in expect",
+        f'{RIGHT}[[case]]\nname = "b"\nbase = "gone"\nadapters = ["."]\nexpect = {{exit = 4}}\n'),
+    "a factory's file": (
+        9, "model names no file: ", "name its cause in expect",
+        '''format = 1\n\n\n[[case]]\nname = "b"\nbase = "."\nadapters = ["."]\nexpect = { exit = 4 }
+model = "gone.py:build"\n'''),
+    "artefacts = ['onnx:int8']\nprecision = 'fp16'": (10, "precision has no effect", "leave"),
+    "artefacts = ['onnx', 'onnx:int8']\nprecision = 'int8'": (9, "artefacts names one twice", ""),
     "opset = 18": (9, "opset has no effect: the case runs merge", "leave it out"),
     "expect = 1": (9, "expect is no table", "expect = {"),
     "expect = { exti = 4 }": (9, "unknown key 'exti'", "did you mean exit?"),
@@ -75,6 +86,8 @@ def test_a_mistake_is_named(lines, tmp_path):
     line, message, hint, *whole = WRONG[lines]
     path = tmp_path / "suite.toml"
     path.write_text(whole[0] if whole else f"{RIGHT}{lines}\n")
+    for name in ("base", "lora"):
+        (tmp_path / f"{name}.safetensors").touch()
     with pytest.raises(UsageError) as refused:
         read_suite(path)
     [problem] = refused.value.problems
@@ -127,3 +140,29 @@ def test_what_a_right_suite_says(tmp_path):
     assert second.adapters == ("/y", f"{tmp_path}/z")
     assert second.options["alpha"] == 5
     assert (first.extras, first.line, second.line) == (("hf",), 11, 16)
+
+
+def test_a_precision_is_a_part_of_the_artefacts_name(tmp_path):
+    path = tmp_path / "suite.toml"
+    path.write_text(f"{RIGHT}artefacts = ['merge', 'onnx']\nprecision = 'int8'\n")
+    [case] = read_suite(path).cases
+    assert case.artefacts == ("merge", "onnx:int8")
+    path.write_text(f"{RIGHT}artefacts = ['onnx']\nprecision = 'fp32'\n")
+    assert read_suite(path).cases[0].artefacts == ("onnx",)
+
+
+@pytest.mark.parametrize("given", ["base = 'b'", "adapters = ['a']"])
+def test_an_artefact_alone_takes_no_half_of_the_defaults(given, tmp_path):
+    path = tmp_path / "suite.toml"
+    text = f"format = 1\n[defaults]\n{given}\n[[case]]\nname = 'a'\nartefact = 'x'\n"
+    path.write_text(text)
+    [case] = read_suite(path).cases
+    assert (case.base, case.adapters) == ("", ())
+    path.write_text(text.replace(given, "base = 'b'\nadapters = ['a']"))
+    assert read_suite(path).cases[0].adapters
+
+
+def test_a_path_that_is_not_there_may_be_the_cause(tmp_path):
+    path = tmp_path / "suite.toml"
+    path.write_text(f"{RIGHT}expect = {{ exit = 3, cause = 'input/missing-file' }}\n")
+    assert read_suite(path).cases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
@@ -16,7 +17,6 @@ from lora_export.toml_file import read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
-    from pathlib import Path
 
     from lora_export.suites.suite import Verb
     from lora_export.toml_file import Place, TomlFile
@@ -143,6 +143,8 @@ class _Reader:
     def _texts(self, place: Place, value: object) -> tuple[str, ...]:
         values = [value] if isinstance(value, str) else value
         if isinstance(values, list) and all(isinstance(one, str) and one for one in values):
+            if place[-1] == "adapters" and not values:
+                self._add(place, "adapters is empty", _LACKING["adapters"])
             return tuple(values)
         self._add(place, f"{place[-1]} is {value!r}", "it takes a list of texts in quotes")
         return ()
@@ -171,6 +173,8 @@ class _Reader:
             self._add((*place, "use"), f"use names no model: {used!r}", hint)
         values = {**defaults, **models.get(used, {}), **own}
         unknown = PATHS if used and used not in models else ()  # what the model would give
+        if _is_alone(table, values):
+            values = {key: value for key, value in values.items() if key not in PATHS}
         self._check_case(place, table, values, unknown)
         options = {option.name for option in OPTIONS}
         case = Case(
@@ -179,7 +183,7 @@ class _Reader:
             where=self.file.at(*place, "name"),
             base=values.get("base", ""),
             adapters=values.get("adapters", ()),
-            artefacts=() if "artefact" in own else own.get("artefacts", ("merge",)),
+            artefacts=() if "artefact" in own else _named_whole(values, own.get("artefacts")),
             artefact=own.get("artefact", ""),
             options={key: value for key, value in values.items() if key in options},
             require=values.get("require", ()),
@@ -187,6 +191,7 @@ class _Reader:
             expect=expect,
         )
         self._check_options(place, case, own)
+        self._check_files(place, case)
         return case
 
     def _check_case(
@@ -219,9 +224,24 @@ class _Reader:
                 verbs = " and ".join(dict.fromkeys(asked.verb for asked in case.rows()))
                 message = f"{flags[name]} has no effect: the case runs {verbs}"
                 self._add((*place, flags[name]), message, "leave it out")
+        if "precision" in own and "artefacts" in own and "onnx" not in own["artefacts"]:
+            message = "precision has no effect: the artefacts name theirs"
+            self._add((*place, "precision"), message, "leave it out")
         names = [one for one in case.artefacts if one in MADE]
         if len(set(names)) < len(names):
             self._add((*place, "artefacts"), "artefacts names one twice", "leave one of both out")
+
+    def _check_files(self, place: Place, case: Case) -> None:
+        """Report paths that are not there, by which any refusal that is expected would be met."""
+        if not case.expect.exit or case.expect.cause:
+            return
+        factory, _, _ = case.options.get("model", "").rpartition(":")
+        model = {factory: "model"} if factory.endswith(".py") else {}
+        paths = {case.base: "base", **dict.fromkeys(case.adapters, "adapters")}
+        for path, key in {**paths, case.artefact: "artefact", **model}.items():
+            if path and not path.startswith(PACKAGE) and not Path(path).exists():
+                hint = "where that is the refusal that is expected, name its cause in expect"
+                self._add((*place, key), f"{key} names no file: {path}", hint)
 
     def _check_names(self, cases: list[Case]) -> None:
         seen: dict[str, str] = {}
@@ -237,6 +257,19 @@ _LACKING = {
     "base": 'name it here, in [models.NAME] with use = "NAME", or in [defaults]',
     "adapters": 'write adapters = ["..."]',
 }
+
+
+def _is_alone(table: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Return whether a case names an artefact alone, and defaults give a part of its inputs."""
+    is_whole = all(values.get(key) for key in PATHS)
+    return "artefact" in table and not is_whole and table.keys().isdisjoint({"use", *PATHS})
+
+
+def _named_whole(values: Mapping[str, Any], artefacts: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the artefacts by their whole names: the option `precision` is a part of one."""
+    whole = f"onnx:{values.get('precision')}"
+    named = ("merge",) if artefacts is None else artefacts
+    return tuple(whole if one == "onnx" and whole in MADE else one for one in named)
 
 
 def _taken(verb: Verb) -> set[str]:
