@@ -271,3 +271,10 @@ def test_an_artefact_alone_without_a_recorded_proof_fails(passed, what, place):
 def test_a_result_that_nobody_proved_fails(place, monkeypatch):
     monkeypatch.setattr(api, "merge", lambda *_, **__: lora_export.Report("merge"))
     assert place.row().cause == "nothing was proven: merged without a proof (--no-verify)"
+
+
+def test_what_a_progress_function_raises_is_no_outcome_of_a_row(place):
+    error = LookupError("of the caller")
+    with pytest.raises(LookupError) as raised:
+        place.row(progress=raising(error))
+    assert raised.value is error

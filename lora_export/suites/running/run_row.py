@@ -66,7 +66,8 @@ def run_row(asked: Asked, running: Running) -> Row:
     """Run a row and judge it.
 
     Raises:
-        KeyboardInterrupt, SystemExit: a signal came. Nothing else is raised: a refusal is an
+        KeyboardInterrupt, SystemExit: a signal came.
+        Exception: the function `progress` raised it. Nothing else is raised: a refusal is an
             outcome, and so is a bug.
     """
     row = Row(asked.case.name, asked.name, asked.case.line, "error")
@@ -86,6 +87,8 @@ def run_row(asked: Asked, running: Running) -> Row:
         cause = f"a bug of lora-export: {type(error).__name__}: {error}"
         text = traceback.format_exc()
         row = replace(row, outcome="bug", status=BUG, cause=cause, traceback=text)
+    except _OfCaller as stop:
+        raise stop.error from None
     return row if row.cached else replace(row, seconds=time.perf_counter() - begun)
 
 
@@ -158,7 +161,22 @@ def _named(asked: Asked, running: Running) -> Callable[[Progress], None] | None:
     if not (report := running.progress):
         return None
     row = f"{asked.case.name}, {asked.name}"
-    return lambda event: report(replace(event, stage=f"{row}: {event.stage}"))
+
+    def named(event: Progress) -> None:
+        try:
+            report(replace(event, stage=f"{row}: {event.stage}"))
+        except Exception as error:
+            raise _OfCaller(error) from error
+
+    return named
+
+
+class _OfCaller(BaseException):
+    """The caller's own function raised `error`: no handler of a row may take it for its own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def _found(
