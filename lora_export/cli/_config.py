@@ -29,7 +29,8 @@ def configured(path: Path, verb: str) -> dict[str, Any]:
     """Return the values that a file has for `verb`, by the options' names.
 
     A key of the document is for every command that has such an option, a table `[verb]` for that
-    command alone, and it wins. The tables of all commands are checked.
+    command alone, and it wins. `parity` takes options that other commands have too from its table
+    alone. The tables of all commands are checked.
 
     Raises:
         InputError, StorageError: the file cannot be read.
@@ -40,7 +41,9 @@ def configured(path: Path, verb: str) -> dict[str, Any]:
     tables = [name for name in VERBS if isinstance(file.content.get(name, {}), dict)]
     every = [option for options in VERBS.values() for option in options]
     values, problems = read_options(file, (), (*every, *OUTPUT), others=tables)
-    own = {option.name for option in (*VERBS[verb], *OUTPUT)}
+    own = {*_names(verb), *(option.name for option in OUTPUT)}
+    if verb == "parity":  # its --strict and --report are others than those of a merge
+        own -= {name for other in VERBS if other != verb for name in _names(other)}
     values = {name: value for name, value in values.items() if name in own}
     for table in tables:
         if table in file.content:
@@ -50,3 +53,7 @@ def configured(path: Path, verb: str) -> dict[str, Any]:
     if problems:
         raise UsageError.of(problems)
     return values
+
+
+def _names(verb: str) -> set[str]:
+    return {option.name for option in VERBS[verb]}

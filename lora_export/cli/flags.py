@@ -30,12 +30,17 @@ def declared(verb: str) -> Decorator:
 
 
 def given(
-    context: click.Context, values: dict[str, Any], *, unfit: Collection[str] = ()
+    context: click.Context,
+    values: dict[str, Any],
+    *,
+    unfit: Collection[str] = (),
+    no_variables: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the values that the user gave; the verb itself has the defaults of the others.
 
     unfit: options that say nothing about these paths. Their values from the environment or from
         --config are left out; the verb refuses them where the command line has them.
+    no_variables: options whose variables are meant for other commands.
     """
     sources = {name: context.get_parameter_source(name) for name in values}
     return {
@@ -43,6 +48,7 @@ def given(
         for name, value in values.items()
         if sources[name] is not ParameterSource.DEFAULT
         and not (name in unfit and sources[name] in _AMBIENT)
+        and not (name in no_variables and sources[name] is ParameterSource.ENVIRONMENT)
     }
 
 

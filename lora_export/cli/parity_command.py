@@ -12,8 +12,10 @@ from lora_export.cli._output import Command, Output
 from lora_export.cli._streams import echo, echo_error
 from lora_export.cli._terminal import text_width
 from lora_export.cli.flags import declared, given, init_options, output_options
+from lora_export.options import VERBS
 from lora_export.report.columns import counted
 from lora_export.report.result import json_text
+from lora_export.shown import shell_command, shown
 
 if TYPE_CHECKING:
     from lora_export.suites.outcome import Row, SuiteResult
@@ -39,9 +41,11 @@ def command(context: click.Context, /, paths: tuple[Path, ...], **values: Any) -
     in a row; else the highest status of a row that was refused.
     """
     output = Output.taken_from("parity", values)
-    settings = given(context, values)
-    if settings.pop("init", False):
-        _init(context, output, paths, settings)
+    if values.pop("init"):
+        _init(context, output, paths, given(context, values, unfit=values.keys() - {"output"}))
+    # The variables of options that other commands have too are meant for these.
+    shared = {option.name for verb, own in VERBS.items() if verb != "parity" for option in own}
+    settings = given(context, values, no_variables=shared)
     if "output" in settings:
         raise click.BadArgumentUsage("-o names the suite that --init writes", context)
     if len(paths) > 1:
@@ -89,13 +93,15 @@ def _init(
             "--init BASE ADAPTERS...: name a base and its adapters", context
         )
 
-    from lora_export.suites.reading.first_suite import write_first_suite
+    from lora_export.suites.reading.first_suite import schema_of, write_first_suite
 
     missing = output.value(lambda _: write_first_suite(paths[0], paths[1:], suite))
     if output.as_json:
         echo(json_text({"command": "parity", "ok": True, "output": str(suite)}))
     elif not output.quiet:
-        echo(f"wrote {suite}\n\nnext: lora-export parity {suite}")
+        words = shell_command(["lora-export", "parity", str(suite)])
+        schema = schema_of(suite).name
+        echo(f"wrote {shown(str(suite))}, and {shown(schema)} for editors\n\nnext: {words}")
     for fact in missing:
         echo_error(f"note: fill in {fact} first: no file holds it")
     sys.exit(0)

@@ -319,13 +319,33 @@ def test_what_the_command_refuses(words, place, monkeypatch, outside):
     assert done.stdout == "" or done.stdout.startswith("REFUSED")
 
 
+def test_options_of_other_commands_are_not_those_of_a_suite(place, tmp_path, outside):
+    """A page, strictness and an output that are meant for merges change no run of a suite."""
+    skipped = place.write(f"format = 1\n{MERGE}extras = ['no-such-package-xyz']\n")
+    page = tmp_path / "page.html"
+    names = {"REPORT": str(page), "STRICT": "1", "OUTPUT": str(tmp_path / "out")}
+    done = call(skipped, env={f"LORA_EXPORT_{name}": value for name, value in names.items()})
+    assert done.exit_code == 0, done.output
+    config = tmp_path / "options.toml"
+    config.write_text("strict = true\nreport = 'page.html'\noutput = 'out'\n")
+    assert call(skipped, "--config", config).exit_code == 0
+    assert not page.exists()
+    config.write_text("[parity]\nstrict = true\nreport = 'page.html'\n")
+    assert call(skipped, "--config", config).exit_code == 5
+    assert page.exists()
+    assert call(skipped, "--strict").exit_code == 5
+
+
 def test_a_first_suite(place, monkeypatch, outside):
     monkeypatch.chdir(place.folder)
     (place.folder / "suites").mkdir()
     words = ("--init", "base.safetensors", "lora.safetensors")
     done = call(*words, "-o", "suites/mine.toml")
     assert done.exit_code == 0, done.output
-    assert done.stdout == "wrote suites/mine.toml\n\nnext: lora-export parity suites/mine.toml\n"
+    assert done.stdout == (
+        "wrote suites/mine.toml, and mine.schema.json for editors\n\n"
+        "next: lora-export parity suites/mine.toml\n"
+    )
     assert "note: fill in --alpha ALPHA first: no file holds it" in done.stderr
     suite = place.folder / "suites" / "mine.toml"
     text = suite.read_text()

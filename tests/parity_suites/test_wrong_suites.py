@@ -50,8 +50,8 @@ WRONG = {
         f'{RIGHT}[[case]]\nname = "b"\nbase = "gone"\nadapters = ["."]\nexpect = {{exit = 4}}\n'),
     "a factory's file": (
         9, "model names no file: ", "name its cause in expect",
-        '''format = 1\n\n\n[[case]]\nname = "b"\nbase = "."\nadapters = ["."]\nexpect = { exit = 4 }
-model = "gone.py:build"\n'''),
+        """format = 1\n\n\n[[case]]\nname = "b"\nbase = "."\nadapters = ["."]\nexpect = { exit = 4 }
+model = "gone.py:build"\n"""),
     "artefacts = ['onnx:int8']\nprecision = 'fp16'": (10, "precision has no effect", "leave"),
     "artefacts = ['onnx', 'onnx:int8']\nprecision = 'int8'": (9, "artefacts names one twice", ""),
     "opset = 18": (9, "opset has no effect: the case runs merge", "leave it out"),

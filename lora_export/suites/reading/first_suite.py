@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.reading import system_errors
@@ -13,7 +13,7 @@ from lora_export.errors import FitError, OutputError, UsageError
 from lora_export.models.choose import why_no_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 SCHEMA = Path(__file__).parents[1] / "suite.schema.json"
 """The schema of suites for editors; see suite_schema."""
@@ -33,6 +33,10 @@ _GRAPH = """\
 # For ONNX, name the function that builds the network, and add "onnx" to artefacts:
 # model = "model.py:build"
 """
+_GENERATIVE = """\
+# A graph that generates token by token, with its past keys and values:
+# kv-cache = true
+"""
 _MORE = """
 # The same merge, as somebody else made it: without `artefacts`, with the path of the result.
 # [[case]]
@@ -41,6 +45,11 @@ _MORE = """
 # adapters = [{adapters}]
 # artefact = "path/to/merged"
 """
+
+
+def schema_of(suite: Path) -> Path:
+    """Return where the schema of a first suite is written."""
+    return suite.with_suffix(".schema.json")
 
 
 def write_first_suite(base: Path, adapters: Sequence[Path], suite: Path) -> list[str]:
@@ -63,7 +72,7 @@ def write_first_suite(base: Path, adapters: Sequence[Path], suite: Path) -> list
     asks = _missing_facts(base, adapters)
     checkpoint = read_checkpoint(base)
     has_model = not why_no_model(checkpoint)
-    folder, schema = suite.absolute().parent, suite.with_suffix(".schema.json")
+    folder, schema = suite.absolute().parent, schema_of(suite)
     words = {
         "schema": schema.name,
         "name": suite,
@@ -74,12 +83,19 @@ def write_first_suite(base: Path, adapters: Sequence[Path], suite: Path) -> list
     }
     text = _TEXT.format(**words)
     text += "".join(f"# {_asked(flag)}  # of the training; no file holds it\n" for flag in asks)
+    if has_model and _is_generative(checkpoint.config):
+        text += _GENERATIVE
     text += ("" if has_model else _GRAPH) + _MORE.format(**words)
     with system_errors(suite, "write"):
         # Beside the suite, so that the editors of all who share it find the schema.
         schema.write_bytes(SCHEMA.read_bytes())
         suite.write_text(text, encoding="utf-8")
     return asks
+
+
+def _is_generative(config: Mapping[str, Any]) -> bool:
+    names = config.get("architectures")
+    return isinstance(names, list) and any(str(one).endswith("ForCausalLM") for one in names)
 
 
 def _missing_facts(base: Path, adapters: Sequence[Path]) -> list[str]:
