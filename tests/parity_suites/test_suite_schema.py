@@ -6,6 +6,7 @@ from importlib.resources import files
 
 from lora_export.options import VERBS
 from lora_export.suites.reading.expected_keys import EXPECT
+from lora_export.suites.reading.first_suite import is_generative
 from lora_export.suites.reading.read_suite import CASE, SHARED, TOP
 from lora_export.suites.reading.suite_options import OPTIONS
 from lora_export.suites.reading.suite_schema import schema_text, suite_schema
@@ -34,3 +35,9 @@ def test_a_suite_takes_every_option_of_its_verbs_but_those_of_outputs():
     left = every - {option.name for option in OPTIONS}
     own = {"base", "adapters", "require"}
     assert left - {"report"} == {"output", "force", "undo", "dry_run", "verify"} | own
+
+
+def test_a_generative_model_is_known_by_its_architecture():
+    assert is_generative({"architectures": ["LlamaForCausalLM"]})
+    for other in (["BertModel"], "LlamaForCausalLM", None):
+        assert not is_generative({"architectures": other})

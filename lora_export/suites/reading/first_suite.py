@@ -83,7 +83,7 @@ def write_first_suite(base: Path, adapters: Sequence[Path], suite: Path) -> list
     }
     text = _TEXT.format(**words)
     text += "".join(f"# {_asked(flag)}  # of the training; no file holds it\n" for flag in asks)
-    if has_model and _is_generative(checkpoint.config):
+    if has_model and is_generative(checkpoint.config):
         text += _GENERATIVE
     text += ("" if has_model else _GRAPH) + _MORE.format(**words)
     with system_errors(suite, "write"):
@@ -93,7 +93,8 @@ def write_first_suite(base: Path, adapters: Sequence[Path], suite: Path) -> list
     return asks
 
 
-def _is_generative(config: Mapping[str, Any]) -> bool:
+def is_generative(config: Mapping[str, Any]) -> bool:
+    """Return whether a config is that of a model that generates text."""
     names = config.get("architectures")
     return isinstance(names, list) and any(str(one).endswith("ForCausalLM") for one in names)
 
