@@ -79,6 +79,7 @@ def parity(
         keep=Path(keep) if keep else None,
         update=update_goldens if update else None,
         progress=progress,
+        reports=tuple(Path(one) for one in (junit, report) if one),
     )
     result = run_suite(rows, running, first=exitfirst, on_row=on_row or _no_report)
     reports.write(result)

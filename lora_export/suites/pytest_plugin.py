@@ -124,10 +124,10 @@ class RowItem(pytest.Item):
             strict=self.config.getoption("lora_parity_strict"),
             cached=not self.config.getoption("lora_parity_no_cache"),
         )
-        with warnings.catch_warnings(), modules_of_its_own():
+        with warnings.catch_warnings(), modules_of_its_own() as code:
             # Warnings of torch are no concern of the row, also where pytest makes them errors.
             warnings.simplefilter("ignore")
-            return run_row(self.asked, running)
+            return run_row(self.asked, running, code)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Return the report of a row that failed, without a traceback of ours."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from suite_place import CASE
 
+import lora_export
 from lora_export import api
-from lora_export.suites.running import content_key
+from lora_export.suites.running import content_key, model_folder, opened_files
+from lora_export.suites.running.opened_files import is_installed
 
 NET = f'{CASE.format("net")}model = "net.py:build"\nhparams = "facts.toml"\n'
 
@@ -74,6 +77,7 @@ INGREDIENTS = {
     "the model": text("net.py", "import sibling\n", "import sibling\n\n"),
     "what the model imports": text("sibling.py", "1.0", "2.0"),
     "what the model reads": text("shift.txt", "0.5", "0.25"),
+    "what nobody was seen to read": lambda folder, _: (folder / "more.bin").write_text("1"),
     "a file that an option names": text("facts.toml", "4", "4.0"),
     "versions": fact("_versions", {"torch": "9"}),
     "code": fact("_own_code", "0"),
@@ -87,6 +91,105 @@ def test_another_ingredient_runs_the_row_again(what, net, monkeypatch):
     INGREDIENTS[what](net.folder, monkeypatch)
     assert not run(net)
     assert run(net)
+
+
+def uncached(row, why) -> bool:
+    """Whether a row that holds says why no pass of it is kept."""
+    [note] = row.report.warnings
+    return row.outcome == "held" and note.startswith("not cached: ") and why in note
+
+
+def checkout(place, name):
+    folder = place.folder / name
+    folder.mkdir()
+    for one in ("base.safetensors", "lora.safetensors", "net.py", "sibling.py", "shift.txt"):
+        (folder / one).write_bytes((place.folder / one).read_bytes())
+    (folder / "suite.toml").write_text(
+        f'format = 1\n{CASE.format("net")}model = "net.py:build"\n', encoding="utf-8"
+    )
+    return folder / "suite.toml"
+
+
+def test_the_pass_of_another_checkout_is_taken_only_where_all_is_the_same(place):
+    place.network()
+    one, two, three = (checkout(place, name) for name in ("one", "two", "three"))
+    (two.parent / "sibling.py").write_text("SCALE = 2.0\n")
+    found = [lora_export.parity(path).rows[0] for path in (one, two, three)]
+    assert [row.cached for row in found] == [False, False, True]
+
+
+def test_every_row_of_a_case_depends_on_what_its_model_reads_at_its_import(place, monkeypatch):
+    # The tests share what torch exports, in a folder that no command has.
+    monkeypatch.setattr(
+        opened_files, "_ROOTS", (*opened_files._ROOTS, os.environ["LORA_EXPORT_TEST_CAPTURES"])
+    )
+    place.network()
+    (place.folder / "sibling.py").write_text(
+        "from pathlib import Path\nSCALE = float((Path(__file__).parent / 'scale').read_text())\n"
+    )
+    for value, cached in (("1.0", False), ("1.0", True), ("2.0", False)):
+        (place.folder / "scale").write_text(value)
+        rows = place.run(f"{NET.replace('hparams', '#')}artefacts = ['merge', 'onnx']\n").rows
+        assert [row.cached for row in rows] == [cached] * 2
+
+
+def test_every_row_of_a_case_depends_on_a_file_elsewhere(place, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "scale"
+    elsewhere.write_text("1.0")
+    place.network()
+    (place.folder / "sibling.py").write_text(
+        f"from pathlib import Path\nSCALE = float(Path({str(elsewhere)!r}).read_text())\n"
+    )
+    rows = place.run(f"{NET.replace('hparams', '#')}artefacts = ['merge', 'onnx']\n").rows
+    assert all(uncached(row, str(elsewhere)) for row in rows)
+    assert passes() == []
+
+
+@pytest.mark.parametrize("when", ["merge", "between"])
+def test_a_sibling_that_changes_while_a_case_is_run_is_no_pass(when, place, monkeypatch):
+    place.network()
+    edit = text("sibling.py", "1.0", "2.0")
+    right = api.merge
+
+    def merge(*args, **options):
+        report = right(*args, **options)
+        edit(place.folder, None)
+        return report
+
+    monkeypatch.setattr(api, "merge", merge)
+    rows = ["merge", "onnx"] if when == "between" else ["merge"]
+    found = place.run(f"{NET.replace('hparams', '#')}artefacts = {rows}\n").rows
+    assert all(uncached(row, "changed while it was run") for row in found)
+    assert passes() == []
+
+
+def test_code_in_a_folder_that_is_too_large_or_unknown_is_not_cached(place, monkeypatch):
+    place.network()
+    case = NET.replace("hparams", "#")
+    (place.folder / "venv").mkdir()
+    (place.folder / "venv" / "pyvenv.cfg").write_text("")
+    for number in range(10):
+        (place.folder / "venv" / f"{number}.py").write_text("")
+    monkeypatch.setattr(model_folder, "FILES", 8)
+    assert not run(place, case)
+    assert run(place, case)
+    monkeypatch.setattr(model_folder, "FILES", 3)
+    [row] = place.run(case).rows
+    assert uncached(row, "has more than 3 files")
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(place.folder)
+    [row] = place.run(case.replace("net.py:", "net:"), no_cache=True).rows
+    assert row.report.warnings == ()
+    [row] = place.run(case.replace("net.py:", "net:")).rows
+    assert uncached(row, "net:build is a module")
+
+
+def test_code_below_the_prefix_of_python_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    assert not is_installed(tmp_path / "src" / "sibling.py")
+    assert is_installed(Path(os.__file__))
+    assert is_installed(Path(torch.__file__))
 
 
 @pytest.mark.parametrize("line", ["seed = 1", "allow-noop = true", 'dtype = "float32"'])

@@ -49,13 +49,17 @@ class Digests:
         return self._known[key]
 
 
-def content_key(call: Call, digests: Digests) -> str:
+def content_key(
+    call: Call, digests: Digests, *, model: Mapping[str, str], loaded: Mapping[str, str]
+) -> str:
     """Return the SHA-256 (64 hex digits) of everything known to decide a row.
 
     These are the verb, its options with the seed, the content of base, adapters, artefact and of
     every file that an option names, the versions of all installed packages, our own code, the
-    processor, and the environment of the numeric libraries. What the code of --model reads further
-    is known after a run, and kept beside the pass: see Passes.
+    processor, and the environment of the numeric libraries.
+
+    model: the content of the folder of --model, by name; see model_folder.
+    loaded: the digests of the user's modules that were loaded before the case, by name.
 
     Raises:
         OSError, StorageError: an input cannot be read.
@@ -64,7 +68,11 @@ def content_key(call: Call, digests: Digests) -> str:
         "verb": call.verb,
         "name": call.name,
         "inputs": [_content(path, digests) for path in _inputs(call)],
-        "options": {k: _option(v, digests) for k, v in sorted(call.options.items())},
+        "options": {
+            k: _option(v, digests) for k, v in sorted(call.options.items()) if k != "model"
+        },
+        "model": dict(model),
+        "loaded": dict(loaded),
         "versions": _versions(),
         "code": _own_code(),
         "processor": _processor(),
@@ -73,18 +81,15 @@ def content_key(call: Call, digests: Digests) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def keyed_files(call: Call) -> set[Path]:
-    """Return the files whose content is part of the key: a pass needs no digest of them."""
-    named = [path for value in call.options.values() for path in _named(value)]
-    files = {file for path in _inputs(call) for file in _files(path)}
-    return {file.absolute() for file in (*files, *named)}
+def keyed_files(call: Call) -> frozenset[Path]:
+    """Return the inputs and the files that options name, with their links resolved.
 
-
-def _named(value: Any) -> list[Path]:
-    """Return the files that an option names."""
-    if isinstance(value, Path):
-        return [value]
-    return [Path(value.rpartition(":")[0])] if isinstance(value, str) and ".py:" in value else []
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    named = [value for value in call.options.values() if isinstance(value, Path)]
+    files = (file for path in _inputs(call) for file in _files(path))
+    return frozenset(file.resolve() for file in (*files, *named))
 
 
 def _inputs(call: Call) -> list[Path]:
@@ -111,9 +116,8 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _option(value: Any, digests: Digests) -> Any:
     """Return an option as JSON; of a path its content: another place makes no difference."""
-    if named := _named(value):
-        name = "" if isinstance(value, Path) else value.rpartition(":")[2]
-        return [digests.of(named[0]) if named[0].is_file() else "no file", name]
+    if isinstance(value, Path):
+        return [digests.of(value) if value.is_file() else "no file"]
     return value
 
 

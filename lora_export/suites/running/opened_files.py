@@ -1,13 +1,14 @@
-"""Which files a row reads: what a pass depends on, whoever opens it.
+"""Which files Python opens while a row runs, and which of them are the user's.
 
-The code of --model may read anything beside it. Python reports every file that its own code opens
-to an audit hook, so no list of suffixes has to guess.
+The code of --model may read anything. Python reports every file that its own code opens to an
+audit hook. It does not know what compiled code opens, such as that of safetensors.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
@@ -36,33 +37,19 @@ def _hear(event: str, arguments: tuple[object, ...]) -> None:
 
 
 @contextmanager
-def opened_files() -> Iterator[set[str]]:
-    """Yield the paths that are opened for reading inside the block, as they are opened."""
+def opened_files(heard: set[str]) -> Iterator[None]:
+    """Add the paths that are opened for reading inside the block to `heard`."""
     if not _installed:
         sys.addaudithook(_hear)  # it stays for the life of the process, and does nothing then
         _installed.append(True)
-    heard: set[str] = set()
     _LISTENING.append(heard)
     try:
-        yield heard
+        yield
     finally:
-        _LISTENING.remove(heard)
+        _LISTENING.pop()
 
 
-def own_files(heard: set[str], *, without: Path) -> list[Path]:
-    """Return the user's files among `heard` and the sources of the loaded modules.
-
-    Files of Python and of installed packages are left out: their versions are known. So are files
-    below `without`, captured graphs, which a run makes again, and what is no regular file any more.
-    """
-    modules = [getattr(module, "__file__", None) for module in [*sys.modules.values()]]
-    paths = {Path(name).absolute() for name in [*heard, *filter(None, modules)] if name}
-    sources = {_source(path) for path in paths}
-    kept = (p for p in sources if p.suffix not in _CAPTURED and not _is_known(p, without))
-    return sorted(path for path in kept if path.is_file())
-
-
-def _source(path: Path) -> Path:
+def source_of(path: Path) -> Path:
     """Return the source of compiled Python: that alone changes when it is edited."""
     if path.suffix != ".pyc":
         return path
@@ -72,16 +59,24 @@ def _source(path: Path) -> Path:
         return path
 
 
-def _is_known(path: Path, without: Path) -> bool:
-    roots = (without.absolute(), "/proc", "/sys", "/dev")
-    return is_installed(path) or any(path.is_relative_to(root) for root in roots)
+def is_installed(path: Path, *, without: Path | None = None) -> bool:
+    """Return whether a file is none of the user's.
 
+    It belongs to Python, to an installed package, to lora_export or to the system then, or is a
+    captured graph, which a run makes again.
 
-def is_installed(path: Path) -> bool:
-    """Return whether a file belongs to Python, to an installed package or to lora_export."""
-    roots = (sys.prefix, sys.base_prefix, PACKAGE)
-    return "site-packages" in path.parts or any(path.is_relative_to(root) for root in roots)
+    without: a folder whose files are not the user's either.
+    """
+    roots = (*_ROOTS, *([without.absolute()] if without else []))
+    packages = {"site-packages", "dist-packages"}.intersection(path.parts)
+    return bool(packages) or path.suffix in _CAPTURED or any(map(path.is_relative_to, roots))
 
 
 PACKAGE = Path(__file__).parents[2]
 """The folder of lora_export, whose code has a digest of its own in every key."""
+
+# sys.prefix is no root: the user's files lie below it where that is a folder of theirs, or /usr.
+_PYTHON = [
+    Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+]
+_ROOTS = (PACKAGE, *_PYTHON, *map(Path, ("/etc", "/proc", "/sys", "/dev")))

@@ -1,9 +1,9 @@
 """Passes of earlier runs on disk: a row whose content has passed is not run again.
 
-Only a pass is kept. An entry holds what the run had found, and the digest of every file of the
-user's that it read; another file among them voids the entry. An entry is data: nothing in it is
-run, and no path in it is written to. Who can write into the folder can make a row pass, so a
-folder or entry of another user, or one that others may write, is not read.
+Only a pass is kept. An entry holds what the run had found, and its name is the digest of all that
+decides the row. An entry is data: nothing in it is run, and no path in it is written to. Who can
+write into the folder can make a row pass, so a folder or entry of another user, or one that others
+may write, is not read.
 """
 
 from __future__ import annotations
@@ -16,20 +16,15 @@ import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_export.errors import LoraExportError
 from lora_export.records import Check, WrittenFile
 from lora_export.report.result import Report
 from lora_export.report.verdict import Verdict
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from lora_export.suites.running.content_key import Digests
-
 VARIABLE = "LORA_EXPORT_PARITY_CACHE"
-MAGIC = "lora-export pass 1"
+MAGIC = "lora-export pass 2"
 SUFFIX = ".pass"
 ENTRIES = 1024
 MOST = 4 << 20
@@ -66,11 +61,10 @@ class Passes:
 
     folder: Path
 
-    def take(self, key: str, digests: Digests) -> Pass | None:
+    def take(self, key: str) -> Pass | None:
         """Return the pass kept under `key`.
 
-        None where there is none, where it is damaged or not the user's own, or where a file that
-        the run read is another one by now.
+        None where there is none, or where it is damaged or not the user's own.
         """
         path = self._path(key)
         try:
@@ -79,22 +73,15 @@ class Passes:
             head, _, payload = path.read_text(encoding="utf-8").partition("\n")
             if head != _head(key, payload):
                 return None
-            entry = json.loads(payload)
-            read = {Path(name): digest for name, digest in entry["read"].items()}
-            if any(digests.of(file) != digest for file, digest in read.items()):
-                return None
-            found = _pass(entry)
+            found = _pass(json.loads(payload))
         except (OSError, LoraExportError, ValueError, TypeError, KeyError, RecursionError):
             return None
         with suppress(OSError):
             path.touch()  # entries are removed in the order of their last use
         return found
 
-    def keep(self, key: str, found: Pass, read: Sequence[Path], digests: Digests) -> None:
-        """Keep a pass, whole or not at all; a folder that takes none is no error.
-
-        read: the files of the user's that the run has read.
-        """
+    def keep(self, key: str, found: Pass) -> None:
+        """Keep a pass, whole or not at all; a folder that takes none is no error."""
         with suppress(OSError, LoraExportError):
             payload = json.dumps(
                 {
@@ -107,7 +94,6 @@ class Passes:
                     },
                     "verdict": asdict(found.verdict),
                     "seconds": found.seconds,
-                    "read": {str(file): digests.of(file) for file in read},
                 }
             )
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.errors import LoraExportError, StorageError, UsageError
+from lora_export.report.columns import first_names
 from lora_export.report.result import Report, refused
 from lora_export.report.verdict import verdict
+from lora_export.shown import shown
 from lora_export.suites.outcome import BUG, FAILED, Row
 from lora_export.suites.running.call import call_of
 from lora_export.suites.running.content_key import Digests, content_key, keyed_files
 from lora_export.suites.running.installed import missing, mistyped
 from lora_export.suites.running.judge import judge
-from lora_export.suites.running.opened_files import opened_files, own_files
+from lora_export.suites.running.model_folder import ModelFolder, model_folder
+from lora_export.suites.running.opened_files import opened_files
 from lora_export.suites.running.passes import Pass, Passes, default_folder
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     from lora_export.records import Progress
     from lora_export.suites.running.call import Call
+    from lora_export.suites.running.user_modules import UserCode
     from lora_export.suites.suite import Asked, Suite
 
 TERMINATED = 143
@@ -47,6 +51,8 @@ class Running:
     """Writes what a proven row found into its goldens; returns the row with what it expects now."""
     progress: Callable[[Progress], None] | None = None
     """Called with each stage of each row; None reports nothing."""
+    reports: tuple[Path, ...] = ()
+    """The files that the run writes at its end: they decide no row."""
     digests: Digests = field(default_factory=Digests)
     """Shared by all rows, so that a base is hashed once."""
 
@@ -62,8 +68,21 @@ class Running:
         return self.keep is None and self.update is None
 
 
-def run_row(asked: Asked, running: Running) -> Row:
+@dataclass(frozen=True, slots=True)
+class _Keyed:
+    """Under which name the pass of a row is kept, and what the row may read."""
+
+    key: str = ""
+    """"" where the row is not cached."""
+    folder: ModelFolder = field(default_factory=ModelFolder)
+    files: frozenset[Path] = frozenset()
+    """All files whose content is part of the key."""
+
+
+def run_row(asked: Asked, running: Running, code: UserCode) -> Row:
     """Run a row and judge it.
+
+    code: of the case, which its rows share; see modules_of_its_own.
 
     Raises:
         KeyboardInterrupt, SystemExit: a signal came.
@@ -80,7 +99,7 @@ def run_row(asked: Asked, running: Running) -> Row:
     try:
         call = call_of(asked)
         row = replace(row, command=call.command())
-        row = _by_pass(row, asked, call, running) or _run(row, asked, call, running)
+        row = _by_pass(row, asked, call, running, code) or _run(row, asked, call, running, code)
     except LoraExportError as error:  # of a golden, or of a path in a package
         row = _judged(row, asked, refused(asked.verb, error), error.status, running)
     except Exception as error:  # noqa: BLE001 - the other rows still run
@@ -92,14 +111,32 @@ def run_row(asked: Asked, running: Running) -> Row:
     return row if row.cached else replace(row, seconds=time.perf_counter() - begun)
 
 
-def _by_pass(row: Row, asked: Asked, call: Call, running: Running) -> Row | None:
+def _keyed(call: Call, running: Running, code: UserCode) -> _Keyed:
+    """Return the key of a row as its files are now."""
+    if not running.passes:
+        return _Keyed()
+    written = (running.suite.path, *running.reports, *([running.keep] if running.keep else ()))
+    try:
+        inputs, target = keyed_files(call), call.options.get("model") or ""
+        folder = model_folder(target, running.digests, inputs=inputs, without=written)
+        if code.model is None:
+            code.model = folder.content
+        if folder.why_not or folder.content != code.model:  # another one was imported
+            return _Keyed("", folder)
+        loaded = code.loaded()
+        key = content_key(call, running.digests, model=folder.content, loaded=loaded)
+    except (OSError, StorageError):  # the verb reports what cannot be read
+        return _Keyed()
+    before = {path.resolve() for path in code.before.values()}
+    return _Keyed(key, folder, frozenset({*inputs, *folder.files, *before}))
+
+
+def _by_pass(row: Row, asked: Asked, call: Call, running: Running, code: UserCode) -> Row | None:
     """Return the row of an earlier run that has passed; None where it is to be run."""
     if not (running.passes and running.takes_passes) or asked.case.expect.exit:
         return None
-    try:
-        found = running.passes.take(content_key(call, running.digests), running.digests)
-    except (OSError, StorageError):  # the verb reports what cannot be read
-        return None
+    key = _keyed(call, running, code).key
+    found = running.passes.take(key) if key else None
     if found is None:
         return None
     report = replace(found.report, output=call.artefact)
@@ -116,30 +153,41 @@ def _by_pass(row: Row, asked: Asked, call: Call, running: Running) -> Row | None
     )
 
 
-def _run(row: Row, asked: Asked, call: Call, running: Running) -> Row:
+def _run(row: Row, asked: Asked, call: Call, running: Running, code: UserCode) -> Row:
     """Run the verb, judge what it found, and keep a pass."""
     begun = time.perf_counter()
-    with _folder(asked, running) as folder, opened_files() as heard:
+    with _folder(asked, running) as folder:
+        keyed = _keyed(call, running, code)
         try:
-            key = content_key(call, running.digests) if running.passes else ""
-        except (OSError, StorageError):
-            key = ""
-        try:
-            report, status = _found(call, folder, _named(asked, running))
+            with opened_files(code.opened):
+                report, status = _found(call, folder, _named(asked, running))
         except LoraExportError as error:
             report, status = _without(folder, refused(call.verb, error)), error.status
         if running.update and status == 0:
             asked = running.update(asked, report, running.digests)
         row = _judged(row, asked, report, status, running)
-        if key and running.passes and status == 0 and row.outcome == "held" and row.verdict:
-            known = keyed_files(call)
-            read = [file for file in own_files(heard, without=folder) if file not in known]
-            # Inputs that changed meanwhile are not those of the proof.
-            if content_key(call, running.digests) == key:
-                seconds = time.perf_counter() - begun
-                passed = Pass(report, row.verdict, seconds)
-                running.passes.keep(key, passed, read, running.digests)
+        if running.passes and status == 0 and row.outcome == "held" and row.verdict:
+            why = keyed.folder.why_not or _why_not(keyed, call, running, code, folder)
+            if why:
+                return replace(row, report=_with_warning(report, f"not cached: {why}"))
+            seconds = time.perf_counter() - begun
+            running.passes.keep(keyed.key, Pass(report, row.verdict, seconds))
     return row
+
+
+def _why_not(keyed: _Keyed, call: Call, running: Running, code: UserCode, folder: Path) -> str:
+    """Return why a pass of a row that was run says nothing about its key; "" where it does."""
+    # Inputs that changed meanwhile are not those of the proof.
+    if not keyed.key or _keyed(call, running, code).key != keyed.key:
+        return "a file of the row changed while it was run"
+    if strangers := code.strangers(keyed.files, without=folder):
+        read = first_names([shown(str(path)) for path in strangers], 2)
+        return f"the row read {read}, outside of its inputs and of the model's folder"
+    return ""
+
+
+def _with_warning(report: Report, text: str) -> Report:
+    return replace(report, warnings=(*report.warnings, text))
 
 
 def _judged(row: Row, asked: Asked, report: Report, status: int, running: Running) -> Row:

@@ -74,6 +74,6 @@ def run_suite(
 def _each(rows: Sequence[Asked], running: Running) -> Iterator[Row]:
     """Yield each row as it is done; the rows of one case share the modules of its --model."""
     for _, group in groupby(rows, key=lambda asked: asked.case.place):
-        with modules_of_its_own():
+        with modules_of_its_own() as code:
             for asked in group:
-                yield run_row(asked, running)
+                yield run_row(asked, running, code)
