@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 
+import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 from suite_place import CASE, MERGE
 
-from lora_export.records import Check
+import lora_export
+from lora_export import api
+from lora_export.records import Check, WrittenFile
 from lora_export.report.result import Report
 from lora_export.suites.reading.update_suite import update_goldens
 from lora_export.suites.running.judge import worst_error
+from lora_export.suites.suite import Case
 
 GOLDEN = "expect = { sha256 = 'golden/tiny.sha256' }"
 
@@ -114,8 +118,6 @@ max_error = 1e-11  # here
 
 
 def test_update_writes_the_values_and_nothing_else(place):
-    import lora_export
-
     place.network()
     path = place.write(SUITE)
     path.chmod(0o640)
@@ -132,9 +134,53 @@ def test_update_writes_the_values_and_nothing_else(place):
     assert path.read_text() == text
 
 
-def test_a_proof_that_failed_updates_nothing(place, monkeypatch):
-    from lora_export.suites import parity as module
+def test_update_keeps_the_largest_of_all_rows_of_a_case(place, monkeypatch):
+    """Rows of other errors and sizes: the last one is the smallest."""
+    bounds = 'expect = { max_error = 1e-12, size_below = "1" }'
+    found = {"merge": (3e-3, 9000), "onnx": (2e-5, 5_000_000), "onnx:fp16": (1e-6, 70)}
 
-    monkeypatch.setattr(module, "update_goldens", lambda *_: pytest.fail("updated"))
-    assert place.run(MERGE.replace("lora.s", "other.s"), update=True).status == 4
-    assert callable(update_goldens)
+    def verb(name):
+        def call(*_args, **options):
+            error, size = found[f"{name}:{p}" if (p := options.get("precision")) else name]
+            checks = (Check("outputs", True, error, 1.0, level="model"),)  # noqa: FBT003
+            return Report(name, checks=checks, files=(WrittenFile("model", "0" * 64, size),))
+
+        return call
+
+    monkeypatch.setattr(api, "merge", verb("merge"))
+    monkeypatch.setattr(api, "export_onnx", verb("onnx"))
+    case = f"{MERGE}artefacts = ['merge', 'onnx', 'onnx:fp16']\n{bounds}\n"
+    assert place.run(case, update=True).passed
+    text = (place.folder / "suite.toml").read_text()
+    assert re.search(r'max_error = 0\.003\d?, size_below = "5.1MB"', text), text
+    assert lora_export.parity(place.folder / "suite.toml").passed
+
+
+REFUSED = {
+    "a refusal": (4, MERGE.replace("lora.s", "other.s") + GOLDEN),
+    "a level that was not proven": (5, f"{MERGE}require = ['model']\n{GOLDEN}"),
+    "no outputs": (5, MERGE + GOLDEN.replace("{", "{ max_error = 1.0,")),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_row_that_does_not_hold_updates_nothing(what, place):
+    status, case = REFUSED[what]
+    assert place.run(f"{case}\n", update=True).status == status
+    assert not (place.folder / "golden").exists()
+
+
+def test_external_data_of_an_artefact_counts(place):
+    from lora_export.suites.running.content_key import Digests
+    from lora_export.suites.running.goldens import digested
+
+    weight = onnx.helper.make_tensor("w", 1, [2], b"12345678", raw=True)
+    node = onnx.helper.make_node("Identity", ["w"], ["y"])
+    out = onnx.helper.make_tensor_value_info("y", 1, [2])
+    graph = onnx.helper.make_graph([node], "g", [], [out], [weight])
+    path = place.folder / "m.onnx"
+    onnx.save_model(onnx.helper.make_model(graph), path, save_as_external_data=True,
+                    location="m.bin", size_threshold=0)  # fmt: skip
+    case = Case("v", 0, "s:1", "", (), (), str(path), {})
+    files = digested(case.rows()[0], Report("verify", str(path)), Digests())
+    assert {name: file.size for name, file in files.items()}["m.onnx/m.bin"] == 8

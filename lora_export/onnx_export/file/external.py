@@ -114,8 +114,17 @@ def refer(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> 
 
 def total_size(path: Path) -> int:
     """Sum the bytes of the file and of the files that hold its external data."""
+    return sum(file.stat().st_size for file in (path, *data_files(path)))
+
+
+def data_files(path: Path) -> list[Path]:
+    """Return the files that hold the external data of an ONNX file.
+
+    Raises:
+        InputError: the file is no ONNX model.
+    """
     names = {_range(tensor).location for tensor in _external(parse(path))}
-    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in names)))
+    return [path.parent / name for name in sorted(names)]
 
 
 def count_check(name: str, faults: Sequence[str], right: str = "") -> Check:

@@ -109,6 +109,10 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (file for file in path.rglob("*") if file.is_file())
         return
     yield path
+    if path.suffix == ".onnx" and path.is_file():
+        from lora_export.onnx_export.file.external import data_files
+
+        yield from data_files(path)
     whole = path.name.endswith(".index.json")
     beside = (file for file in path.parent.iterdir() if whole or file.suffix in _SIDE)
     yield from (file for file in beside if file != path and file.is_file())

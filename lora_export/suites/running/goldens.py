@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,12 +42,19 @@ def _named(path: str, stem: str) -> str:
 
 
 def _belongs(name: str, stem: str) -> bool:
-    return name == stem or name.startswith((f"{stem}.", f"{stem}/"))
+    data = re.escape(stem.removesuffix(".onnx")) + r"-[0-9a-f]{8}\.onnx\.data"  # see save_model
+    return (
+        name == stem or name.startswith((f"{stem}.", f"{stem}/")) or bool(re.fullmatch(data, name))
+    )
 
 
 def _files_of(path: Path, digests: Digests) -> list[WrittenFile]:
     whole = path.is_dir()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if whole else [path]
+    if path.suffix == ".onnx" and not whole:
+        from lora_export.onnx_export.file.external import data_files
+
+        files += data_files(path)
     root = path if whole else path.parent
     return [
         WrittenFile(str(file.relative_to(root)), digests.of(file), file.stat().st_size)

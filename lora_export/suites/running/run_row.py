@@ -19,7 +19,7 @@ from lora_export.suites.outcome import BUG, FAILED, Row
 from lora_export.suites.running.call import call_of
 from lora_export.suites.running.content_key import Digests, content_key, keyed_files
 from lora_export.suites.running.installed import missing, mistyped
-from lora_export.suites.running.judge import judge
+from lora_export.suites.running.judge import holds_without_goldens, judge
 from lora_export.suites.running.model_folder import ModelFolder, model_folder
 from lora_export.suites.running.opened_files import opened_files
 from lora_export.suites.running.passes import Pass, Passes, default_folder
@@ -125,7 +125,7 @@ def _keyed(call: Call, running: Running, code: UserCode) -> _Keyed:
             return _Keyed("", folder)
         loaded = code.loaded()
         key = content_key(call, running.digests, model=folder.content, loaded=loaded)
-    except (OSError, StorageError):  # the verb reports what cannot be read
+    except (OSError, ValueError, LoraExportError):  # the verb reports what cannot be read
         return _Keyed()
     before = {path.resolve() for path in code.before.values()}
     return _Keyed(key, folder, frozenset({*inputs, *folder.files, *before}))
@@ -163,7 +163,7 @@ def _run(row: Row, asked: Asked, call: Call, running: Running, code: UserCode) -
                 report, status = _found(call, folder, _named(asked, running))
         except LoraExportError as error:
             report, status = _without(folder, refused(call.verb, error)), error.status
-        if running.update and status == 0:
+        if running.update and holds_without_goldens(asked, report, status, running.digests):
             asked = running.update(asked, report, running.digests)
         row = _judged(row, asked, report, status, running)
         if running.passes and status == 0 and row.outcome == "held" and row.verdict:
