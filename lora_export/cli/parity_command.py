@@ -15,7 +15,7 @@ from lora_export.cli.flags import declared, given, init_options, output_options
 from lora_export.options import VERBS
 from lora_export.report.columns import counted
 from lora_export.report.result import json_text
-from lora_export.shown import shell_command, shown
+from lora_export.shown import HINT_MOST, shell_command, shown, shown_line
 
 if TYPE_CHECKING:
     from lora_export.suites.outcome import Row, SuiteResult
@@ -62,6 +62,8 @@ def command(context: click.Context, /, paths: tuple[Path, ...], **values: Any) -
     settings["on_row"] = None if output.quiet else shown
     result = output.value(lambda progress: parity(paths[0], **settings, progress=progress))
     _print(result, output)
+    for lost in result.unwritten:
+        echo_error(shown_line(f"error: a report could not be written: {lost}", HINT_MOST))
     if note := write_summary(result):
         echo_error(f"note: {note}")
     for line in row_annotations(result):  # on stderr, which GitHub reads too: --json has stdout

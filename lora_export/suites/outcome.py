@@ -19,6 +19,7 @@ Outcome = Literal["held", "failed", "error", "bug", "skipped"]
 
 BUG = 1
 FAILED = 5
+UNWRITTEN = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +72,20 @@ class SuiteResult:
     """Rows that were not run, after an interrupt or the first row that does not hold."""
     stopped: int = 0
     """130 or 143 where a signal stopped the run, else 0."""
+    unwritten: tuple[str, ...] = ()
+    """The reports that could not be written, each with the reason."""
 
     @property
     def passed(self) -> bool:
         """Return whether every row holds and none was left out by a stop."""
-        return self.status == 0
+        return self.status in (0, UNWRITTEN) and all(row.holds for row in self.rows)
 
     @property
     def status(self) -> int:
         """Return the exit status.
 
         The first of these that is true: 130 or 143 after a signal, 1 for a bug in a row, 5 where a
-        row fails, the highest status of the refusals, 0.
+        row fails, the highest status of the refusals, 7 where a report could not be written, 0.
         """
         if self.stopped:
             return self.stopped
@@ -91,7 +94,8 @@ class SuiteResult:
             return BUG
         if outcomes["failed"]:
             return FAILED
-        return max((row.status for row in self.rows if row.outcome == "error"), default=0)
+        refused = max((row.status for row in self.rows if row.outcome == "error"), default=0)
+        return refused or (UNWRITTEN if self.unwritten else 0)
 
 
 def row_json(row: Row) -> dict[str, Any]:
@@ -124,7 +128,7 @@ def suite_json(result: SuiteResult) -> dict[str, Any]:
     """Return what `parity --json` prints for a suite that was run."""
     return {
         "command": "parity",
-        "ok": result.passed,
+        "ok": result.status == 0,
         "output": str(result.path),
         "status": result.status,
         "rows": [row_json(row) for row in result.rows],

@@ -48,7 +48,8 @@ def parity(
     Args:
         suite: the suite's TOML file. Its paths are relative to its own folder.
         case: run the cases alone whose names match one of these patterns.
-        junit: write the rows into this file, as JUnit XML.
+        junit: write the rows into this file, as JUnit XML. Earlier JUnit XML there is replaced, any
+            other file is not.
         report: write the rows into this file, as a page: .html or .md. An earlier report there is
             replaced, any other file is not.
         update: write the digests, errors and sizes that were found into the goldens.
@@ -66,8 +67,9 @@ def parity(
     Raises:
         UsageError: the file has mistakes, all of which are named; or `case` matches no case.
         InputError: there is no such file, or it is no text.
-        OutputError: a report would replace a folder, the suite, or a file that is no report.
-        StorageError: the suite cannot be read, or a report cannot be written.
+        OutputError: a report would replace a folder, the suite, a file that is no report, or the
+            other report.
+        StorageError: the suite cannot be read.
     """
     reports = Reports.at(junit, report, Path(suite))
     read = read_suite(Path(suite))
@@ -82,8 +84,7 @@ def parity(
         reports=tuple(Path(one) for one in (junit, report) if one),
     )
     result = run_suite(rows, running, first=exitfirst, on_row=on_row or _no_report)
-    reports.write(result)
-    return result
+    return reports.write(result)
 
 
 def _no_report(_row: Row) -> None:

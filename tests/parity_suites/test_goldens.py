@@ -14,7 +14,6 @@ import lora_export
 from lora_export import api
 from lora_export.records import Check, WrittenFile
 from lora_export.report.result import Report
-from lora_export.suites.reading.update_suite import update_goldens
 from lora_export.suites.running.judge import worst_error
 from lora_export.suites.suite import Case
 

@@ -264,7 +264,7 @@ def test_the_command(place, outside):
     assert re.fullmatch(r"tiny, merge: holds \(\d+\.\d s\)\n", done.stderr)
     assert files["xml"].read_bytes().startswith(b"<?xml")
     assert "PROVED: 1 row holds, to" in files["md"].read_text()
-    again = call(suite, "--json", "--report", files["html"])
+    again = call(suite, "--json", "--report", files["html"], "--junit", files["xml"])
     document = json.loads(again.stdout)
     assert (document["ok"], document["status"], document["left"]) == (True, 0, 0)
     assert document["rows"][0]["cached"] is True
@@ -281,6 +281,23 @@ def test_a_skipped_row_is_said_though_quiet(place, outside):
     assert (done.exit_code, done.stdout) == (0, "")
     assert done.stderr == "note: 1 row skipped; --strict fails then\n"
     assert "not installed: hff (did you mean hf?)" in call(place.folder / "suite.toml").stdout
+
+
+@pytest.mark.parametrize(("case", "status"), [(MERGE, 7), (f"{MERGE}require = ['model']\n", 5)])
+def test_a_report_that_cannot_be_written_hides_no_row(case, status, place, outside, monkeypatch):
+    def refuse(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("lora_export.suites.printing.written.junit_xml", refuse)
+    page = place.folder / "out.md"
+    done = call(
+        place.write(f"format = 1\n{case}"), "--junit", place.folder / "x.xml", "--report", page
+    )
+    assert done.exit_code == status, done.output
+    assert "tiny, merge" in done.stderr
+    assert "error: a report could not be written: no space left\n" in done.stderr
+    assert done.stdout.startswith("PROVED" if status == 7 else "FAILED")
+    assert page.exists()
 
 
 def test_the_command_fails_and_tells_github(place, tmp_path):
@@ -301,6 +318,9 @@ WRONG = {
     ("suite.toml", "--report", "page.pdf"): 2,
     ("suite.toml", "--junit", "."): 6,
     ("suite.toml", "--junit", "gone/out.xml"): 6,
+    ("suite.toml", "--junit", "base.safetensors"): 6,
+    ("suite.toml", "--junit", "suite.toml"): 6,
+    ("suite.toml", "--junit", "out.md", "--report", "./out.md"): 6,
     ("suite.toml", "-o", "x.toml"): 2,
     ("wrong.toml",): 2,
     ("--init", "base.safetensors"): 2,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.api.page_file import PageFile
-from lora_export.checkpoint.reading import system_errors
-from lora_export.errors import OutputError
+from lora_export.checkpoint.reading import read_start
+from lora_export.errors import LoraExportError, OutputError
 from lora_export.report.page.suite_page import Row as PageRow
 from lora_export.report.page.suite_page import rendered_suite
 from lora_export.suites.printing.junit import junit_xml
 from lora_export.suites.printing.rows_text import short_verdict, suite_verdict
+from lora_export.suites.reading.update_suite import replace_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from lora_export.suites.outcome import Row, SuiteResult
 
 
@@ -34,32 +38,71 @@ class Reports:
             OutputError: a report would replace a folder, the suite, or what is no report; or its
                 folder does not exist.
         """
-        if junit and (Path(junit).is_dir() or Path(junit).resolve() == suite.resolve()):
-            what = "is a folder" if Path(junit).is_dir() else "is the suite itself"
+        if junit:
+            _check_junit(Path(junit), suite)
+        if junit and page and _place(Path(junit)) == _place(Path(page)):
             raise OutputError(
-                what, where=f"--junit {junit}", hint="name another file", cause="output/place"
-            )
-        if junit and not Path(junit).parent.is_dir():
-            raise OutputError(
-                "its folder does not exist", where=f"--junit {junit}", cause="output/place"
-            )
+                "is the file of --report too", where=f"--junit {junit}", hint="name another file",
+                cause="output/place",
+            )  # fmt: skip
         found = PageFile.at(page, inputs=(suite,)) if page else None
         return cls(Path(junit) if junit else None, found)
 
-    def write(self, result: SuiteResult) -> None:
-        """Write the reports that are asked for.
+    def write(self, result: SuiteResult) -> SuiteResult:
+        """Write the reports that are asked for; return the result with those that were lost.
 
-        Raises:
-            OutputError: another file has appeared in the place of the page.
-            StorageError: the system refuses.
+        A report that cannot be written hides no row: its reason is in `unwritten`.
         """
+        lost = [*_lost(lambda: self._write_junit(result)), *_lost(lambda: self._write_page(result))]
+        return replace(result, unwritten=tuple(lost))
+
+    def _write_junit(self, result: SuiteResult) -> None:
         if self.junit:
-            with system_errors(self.junit, "write"):
-                self.junit.write_bytes(junit_xml(result))
+            replace_file(self.junit, junit_xml(result).decode())
+
+    def _write_page(self, result: SuiteResult) -> None:
         if self.page:
             rows = [page_row(row) for row in result.rows]
             title = f"lora-export parity: {result.path.name}"
             self.page.write(rendered_suite(title, suite_verdict(result), rows, self.page.form))
+
+
+def _lost(write: Callable[[], None]) -> Iterator[str]:
+    try:
+        write()
+    except (LoraExportError, OSError) as error:
+        problem = error.problems[0] if isinstance(error, LoraExportError) else None
+        yield f"{problem.where}: {problem.message}" if problem else str(error)
+
+
+def _place(path: Path) -> Path:
+    return path.parent.resolve() / path.name
+
+
+def _check_junit(path: Path, suite: Path) -> None:
+    """Refuse a place that holds what is no JUnit XML, or that cannot be written.
+
+    Raises:
+        OutputError: it does.
+        StorageError: the file there cannot be read.
+    """
+    place = f"--junit {path}"
+    if os.path.lexists(path) and not _is_junit(path):
+        what = "is the suite itself" if path.resolve() == suite.resolve() else "is no JUnit XML"
+        what = "is a folder" if path.is_dir() else what
+        raise OutputError(what, where=place, hint="name another file", cause="output/place")
+    if not path.parent.is_dir():
+        raise OutputError("its folder does not exist", where=place, cause="output/place")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError("its folder is not writable", where=place, cause="output/place")
+
+
+def _is_junit(path: Path) -> bool:
+    """Return whether a regular file begins as JUnit XML does."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    start = read_start(path, 4096)
+    return start.startswith(b"<?xml") and b"<testsuite" in start
 
 
 def page_row(row: Row) -> PageRow:

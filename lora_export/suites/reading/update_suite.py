@@ -55,7 +55,7 @@ def update_goldens(asked: Asked, report: Report, digests: Digests) -> Asked:
         return asked
     files = digested(asked, report, digests)
     if expect.sha256 is not None:
-        _replace(expect.sha256, golden_text(asked, expect.sha256, files))
+        replace_file(expect.sha256, golden_text(asked, expect.sha256, files))
     suite = Path(asked.case.where.rpartition(":")[0])
     error, size = worst_error(report), sum(file.size for file in files.values())
     if expect.max_error is not None and error is not None and not error <= expect.max_error:
@@ -110,7 +110,7 @@ def _set(path: Path, case: int, key: str, value: object) -> None:
         new = text[:begun] + text[begun:][: found.start()] + found[1] + written
         new += text[begun:][found.end() :]
         if _content(new) == wanted:
-            return _replace(path, new)
+            return replace_file(path, new)
     raise UsageError(f"{key} could not be found to be written", where=f"{path}:{line}",
                      hint=f"write {key} = {written}", cause="usage/suite")  # fmt: skip
 
@@ -122,7 +122,7 @@ def _content(text: str) -> Any:
         return None
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 
     Raises:
