@@ -12,7 +12,7 @@ from lora_export.verification.blame.diagnosis.projection import update_at, updat
 from lora_export.verification.factors import factors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -55,7 +55,7 @@ def _updates(step: Step, recipe: str, sampled: SampledRows) -> Iterator[torch.Te
     (`safe_merge=True`).
     """
     dtype = sampled.stored.dtype
-    whole = sum(updates_at(step, recipe, sampled))
+    whole = _total(updates_at(step, recipe, sampled))
     yield whole
     yield whole.to(dtype).double()
     parts = []
@@ -63,7 +63,11 @@ def _updates(step: Step, recipe: str, sampled: SampledRows) -> Iterator[torch.Te
         factors = factors_of(delta, exact=False).items()
         rounded = {role: factor.to(dtype).to(factor.dtype) for role, factor in factors}
         parts.append(update_at(delta, rounded, sampled))
-    yield sum(parts).to(dtype).double()
+    yield _total(parts).to(dtype).double()
+
+
+def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return sum(parts[1:], start=parts[0])
 
 
 def share_near(sampled: SampledRows, expected: torch.Tensor) -> float:
