@@ -164,9 +164,9 @@ def _onnx(place: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is no readable ONNX file.
     """
-    from lora_export.onnx_export.file.external import parse
+    from lora_export.onnx_export.file.external import read_model
 
-    model = parse(place)
+    model = read_model(place)
     return {
         "kind": "onnx",
         "path": str(place),

@@ -88,8 +88,7 @@ def reading(path: Path) -> Iterator[None]:
         text = "cannot be read: it is nested too deep"
         raise InputError(text, where=str(path), hint=COPY_AGAIN, cause="input/json") from error
     except (ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:120]
-        text = f"cannot be read: {reason}"
+        text = f"cannot be read: {reason_of(error)[:120]}"
         raise InputError(text, where=str(path), hint=COPY_AGAIN, cause="input/json") from error
 
 

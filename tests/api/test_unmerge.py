@@ -139,10 +139,10 @@ def test_without_a_result_there_is_no_undo_file(base, adapter, tmp_path, monkeyp
     undo = tmp_path / "undo.safetensors"
     right = Staging.publish
 
-    def fails(stage):
+    def fails(stage, **how):
         if stage.output.name == "merged":
             raise OutputError("planted")
-        return right(stage)
+        return right(stage, **how)
 
     monkeypatch.setattr(Staging, "publish", fails)
     with pytest.raises(OutputError, match="planted"):

@@ -103,8 +103,7 @@ def read_bindings(model: onnx.ModelProto) -> Bindings:
     try:
         return _parse(parse_json_object(text.encode(), KEY, unique_keys=True))
     except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-        reason = f"{error}" if isinstance(error, InputError) else reason_of(error)
-        text = f"{KEY} in the ONNX metadata is damaged: {reason}"
+        text = f"{KEY} in the ONNX metadata is damaged: {reason_of(error)}"
         raise InputError(text[:300], hint=COPY_AGAIN, cause="input/onnx-file") from error
 
 

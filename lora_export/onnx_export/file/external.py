@@ -162,7 +162,19 @@ def check(path: Path) -> Check:
 
 
 def parse(path: Path) -> onnx.ModelProto:
-    """Parse the file; external data is left where it is.
+    """Parse a file that can be run; external data is left where it is.
+
+    Raises:
+        InputError: the file is no ONNX model, or its graph has no node.
+    """
+    model = read_model(path)
+    if not model.graph.node:
+        raise InputError("holds no graph", where=str(path), cause="input/onnx-file")
+    return model
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Return what the file holds, also a graph without a node; external data is not read.
 
     Raises:
         InputError: the file is no ONNX model.
@@ -173,15 +185,12 @@ def parse(path: Path) -> onnx.ModelProto:
     try:
         with path.open("rb") as file:
             wire.check_fields(file)
-        model = onnx.load(str(path), load_external_data=False)
+        return onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         text = f"cannot be read as an ONNX file: {reason_of(error)}"
         raise InputError(
             text[:300], where=str(path), hint=COPY_AGAIN, cause="input/onnx-file"
         ) from error
-    if not model.graph.node:
-        raise InputError("holds no graph", where=str(path), cause="input/onnx-file")
-    return model
 
 
 def _external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -45,7 +45,8 @@ def no_fit(tuner: str, shapes: Shapes, base: TensorSpec, where: str) -> Problem:
     wanted = "; ".join(f"{kind.name}: {kind.expects}" for kind in known)
     factors = " and ".join(f"{role} {list(shape)}" for role, shape in shapes.factors.items())
     if 0 in base.shape:
-        return Problem(f"the weight {base.name} {list(base.shape)} has no elements", where, EMPTY)
+        message = f"the weight {base.name} {list(base.shape)} has no elements"
+        return Problem(message, where, EMPTY, cause="fit/shape")
     return Problem(
         f"{factors} fit no layer with a weight {list(base.shape)}",
         where,
