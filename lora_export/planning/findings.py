@@ -55,10 +55,13 @@ def grouped(problems: list[Problem]) -> list[Problem]:
 
 
 def _places(where: list[str]) -> str:
-    """Return one place as it is; of several in one file, the file and the first three names."""
+    """Return one place as it is; of several in one file, the file and the first three names.
+
+    The number stands last: a text that is too long loses its middle.
+    """
     if len(where) == 1:
         return where[0]
     files = {place.rpartition(": ")[0] for place in where}
     shared = f"{files.pop()}: " if len(files) == 1 and "" not in files else ""
     shown = ", ".join(place.removeprefix(shared) for place in where[:3])
-    return f"{shared}{len(where)} places ({shown}{', ...' if len(where) > 3 else ''})"
+    return f"{shared}{shown}{', ...' if len(where) > 3 else ''} ({len(where)} places)"

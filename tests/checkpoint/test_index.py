@@ -42,7 +42,8 @@ def write_index(folder: Path, homes: dict[str, object], **more: object) -> Path:
 def refusal(path: Path, read=read_checkpoint) -> list[str]:
     with pytest.raises(InputError) as caught:
         read(path)
-    return [str(problem) for problem in caught.value.problems]
+    # Not as printed: a long place, such as that of a test's folder, would lose its middle.
+    return [f"{one.where}: {one.message}; {one.hint}" for one in caught.value.problems]
 
 
 def test_a_sharded_folder_and_its_index_are_the_same_checkpoint(sharded):

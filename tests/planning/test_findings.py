@@ -34,10 +34,10 @@ def test_everything_wrong_is_raised_at_once(unfit, missing, kind, raised):
 
 PLACES = {
     "one": (["f: a"], "f: a"),
-    "of one file": (["f: a", "f: b"], "f: 2 places (a, b)"),
-    "many of one file": (["f: a", "f: b", "f: c", "f: d"], "f: 4 places (a, b, c, ...)"),
-    "of two files": (["f: a", "g: b"], "2 places (f: a, g: b)"),
-    "without files": (["a", "b"], "2 places (a, b)"),
+    "of one file": (["f: a", "f: b"], "f: a, b (2 places)"),
+    "many of one file": (["f: a", "f: b", "f: c", "f: d"], "f: a, b, c, ... (4 places)"),
+    "of two files": (["f: a", "g: b"], "f: a, g: b (2 places)"),
+    "without files": (["a", "b"], "a, b (2 places)"),
 }
 
 

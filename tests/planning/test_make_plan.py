@@ -153,7 +153,7 @@ REFUSED = {
     "base and adapter swapped": (
         UsageError,
         {"base": ADAPTER, "adapter": BASE},
-        ["base.safetensors", "without weights", "swapped"],
+        ["base.safetensors", "without weights", "-> lora-export merge "],
     ),
     "partner missing": (
         InputError,

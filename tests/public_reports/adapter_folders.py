@@ -98,7 +98,7 @@ def _a_merge_without_the_projector_is_found_out(folder):
     merge(folder / "base", [lora], folder / "merged")
     (folder / "merged" / "lora_export.json").unlink()
     (folder / "away").rename(lora / "non_lora_trainables.bin")
-    with pytest.raises(VerificationError, match="projector"):
+    with pytest.raises(VerificationError, match="multi_modal_pr"):
         verify(folder / "merged", base=folder / "base", adapters=[lora])
 
 

@@ -39,7 +39,7 @@ def test_every_level_is_named_first(merged, tmp_path):
     verdict, second, _ = report_text(report, verbose=False).split("\n\n", 2)
     assert verdict.startswith("PROVED: ")
     assert verdict.endswith("(weights, outputs)")
-    assert second == "proven   weights, model"
+    assert second == "proven   weights, outputs (model)"
     manifest = json.loads((tmp_path / "out" / "lora_export.json").read_text())
     assert manifest["verification"]["levels"] == levels(report)
 
@@ -51,7 +51,7 @@ def test_the_weights_alone_where_the_user_asks_for_no_more(merged):
     verdict, second, _ = report_text(report, verbose=False).split("\n\n", 2)
     assert verdict.startswith("PROVED: merged = base + adapter, every element within its rounding")
     assert verdict.endswith("(weights; outputs not run)")
-    assert second == "proven   weights\nunproven model: --proof weights"
+    assert second == "proven   weights\nunproven outputs (model): --proof weights"
     assert not report.warnings
 
 
