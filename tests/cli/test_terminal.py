@@ -38,7 +38,9 @@ def terminal(monkeypatch):
         both = Terminal(is_terminal=is_terminal)
         monkeypatch.setattr(sys, "stdout", both)
         monkeypatch.setattr(sys, "stderr", both)
-        monkeypatch.setattr("shutil.get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+        monkeypatch.setattr(
+            "shutil.get_terminal_size", lambda *_, **__: os.terminal_size((columns, 24))
+        )
         monkeypatch.delenv("NO_COLOR", raising=False)
         monkeypatch.setenv("TERM", "xterm")
         return both
