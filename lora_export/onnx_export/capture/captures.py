@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,10 +16,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.checkpoint.output.interrupts import held_back
+from lora_export.checkpoint.output.private_folder import (
+    cache_folder,
+    private_folder,
+    read_private,
+    write_private,
+)
 from lora_export.errors import InputError, LimitError
 from lora_export.onnx_export.capture.capture_form import capture_fault
-from lora_export.onnx_export.capture.private_folder import private_folder, read_private
 from lora_export.onnx_export.file.bindings import read_bindings
 
 if TYPE_CHECKING:
@@ -112,16 +114,8 @@ def _own_files() -> list[Path]:
 
 
 def default_folder() -> Path | None:
-    """Return $LORA_EXPORT_CAPTURE_CACHE, else lora-export/captures among the user's caches.
-
-    None for a user without a home.
-    """
-    if named := os.environ.get(VARIABLE):
-        return Path(named)
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    with suppress(RuntimeError):  # a user without a home
-        return caches.expanduser() / "lora-export" / "captures"
-    return None
+    """Return $LORA_EXPORT_CAPTURE_CACHE, else lora-export/captures; None without a home."""
+    return cache_folder(VARIABLE, "captures")
 
 
 def open_captures(folder: str | Path | None, *, off: bool) -> Captures | None:
@@ -174,7 +168,7 @@ class Captures:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with private_folder(self.folder):
                 pass
-            self._write(self._path(key), _head(key, payload) + payload)
+            write_private(self._path(key), _head(key, payload) + payload)
             self._prune()
         except OSError as error:
             return (
@@ -209,18 +203,8 @@ class Captures:
         payload = json.dumps(list(counts)).encode()
         if self._path(key).is_file():
             with suppress(OSError):  # they are counted again
-                self._write(self._count_path(key, what), _head(what, payload) + payload)
+                write_private(self._count_path(key, what), _head(what, payload) + payload)
                 self._prune_counts(key)
-
-    def _write(self, path: Path, content: bytes) -> None:
-        with held_back():  # a signal just after the file is made would leave it
-            handle, part = tempfile.mkstemp(suffix=".part", dir=self.folder)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                Path(part).replace(path)
-            finally:
-                Path(part).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lora_export.checkpoint.output.private_folder import cache_folder, read_private, write_private
 from lora_export.errors import LoraExportError
 from lora_export.records import Check, WrittenFile
 from lora_export.report.result import Report
 from lora_export.report.verdict import Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VARIABLE = "LORA_EXPORT_PARITY_CACHE"
 MAGIC = "lora-export pass 2"
@@ -43,16 +43,8 @@ class Pass:
 
 
 def default_folder() -> Path | None:
-    """Return $LORA_EXPORT_PARITY_CACHE, else lora-export/parity among the user's caches.
-
-    None for a user without a home.
-    """
-    if named := os.environ.get(VARIABLE):
-        return Path(named)
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    with suppress(RuntimeError):  # a user without a home
-        return caches.expanduser() / "lora-export" / "parity"
-    return None
+    """Return $LORA_EXPORT_PARITY_CACHE, else lora-export/parity; None without a home."""
+    return cache_folder(VARIABLE, "parity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +58,12 @@ class Passes:
 
         None where there is none, or where it is damaged or not the user's own.
         """
-        path = self._path(key)
         try:
-            if not (_is_own(self.folder) and _is_own(path)) or path.stat().st_size > MOST:
-                return None
-            head, _, payload = path.read_text(encoding="utf-8").partition("\n")
-            if head != _head(key, payload):
-                return None
-            found = _pass(json.loads(payload))
+            content = read_private(self.folder, self._path(key).name, MOST)
+            head, _, payload = content.decode().partition("\n")
+            return _pass(json.loads(payload)) if head == _head(key, payload) else None
         except (OSError, LoraExportError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        with suppress(OSError):
-            path.touch()  # entries are removed in the order of their last use
-        return found
 
     def keep(self, key: str, found: Pass) -> None:
         """Keep a pass, whole or not at all; a folder that takes none is no error."""
@@ -97,13 +82,7 @@ class Passes:
                 }
             )
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(suffix=".part", dir=self.folder)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(f"{_head(key, payload)}\n{payload}")
-                Path(part).replace(self._path(key))
-            finally:
-                Path(part).unlink(missing_ok=True)
+            write_private(self._path(key), f"{_head(key, payload)}\n{payload}".encode())
             self._prune()
 
     def _path(self, key: str) -> Path:
@@ -117,13 +96,6 @@ class Passes:
 
 def _head(key: str, payload: str) -> str:
     return f"{MAGIC} {hashlib.sha256(f'{key}{payload}'.encode()).hexdigest()}"
-
-
-def _is_own(path: Path) -> bool:
-    """Return whether the path is the user's, and nobody else may write it."""
-    found = path.stat()
-    own = found.st_uid == os.geteuid() if hasattr(os, "geteuid") else True
-    return own and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _pass(entry: Any) -> Pass:

@@ -1,4 +1,4 @@
-"""Opens a folder, and files in it, that no other user can have written.
+"""Names, writes and reads folders of the user's caches that no other user can have written.
 
 What lies in a cache is believed without looking at the model again. That is right only for what the
 user has put there.
@@ -8,18 +8,49 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import contextmanager
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_export.checkpoint.output.interrupts import held_back
 from lora_export.checkpoint.reading import pread_exact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 class NotPrivateError(OSError):
     """A folder or file is not the user's own, or others may write it."""
+
+
+def cache_folder(variable: str, name: str) -> Path | None:
+    """Return the folder that an environment variable names, else lora-export/`name` of the caches.
+
+    None for a user without a home.
+    """
+    if named := os.environ.get(variable):
+        return Path(named)
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    with suppress(RuntimeError):  # a user without a home
+        return caches.expanduser() / "lora-export" / name
+    return None
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; other runs may read its folder meanwhile.
+
+    Raises:
+        OSError: the folder takes no file.
+    """
+    with held_back():  # a signal just after the file is made would leave it
+        handle, part = tempfile.mkstemp(suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(part).replace(path)
+        finally:
+            Path(part).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Only what the user alone can have written is read, and two runs may share an entry."""
+"""Only what the user alone can have written is read."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import os
 
 import pytest
 
-from lora_export.onnx_export.capture.captures import Captures
-from lora_export.onnx_export.capture.private_folder import (
+from lora_export.checkpoint.output.private_folder import (
     NotPrivateError,
     private_folder,
     read_private,
 )
-
-KEY = "ab" * 32
 
 
 @pytest.fixture
@@ -57,30 +54,3 @@ def test_longer_files_links_and_pipes_are_not_read(folder):
     for name in ("link", "pipe", "inner", "gone"):
         with pytest.raises(OSError, match=f"{name}|regular"):
             read_private(folder, name, 100)
-
-
-def test_a_folder_that_others_may_write_keeps_nothing(zoo, folder):
-    graph = zoo.captured("net").graph()
-    folder.chmod(0o777)
-    assert "others may write" in Captures(folder).keep(KEY, graph)
-    folder.chmod(0o700)
-    assert [path.name for path in folder.iterdir()] == ["entry"]
-
-
-def test_two_processes_on_one_entry_see_it_whole(zoo, folder):
-    """One writes the entry again and again; the other reads it, and finds it right every time."""
-    graph = zoo.captured("net").graph()
-    cache = Captures(folder)
-    assert cache.keep(KEY, graph) == ""
-    writer = os.fork()
-    if not writer:
-        kept = [cache.keep(KEY, graph) for _ in range(60)]
-        os._exit(1 if any(kept) else 0)
-    reads, ended = 0, (0, 0)
-    while not ended[0]:
-        assert cache.take(KEY) == graph
-        reads += 1
-        ended = os.waitpid(writer, os.WNOHANG)
-    assert (reads > 0, ended[1]) == (True, 0)
-    assert cache.take(KEY) == graph
-    assert not list(folder.glob("*.part"))
