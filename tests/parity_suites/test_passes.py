@@ -24,8 +24,9 @@ NET = f'{CASE.format("net")}model = "net.py:build"\nhparams = "facts.toml"\n'
 def net(place):
     place.network()
     (place.folder / "facts.toml").write_text("alpha = 4\n")
-    assert not run(place)
-    assert run(place)
+    [first] = place.run(NET).rows
+    assert not first.cached
+    assert run(place), first.report.warnings
     return place
 
 
@@ -190,6 +191,14 @@ def test_code_below_the_prefix_of_python_is_the_users(tmp_path, monkeypatch):
     assert not is_installed(tmp_path / "src" / "sibling.py")
     assert is_installed(Path(os.__file__))
     assert is_installed(Path(torch.__file__))
+
+
+def test_files_in_memory_are_the_users_and_those_of_the_system_are_not():
+    memory = Path("/dev") / "shm"
+    assert not is_installed(memory / "sibling.py")
+    assert is_installed(memory / "output" / "x", without=memory / "output")
+    assert is_installed(Path("/dev/urandom"))
+    assert is_installed(Path("/proc/self/status"))
 
 
 @pytest.mark.parametrize("line", ["seed = 1", "allow-noop = true", 'dtype = "float32"'])

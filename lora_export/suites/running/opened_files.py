@@ -69,7 +69,9 @@ def is_installed(path: Path, *, without: Path | None = None) -> bool:
     """
     roots = (*_ROOTS, *([without.absolute()] if without else []))
     packages = {"site-packages", "dist-packages"}.intersection(path.parts)
-    return bool(packages) or path.suffix in _CAPTURED or any(map(path.is_relative_to, roots))
+    if packages or path.suffix in _CAPTURED or any(map(path.is_relative_to, roots)):
+        return True
+    return any(map(path.is_relative_to, _SYSTEM)) and not path.is_relative_to(_MEMORY)
 
 
 PACKAGE = Path(__file__).parents[2]
@@ -79,4 +81,6 @@ PACKAGE = Path(__file__).parents[2]
 _PYTHON = [
     Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")
 ]
-_ROOTS = (PACKAGE, *_PYTHON, *map(Path, ("/etc", "/proc", "/sys", "/dev")))
+_ROOTS = (PACKAGE, *_PYTHON)
+_SYSTEM = tuple(map(Path, ("/etc", "/proc", "/sys", "/dev")))
+_MEMORY = Path("/dev") / "shm"  # users keep files there, in memory
