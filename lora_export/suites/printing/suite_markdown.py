@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lora_export.report.page.escape import markdown, markdown_code
 from lora_export.suites.printing.rows_text import (
     WORDS,
     row_text,
@@ -17,8 +18,6 @@ from lora_export.suites.printing.rows_text import (
 if TYPE_CHECKING:
     from lora_export.suites.outcome import Row, SuiteResult
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&])")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _MOST_OF_A_ROW = 20_000
 """Characters of one row's details."""
 
@@ -30,7 +29,7 @@ def suite_markdown(result: SuiteResult, *, most: int | None = None) -> str:
     is given. None sets no limit.
     """
     rows = sorted(result.rows, key=lambda row: row.holds)
-    text = f"## {_plain(suite_verdict(result))}\n\n`{_code(str(result.path))}`\n\n"
+    text = f"## {markdown(suite_verdict(result))}\n\n{markdown_code(result.path)}\n\n"
     head = "| outcome | case | artefact | of the allowed error | seconds | cause |\n"
     text += head + "|---|---|---|---|---|---|\n"
     left = f"\n{len(rows):,} rows are not shown: the summary of a step is limited.\n"
@@ -62,26 +61,17 @@ def _line(row: Row) -> str:
     cause = row.cause or short_verdict(row)
     cells = (
         outcome,
-        _plain(row.case),
-        _plain(row.artefact),
+        markdown(row.case),
+        markdown(row.artefact),
         share_text(row),
         time_text(row),
-        _plain(cause),
+        markdown(cause),
     )
     return f"| {' | '.join(cells)} |\n"
 
 
 def _details(row: Row) -> str:
-    text = _code(row_text(row)[:_MOST_OF_A_ROW])
+    text = row_text(row)[:_MOST_OF_A_ROW]
     fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
-    title = f"{_plain(row.case)}, {_plain(row.artefact)}"
+    title = f"{markdown(row.case)}, {markdown(row.artefact)}"
     return f"\n### {title}\n\n{fence}text\n{text}\n{fence}\n"
-
-
-def _plain(text: str) -> str:
-    """Return a text that Markdown and HTML show as it is, in one line."""
-    return _SPECIAL.sub(r"\\\1", _code(" ".join(text.split())))
-
-
-def _code(text: str) -> str:
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
