@@ -136,10 +136,7 @@ def read_sharded(
         LimitError, StorageError: see read_shard.
     """
     content = _read_index(index)
-    if not follow_links:
-        names = dict.fromkeys(content.weight_map.values())
-        refuse_leaving(index.parent, [index.parent / name for name in names])
-    return _read_shards(index.parent, content), content.metadata
+    return _read_shards(index.parent, content, follow_links=follow_links), content.metadata
 
 
 def _read_index(path: Path) -> _Index:
@@ -168,7 +165,7 @@ def _is_plain_name(value: object) -> bool:
     return is_name and not any(char in str(value) for char in "/\\\0")
 
 
-def _read_shards(folder: Path, index: _Index) -> tuple[Shard, ...]:
+def _read_shards(folder: Path, index: _Index, *, follow_links: bool) -> tuple[Shard, ...]:
     """Read every shard that the index names; all shards are tried before any problem is raised."""
     problems: list[Problem] = []
     names = sorted(set(index.weight_map.values()))
@@ -178,6 +175,8 @@ def _read_shards(folder: Path, index: _Index) -> tuple[Shard, ...]:
         text = f"{len(missing):,} files that it names are not there: {first_names(missing)}"
         hint = "copy or download the missing shards"
         raise InputError(text, where=str(index.path), hint=hint, cause="input/missing-file")
+    if not follow_links:
+        refuse_leaving(folder, [folder / name for name in names])
     read = [_try_shard(folder / name, problems) for name in names]
     shards = tuple(shard for shard in read if shard is not None)
     if not problems:  # a shard that could not be read would make every tensor in it a disagreement

@@ -62,6 +62,8 @@ def try_case(case: Case, folder: Path) -> Verdict:
         call = case.prepare(place)
         before = _names(place)
         outcome = run(call, place)
+        if outcome.kind != RIGHT and outcome.over:  # the same work takes longer on a busy machine
+            outcome = run(call, place)
         left = sorted(_names(place) - before) if outcome.kind != RIGHT else ()
     finally:
         _remove(place)
