@@ -141,7 +141,7 @@ class Staging:
         if kept:
             reason = error.problems[0].message if isinstance(error, LoraExportError) else str(error)
             text = f"{reason}; the new {' and '.join(kept)} could not be taken back"
-            raise StorageError(text, where=str(self.output), cause="storage/refused") from error
+            raise StorageError(text, where=str(self.output), cause="storage/left") from error
 
 
 @contextmanager

@@ -186,8 +186,9 @@ def test_what_cannot_be_taken_back_is_told(output, monkeypatch):
 
     monkeypatch.setattr("lora_export.checkpoint.output.publish.sync_folder", refused)
     monkeypatch.setattr(Path, "rename", refused)
-    with pytest.raises(StorageError, match="could not be taken back"):
+    with pytest.raises(StorageError, match="could not be taken back") as caught:
         put_file_unsynced(output)
+    assert caught.value.problems[0].cause == "storage/left"
     assert (output.parent / "model").read_text() == "new"
 
 
