@@ -9,7 +9,7 @@ import json
 import os
 from typing import TYPE_CHECKING, TypeGuard
 
-from lora_export.checkpoint.limits import HEADER, bound_tensors
+from lora_export.checkpoint.limits import HEADER, NAME_PARTS, bound_tensors
 from lora_export.checkpoint.reading import (
     COPY_AGAIN,
     fail_on,
@@ -150,6 +150,8 @@ def name_fault(name: str) -> str:
         return "a tensor name like a path outside its folder"
     if _is_half_character(name):
         return "a tensor name that is not valid Unicode"
+    if (parts := name.count(".") + 1) > NAME_PARTS:
+        return f"a tensor name of {parts:,} parts; at most {NAME_PARTS} are read"
     return "the name is reserved by safetensors" if name == METADATA_KEY else ""
 
 
