@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lora_export.records import Checkpoint
 
-MODULES = 20_000
+MODULES = 10_000
 """Modules, or layers, that need no explanation by the number of tensors."""
 
 MODULES_A_TENSOR = 10
