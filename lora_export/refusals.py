@@ -26,7 +26,7 @@ OTHER_STATUSES = {
     0: "done",
     1: "a bug of lora-export; the traceback says where to report it",
     130: "interrupted by SIGINT; nothing is left behind",
-    143: "terminated by SIGTERM; nothing is left behind",
+    143: "terminated by SIGTERM or SIGHUP; nothing is left behind",
 }
 """The exit statuses that are no error's."""
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING, TypeGuard
 
-from lora_export.checkpoint.limits import HEADER, bound_tensors
+from lora_export.checkpoint.limits import HEADER, NAME_PARTS, bound_tensors
 from lora_export.checkpoint.reading import (
     COPY_AGAIN,
     fail_on,
@@ -37,6 +38,9 @@ LENGTH_BYTES = 8
 """Bytes of the header's length at the start of a safetensors file, little-endian."""
 
 METADATA_KEY = "__metadata__"
+_LONG_NUMBER = re.compile(r"\d{640}")
+"""A number that Python may refuse to read, at the lowest limit that it can be given."""
+
 _ENTRY_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 
 
@@ -150,7 +154,14 @@ def name_fault(name: str) -> str:
         return "a tensor name like a path outside its folder"
     if _is_half_character(name):
         return "a tensor name that is not valid Unicode"
-    return "the name is reserved by safetensors" if name == METADATA_KEY else ""
+    return "the name is reserved by safetensors" if name == METADATA_KEY else _costly(name)
+
+
+def _costly(name: str) -> str:
+    """Return why comparing or reading a name would take too much, or ""."""
+    if (parts := name.count(".") + 1) > NAME_PARTS:
+        return f"a tensor name of {parts:,} parts; at most {NAME_PARTS} are read"
+    return "a tensor name with a number of at least 640 digits" if _LONG_NUMBER.search(name) else ""
 
 
 def _read_entries(

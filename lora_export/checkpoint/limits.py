@@ -21,6 +21,8 @@ TENSORS = 20_000
 BYTES_A_TENSOR = 1_000
 """Bytes of a file for each further tensor. A factor of rank 8 in half precision takes 16 KB."""
 
+NAME_PARTS = 64
+"""Parts of a tensor's name between dots: names are compared by all of their ends."""
 
 JSON_DEPTH = 100
 """How deep JSON is nested at most. Code that walks it by calling itself needs such a bound."""

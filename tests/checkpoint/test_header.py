@@ -94,6 +94,8 @@ def test_refuses_broken_json(tmp_path, text, expected):
 ENTRIES = {
     "empty name": ({"": entry()}, b"12", "empty tensor name"),
     "NUL": ({"a\0b": entry()}, b"12", "NUL"),
+    "a long number": ({"h." + "9" * 640: entry()}, b"12", "a number of at least 640 digits"),
+    "too many parts": ({"a." * 64 + "a": entry()}, b"12", "a tensor name of 65 parts; at most 64"),
     "path upwards": ({"../a": entry()}, b"12", "like a path"),
     "path upwards, Windows": ({"a\\..\\b": entry()}, b"12", "like a path"),
     "half a character": ({"\ud800": entry()}, b"12", "not valid Unicode"),

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM at random moments of whole runs, from the first import to the last line.
+"""Signals to stop at random moments of whole runs, from the first import to the last line.
 
 A run ends with the signal's status and leaves nothing, or it had published before and ends with 0.
 """
@@ -18,10 +18,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lora_export.checkpoint.output.interrupts import status_of
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 300
 FEW, MANY = 20, 500
 
@@ -104,7 +106,7 @@ class Runs:
         """Send a signal to one run; return what is wrong with how that ended, else nothing."""
         ended = self.run(number, delay)
         # Python's own status stands until the program's first line of its own.
-        if ended.status in {128 + number, -number}:
+        if ended.status in {status_of(number), -number}:
             right = not ended.left and (ended.status < 0 or "Traceback" not in ended.stderr)
         else:
             right = ended.status == 0 and ended.left == self.published and "stop" not in ended.log
@@ -161,7 +163,8 @@ def moments(commands, number):
     chance = random.Random(number)
     for place in range(number):
         runs = commands[TURNS[place % len(TURNS)]]
-        yield runs, SIGNALS[place // len(TURNS) % 2], chance.uniform(0, 1.05 * runs.seconds)
+        which = SIGNALS[place // len(TURNS) % len(SIGNALS)]
+        yield runs, which, chance.uniform(0, 1.05 * runs.seconds)
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,7 @@ def _structures() -> Iterator[tuple[str, bytes]]:
         ),
         "a NUL in a name": saved([*GOOD, ("a\0b", GOOD[2][1])]),
         "a path for a name": saved([*GOOD, ("../x", GOOD[2][1])]),
+        "100,001 parts of a name": saved([*GOOD, ("a." * 100_000 + "a", GOOD[2][1])]),
         "no name": saved([*GOOD, ("", GOOD[2][1])]),
         "a list as a key": archive(pickled(mapping([(b"]", b"N")]))),
         "tensors in a list": saved([*GOOD, ("more", b"](" + GOOD[2][1] + b"e")]),

@@ -130,11 +130,14 @@ def list_side_files(folder: Path, *, follow_links: bool = False) -> tuple[SideFi
     manifests of ours, `checkpoint-N` folders, and what is no regular file. Weights stay in a
     sub-folder that modules.json names, such as sentence-transformers' 2_Dense.
 
+    A link to a folder is followed, as whoever loads the model follows it; a link inside such a
+    folder to another one is not.
+
     follow_links: accept links that lead out of the folder; see links.leaving.
 
     Raises:
         InputError: a link leads nowhere or out of the folder, or folders are nested deeper than
-            MAX_DEPTH.
+            MAX_DEPTH, or by links.
     """
     problems: list[Problem] = []
     modules = module_folders(folder)
@@ -150,7 +153,10 @@ def list_side_files(folder: Path, *, follow_links: bool = False) -> tuple[SideFi
     return tuple(files)
 
 
-def _walk(folder: Path, depth: int, problems: list[Problem]) -> Iterator[Path]:
+def _walk(
+    folder: Path, depth: int, problems: list[Problem], *, is_linked: bool = False
+) -> Iterator[Path]:
+    """Yield the files below a folder. `is_linked`: a link has led to it."""
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
     for entry in entries:
@@ -159,11 +165,16 @@ def _walk(folder: Path, depth: int, problems: list[Problem]) -> Iterator[Path]:
             continue
         if entry.is_file():
             yield path
-        elif entry.is_dir(follow_symlinks=False) and not _CHECKPOINT_FOLDER.fullmatch(entry.name):
+        elif entry.is_dir() and not _CHECKPOINT_FOLDER.fullmatch(entry.name):
             if depth == MAX_DEPTH:
                 problems.append(_too_deep(path))
+            elif is_linked and entry.is_symlink():  # it may lead in a circle
+                message = "a linked folder inside a linked folder"
+                hint = "put the folder itself there, or take the link away"
+                problems.append(Problem(message, str(path), hint, cause="input/side-files"))
             else:
-                yield from _walk(path, depth + 1, problems)
+                linked = is_linked or entry.is_symlink()
+                yield from _walk(path, depth + 1, problems, is_linked=linked)
         elif entry.is_symlink() and not path.exists():
             problems.append(
                 Problem("a symbolic link that leads nowhere", str(path), cause="input/side-files")

@@ -1,4 +1,6 @@
-"""Makes a stop orderly: SIGINT and SIGTERM unwind the run, and neither interrupts a publication.
+"""Makes a stop orderly: a signal to stop unwinds the run, and never interrupts a publication.
+
+SIGHUP, which a closed terminal sends, is handled as SIGTERM is.
 
 A signal that came before the publication decides the outcome. Python alone does not give that: an
 exception that a handler raises inside an import, or inside a callback of a library in C, may be
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _IMPORTING = "<frozen importlib._bootstrap"
 """How the file names of Python's import machinery begin, in its frames."""
@@ -39,7 +41,7 @@ _PAUSE = 0.1
 
 @dataclass(slots=True)
 class Interrupts:
-    """The handler of SIGINT and SIGTERM, which can hold signals back."""
+    """The handler of _SIGNALS, which can hold signals back."""
 
     depth: int = 0
     """How many blocks of `held_back` are open."""
@@ -56,7 +58,7 @@ class Interrupts:
     """Held while a signal is sent again, so that none is sent after the end of the block."""
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Raise KeyboardInterrupt (SIGINT) or SystemExit(143) (SIGTERM), now or later.
+        """Raise KeyboardInterrupt (SIGINT) or SystemExit(143) (the others), now or later.
 
         Later means after `held_back` or an import, and once the result is settled at the end of
         `orderly_interrupts`. While such an exception unwinds the run, no second one is raised.
@@ -163,8 +165,8 @@ _current: Interrupts | None = None
 
 
 def status_of(number: int) -> int:
-    """Return the status that a shell reports for a process killed by the signal."""
-    return 128 + number
+    """Return the status that a shell reports for a process killed by SIGINT, else by SIGTERM."""
+    return 128 + (number if number == signal.SIGINT else signal.SIGTERM)
 
 
 def _exception(number: int) -> BaseException:
@@ -173,7 +175,7 @@ def _exception(number: int) -> BaseException:
 
 @contextmanager
 def orderly_interrupts(*, is_last: bool = False) -> Iterator[Interrupts]:
-    """Handle SIGINT and SIGTERM by `Interrupts` inside the block, then restore the old handlers.
+    """Handle _SIGNALS by `Interrupts` inside the block, then restore the old handlers.
 
     A block inside another one shares its `Interrupts`. At the end of the outermost block a signal
     is raised that could not be raised before, whatever the block itself has raised.

@@ -156,7 +156,7 @@ def staging(
     """Yield a place to write an output that `Staging.publish` makes visible in one step.
 
     First removes what dead processes left of the same output. Leaving the block without publishing
-    removes the staging, also after an exception, SIGINT or SIGTERM.
+    removes the staging, also after an exception or a signal to stop.
 
     Args:
         output: the path of the artefact.

@@ -20,7 +20,7 @@ MAX_NUMBER = 1e9
 """The largest alpha. JSON can hold an integer that is too large for a float."""
 
 MAX_PATTERNS = 10_000
-"""The most patterns. EVA writes one a module, and each is tried on every module."""
+"""The most patterns. EVA writes one a module."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ else:
 MAX_LENGTH = 100_000
 """The longest expression. Some trainers write one alternative for each module."""
 
-MAX_STEPS = 10_000_000
+MAX_STEPS = 2_000_000
 """The most steps for all names of an adapter together: a few seconds of Python."""
 
 _IGNORECASE, _DOTALL = int(re.IGNORECASE), int(re.DOTALL)  # `&` of two ints is the faster one
@@ -48,6 +48,8 @@ class Expression:
     """The flags that the expression sets for all of it."""
     steps: int = 0
     """The steps that all matches have taken so far."""
+    begun: dict[int, dict[str, list[Any]]] = field(default_factory=dict)
+    """The alternatives of each choice by their first letter; "" for any other beginning."""
 
     @classmethod
     def of(cls, text: str, where: str) -> Expression:
@@ -137,7 +139,7 @@ class _Match:
             return (places & self._fitting(operation, value, flags)) << 1
         if operation is codes.BRANCH:
             ends = 0
-            for alternative in value[1]:
+            for alternative in self._possible(value[1], places, flags):
                 ends |= self.run(alternative, places, flags)
             return ends
         if operation is codes.SUBPATTERN:
@@ -150,6 +152,22 @@ class _Match:
         if operation in (codes.ASSERT, codes.ASSERT_NOT):
             return self._look(value, places, flags, wanted=operation is codes.ASSERT)
         raise self.expression.refusal(f"has {str(operation).lower()}, which is not supported here")
+
+    def _possible(self, alternatives: list[Any], places: int, flags: int) -> list[Any]:
+        """Return the alternatives whose first letter is at one of the places, where it is known.
+
+        Some trainers write an alternative for each module, and few begin with the same letter.
+        """
+        if flags & _IGNORECASE:
+            return alternatives
+        # The tree keeps the list alive, so its id stays its own.
+        begun = self.expression.begun.setdefault(id(alternatives), {})
+        if not begun:
+            for one in alternatives:
+                is_letter = len(one) > 0 and one[0][0] is codes.LITERAL
+                begun.setdefault(chr(one[0][1]) if is_letter else "", []).append(one)
+        here = [one for letter, one in begun.items() if self.letters.get(letter, 0) & places]
+        return [alternative for some in (begun.get("", []), *here) for alternative in some]
 
     def _allowed(self, flags: int) -> int:
         if flags & ~_FLAGS:

@@ -14,13 +14,13 @@ from lora_export.dialects.peft.attention import (
 )
 from lora_export.dialects.peft.lora_refusals import refusals, variant_of
 from lora_export.dialects.peft.module_factors import OTHER_CONFIG, place
-from lora_export.dialects.peft.patterns import Pattern, first_fit
+from lora_export.dialects.peft.patterns import Patterns
 from lora_export.dialects.peft.target_parameters import Targets
 from lora_export.dialects.peft.tuner import Tuner
 from lora_export.records import Problem, Terms, Update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from lora_export.dialects.peft.config import PeftConfig
     from lora_export.dialects.peft.tuner import Modules
@@ -40,9 +40,9 @@ class _Numbers:
 
     rank: int
     alpha: float
-    ranks: Sequence[tuple[Pattern, int]]
+    ranks: Patterns[int]
     """rank_pattern; the first pattern that fits a module overrides `rank`."""
-    alphas: Sequence[tuple[Pattern, float]]
+    alphas: Patterns[float]
     """alpha_pattern; the first pattern that fits a module overrides `alpha`."""
     rule: ScalingRule
     fan_in_fan_out: bool | None
@@ -59,8 +59,8 @@ class _Numbers:
         return cls(
             config.whole("r", 8),
             config.number("lora_alpha", 8),
-            config.ranks(),
-            config.alphas(),
+            Patterns(config.ranks()),
+            Patterns(config.alphas()),
             rule,
             turned if isinstance(turned, bool) else None,
             config.text("peft_version"),
@@ -71,8 +71,8 @@ class _Numbers:
         """Return what the config states for a module; the patterns are matched with its name."""
         return Terms(
             tuner=tuner,
-            alpha=first_fit(self.alphas, module, self.alpha),
-            rank=first_fit(self.ranks, module, self.rank),
+            alpha=self.alphas.first_fit(module, self.alpha),
+            rank=self.ranks.first_fit(module, self.rank),
             rule=self.rule,
             fan_in_fan_out=self.fan_in_fan_out,
             source=ADAPTER_CONFIG,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.checkpoint.folder.side_files import ADAPTER_CONFIG
 from lora_export.dialects.peft.module_factors import lacking, with_biases
-from lora_export.dialects.peft.patterns import first_fit
+from lora_export.dialects.peft.patterns import Patterns
 from lora_export.records import Terms, Update
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def read_lycoris(
         missing: returns the stems, without the prefix, that a module's other factors need.
         rule: how the scaling is computed.
     """
-    ranks, alphas = config.ranks(), config.alphas()
+    ranks, alphas = Patterns(config.ranks()), Patterns(config.alphas())
     rank, alpha = config.whole("r", 8), config.number("alpha", 8)
     updates, problems = [], with_biases(config, modules)
     for module, stems in modules.items():
@@ -48,8 +48,8 @@ def read_lycoris(
             continue
         terms = Terms(
             tuner=config.peft_type.lower(),
-            alpha=first_fit(alphas, module, alpha),
-            rank=first_fit(ranks, module, rank),
+            alpha=alphas.first_fit(module, alpha),
+            rank=ranks.first_fit(module, rank),
             rule=rule,
             source=ADAPTER_CONFIG,
         )

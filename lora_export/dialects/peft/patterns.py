@@ -10,12 +10,12 @@ import re
 import warnings
 from dataclasses import dataclass
 from math import comb
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lora_export.errors import InputError, LimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 Value = TypeVar("Value")
 
@@ -27,6 +27,12 @@ MAX_REPEATS = 3
 
 MAX_STEPS = 10_000_000
 """The most ways to try one name, an upper bound: a tenth of a second of Python's matcher."""
+
+MAX_WORK = 1_000_000_000
+"""The same of all names together, for the patterns of one member of a config."""
+
+_LOOK_UP = 500
+"""What one look at a table of plain patterns counts, in ways to try."""
 
 _HINT = "write module names in rank_pattern and alpha_pattern"
 _PLAIN = re.compile(r"[\w.-]+")
@@ -58,10 +64,14 @@ class Pattern:
         Raises:
             LimitError: matching so long a name may take for ever.
         """
-        free = self.repeats + 1  # `(.*\.)?` before the pattern repeats as well
-        if self.ways * comb(len(module) + free, free) > MAX_STEPS:
+        if self.steps(module) > MAX_STEPS:
             _refuse(self.text, self.where)
         return self.expression.match(module) is not None
+
+    def steps(self, module: str) -> int:
+        """Return the most ways to try the name."""
+        free = self.repeats + 1  # `(.*\.)?` before the pattern repeats as well
+        return self.ways * comb(len(module) + free, free)
 
 
 def compile_pattern(text: str, where: str) -> Pattern:
@@ -123,6 +133,62 @@ def _refuse(text: str, where: str) -> None:
     raise LimitError(message, where=where, hint=_HINT, cause="limit/pattern")
 
 
-def first_fit(patterns: Iterable[tuple[Pattern, Value]], module: str, default: Value) -> Value:
-    """Return the value of the first pattern, in the file's order, that fits the module."""
-    return next((value for pattern, value in patterns if pattern.fits(module)), default)
+class Patterns(Generic[Value]):
+    """The patterns of one member of a config with their values, in the order of the file.
+
+    A file may have a pattern for each of thousands of modules. A pattern without operators is
+    looked up by the places of its dots, which fit any letter; only the others are tried in turn.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[Pattern, Value]]) -> None:
+        """Sort the patterns into those that are looked up and those that are tried."""
+        self._pairs = tuple(pairs)
+        self._tried: list[int] = []
+        #: The places of plain patterns in the file: by length, by the places of dots, by text.
+        self._plain: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
+        self._left = MAX_WORK
+        for place, (pattern, _) in enumerate(self._pairs):
+            text = pattern.text
+            if _PLAIN.fullmatch(text):
+                dots = tuple(at for at, letter in enumerate(text) if letter == ".")
+                alike = self._plain.setdefault(len(text), {}).setdefault(dots, {})
+                alike.setdefault(text, place)
+            else:
+                self._tried.append(place)
+
+    def first_fit(self, module: str, default: Value) -> Value:
+        """Return the value of the first pattern, in the file's order, that fits the module.
+
+        Raises:
+            LimitError: matching all modules may take for ever.
+        """
+        is_odd = "\n" in module  # `.` and `$` treat a line break in ways of their own
+        plain = min(() if is_odd else self._looked_up(module), default=len(self._pairs))
+        for place in range(plain) if is_odd else self._tried:
+            if place < plain and self._fits(place, module):
+                return self._pairs[place][1]
+        return self._pairs[plain][1] if plain < len(self._pairs) else default
+
+    def _looked_up(self, module: str) -> Iterator[int]:
+        """Yield the place of each plain pattern that fits the module."""
+        starts = [0, *(at + 1 for at, letter in enumerate(module) if letter == ".")]
+        for tail in [module[start:] for start in starts if len(module) - start in self._plain]:
+            for dots, texts in self._plain[len(tail)].items():
+                self._spend(_LOOK_UP + len(tail))
+                letters = list(tail)
+                for at in dots:
+                    letters[at] = "."
+                if (place := texts.get("".join(letters))) is not None:
+                    yield place
+
+    def _fits(self, place: int, module: str) -> bool:
+        pattern = self._pairs[place][0]
+        self._spend(min(pattern.steps(module), MAX_STEPS))
+        return pattern.fits(module)
+
+    def _spend(self, steps: int) -> None:
+        self._left -= steps
+        if self._left < 0:
+            pattern = self._pairs[0][0]
+            text = f"its {len(self._pairs):,} patterns may take for ever to match"
+            raise LimitError(text, where=pattern.where, hint=_HINT, cause="limit/pattern")

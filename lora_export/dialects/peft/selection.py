@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from lora_export.dialects.peft.config import PeftConfig
 
-_NAME = re.compile(r"[\w.-]+")
+MAX_LAYER_NAMES = 20
+"""The most names in layers_pattern, each of which is looked for in every module's name."""
+
+_NAME = re.compile(r"[\w.-]{1,200}")
 _WORD = re.compile(r"[\w-]+")
 _LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.", re.DOTALL)
 """Finds the number of a layer without layers_pattern, by the expression of PEFT."""
@@ -180,6 +183,9 @@ def _numbers(config: PeftConfig, key: str) -> frozenset[int] | None:
 
 def _layer_names(config: PeftConfig) -> tuple[str, ...]:
     names = tuple(name for name in config.texts("layers_pattern") if name)
+    if len(names) > MAX_LAYER_NAMES:
+        hint = "no adapter names as many lists of layers"
+        config.refuse("layers_pattern", f"holds more than {MAX_LAYER_NAMES} names", hint)
     for name in names:
         if not _NAME.fullmatch(name):
             hint = "write the name of the list that holds the layers, such as layers"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, MissingExtraError, UsageError
 from lora_export.models.hf.blank import blank_state, without_notes
+from lora_export.models.hf.bounds import bounded_modules
 from lora_export.models.hf.full_values import slot, with_value
 from lora_export.models.hf.model_class import class_of, config_of
 from lora_export.models.hf.name_table import read_name_table
@@ -79,6 +80,7 @@ class HuggingFaceModel:
                 cause="missing-extra/hf",
             )
         self._label = str(base.root)
+        self._base = base
         #: The class of transformers that the models are of.
         self.model_class = class_of(base, task)
         #: The transformers configuration of the models.
@@ -123,11 +125,12 @@ class HuggingFaceModel:
 
         Raises:
             InputError: transformers cannot build it from this configuration.
+            LimitError: it has too many modules for the tensors of the base.
         """
         import torch
 
         try:
-            with quiet(), torch.device("meta"):
+            with quiet(), bounded_modules(self._base), torch.device("meta"):
                 skeleton: nn.Module = self.model_class(self.config)
                 return skeleton
         except FAILURES as error:
@@ -252,7 +255,7 @@ class HuggingFaceModel:
         import torch
 
         try:
-            with quiet(), without_adapter(root) as folder:
+            with quiet(), bounded_modules(self._base), without_adapter(root) as folder:
                 model, info = self.model_class.from_pretrained(
                     folder,
                     dtype=getattr(torch, dtype),

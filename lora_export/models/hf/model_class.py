@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError
+from lora_export.models.hf.bounds import bound_config
 from lora_export.models.hf.tasks import class_for
 from lora_export.models.network.quiet import quiet
 from lora_export.shown import reason_of
@@ -52,7 +53,9 @@ def config_of(base: Checkpoint, model_class: Any) -> Any:
 
     Raises:
         InputError: transformers cannot read it.
+        LimitError: it names more layers or labels than any model has.
     """
+    bound_config(base)
     try:
         with quiet():
             return model_class.config_class.from_dict(deepcopy(dict(base.config)))

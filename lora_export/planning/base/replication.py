@@ -58,11 +58,16 @@ def repeat_layers(
     edits.reshaped.append(f"layers: {count} -> {len(order)}")
     if problem := _edit(edits, count, order, where, str(base.root)):
         findings.unfit.append(problem)
-    return {name: _new_names(name, match, order) for name, match in found.items()}
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(order):
+        places.setdefault(number, []).append(place)
+    return {
+        name: _new_names(name, match, places.get(int(match["number"]), ()))
+        for name, match in found.items()
+    }
 
 
-def _new_names(name: str, match: re.Match[str], order: Sequence[int]) -> tuple[str, ...]:
-    places = [place for place, number in enumerate(order) if number == int(match["number"])]
+def _new_names(name: str, match: re.Match[str], places: Sequence[int]) -> tuple[str, ...]:
     return tuple(f"{match['list']}.{place}.{name[match.end() :]}" for place in places)
 
 

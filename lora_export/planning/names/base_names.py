@@ -33,6 +33,8 @@ _ALIASES = (
     ("weight_v", "parametrizations.weight.original1"),
 )
 _LISTED = 5
+_COMPARED = 500
+_LONGEST = 300
 _LEAVE_OUT = "--allow-unmatched GLOB leaves keys out"
 
 
@@ -92,10 +94,18 @@ class BaseNames:
         return self._plain.keys()
 
     def nearest(self, name: str) -> list[str]:
-        """Return up to three names that look like `name`; those with the same last parts first."""
+        """Return up to three names that look like `name`; those with the same last parts first.
+
+        At most _COMPARED names are compared letter by letter, those of nearly its length. Names of
+        more than _LONGEST letters are not compared.
+        """
+        if len(name) > _LONGEST:
+            return []
         tail = name.split(".")[-2:]
         same_tail = [known for known in self.names if known.split(".")[-2:] == tail]
-        return get_close_matches(name, same_tail or self.names, n=3, cutoff=0.0)
+        known = [one for one in same_tail or self.names if len(one) <= _LONGEST]
+        alike = sorted(known, key=lambda one: abs(len(one) - len(name)))
+        return get_close_matches(name, alike[:_COMPARED], n=3, cutoff=0.0)
 
 
 def join(module: str, leaf: str) -> str:

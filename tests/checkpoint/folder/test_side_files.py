@@ -34,7 +34,7 @@ def test_everything_but_weights_goes_along(tmp_path):
     assert all(file.source == tmp_path / file.name for file in found)
 
 
-def test_links_to_files_are_followed_and_nothing_else(tmp_path):
+def test_links_to_files_and_folders_are_followed(tmp_path):
     repository = tmp_path / "models--org--name"
     folder, blobs = repository / "snapshots" / "main", repository / "blobs"
     folder.mkdir(parents=True)
@@ -43,10 +43,26 @@ def test_links_to_files_are_followed_and_nothing_else(tmp_path):
     (folder / "config.json").symlink_to(blobs / "1234")
     (folder / "elsewhere").symlink_to(blobs)
     os.mkfifo(folder / "pipe")
-    assert [file.name for file in list_side_files(folder)] == ["config.json"]
+    names = ["config.json", "elsewhere/1234"]
+    assert [file.name for file in list_side_files(folder)] == names
     (folder / "vocab.txt").symlink_to(blobs / "none")
     with pytest.raises(InputError, match=r"vocab\.txt: a symbolic link that leads nowhere"):
         list_side_files(folder)
+
+
+def test_a_linked_folder_may_not_lead_out_or_in_a_circle(tmp_path):
+    folder, outside = tmp_path / "base", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    (outside / "config.json").write_text("{}")
+    (folder / "1_Pooling").symlink_to(outside)
+    with pytest.raises(InputError, match=r"1_Pooling/config\.json: a link that leads out"):
+        list_side_files(folder)
+    (found,) = list_side_files(folder, follow_links=True)
+    assert found.name == "1_Pooling/config.json"
+    (folder / "self").symlink_to(".")
+    with pytest.raises(InputError, match="self/self: a linked folder inside a linked folder"):
+        list_side_files(folder, follow_links=True)
 
 
 def test_the_depth_is_bounded(tmp_path):

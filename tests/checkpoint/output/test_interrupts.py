@@ -9,7 +9,12 @@ import time
 import pytest
 
 from lora_export.checkpoint.output import interrupts as module
-from lora_export.checkpoint.output.interrupts import Interrupts, held_back, orderly_interrupts
+from lora_export.checkpoint.output.interrupts import (
+    Interrupts,
+    held_back,
+    orderly_interrupts,
+    status_of,
+)
 
 PATIENCE = 60
 """Seconds after which a signal counts as lost."""
@@ -17,10 +22,12 @@ PATIENCE = 60
 
 @pytest.fixture(autouse=True)
 def not_in_the_background():
-    """A job in the background ignores SIGINT, and what is ignored stays so."""
+    """A job in the background ignores SIGINT or SIGHUP, and what is ignored stays so."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, hangup)
 
 
 def send(number: int = signal.SIGTERM) -> None:
@@ -62,6 +69,15 @@ def test_a_signal_waits_for_the_end_of_a_step_that_must_be_whole():
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
         interrupts.dismiss()
+
+
+def test_a_terminal_that_is_closed_ends_the_run_as_sigterm_does():
+    with orderly_interrupts() as interrupts:
+        with pytest.raises(SystemExit) as caught:
+            send(signal.SIGHUP)
+        assert caught.value.code == status_of(signal.SIGHUP) == 143
+        interrupts.dismiss()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
 
 
 def test_an_error_in_the_step_is_raised_before_a_signal():

@@ -73,6 +73,15 @@ def test_what_depends_on_the_order_of_trials_is_refused(text):
         Expression.of(text, "a test").fits("aa")
 
 
+def test_an_alternative_for_each_of_many_modules_is_matched():
+    modules = [f"model.layers.{number}.mlp.down_proj" for number in range(1500)]
+    expression = Expression.of("|".join(map(re.escape, modules)), "a test")
+    assert all(expression.fits(module) for module in modules)
+    assert not expression.fits("model.layers.1500.mlp.down_proj")
+    either = Expression.of("(?i)A|b|", "a test")
+    assert [either.fits(one) for one in ("a", "B", "", "c")] == [True, True, True, False]
+
+
 def test_an_expression_is_bounded(monkeypatch):
     with pytest.raises(LimitError, match="characters"):
         Expression.of("a" * 200_000, "a test")

@@ -10,7 +10,7 @@ from whole_run.steps import at_most
 
 from lora_export.dialects.peft import patterns
 from lora_export.dialects.peft.expressions import codes, parser
-from lora_export.dialects.peft.patterns import compile_pattern, first_fit
+from lora_export.dialects.peft.patterns import Patterns, compile_pattern
 from lora_export.errors import InputError, LimitError
 
 PARTS = ["q_proj", "k_proj", "layers", "0", "1", "10", "model", "self_attn", "proj"]
@@ -48,7 +48,26 @@ def test_the_first_fit_is_the_key_that_peft_takes(texts, module):
     values = {text: place for place, (_, text) in enumerate(patterns)}
     wanted = values.get(key, -1)
     numbered = [(pattern, values[text]) for pattern, text in patterns]
-    assert first_fit(numbered, module, -1) == wanted
+    assert Patterns(numbered).first_fit(module, -1) == wanted
+
+
+def test_a_pattern_for_each_of_many_modules_takes_no_time():
+    modules = [f"model.layers.{number}.q_proj" for number in range(1000)]
+    pairs = [(compile_pattern(module, "a test"), place) for place, module in enumerate(modules)]
+    with at_most(1_000_000):
+        every = Patterns(pairs)
+        assert [every.first_fit(module, -1) for module in modules] == [*range(1000)]
+
+
+def test_many_slow_patterns_on_many_modules_are_refused(monkeypatch):
+    monkeypatch.setattr(patterns, "MAX_WORK", 100_000)
+    slow = Patterns([(compile_pattern(f".*.*{n}x", "a test"), n) for n in range(100)])
+    with pytest.raises(LimitError, match=r"its 100 patterns may take for ever to match"):
+        slow.first_fit("model.layers.0.q_proj", -1)
+    alike = [f"{'.' * n}{'a' * (200 - n)}" for n in range(200)]
+    plain = Patterns([(compile_pattern(text, "a test"), 0) for text in alike])
+    with pytest.raises(LimitError, match=r"its 200 patterns may take for ever to match"):
+        plain.first_fit("b" * 200, -1)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +83,17 @@ def test_the_first_fit_is_the_key_that_peft_takes(texts, module):
         ("q_proj|k_proj", "model.k_proj", True),
         ("q_proj$", "model.q_proj", True),
         ("", "model.", True),
+        ("0.q_proj", "model.0xq_proj", True),  # a dot fits any letter
+        ("q_proj", "model.q_proj\n", True),
+        ("0.q_proj", "0\nq_proj", False),
         ("[[]", "[", True),
     ],
 )
 def test_fits(text, module, fits):
-    assert compile_pattern(text, "a test").fits(module) is fits
+    pattern = compile_pattern(text, "a test")
+    assert (
+        pattern.fits(module) is Patterns([(pattern, True)]).first_fit(module, default=False) is fits
+    )
     assert (get_pattern_key([text], module) == text) is fits
 
 

@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 
 from lora_export.dialects.peft.config import PeftConfig
 from lora_export.dialects.peft.selection import Selection
+from lora_export.errors import InputError
 
 PARTS = ["q", "v", "vq", "layers", "h", "0", "1", "12", "model", "experts", "head"]
 NAMES = st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map(".".join)
@@ -63,3 +64,12 @@ def test_the_reason_is_named(members, module, reason):
 def test_a_type_without_a_member_does_not_read_it():
     config = {"peft_type": "VERA", "target_modules": ["q"], "exclude_modules": ["q"]}
     assert not Selection.of(PeftConfig(Path("c.json"), config)).leaves_out("layers.q")
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [([f"l{n}" for n in range(21)], "holds more than 20 names"), (["l" * 201], "is no name")],
+)
+def test_names_of_layers_are_bounded(names, fault):
+    with pytest.raises(InputError, match=fault):
+        selection(target_modules=["q"], layers_to_transform=[0], layers_pattern=names)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_export.planning.names import base_names
 from lora_export.planning.names.base_names import BaseNames
 from lora_export.planning.names.locating import Part, Space, find_space, homes_of, renamed_tensors
 from lora_export.planning.prefix_change import PrefixChange
@@ -205,3 +206,14 @@ def test_a_layer_too_many_is_refused():
     assert not problems  # two updates of one tensor: the planner refuses them as such
     _, [problem] = settled(updates((6, 4), (6, 4), (6, 4)), ALIKE, TABLE)
     assert problem.where == "m"
+
+
+def test_the_nearest_names_are_looked_for_among_a_bounded_number(monkeypatch):
+    compared = []
+    monkeypatch.setattr(
+        base_names, "get_close_matches", lambda _, names, **__: compared.extend(names) or names[:3]
+    )
+    base = BaseNames([f"layers.{n}.q.weight" for n in range(10_000)] + ["q" * 1000])
+    assert base.nearest("layers.5.k.weight")[0] == "layers.0.q.weight"
+    assert len(compared) == 500
+    assert base.nearest("q" * 1000) == []
