@@ -91,7 +91,8 @@ def read_private(folder: Path, name: str, most: int) -> bytes:
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             raise NotPrivateError(f"{name} is no regular file of at most {most} bytes")
         content = pread_exact(descriptor, most, 0)
-        os.utime(descriptor)  # entries are removed in the order of their last use
+        with suppress(OSError):  # a read-only disk
+            os.utime(descriptor)  # entries are removed in the order of their last use
         return content
     finally:
         os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -25,6 +26,14 @@ def test_a_file_of_ones_own_is_read(folder):
     os.utime(folder / "entry", (1, 1))
     assert read_private(folder, "entry", 7) == b"content"
     assert (folder / "entry").stat().st_mtime > 1  # the last use decides what is removed
+
+
+def test_a_file_on_a_read_only_disk_is_read(folder, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert read_private(folder, "entry", 7) == b"content"
 
 
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])
