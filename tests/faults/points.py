@@ -130,18 +130,21 @@ def _wrong_refusal(prepared: Prepared, point: Point, broken: Outcome, case: Path
         return
     if broken.status != STORAGE:
         yield f"not status {STORAGE}"
-    lines = [line for line in broken.stderr.splitlines() if line.startswith("error:")]
-    if not any(_is_named(case, word) for line in lines for word in line.split()):
+    if not is_named(case, broken.stderr):
         yield "no error names the path"
     # A disk that is gone does not let anything be put back.
     if point.mode is not Mode.DEAD and tree(case / "out") != prepared.old:
         yield "failed, but the output is not as it was before"
 
 
-def _is_named(case: Path, word: str) -> bool:
-    """Return whether a word is a path below the case, or its start: long messages cut paths."""
-    start, dots, _ = word.partition("...")
-    return str(case) in word or bool(dots and len(start) > 10 and str(case).startswith(start))
+def is_named(case: Path, stderr: str) -> bool:
+    """Whether an error names a path below the case, or its start: long messages cut paths."""
+    lines = [line for line in stderr.splitlines() if line.startswith("error:")]
+    for word in (word for line in lines for word in line.split()):
+        start, dots, _ = word.partition("...")
+        if str(case) in word or (dots and len(start) > 10 and str(case).startswith(start)):
+            return True
+    return False
 
 
 def wrong_again(pool: Pool, prepared: Prepared, case: Path) -> tuple[str, ...]:
