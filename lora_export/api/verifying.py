@@ -146,7 +146,7 @@ def verify(
         unused = _unused(proof, {**about, **network.given(), **for_onnx})
         return _by_manifest(path, recorded, unused, clock)
     precisions, by_manifest = recorded_precision(recorded, precision)
-    lies, also = recorded_layout(recorded, layout)
+    lies, also = recorded_layout(path, recorded, layout)
     by_manifest = (*by_manifest, *also)
     check_forms(lies, precisions, kv_cache=network.kv_cache or bool(recorded and recorded.kv_cache))
     job, before, inherited = recorded_job(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from lora_export.api.job.planned_job import make_job, plan_job
+from lora_export.errors import UsageError
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.records import Finding, at_level
 from lora_export.verification.failure import refuse_failed
@@ -138,11 +139,23 @@ def recorded_precision(
 
 
 def recorded_layout(
-    recorded: Recorded | None, layout: str | None
+    path: Path, recorded: Recorded | None, layout: str | None
 ) -> tuple[Layout, tuple[str, ...]]:
-    """Return the layout of the artefact, and a warning if the manifest names it."""
+    """Return the layout of the artefact at `path`, and a warning if the manifest names it.
+
+    Raises:
+        UsageError: there is no such layout, or it is a folder's and the artefact is a file.
+    """
     from lora_export.onnx_export.layout.layouts import find_layout
 
     known = recorded.layout if recorded else "onnx"
     is_taken = layout is None and known != "onnx"
-    return find_layout(layout or known), (_taken(f"layout {known}"),) if is_taken else ()
+    found = find_layout(layout or known)
+    if found.is_folder and not path.is_dir():
+        raise UsageError(
+            "is a folder's, and this is a file",
+            where=f"--layout {found.name}",
+            hint="name the folder; or leave --layout out to prove a bare file",
+            cause="usage/options-contradict",
+        )
+    return found, (_taken(f"layout {known}"),) if is_taken else ()

@@ -119,6 +119,12 @@ def test_without_a_manifest_layout_and_precisions_are_named(bert, hf, tmp_path):
     assert "model_q4.onnx" in str(caught.value)
 
 
+def test_a_file_has_no_layout_of_a_folder(bert, hf):
+    file = hf[0] / "onnx/model.onnx"
+    with pytest.raises(UsageError, match="is a folder's, and this is a file"):
+        verify(file, base=bert[0], adapters=[bert[1]], layout="hf", **FACTS)
+
+
 def test_a_wrong_graph_among_the_files_is_found(bert, hf, tmp_path):
     folder = copied(hf[0], tmp_path)
     (folder / "lora_export.json").unlink()
