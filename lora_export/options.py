@@ -191,6 +191,7 @@ _PROVIDER = Option(
     metavar="NAME",
     likely=("cpu", "cuda"),
 )
+_LAYOUTS = ("onnx", "hf", "genai")
 _LOSSY = Option(
     "allow_lossy",
     "flag",
@@ -303,7 +304,7 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         _JOBS,
     ),
     "onnx": (
-        _output("The .onnx to write (a folder, where there are two).", needed=False),
+        _output("The .onnx to write (a folder, where there are several).", needed=False),
         *ADAPTER,
         _MODEL,
         *PROOF,
@@ -313,10 +314,20 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
         Option(
             "precision",
             "text",
-            "Precision of the file; a lower one is made from the proven fp32 and proven too.",
+            "Precision of the file; a lower one is made from the proven fp32 and proven too. With "
+            "--layout hf several: fp32,int8.",
             default="fp32",
             metavar="[fp32|fp16|int8|int8-weights|int4]",
             likely=_PRECISIONS,
+            shown=True,
+        ),
+        Option(
+            "layout",
+            "choice",
+            "A bare file; or a folder as Hugging Face's clients (transformers.js, Optimum) or "
+            "onnxruntime-genai load it.",
+            default="onnx",
+            choices=_LAYOUTS,
             shown=True,
         ),
         _LOSSY,
@@ -348,6 +359,12 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
             "Precision of an .onnx (default: the manifest's, else fp32).",
             metavar="NAME",
             likely=_PRECISIONS,
+        ),
+        Option(
+            "layout",
+            "choice",
+            "How a folder of ONNX files lies (default: the manifest's, else onnx).",
+            choices=_LAYOUTS,
         ),
         _LOSSY,
         _PROVIDER,

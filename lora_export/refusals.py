@@ -96,6 +96,9 @@ def explanation(word: str) -> Entry:
     for pattern, entry in checks().items():
         if "*" in pattern and fnmatchcase(word, pattern):
             return entry
+    _, is_of_a_file, own = word.partition(": ")  # of several files each has its name in front
+    if is_of_a_file and own in checks():
+        return checks()[own]
     short = {code.rpartition("/")[2]: code for code in causes()}
     near = difflib.get_close_matches(word, [*known, *short], n=3, cutoff=0.5)
     listed = ", ".join(dict.fromkeys(short.get(name, name) for name in near))

@@ -129,6 +129,8 @@ def test_every_exit_status_is_explained():
         ("int8 = float32, as far as allowed", "* = float32, as far as allowed"),
         ("merged before rounding = unmerged (torch)", "* = unmerged (torch)"),
         ("ONNX Runtime = merged", "ONNX Runtime = *"),
+        ("int8: external data", "external data"),
+        ("encoder_model: same graph as the base", "same graph as the base"),
     ],
 )
 def test_what_can_be_asked(word, found):

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.api.graph.encoder_pair import is_pair
-from lora_export.api.graph.lower_precision import Form
-from lora_export.api.graph.making import Place, make_graph, traced_model
+from lora_export.api.graph.forms import check_forms, check_network, forms_of, layout_warnings
+from lora_export.api.graph.making import make_graph, traced_model
 from lora_export.api.graph.needs import needs, refuse_too_large, why_too_large
+from lora_export.api.graph.places import Place
 from lora_export.api.graph.recorded_graph import recorded_graph
+from lora_export.api.graph.runtime_folder import write_around
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
 from lora_export.api.job.planned_job import make_job
@@ -25,7 +27,7 @@ from lora_export.checkpoint.output.targets import check_folder
 from lora_export.errors import UsageError
 from lora_export.models.choose import why_no_model
 from lora_export.onnx_export.capture.captures import open_captures
-from lora_export.onnx_export.settings import ExportSettings
+from lora_export.onnx_export.layout.layouts import find_layout
 from lora_export.report.result import Report
 from lora_export.report.stopwatch import Stopwatch
 from lora_export.shown import shell_word
@@ -35,10 +37,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from lora_export.api.graph.lower_precision import Form
     from lora_export.api.job.keywords import OnProgress, Settings
     from lora_export.api.job.planned_job import Job
     from lora_export.api.space import Space
     from lora_export.checkpoint.output.publish import Staging
+    from lora_export.onnx_export.layout.layouts import Layout
 
 
 @with_page("onnx")
@@ -53,6 +57,7 @@ def export_onnx(
     kv_cache: bool = False,
     opset: int | None = None,
     precision: str = "fp32",
+    layout: str = "onnx",
     allow_lossy: bool = False,
     verify: bool = True,
     dry_run: bool = False,
@@ -79,8 +84,9 @@ def export_onnx(
         base: a folder, a weight file, or a shard index.
         adapters: files or folders, of PEFT, loralib, litgpt, or with alpha beside the factors.
             Several are summed from the unmerged base.
-        output: the .onnx file, or with `kv_cache` of an encoder-decoder the folder of two; must
-            not exist unless `force`. A `dry_run` needs none.
+        output: the .onnx file, or the folder of a `layout`, or with `kv_cache` of an
+            encoder-decoder the folder of two; must not exist unless `force`. A `dry_run` needs
+            none.
         model: "package.module:function" or "file.py:function", which names the function that
             builds your network. Its code is run. None builds a Hugging Face folder's own class
             (extra hf).
@@ -91,7 +97,11 @@ def export_onnx(
             present.0.key, and so on. Of an encoder-decoder two graphs are made.
         opset: ONNX operator set; None takes the exporter's own.
         precision: "fp32", "fp16", "int8", "int8-weights" or "int4". The lower ones are made from
-            the merged weights, after the float32 graph is proven.
+            the merged weights, after the float32 graph is proven. With `layout` "hf" several, such
+            as "fp32,int8": all are made from one capture.
+        layout: "onnx" writes a bare file. "hf" writes the folder that transformers.js and Optimum
+            load: onnx/model.onnx, onnx/model_quantized.onnx and so on, with the model's own files.
+            "genai" writes the folder that onnxruntime-genai loads, and needs `kv_cache`.
         allow_lossy: accept a lower precision whose rounding outweighs the adapter.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         dry_run: return the plan, and the bytes that the export takes on disk and in memory; write
@@ -117,9 +127,11 @@ def export_onnx(
             UsageError or an InputError.
     """
     from lora_export.onnx_export.capture.trace import check_opset
-    from lora_export.onnx_export.precision.grids import find_precision
+    from lora_export.onnx_export.precision.grids import find_precisions
 
-    lower = find_precision(precision)
+    asked = find_layout(layout)
+    precisions = find_precisions(precision)
+    check_forms(asked, precisions, kv_cache=kv_cache)
     check_opset(opset)
     proof = proof_options(settings, provider)
     proof.check()
@@ -138,10 +150,13 @@ def export_onnx(
     )
     job = replace(job, shows_samples=report is not None)
     target = Path(output) if output else None
-    space = needs(job, lower, target, verify=verify)
+    space = needs(job, precisions, target, verify=verify)
     pair = is_pair(job)
+    check_network(asked, job)
+    warnings = (*job.plan.warnings, *layout_warnings(asked, job))
+    job = replace(job, plan=replace(job.plan, warnings=warnings))
     if target:
-        _check_name(target, pair=pair)
+        _check_name(target, asked, pair=pair)
     if dry_run:
         return _planned(job, target, space, verify=verify)
     if target is None:
@@ -155,15 +170,16 @@ def export_onnx(
         with job.clock("plan"):
             traced_model(job, job.plan.base)  # refuse before the merge what cannot be built
     captures = open_captures(capture_cache, off=no_capture_cache)
-    form = Form(ExportSettings(opset, captures), lower, allow_lossy=allow_lossy)
+    forms = forms_of(asked, precisions, opset, captures, allow_lossy=allow_lossy)
+    is_folder = pair or asked.is_folder
     with staging(
         target,
         force=force,
         inputs=input_paths(job.plan),
-        kind="folder" if pair else "file",
-        beside=() if pair else (manifest_beside(target),),
+        kind="folder" if is_folder else "file",
+        beside=() if is_folder else (manifest_beside(target),),
     ) as stage:
-        made = _export_into(stage, job, form, space, verify=verify)
+        made = _export_into(stage, job, forms, asked, space, verify=verify)
     return replace(made, output=str(target))
 
 
@@ -182,22 +198,24 @@ def _planned(job: Job, target: Path | None, space: Space, *, verify: bool) -> Re
     return Report("onnx", place, job.plan, warnings=warnings, facts=facts, dry_run=True)
 
 
-def _check_name(target: Path, *, pair: bool) -> None:
+def _check_name(target: Path, layout: Layout, *, pair: bool) -> None:
     """Refuse an output whose suffix is of another kind: `verify` and runtimes go by the suffix.
 
     Raises:
         UsageError: a folder that is named *.onnx, or a file that is not.
     """
     named = target.suffix == ".onnx"
-    if pair and named:
-        message = "--kv-cache of an encoder-decoder writes a folder of two files"
+    is_folder = pair or layout.is_folder
+    if is_folder and named:
+        what = "--kv-cache of an encoder-decoder writes a folder of two files"
+        message = f"--layout {layout.name} writes a folder" if layout.is_folder else what
         raise UsageError(
             message,
             where=str(target),
             hint=f"-o {shell_word(str(target.with_suffix('')))}",
             cause="usage/output-name",
         )
-    if not pair and not named:
+    if not is_folder and not named:
         message = "the name of an ONNX file ends in .onnx"
         raise UsageError(
             message,
@@ -207,29 +225,37 @@ def _check_name(target: Path, *, pair: bool) -> None:
         )
 
 
-def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: bool) -> Report:
+def _export_into(
+    stage: Staging,
+    job: Job,
+    forms: Sequence[Form],
+    layout: Layout,
+    space: Space,
+    *,
+    verify: bool,
+) -> Report:
     from lora_export.execution.digests import hash_files
     from lora_export.verification.failure import refuse_failed
 
     refuse_too_little(space, stage.output)
-    work = stage.folder / "merged"
-    made = make_graph(
-        job, form, Place(stage.path, work, str(stage.output), writes=True), verify=verify
-    )
-    place = str(stage.output)
-    refuse_failed(made.checks, place, made.attribution, plan=job.plan, facts=made.facts)
+    work, shown = stage.folder / "merged", str(stage.output)
+    place = Place(stage.path, work, shown, writes=True, layout=layout)
+    place.make_folder()
+    made = make_graph(job, forms, place, verify=verify)
+    refuse_failed(made.checks, shown, made.attribution, plan=job.plan, facts=made.facts)
     shutil.rmtree(work)
+    written = (*made.files, *write_around(job, forms, place))
     if stage.kind == "file":
         for file in made.files[1:]:  # external data, named by its content
             stage.announce(file.path)
     shards = [shard.file for shard in job.plan.base.shards] if verify else []
     with job.clock("hash", "bytes") as progress:
         digests = hash_files(shards, 1, progress)
-    graph = recorded_graph(stage.path, job, form, made.facts, verify=verify)
+    graph = recorded_graph(place, job, forms, made.facts, verify=verify)
     record = build_manifest(
         job,
         "onnx",
-        made.files,
+        written,
         made.checks,
         digests,
         graph=graph,
@@ -237,7 +263,7 @@ def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: 
         survival=made.survival,
         unproven=made.unproven,
     )
-    written = write_manifest(stage, record)
+    written = (*written, write_manifest(stage, record))
     with job.clock("publish"):
         stage.publish()
     return Report(
@@ -245,7 +271,7 @@ def _export_into(stage: Staging, job: Job, form: Form, space: Space, *, verify: 
         str(stage.output),
         job.plan,
         made.checks,
-        (*made.files, written),
+        written,
         (*job.plan.warnings, *made.warnings),
         {**made.facts, "onnx": graph, **space.facts(), **job.clock.facts()},
         kept=made.kept,

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.graph.encoder_pair import is_pair
-from lora_export.api.graph.lower_precision import Form
-from lora_export.api.graph.making import Place, make_graph
+from lora_export.api.graph.finished import Finished
+from lora_export.api.graph.forms import check_forms, forms_of
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
 from lora_export.api.job.planned_job import make_job
-from lora_export.api.job.recorded_job import recorded_job, recorded_precision
+from lora_export.api.job.recorded_job import recorded_job, recorded_layout, recorded_precision
 from lora_export.api.page_file import with_page
 from lora_export.api.proof.checkpoint_proof import prove_checkpoint
 from lora_export.api.proof.explaining import explained
 from lora_export.api.proof.following import prove_foreign
-from lora_export.api.proof.model_proof import Proven
 from lora_export.checkpoint.folder.recorded import read_manifest
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.checkpoint.reading import reading
 from lora_export.errors import InputError, UsageError
 from lora_export.models.generation.caches import PAST
 from lora_export.onnx_export.capture.captures import open_captures
-from lora_export.onnx_export.settings import ExportSettings
 from lora_export.records import at_level
 from lora_export.report.result import Report
 from lora_export.report.stopwatch import Stopwatch
@@ -45,6 +41,7 @@ if TYPE_CHECKING:
     from lora_export.api.job.planned_job import Job
     from lora_export.api.job.proof_options import ProofOptions
     from lora_export.api.proof.following import PlanAgain
+    from lora_export.api.proof.model_proof import Proven
     from lora_export.checkpoint.folder.recorded import Recorded
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check, Finding
@@ -64,6 +61,7 @@ def verify(
     kv_cache: bool = False,
     opset: int | None = None,
     precision: str | None = None,
+    layout: str | None = None,
     allow_lossy: bool = False,
     capture_cache: str | Path | None = None,
     no_capture_cache: bool = False,
@@ -94,6 +92,7 @@ def verify(
         kv_cache: see `export_onnx`; False takes the manifest's.
         opset: the operator set that an .onnx file was written in; None takes the exporter's own.
         precision: the precision of an .onnx file; None takes the manifest's, else "fp32".
+        layout: how the ONNX files of a folder lie; None takes the manifest's, else "onnx".
         allow_lossy: see `export_onnx`.
         capture_cache: see `export_onnx`.
         no_capture_cache: see `export_onnx`.
@@ -135,6 +134,7 @@ def verify(
     for_onnx: dict[str, object] = {
         "opset": opset,
         "precision": precision,
+        "layout": layout,
         "allow_lossy": allow_lossy or None,
     }
     if base is None:
@@ -145,7 +145,10 @@ def verify(
         )
         unused = _unused(proof, {**about, **network.given(), **for_onnx})
         return _by_manifest(path, recorded, unused, clock)
-    lower, by_manifest = recorded_precision(recorded, precision)
+    precisions, by_manifest = recorded_precision(recorded, precision)
+    lies, also = recorded_layout(path, recorded, layout)
+    by_manifest = (*by_manifest, *also)
+    check_forms(lies, precisions, kv_cache=network.kv_cache or bool(recorded and recorded.kv_cache))
     job, before, inherited = recorded_job(
         path,
         recorded,
@@ -160,14 +163,15 @@ def verify(
     if recorded is None:  # else the manifest names the kind of graph, or a digest fails
         _refuse_other_graph(path, job.network)
     unused = ()
-    if not _is_onnx(path, job):
-        names = _named({**for_onnx, "kv_cache": kv_cache or None, "provider": proof.provider})
-        unused = (f"it is no ONNX file, so {', '.join(names)} had no effect",) if names else ()
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)
-        form = Form(ExportSettings(opset, captures), lower, allow_lossy=allow_lossy)
+        forms = forms_of(lies, precisions, opset, captures, allow_lossy=allow_lossy)
+        artefact = Finished(path, forms, lies)
+        if not artefact.is_onnx(job):
+            names = _named({**for_onnx, "kv_cache": kv_cache or None, "provider": proof.provider})
+            unused = (f"it is no ONNX file, so {', '.join(names)} had no effect",) if names else ()
         plan_again = partial(make_job, base, adapters, network=network, proof=proof, clock=clock)
-        job, proven, facts = _again(path, job, form, None if recorded else plan_again)
+        job, proven, facts = _again(artefact, job, None if recorded else plan_again)
     except InputError:
         # A digest that fails explains the error.
         refuse_failed(before, str(path), findings=_of_manifest(path, recorded, before))
@@ -269,11 +273,6 @@ def _refuse_dtype(path: Path, about: AdapterOptions) -> None:
         )
 
 
-def _is_onnx(path: Path, job: Job) -> bool:
-    """Return whether `path` is an .onnx file, or the folder of an encoder and its decoder."""
-    return path.suffix == ".onnx" or (path.is_dir() and is_pair(job))
-
-
 def _named(given: Mapping[str, object]) -> list[str]:
     """Return the options that were set, by their names on the command line."""
     return [f"--{k.replace('_', '-')}" for k, v in given.items() if v not in (None, (), [])]
@@ -300,7 +299,7 @@ def _unused(proof: ProofOptions, given: Mapping[str, object]) -> tuple[str, ...]
 
 
 def _again(
-    path: Path, job: Job, form: Form, plan_again: PlanAgain | None
+    artefact: Finished, job: Job, plan_again: PlanAgain | None
 ) -> tuple[Job, Proven, dict[str, Any]]:
     """Compute everything again and compare the artefact with it.
 
@@ -310,15 +309,9 @@ def _again(
     Returns:
         (the job that was proven, its proof, facts for the report).
     """
-    if _is_onnx(path, job):
-        with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
-            place = Place(path, Path(folder) / "merged", str(path), writes=False)
-            made = make_graph(job, form, place)
-        proven = Proven(
-            made.checks, made.warnings, made.attribution, kept=made.kept, unproven=made.unproven
-        )
-        return job, proven, dict(made.facts)
-    merged = read_checkpoint(path, follow_links=job.follow_links)
+    if artefact.is_onnx(job):
+        return job, *artefact.prove(job)
+    merged = read_checkpoint(artefact.path, follow_links=job.follow_links)
     if plan_again:
         job, proven = prove_foreign(job, merged, plan_again)
     else:

@@ -33,4 +33,5 @@ def command(context: click.Context, /, **values: Any) -> None:
 
 def _holds_onnx(artifact: Path) -> bool:
     """Return whether --precision, and not --dtype, describes the weights of an artefact."""
-    return artifact.suffix == ".onnx" or any(artifact.glob("*.onnx"))
+    places = ("*.onnx", "onnx/*.onnx")  # of a pair, and of a layout
+    return artifact.suffix == ".onnx" or any(any(artifact.glob(place)) for place in places)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lora_export.execution.segments import Watcher
-    from lora_export.records import MergePlan, ShardPlan, Step, WrittenFile
+    from lora_export.records import MergePlan, ShardPlan, SideFile, Step, WrittenFile
     from lora_export.report.stopwatch import Advance
 
 
@@ -136,7 +136,18 @@ def _write_around(plan: MergePlan, root: Path) -> list[WrittenFile]:
     written = []
     if plan.index_name:
         written.append(write_bytes(root / plan.index_name, index_bytes(plan)))
-    for file in plan.side_files:
+    return [*written, *write_side_files(plan.side_files, root)]
+
+
+def write_side_files(files: Sequence[SideFile], root: Path) -> list[WrittenFile]:
+    """Write side files into a new folder.
+
+    Raises:
+        InputError: a file became shorter while it was copied.
+        StorageError: the system refuses a write.
+    """
+    written = []
+    for file in files:
         target = root / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         if file.source is None:

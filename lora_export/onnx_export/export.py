@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
 from lora_export.onnx_export.capture.captures import capture_key
+from lora_export.onnx_export.capture.dimensions import rename_in_file, renamed
 from lora_export.onnx_export.capture.trace import capture
 from lora_export.onnx_export.file.bindings import read_bindings
 from lora_export.onnx_export.file.save import opset_of, save_model, written_opset
@@ -39,7 +40,7 @@ class Exported:
     topology: Topology
     #: ONNX operator set of the graph.
     opset: int
-    #: As declared in the graph.
+    #: As declared in the graph, by the file's names of dimensions.
     inputs: tuple[InputSpec, ...]
     #: Loads the merged weights by parameter, to be read block by block; see `stored_weights`.
     weights: Callable[[], Mapping[str, Weight]]
@@ -85,7 +86,13 @@ def export(
     if path is None:
         return planned
     with clock("fill and save", "bytes") as progress:
-        files = save_model(planned.graph, path, planned.weights(), progress=progress)
+        files = save_model(
+            planned.graph,
+            path,
+            planned.weights(),
+            data_name=settings.data_name,
+            progress=progress,
+        )
     _check_opset(path, planned.opset)
     return replace(planned, files=files)
 
@@ -114,6 +121,8 @@ def _prepare(subject: Subject, settings: ExportSettings) -> Exported:
         found = weights_of(model, dtypes)
         return {name: weight for name, weight in found.items() if name not in unused}
 
+    rename_in_file(graph, settings.dimensions)
+    inputs = tuple(renamed(spec, settings.dimensions) for spec in inputs)
     planned = Exported(
         graph, describe(graph), opset_of(graph), inputs, weights, how, unused, warnings
     )

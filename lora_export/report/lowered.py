@@ -13,6 +13,24 @@ if TYPE_CHECKING:
 _SHOWN = 3
 
 
+def lowered_facts(made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the facts of files in a lower precision for the report.
+
+    One file is `lowered`. Several are the list `precisions`.
+
+    made: the facts of each file, with `lowered`.
+    """
+    if len(made) > 1:
+        return {"precisions": [facts["lowered"] for facts in made]}
+    return dict(made[0]) if made else {}
+
+
+def all_lowered(facts: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the facts of each file in a lower precision; see `lowered_facts`."""
+    one = [facts["lowered"]] if "lowered" in facts else []
+    return [*one, *facts.get("precisions", ())]
+
+
 def lowered_text(lowered: Mapping[str, Any], *, verbose: bool, width: int = WIDTH) -> str:
     """Return the size beside float32's, the rounded weights, and how far the outputs moved."""
     now, before = lowered["bytes"], lowered["float32_bytes"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import WIDTH, first_names, fitted, laid_out, rows_of_lines
 from lora_export.report.found import found_text
-from lora_export.report.lowered import lowered_text
+from lora_export.report.lowered import all_lowered, lowered_text
 from lora_export.report.modules import modules_text
 from lora_export.report.plan_text import plan_text
 from lora_export.report.sentences import failed_sentence, passed_words
@@ -81,7 +81,7 @@ def _parts(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
     yield _verdict_text(report)
     yield levels_text(report) if report.checks else ""
     if report.plan and not report.problems:
-        weights = report.facts.keys().isdisjoint({"graph", "graphs", "lowered"})
+        weights = report.facts.keys().isdisjoint({"graph", "graphs", "lowered", "precisions"})
         edits = weights and report.command == "merge"  # others write none of these files
         yield plan_text(
             report.plan,
@@ -156,7 +156,7 @@ def _file_text(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
     """Yield the paragraphs about an ONNX file, other than its checks."""
     if graph := report.facts.get("graph"):
         yield shown_lines(_graph_lines(graph, proven=bool(report.checks)))
-    if lowered := report.facts.get("lowered"):
+    for lowered in all_lowered(report.facts):
         yield lowered_text(lowered, verbose=verbose, width=width)
     for name, each in report.facts.get("graphs", {}).items():
         first, *others = _graph_lines(each, proven=bool(report.checks))

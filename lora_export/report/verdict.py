@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_export.records import CHANGED, ELEMENTS
 from lora_export.report.columns import counted
+from lora_export.report.lowered import all_lowered
 from lora_export.report.sentences import failed_sentence, percent
 from lora_export.report.survival import kept_words
 
@@ -134,9 +135,11 @@ def _proved(report: Report) -> Verdict:
 def _equation(report: Report) -> str:
     """Return what is equal to base + adapter, and what rounding did to it."""
     facts = report.facts
-    lowered = facts.get("lowered")
+    lowered = all_lowered(facts)
     if lowered:
-        return f"the ONNX file = base + adapter, rounded to {lowered['precision']}{_moved(lowered)}"
+        what = "the ONNX file" if len(lowered) == 1 and "graph" not in facts else "every ONNX file"
+        names = ", ".join(one["precision"] for one in lowered)
+        return f"{what} = base + adapter, rounded to {names}{_moved(lowered)}"
     onnx = not facts.keys().isdisjoint({"graph", "graphs"})
     what = "the ONNX file" if onnx else "merged"
     followed = ""
@@ -172,16 +175,17 @@ def level_words(level: str, checks: Sequence[Check]) -> str:
     return words if words == level or has_none else f"{words} ({level})"
 
 
-def _moved(lowered: Mapping[str, Any]) -> str:
-    """Return how far the rounding of an ONNX file moves its outputs; empty where not measured."""
-    shares = [loss["rms"] / loss["effect"] for loss in lowered.get("loss", ()) if loss["effect"]]
+def _moved(lowered: Sequence[Mapping[str, Any]]) -> str:
+    """Return how far the rounding of ONNX files moves their outputs; empty where not measured."""
+    losses = [loss for one in lowered for loss in one.get("loss", ())]
+    shares = [loss["rms"] / loss["effect"] for loss in losses if loss["effect"]]
     if not shares:
         return ""
     return f", which moves outputs by {percent(max(shares))} of what the adapter does"
 
 
 def _tightness(report: Report, share: float | None) -> str:
-    if share is None or "lowered" in report.facts:
+    if share is None or all_lowered(report.facts):
         return ""
     if any(check.level in _OUTPUTS for check in report.checks):
         return f", to {percent(share)} of the allowed error"

@@ -55,15 +55,21 @@ class Full:
     #: The network with its base and merged weights.
     subject: Subject
     exported: Exported
-    #: Runs the graph on the merged weights; see onnx_export.file.linked. It is there for a proof.
+    #: The float32 file, where it is published too; else one that runs the graph on the merged
+    #: weights, for a proof (see onnx_export.file.linked).
     path: Path
+    #: Whether the file at `path` is published.
+    is_published: bool
+    #: The name of a file of external data; see onnx_export.settings.
+    data_name: str
 
     @property
     def size(self) -> int:
         """Return the bytes of the float32 file, which is not written."""
         from lora_export.onnx_export.file.save import written_size
 
-        return written_size(self.exported.graph, self.path, self.exported.weights())
+        weights = self.exported.weights()
+        return written_size(self.exported.graph, self.path, weights, data_name=self.data_name)
 
     def link(self) -> None:
         """Write the file at `path`.
@@ -159,7 +165,8 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
     model = onnx.ModelProto()
     model.CopyFrom(full.exported.graph)
     kept, made = lower(model, form.precision, full.exported.weights())
-    return Lowered(save_model(model, path, kept, made=made))
+    written = save_model(model, path, kept, made=made, data_name=form.settings.data_name)
+    return Lowered(written)
 
 
 def _half(full: Full, form: Form, path: Path | None) -> Exported:
@@ -224,7 +231,7 @@ def _audit(
 
     if half is None:
         made_from = FloatGraph(full.exported.graph, full.exported.weights())
-        inputs = full.subject.source.inputs
+        inputs = full.exported.inputs
         return audit_lowered(path, full=made_from, precision=precision, inputs=inputs)
 
     return audit(path, expected=half.weights, base=half.topology, inputs=half.inputs), None

@@ -30,16 +30,17 @@ from lora_export.models.choose import folder_model
 from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.models.generation.cached_pair import CachedPair
 from lora_export.models.subject import Subject
+from lora_export.report.lowered import lowered_facts
 from lora_export.report.survival import size_facts, survival_facts, survival_warnings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.graph.places import Place
     from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
-    from lora_export.onnx_export.export import Exported
     from lora_export.records import (
         Attribution,
         Check,
@@ -48,21 +49,6 @@ if TYPE_CHECKING:
         Survival,
         WrittenFile,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The paths of an ONNX file: where it is or will be written, and where work files lie."""
-
-    #: The .onnx file, or the folder of an encoder and its decoder.
-    path: Path
-    #: A new folder for files that are deleted at the end: merged weights, and the float32 graph
-    #: that a lowered file is compared with.
-    work: Path
-    #: The path as the user named it, for messages.
-    shown: str
-    #: Whether the file is written; otherwise it exists, and is only proven.
-    writes: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +99,13 @@ def merged_checkpoint(job: Job, work: Path) -> Checkpoint:
     return read_checkpoint(place)
 
 
-def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Made:
-    """Merge, write the ONNX file if `place` asks for it, and prove it.
+def make_graph(job: Job, forms: Sequence[Form], place: Place, *, verify: bool = True) -> Made:
+    """Merge, write the ONNX files if `place` asks for them, and prove them.
 
-    Each work file is proven before the next file is made from it. The checks of the final file are
+    Each work file is proven before the next file is made from it. The checks of the final files are
     returned, whether they passed or not.
+
+    forms: one for each file of a network, equal but for the precision.
 
     Raises:
         VerificationError: a check on the way failed.
@@ -126,7 +114,7 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
     from lora_export.verification.failure import refuse_failed, with_facts
 
     if verify and job.proof.proof == "weights":
-        _refuse_weights_only(job, form)
+        _refuse_weights_only(job, forms)
     merged = merged_checkpoint(job, place.work)
     source = traced_model(job, merged)
     by_weights: tuple[Check, ...] = ()
@@ -136,16 +124,16 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
         by_weights, survival, _ = prove_weights(job, merged)
     else:
         warnings = not_verified(job, but=["--input"])
-    if place.writes or form.is_lowered:  # else no file is made of these weights
+    if place.writes or any(form.is_lowered for form in forms):  # else no file is made of these
         refuse_failed(by_weights, place.shown, plan=job.plan)
     measured = {**survival_facts(survival), **size_facts(survival)}
     with with_facts(measured):
         if isinstance(source, CachedPair):
-            made = _make_pair(job, form, place, Pair(source, job.plan, merged), verify=verify)
+            made = _make_pair(job, forms[0], place, Pair(source, job.plan, merged), verify=verify)
         else:
             subject = Subject(source, job.plan, merged)
-            made = _make_file(job, form, place, subject, by_weights, verify=verify)
-    session = _session_facts(place.path) if verify else {}
+            made = _make_files(job, forms, place, subject, by_weights, verify=verify)
+    session = _session_facts(place) if verify else {}
     return replace(
         made,
         checks=(*by_weights, *made.checks),
@@ -155,14 +143,15 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
     )
 
 
-def _refuse_weights_only(job: Job, form: Form) -> None:
+def _refuse_weights_only(job: Job, forms: Sequence[Form]) -> None:
     """Refuse a proof without runs of a file that only runs can prove.
 
     Raises:
         UsageError: the precision is not fp32, or the graphs are those of an encoder and a decoder.
     """
-    if form.is_lowered or is_pair(job):
-        what = f"--precision {form.precision.name}" if form.is_lowered else "--kv-cache of a pair"
+    lowered = [form.precision.name for form in forms if form.is_lowered]
+    if lowered or is_pair(job):
+        what = f"--precision {','.join(lowered)}" if lowered else "--kv-cache of a pair"
         message = f"{what} is proven by runs, which --proof weights leaves out"
         raise UsageError(
             message,
@@ -172,39 +161,77 @@ def _refuse_weights_only(job: Job, form: Form) -> None:
         )
 
 
-def _session_facts(path: Path) -> dict[str, Any]:
-    """Return how ONNX Runtime used the weights of a file, or of the files in a folder."""
+def _session_facts(place: Place) -> dict[str, Any]:
+    """Return how ONNX Runtime used the weights of the files."""
     from lora_export.verification.runtime.sessions import is_mapped
 
-    files = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
-    return {"session": {"weights": "mapped" if any(map(is_mapped, files)) else "copied"}}
+    is_any = any(map(is_mapped, place.files()))
+    return {"session": {"weights": "mapped" if is_any else "copied"}}
 
 
-def _make_file(
+def _make_files(
     job: Job,
-    form: Form,
+    forms: Sequence[Form],
     place: Place,
     subject: Subject,
     before: tuple[Check, ...],
     *,
     verify: bool,
 ) -> Made:
-    """Make and prove one ONNX file.
+    """Make and prove the files of one network, of which every lower precision needs the float32.
 
     before: the checks that have passed already, for the report of a failure.
     """
+    full = _full(job, forms, place, subject)
+    lowered = [form for form in forms if form.is_lowered]
+    proven = Proven()
+    if verify:
+        proven = _prove_full(full, forms[0])
+        # A lower file is compared with this graph, so the graph must be right.
+        if place.writes or lowered:
+            _refuse_failed(job, place, (*before, *proven.checks), proven)
+    made = [_make_lowered(place, full, form, verify=verify) for form in lowered]
+    whole = {"graph": graph_facts(full.exported, proven.saved)} if full.is_published else {}
+    files = [file for one in made for file in one.files]
+    return Made(
+        (*place.listed(full.exported.files), *files),
+        {**whole, **lowered_facts([one.facts for one in made]), **proven.facts},
+        (*proven.checks, *_named_checks(lowered, made)),
+        (*proven.warnings, *full.exported.warnings, *lossy_warnings([one.facts for one in made])),
+        proven.attribution,
+        proven.kept,
+        unproven=proven.unproven,
+    )
+
+
+def _named_checks(forms: Sequence[Form], made: Sequence[Made]) -> Iterator[Check]:
+    """Yield the checks of lowered files, each with its precision where there are several."""
+    for form, one in zip(forms, made, strict=True):
+        name = f"{form.precision.name}: "
+        for check in one.checks:
+            is_named = len(made) == 1 or check.name.startswith(name)
+            yield check if is_named else replace(check, name=f"{name}{check.name}")
+
+
+def _full(job: Job, forms: Sequence[Form], place: Place, subject: Subject) -> Full:
+    """Return the float32 graph; its file is written where the user asked for it."""
     from lora_export.onnx_export.export import export
 
-    writes = place.writes and not form.is_lowered
-    exported = export(subject, place.path if writes else None, form.settings, clock=job.clock)
-    if form.is_lowered:
-        full = Full(job, subject, exported, place.work / place.path.name)
-        return _make_lowered(place, full, form, before, verify=verify)
-    proven = prove_file(place.path, exported, job, subject) if verify else Proven()
-    if writes:
-        checks = (*before, *proven.checks)
-        _refuse_failed(job, place, checks, proven)
-    return _made(exported, proven, {"graph": graph_facts(exported, proven.saved)})
+    asked = [form for form in forms if not form.is_lowered]
+    path = place.file(asked[0]) if asked else place.work / place.path.with_suffix(".onnx").name
+    target = path if asked and place.writes else None
+    settings = forms[0].settings
+    exported = export(subject, target, settings, clock=job.clock)
+    return Full(job, subject, exported, path, bool(asked), settings.data_name)
+
+
+def _prove_full(full: Full, form: Form) -> Proven:
+    if full.is_published:
+        return prove_file(full.path, full.exported, full.job, full.subject)
+    full.link()
+    return prove_file(
+        full.path, full.exported, full_proof(full.job, form), full.subject, linked=True
+    )
 
 
 def _refuse_failed(job: Job, place: Place, checks: tuple[Check, ...], proven: Proven) -> None:
@@ -213,38 +240,14 @@ def _refuse_failed(job: Job, place: Place, checks: tuple[Check, ...], proven: Pr
     refuse_failed(checks, place.shown, proven.attribution, plan=job.plan, facts=proven.facts)
 
 
-def _make_lowered(
-    place: Place, full: Full, form: Form, before: tuple[Check, ...], *, verify: bool
-) -> Made:
-    """Make and prove a file in a lower precision, after the float32 graph that it is made from."""
-    proven = Proven()
-    if verify:
-        full.link()
-        job = full_proof(full.job, form)
-        proven = prove_file(full.path, full.exported, job, full.subject, linked=True)
-        # The lowered file is compared with this graph, so the graph must be right.
-        checks = (*before, *proven.checks)
-        _refuse_failed(job, place, checks, proven)
-    if place.writes:
-        files, more, facts = lower_into(place.path, full, form, verify=verify)
-    else:
-        files = ()
-        more, facts = prove_again(place.path, full, form)
-    made = _made(full.exported, proven, facts)
-    return replace(made, files=files, checks=(*made.checks, *more))
-
-
-def _made(exported: Exported, proven: Proven, facts: Mapping[str, Any]) -> Made:
-    warnings = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
-    return Made(
-        exported.files,
-        {**facts, **proven.facts},
-        proven.checks,
-        warnings,
-        proven.attribution,
-        proven.kept,
-        unproven=proven.unproven,
-    )
+def _make_lowered(place: Place, full: Full, form: Form, *, verify: bool) -> Made:
+    """Make and prove a file in a lower precision, from the proven float32 graph."""
+    path = place.file(form)
+    if not place.writes:
+        checks, facts = prove_again(path, full, form)
+        return Made((), facts, checks, ())
+    files, checks, facts = lower_into(path, full, form, verify=verify)
+    return Made(place.listed(files), facts, checks, ())
 
 
 def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) -> Made:

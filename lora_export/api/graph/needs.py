@@ -12,6 +12,7 @@ from lora_export.models.memory import available_memory, proof_bytes, whole_bytes
 from lora_export.records import FLOAT_DTYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from lora_export.api.job.planned_job import Job
@@ -29,17 +30,18 @@ SHARES = {"fp32": 1.0, "fp16": 0.5, "int8": 0.3, "int8-weights": 0.35, "int4": 0
 """About what part of the float32 weights a file holds, by precision; tables stay at 8 bits."""
 
 
-def needs(job: Job, precision: Precision, output: Path | None, *, verify: bool) -> Space:
+def needs(job: Job, precisions: Sequence[Precision], output: Path | None, *, verify: bool) -> Space:
     """Return what an export takes: on disk with the merged weights, which lie there meanwhile.
 
     Args:
         job: the plan, and the user's own network.
-        precision: of the file.
+        precisions: one for each file.
         output: where it goes; None for no place.
         verify: whether the torch models are run as well.
     """
     space = space_for(job.plan, output)
-    written = int(SHARES[precision.name] * float32_bytes(job.plan))
+    shares = sum(SHARES[precision.name] for precision in precisions)
+    written = int(shares * float32_bytes(job.plan))
     memory = max(GRAPH + _copied_bytes(job.plan), _torch_bytes(job, verify=verify))
     return replace(space.beside(written), memory=max(space.memory, memory))
 

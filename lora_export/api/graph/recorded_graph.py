@@ -1,14 +1,16 @@
-"""The record of an ONNX file: its entry in the manifest, and the warnings about its losses."""
+"""The record of ONNX files: their entry in the manifest, and the warnings about their losses."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_export.report.lowered import all_lowered
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.graph.places import Place
     from lora_export.api.job.planned_job import Job
 
 _LARGE_SHARE = 0.5
@@ -16,38 +18,55 @@ _LARGE_SHARE = 0.5
 
 
 def recorded_graph(
-    path: Path, job: Job, form: Form, facts: Mapping[str, Any], *, verify: bool
+    place: Place, job: Job, forms: Sequence[Form], facts: Mapping[str, Any], *, verify: bool
 ) -> dict[str, Any]:
     """Return the manifest's entry of an ONNX file: its interface, how it was run, the loss.
 
-    path: the .onnx file, or the folder of two, whose entry has one interface for each.
+    Of a folder it has the entry of each file.
     """
     from lora_export.onnx_export.file.interface import interface
     from lora_export.verification.runtime.sessions import find_providers
 
-    name = form.precision.name
     ran: dict[str, Any] = {}
     if verify:
         providers = list(find_providers(job.proof.provider))
         ran = {"providers": providers, "session": facts["session"]}
-    if path.is_dir():
-        faces = {part: interface(path / f"{part}.onnx", name) for part in facts["graphs"]}
+    lossy = {"allow_lossy": True} if forms[0].allow_lossy else {}
+    kept = {one["precision"]: _kept(one) for one in all_lowered(facts)}
+    names = [form.precision.name for form in forms]
+    if place.layout.is_folder:
+        graphs = {
+            place.file(form).relative_to(place.path).as_posix(): {
+                **interface(place.file(form), form.precision.name),
+                **kept.get(form.precision.name, {}),
+            }
+            for form in forms
+        }
+        layout = {"layout": place.layout.name, "precision": ",".join(names)}
+        return {**layout, "graphs": graphs, **ran, **lossy}
+    (name,) = names
+    if place.path.is_dir():
+        faces = {part: interface(place.path / f"{part}.onnx", name) for part in facts["graphs"]}
         return {"precision": name, "graphs": faces, **ran}
-    lossy = {"allow_lossy": True} if form.allow_lossy else {}
-    return {**interface(path, name), **ran, **lossy, **_kept(facts)}
+    return {**interface(place.path, name), **ran, **lossy, **kept.get(name, {})}
 
 
-def _kept(facts: Mapping[str, Any]) -> dict[str, Any]:
-    lowered = facts.get("lowered", {})
+def _kept(lowered: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in lowered.items() if key not in {"precision", "bytes"}}
 
 
-def lossy_warnings(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a warning for each output whose rounding is not small beside the adapter's effect."""
-    return tuple(
-        f"{loss['output']}: the rounding moves it by {loss['rms']:.2g}, the adapter by "
-        f"{loss['effect']:.2g} (rms)"
-        + (": accepted by --allow-lossy" if loss["rms"] >= loss["effect"] else "")
-        for loss in facts.get("lowered", {}).get("loss", ())
-        if loss["effect"] and loss["rms"] >= _LARGE_SHARE * loss["effect"]
-    )
+def lossy_warnings(made: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a warning for each output whose rounding is not small beside the adapter's effect.
+
+    made: the facts of each file in a lower precision.
+    """
+    for facts in made:
+        lowered = facts["lowered"]
+        name = f"{lowered['precision']}: " if len(made) > 1 else ""
+        for loss in lowered.get("loss", ()):
+            if loss["effect"] and loss["rms"] >= _LARGE_SHARE * loss["effect"]:
+                yield (
+                    f"{name}{loss['output']}: the rounding moves it by {loss['rms']:.2g}, the "
+                    f"adapter by {loss['effect']:.2g} (rms)"
+                    + (": accepted by --allow-lossy" if loss["rms"] >= loss["effect"] else "")
+                )

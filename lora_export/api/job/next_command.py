@@ -36,6 +36,8 @@ def next_command(verb: str, values: Mapping[str, object], report: Report) -> str
         return shlex.join(command_words("verify", {**shared, "artifact": report.output}))
     if verb in _MERGES:
         return shlex.join(command_words("verify", {"artifact": report.output}))
+    if verb == "verify" and any(Path(report.output).glob("**/*.onnx")):
+        return ""  # inspect looks at one file
     if verb in ("verify", "unmerge"):
         return shlex.join(command_words("inspect", {"path": report.output}))
     return report.next
@@ -53,7 +55,8 @@ def _with_output(verb: str, values: Mapping[str, object]) -> dict[str, object]:
         return {}
     base = Path(str(values["base"]))
     is_file = base.is_file() and base.suffix != ".json"
-    suffix = ".onnx" if verb == "onnx" else ".safetensors" if is_file else ""
+    is_bare = verb == "onnx" and given.get("layout", "onnx") == "onnx"
+    suffix = ".onnx" if is_bare else ".safetensors" if is_file and verb != "onnx" else ""
     stem = base.stem if base.is_file() else base.name
     names = (f"{stem or 'model'}-merged{'' if n == 1 else f'-{n}'}{suffix}" for n in count(1))
     return {**given, "output": next(name for name in names if not Path(name).exists())}

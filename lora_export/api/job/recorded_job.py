@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from lora_export.api.job.planned_job import make_job, plan_job
+from lora_export.errors import UsageError
 from lora_export.planning.request import make_request, read_inputs
 from lora_export.records import Finding, at_level
 from lora_export.verification.failure import refuse_failed
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lora_export.api.job.planned_job import Job
     from lora_export.api.job.proof_options import ProofOptions
     from lora_export.checkpoint.folder.recorded import Recorded
+    from lora_export.onnx_export.layout.layouts import Layout
     from lora_export.onnx_export.precision.grids import Precision
     from lora_export.planning.request import AdapterOptions
     from lora_export.records import Check
@@ -126,11 +128,34 @@ def _as_recorded(network: Network, recorded: Recorded) -> tuple[Network, dict[st
 
 def recorded_precision(
     recorded: Recorded | None, precision: str | None
-) -> tuple[Precision, tuple[str, ...]]:
-    """Return the precision to prove the file in, and a warning if the manifest names it."""
-    from lora_export.onnx_export.precision.grids import find_precision
+) -> tuple[tuple[Precision, ...], tuple[str, ...]]:
+    """Return the precisions to prove the files in, and a warning if the manifest names them."""
+    from lora_export.onnx_export.precision.grids import find_precisions
 
     known = recorded.precision if recorded else "fp32"
     is_taken = precision is None and known != "fp32"
     warnings = (_taken(f"precision {known}"),) if is_taken else ()
-    return find_precision(precision or known), warnings
+    return find_precisions(precision or known), warnings
+
+
+def recorded_layout(
+    path: Path, recorded: Recorded | None, layout: str | None
+) -> tuple[Layout, tuple[str, ...]]:
+    """Return the layout of the artefact at `path`, and a warning if the manifest names it.
+
+    Raises:
+        UsageError: there is no such layout, or it is a folder's and the artefact is a file.
+    """
+    from lora_export.onnx_export.layout.layouts import find_layout
+
+    known = recorded.layout if recorded else "onnx"
+    is_taken = layout is None and known != "onnx"
+    found = find_layout(layout or known)
+    if found.is_folder and not path.is_dir():
+        raise UsageError(
+            "is a folder's, and this is a file",
+            where=f"--layout {found.name}",
+            hint="name the folder; or leave --layout out to prove a bare file",
+            cause="usage/options-contradict",
+        )
+    return found, (_taken(f"layout {known}"),) if is_taken else ()

@@ -66,7 +66,9 @@ class Recorded:
     levels: tuple[str, ...] = ()
     """The levels that it was proven at; empty where there was no proof."""
     precision: str = "fp32"
-    """The precision of an ONNX file's weights."""
+    """The precision of an ONNX file's weights; of several files theirs, joined by commas."""
+    layout: str = "onnx"
+    """How the ONNX files lie: "onnx" for a bare file or a pair of them."""
 
     def weighted(self, adapter: Adapter) -> Adapter:
         """Return `adapter` with the weight that is recorded for its digest, if one is."""
@@ -124,6 +126,7 @@ def _read(path: Path) -> Recorded:
         recipe=top.get("recipe", str),
         options={key: options.get(key, str) for key in _OPTIONS if key in options},
         precision=top.table("onnx").get("precision", str) if "onnx" in top else "fp32",
+        layout=top.table("onnx").get("layout", str, "onnx") if "onnx" in top else "onnx",
         task=options.get("task", str) if "task" in options else None,
         kv_cache=options.get("kv_cache", bool, default=False),
         trust_file=options.get("trust_file", bool) if "trust_file" in options else None,

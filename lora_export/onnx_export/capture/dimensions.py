@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
 from lora_export.records import SUM
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import onnx
     import onnx_ir
@@ -65,19 +66,44 @@ def rename(traced: onnx_ir.Model, inputs: Sequence[InputSpec]) -> None:
         return
     import onnx_ir
 
-    # A symbol may stand in an expression, like s72 + s5. Whole words only: s7 is no part of s72.
-    pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, names)) + r")(?!\w)")
     for value in _values(traced):
         if value.shape is None:
             continue
         value.shape = onnx_ir.Shape(
             [
-                pattern.sub(lambda found: names[found[0]], str(dim.value))
+                _with_names(str(dim.value), names)
                 if isinstance(dim, onnx_ir.SymbolicDim) and dim.value is not None
                 else dim
                 for dim in value.shape
             ]
         )
+
+
+def rename_in_file(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Give the dynamic dimensions of a graph other names, in place.
+
+    names: the new ones by the old ones; others stay.
+    """
+    if not names:
+        return
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = _with_names(dim.dim_param, names)
+
+
+def renamed(spec: InputSpec, names: Mapping[str, str]) -> InputSpec:
+    """Return an input with other names of its dynamic dimensions; see `rename_in_file`."""
+    dims = tuple(_with_names(dim, names) if isinstance(dim, str) else dim for dim in spec.dims)
+    spans = {_with_names(name, names): span for name, span in spec.spans.items()}
+    return replace(spec, dims=dims, spans=spans)
+
+
+def _with_names(dim: str, names: Mapping[str, str]) -> str:
+    """Return a dimension with new names, also inside an expression such as s72 + s5."""
+    # Whole words only: s7 is no part of s72.
+    return re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dim)
 
 
 def _symbol_names(traced: onnx_ir.Model, inputs: Sequence[InputSpec]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from lora_export.errors import OutputError, StorageError
 from lora_export.onnx_export.file import external, wire
 from lora_export.onnx_export.file.bindings import place_weights
 from lora_export.onnx_export.file.topology import ONNX_DOMAINS
+from lora_export.onnx_export.settings import DATA_NAME
 from lora_export.records import WrittenFile
 from lora_export.report.stopwatch import Seen, unseen
 
@@ -43,6 +44,7 @@ def save_model(
     *,
     made: Mapping[str, Made] | None = None,
     external_threshold: int = GIBIBYTE,
+    data_name: str = DATA_NAME,
     progress: Advance = unseen,
 ) -> tuple[WrittenFile, ...]:
     """Write the graph with its weights to `path`, which must not exist yet.
@@ -54,7 +56,9 @@ def save_model(
             initializer's dtype; every bound name. Tied names may all be given.
         made: values of initializers that are no parameter, by initializer.
         external_threshold: bytes of all tensors from which they go into a file of their own beside
-            it, named `<stem>-<8 hex digits of its SHA-256>.onnx.data`.
+            it.
+        data_name: of that file, with the {stem} of `path` and 8 hex digits of its SHA-256 as
+            {digest}.
         progress: called with the bytes of weights that were written, and with those in all.
 
     Returns:
@@ -72,7 +76,7 @@ def save_model(
     try:
         if size < min(external_threshold, MESSAGE_LIMIT):
             return (_write(path, graph, placed, {}, seen),)
-        places, data = _write_data(path, placed, seen)
+        places, data = _write_data(path, data_name, placed, seen)
         return (_write(path, graph, placed, places, seen), data)
     except FileExistsError as error:
         raise OutputError(
@@ -90,6 +94,7 @@ def written_size(
     weights: Mapping[str, Weight],
     *,
     external_threshold: int = GIBIBYTE,
+    data_name: str = DATA_NAME,
 ) -> int:
     """Return the bytes of the files that `save_model` would write; no weight is read.
 
@@ -99,7 +104,8 @@ def written_size(
     placed, data, model = place_weights(graph, weights), _Counter(), _Counter()
     places: dict[str, onnx.TensorProto] = {}
     if sum(one.size for one in placed.values()) >= min(external_threshold, MESSAGE_LIMIT):
-        places = _references(placed, _location(path, "0" * 8), _lay_out(data, placed))
+        location = _location(path, data_name, "0" * 8)
+        places = _references(placed, location, _lay_out(data, placed))
     _send_model(model, graph, placed, places)
     return data.size + model.size
 
@@ -200,23 +206,23 @@ class _Tensor:
 
 
 def _write_data(
-    path: Path, placed: Mapping[str, Placed], seen: Seen
+    path: Path, name: str, placed: Mapping[str, Placed], seen: Seen
 ) -> tuple[dict[str, onnx.TensorProto], WrittenFile]:
     """Write the weights' file; return (references by initializer, the file).
 
-    The file is named after its digest, which is known at its end.
+    The file may be named after its digest, which is known at its end.
     """
     temporary = path.with_name(f"{path.stem}.onnx.data.part")
     with temporary.open("xb") as file:
         sink = _Sink(file, seen)
         offsets = _lay_out(sink, placed)
-    location = _location(path, sink.digest.hexdigest()[:8])
+    location = _location(path, name, sink.digest.hexdigest()[:8])
     temporary.rename(path.with_name(location))
     return _references(placed, location, offsets), sink.written(location)
 
 
-def _location(path: Path, digest: str) -> str:
-    return f"{path.stem}-{digest}.onnx.data"
+def _location(path: Path, name: str, digest: str) -> str:
+    return name.format(stem=path.stem, digest=digest)
 
 
 def _lay_out(sink: _Counter, placed: Mapping[str, Placed]) -> dict[str, int]:

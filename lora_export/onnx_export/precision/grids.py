@@ -64,6 +64,23 @@ PRECISIONS = {
 }
 
 
+def find_precisions(names: str) -> tuple[Precision, ...]:
+    """Find the precisions of a list such as "fp32,int8", in its order.
+
+    Raises:
+        UsageError: there is no such precision, or one is named twice.
+    """
+    found = tuple(map(find_precision, names.split(",")))
+    if len(set(found)) < len(found):
+        raise UsageError(
+            f"{names!r:.80} names a precision twice",
+            where="--precision",
+            hint="name each once",
+            cause="usage/option-value",
+        )
+    return found
+
+
 def find_precision(name: str) -> Precision:
     """Find the precision of that name.
 
@@ -81,7 +98,7 @@ def find_precision(name: str) -> Precision:
     if name not in PRECISIONS:
         hint = f"one of {', '.join(PRECISIONS)}"
         raise UsageError(
-            f"there is no precision {name!r}",
+            f"there is no precision {name!r:.80}",
             where="--precision",
             hint=hint,
             cause="usage/option-value",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import counted
+from lora_export.report.lowered import all_lowered
 from lora_export.report.modules import HEADING, module_cells, modules_title
 from lora_export.report.page.escape import code, html
 from lora_export.report.page.frame import Section
@@ -210,9 +211,9 @@ def sizes(report: Report, provenance: Provenance) -> list[tuple[str, int, str]]:
     written = [(file.path, file.size) for file in report.files] or [*provenance.outputs]
     outputs = sum(number for name, number in written if not name.endswith("lora_export.json"))
     rows = [("base", base, "noise"), ("adapters", adapter, "effect")]
-    if lowered := report.facts.get("lowered"):
-        rows.append(("ONNX in float32", int(lowered["float32_bytes"]), "noise"))
-        rows.append((f"ONNX in {lowered['precision']}", int(lowered["bytes"]), "info"))
+    if lowered := all_lowered(report.facts):
+        rows.append(("ONNX in float32", int(lowered[0]["float32_bytes"]), "noise"))
+        rows += [(f"ONNX in {one['precision']}", int(one["bytes"]), "info") for one in lowered]
     else:
         rows.append(("result", outputs, "info"))
     return [row for row in rows if row[1]]
@@ -220,7 +221,12 @@ def sizes(report: Report, provenance: Provenance) -> list[tuple[str, int, str]]:
 
 def _loss(report: Report) -> str:
     """Return how far the outputs of a lower precision moved, as a table; empty without one."""
-    losses = report.facts.get("lowered", {}).get("loss", ())
+    lowered = all_lowered(report.facts)
+    losses = [
+        {**loss, "output": f"{one['precision']}: {loss['output']}"} if len(lowered) > 1 else loss
+        for one in lowered
+        for loss in one.get("loss", ())
+    ]
     rows = [
         f'<tr><th scope="row">{code(each["output"])}</th>'
         f'<td class="number">{each["relative"]:.2%}</td>'

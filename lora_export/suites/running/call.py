@@ -106,5 +106,7 @@ def _name(asked: Asked, base: str) -> str:
         return stem  # the verb refuses the base itself
     if asked.verb == "merge":
         return stem if checkpoint.layout == "folder" else f"{stem}.safetensors"
-    is_pair = asked.options().get("kv_cache") and checkpoint.config.get("is_encoder_decoder")
-    return stem if is_pair else f"{stem}.onnx"
+    options = asked.options()
+    is_pair = options.get("kv_cache") and checkpoint.config.get("is_encoder_decoder")
+    is_folder = is_pair or options.get("layout", "onnx") != "onnx"
+    return stem if is_folder else f"{stem}.onnx"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_export.report.columns import first_names
+from lora_export.report.lowered import all_lowered
 from lora_export.report.verdict import levels_json, verdict
 from lora_export.suites.running.goldens import differing, digested
 
@@ -129,7 +130,7 @@ def worst_error(report: Report) -> float | None:
     report without these facts, as of a pass, has none for such a row.
     """
     lowered = any(check.level == "precision" for check in report.checks)
-    losses = report.facts.get("lowered", {}).get("loss", ())
+    losses = [loss for one in all_lowered(report.facts) for loss in one.get("loss", ())]
     if lowered and not losses:
         return None
     compared = (c for c in report.checks if c.level in OUTPUTS)

@@ -1,0 +1,60 @@
+"""ONNX files that exist already, made and compared again for `verify`."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_export.api.graph.encoder_pair import is_pair
+from lora_export.api.graph.making import make_graph
+from lora_export.api.graph.places import Place
+from lora_export.api.graph.runtime_folder import check_around, refuse_missing
+from lora_export.api.proof.model_proof import Proven
+
+if TYPE_CHECKING:
+    from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.job.planned_job import Job
+    from lora_export.onnx_export.layout.layouts import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An artefact that may hold ONNX files."""
+
+    #: The file or the folder.
+    path: Path
+    #: Of its ONNX files.
+    forms: tuple[Form, ...]
+    #: How these files lie.
+    layout: Layout
+
+    def is_onnx(self, job: Job) -> bool:
+        """Return whether it is an .onnx file, or a folder of such files."""
+        if self.layout.is_folder:
+            return self.path.is_dir()
+        return self.path.suffix == ".onnx" or (self.path.is_dir() and is_pair(job))
+
+    def prove(self, job: Job) -> tuple[Proven, dict[str, Any]]:
+        """Make everything again in a temporary folder; return (proof, facts for the report).
+
+        Raises:
+            InputError: a file of the layout is missing, or is no ONNX file.
+            FitError, UsageError, VerificationError: see making.make_graph.
+        """
+        with tempfile.TemporaryDirectory(prefix="lora-export-") as folder:
+            work = Path(folder) / "merged"
+            place = Place(self.path, work, str(self.path), writes=False, layout=self.layout)
+            if self.layout.is_folder:
+                refuse_missing(self.forms, place)
+            made = make_graph(job, self.forms, place)
+            around = check_around(job, self.forms, place)
+        proven = Proven(
+            (*around, *made.checks),
+            made.warnings,
+            made.attribution,
+            kept=made.kept,
+            unproven=made.unproven,
+        )
+        return proven, dict(made.facts)

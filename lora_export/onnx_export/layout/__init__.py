@@ -1,0 +1,1 @@
+"""Folders of ONNX files as their runtimes look for them."""
