@@ -18,6 +18,7 @@ from lora_export.models.hf.name_table import read_name_table
 from lora_export.models.hf.plain_folder import without_adapter
 from lora_export.models.hf.spelling import Spelling
 from lora_export.models.hf.streamed import Placed, sources_by_name, stand_ins
+from lora_export.models.inputs.positions import positions
 from lora_export.models.inputs.usual_inputs import usual_inputs
 from lora_export.models.network.calling import FAILURES
 from lora_export.models.network.loralib_modules import read_facts
@@ -88,14 +89,23 @@ class HuggingFaceModel:
         #: Of each dtype, the model whose weights were placed last.
         self._kept: dict[str, Placed] = {}
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[InputSpec, ...]:
         """Return the inputs of --input, else the usual ones of the architecture.
 
         Raises:
             UsageError: neither is known.
         """
-        return self._given or usual_inputs(self.model_class, self.config, self._label)
+        return self._given or usual_inputs(
+            self.model_class, self.config, self._label, self.positions
+        )
+
+    def positions(self, text: Any) -> int | None:
+        """Return how many tokens a text model of this one takes; None where no table bounds them.
+
+        text: the configuration of the text model.
+        """
+        return positions(text, self.skeleton())
 
     def facts(self) -> ModelFacts:
         """Read the facts of the model built without weights."""

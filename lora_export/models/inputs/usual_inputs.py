@@ -10,14 +10,19 @@ from lora_export.errors import UsageError
 from lora_export.records import InputSpec, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container
+
+    #: Returns how many tokens a text model of a configuration takes; None for any number.
+    Longest = Callable[[Any], int | None]
 
 TEXT = ("batch", "sequence")
 SOUND = ("batch", "samples")
 ANSWER = ("batch", "answer")
 
 
-def usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, ...]:
+def usual_inputs(
+    model_class: Any, config: Any, label: str, longest: Longest
+) -> tuple[InputSpec, ...]:
     """List the inputs under the names of transformers' forward, batch and length dynamic.
 
     Known are token ids and masks, images, sounds, a text about images, and the tokens of a decoder
@@ -27,12 +32,14 @@ def usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, 
         model_class: a class of transformers; its forward is read.
         config: the model's transformers configuration.
         label: the folder, for the message.
+        longest: returns how many tokens fit into the table of positions of a text model, given its
+            configuration; see positions.positions.
 
     Raises:
         UsageError: the model takes something else.
     """
     parameters = inspect.signature(model_class.forward).parameters
-    inputs = _first_inputs(parameters, config)
+    inputs = _first_inputs(parameters, config, longest)
     if not inputs:
         raise UsageError(
             f"the inputs of {model_class.__name__} are not known",
@@ -41,13 +48,15 @@ def usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, 
             cause="usage/model-inputs",
         )
     if "decoder_input_ids" in parameters and getattr(config, "is_encoder_decoder", False):
-        return (*inputs, _decoder_ids(config))
+        return (*inputs, _decoder_ids(config, longest))
     return inputs
 
 
-def _first_inputs(parameters: Container[str], config: Any) -> tuple[InputSpec, ...]:
+def _first_inputs(
+    parameters: Container[str], config: Any, longest: Longest
+) -> tuple[InputSpec, ...]:
     if "input_ids" in parameters:
-        return _text_inputs(config, parameters)
+        return _text_inputs(config, parameters, longest)
     if "input_features" in parameters and _has(config, "num_mel_bins", "max_source_positions"):
         frames = 2 * config.max_source_positions  # Whisper takes all of them, padded
         return (InputSpec("input_features", "float32", ("batch", config.num_mel_bins, frames)),)
@@ -88,20 +97,22 @@ def _sound(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:
     return (wave,)
 
 
-def _decoder_ids(config: Any) -> InputSpec:
+def _decoder_ids(config: Any, longest: Longest) -> InputSpec:
     """Return the input of the tokens that a decoder beside an encoder has generated so far."""
     text = config.get_text_config(decoder=True)
-    most = getattr(text, "max_target_positions", None) or positions(text)
+    most = getattr(text, "max_target_positions", None) or longest(text)
     spans = {"answer": Span(most=most)}
     return InputSpec("decoder_input_ids", "int64", ANSWER, text.vocab_size, spans)
 
 
-def _text_inputs(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:
+def _text_inputs(
+    config: Any, parameters: Container[str], longest: Longest
+) -> tuple[InputSpec, ...]:
     text = config.get_text_config()
     image = _image_places(config) if "pixel_values" in parameters else None
     # A model that puts images into the text takes one text at a time: its code fixes their number.
     dims = (1, "sequence") if image else TEXT
-    spans = {"sequence": Span(offset=image[1] if image else 0, most=positions(text))}
+    spans = {"sequence": Span(offset=image[1] if image else 0, most=longest(text))}
     inputs = [InputSpec("input_ids", "int64", dims, text.vocab_size, spans, image)]
     if "attention_mask" in parameters:
         inputs.append(InputSpec("attention_mask", "int64", dims, 2, spans))
@@ -123,18 +134,3 @@ def _image_places(config: Any) -> tuple[int, int] | None:
     if not (isinstance(token, int) and isinstance(count, int)):
         return None
     return (token, count) if token < config.get_text_config().vocab_size else None
-
-
-def positions(text: Any) -> int | None:
-    """Return the tokens that fit into the table of positions; None where there is no table.
-
-    text: the configuration of the text model. Some tables (RoBERTa's) begin behind the number of
-    the padding token: those places are subtracted. They are not where that token lies beyond the
-    table (GPT-2, Phi-3), nor for rotary models, which have no table.
-    """
-    size = getattr(text, "max_position_embeddings", None)
-    if not isinstance(size, int):
-        return None
-    first = (getattr(text, "pad_token_id", None) or 0) + 1
-    is_rotary = getattr(text, "rope_parameters", None) is not None
-    return size if is_rotary or first >= size else size - first
