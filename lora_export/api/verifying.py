@@ -62,6 +62,7 @@ def verify(
     model: str | None = None,
     task: str | None = None,
     kv_cache: bool = False,
+    static: Sequence[str] = (),
     opset: int | None = None,
     precision: str | None = None,
     allow_lossy: bool = False,
@@ -92,6 +93,7 @@ def verify(
         model: see `merge`.
         task: see `merge`; None takes the manifest's.
         kv_cache: see `export_onnx`; False takes the manifest's.
+        static: see `export_onnx`; none takes the manifest's.
         opset: the operator set that an .onnx file was written in; None takes the exporter's own.
         precision: the precision of an .onnx file; None takes the manifest's, else "fp32".
         allow_lossy: see `export_onnx`.
@@ -127,7 +129,7 @@ def verify(
             "--base and --adapter belong together: name both, or neither",
             cause="usage/options-contradict",
         )
-    network = Network(model, task, kv_cache)
+    network = Network(model, task, kv_cache, tuple(static))
     network.refuse_lowered(precision)
     _refuse_dtype(path, about)
     clock = Stopwatch(progress)
@@ -161,7 +163,8 @@ def verify(
         _refuse_other_graph(path, job.network)
     unused = ()
     if not _is_onnx(path, job):
-        names = _named({**for_onnx, "kv_cache": kv_cache or None, "provider": proof.provider})
+        graph = {"kv_cache": kv_cache or None, "static": static, "provider": proof.provider}
+        names = _named({**for_onnx, **graph})
         unused = (f"it is no ONNX file, so {', '.join(names)} had no effect",) if names else ()
     try:
         captures = open_captures(capture_cache, off=no_capture_cache)

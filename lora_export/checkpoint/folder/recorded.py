@@ -67,6 +67,8 @@ class Recorded:
     """The levels that it was proven at; empty where there was no proof."""
     precision: str = "fp32"
     """The precision of an ONNX file's weights."""
+    static: tuple[str, ...] = ()
+    """The dimensions of an ONNX file's inputs that --static fixed."""
 
     def weighted(self, adapter: Adapter) -> Adapter:
         """Return `adapter` with the weight that is recorded for its digest, if one is."""
@@ -126,6 +128,7 @@ def _read(path: Path) -> Recorded:
         precision=top.table("onnx").get("precision", str) if "onnx" in top else "fp32",
         task=options.get("task", str) if "task" in options else None,
         kv_cache=options.get("kv_cache", bool, default=False),
+        static=options.texts("static") if "static" in options else (),
         trust_file=options.get("trust_file", bool) if "trust_file" in options else None,
         verified=None if verification is None else top.table("verification").get("passed", bool),
         levels=() if verification is None else _levels(top.table("verification")),

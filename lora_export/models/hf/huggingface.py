@@ -100,6 +100,10 @@ class HuggingFaceModel:
             self.model_class, self.config, self._label, self.positions
         )
 
+    def declare(self, inputs: tuple[InputSpec, ...]) -> None:
+        """Take these inputs from now on, in the place of the usual ones."""
+        self.inputs = inputs
+
     def positions(self, text: Any) -> int | None:
         """Return how many tokens a text model of this one takes; None where no table bounds them.
 
