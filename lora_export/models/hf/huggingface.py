@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, MissingExtraError, UsageError
@@ -16,10 +16,11 @@ from lora_export.models.hf.full_values import slot, with_value
 from lora_export.models.hf.model_class import class_of, config_of
 from lora_export.models.hf.name_table import read_name_table
 from lora_export.models.hf.plain_folder import without_adapter
+from lora_export.models.hf.processor import processor_config
 from lora_export.models.hf.spelling import Spelling
 from lora_export.models.hf.streamed import Placed, sources_by_name, stand_ins
 from lora_export.models.inputs.positions import positions
-from lora_export.models.inputs.usual_inputs import usual_inputs
+from lora_export.models.inputs.usual_inputs import Known, usual_inputs
 from lora_export.models.network.calling import FAILURES
 from lora_export.models.network.loralib_modules import read_facts
 from lora_export.models.network.quiet import quiet
@@ -85,6 +86,7 @@ class HuggingFaceModel:
         #: The transformers configuration of the models.
         self.config = config_of(base, self.model_class)
         self._given = inputs
+        self._processor = partial(processor_config, base.root)
         self._spelling = Spelling(self.model_class.base_model_prefix, lambda: self.names)
         #: Of each dtype, the model whose weights were placed last.
         self._kept: dict[str, Placed] = {}
@@ -97,7 +99,7 @@ class HuggingFaceModel:
             UsageError: neither is known.
         """
         return self._given or usual_inputs(
-            self.model_class, self.config, self._label, self.positions
+            self.model_class, self.config, self._label, Known(self.positions, self._processor)
         )
 
     def declare(self, inputs: tuple[InputSpec, ...]) -> None:
