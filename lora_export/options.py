@@ -207,6 +207,14 @@ _REPORT = Option(
 _GRAPH = (
     _TASK,
     Option(
+        "static",
+        "text",
+        "A dimension of the graph's inputs that is fixed, e.g. sequence=512.",
+        default=(),
+        many=True,
+        metavar="NAME=SIZE",
+    ),
+    Option(
         "kv_cache",
         "flag",
         "A graph that generates text step by step: it takes and gives keys and values.",

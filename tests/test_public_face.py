@@ -37,8 +37,9 @@ FACE = {
     "export_onnx": (
         {"base": NEEDED, "adapters": NEEDED, "output": None},
         {
-            "model": None, "task": None, "kv_cache": False, "opset": None, "precision": "fp32",
-            "allow_lossy": False, "verify": True, "dry_run": False, "force": False,
+            "model": None, "task": None, "kv_cache": False, "static": (),
+            "opset": None, "precision": "fp32", "allow_lossy": False, "verify": True,
+            "dry_run": False, "force": False,
             "report": None, "progress": None, **CAPTURE, **ADAPTER, **PROOF,
         },
     ),
@@ -46,7 +47,7 @@ FACE = {
         {"artifact": NEEDED},
         {
             "base": None, "adapters": (), "model": None, "task": None, "kv_cache": False,
-            "opset": None, "precision": None, "allow_lossy": False, "report": None,
+            "static": (), "opset": None, "precision": None, "allow_lossy": False, "report": None,
             "progress": None, "dtype": None,
             **CAPTURE, **ADAPTER, **PROOF,
         },

@@ -55,6 +55,7 @@ def export_onnx(
     model: str | None = None,
     task: str | None = None,
     kv_cache: bool = False,
+    static: Sequence[str] = (),
     opset: int | None = None,
     precision: str = "fp32",
     layout: str = "onnx",
@@ -95,6 +96,8 @@ def export_onnx(
         kv_cache: the graph of a decoder takes the keys and values of earlier tokens, and gives
             them with its own added: past_key_values.0.key (batch, heads, past, size),
             present.0.key, and so on. Of an encoder-decoder two graphs are made.
+        static: dimensions of the inputs that are fixed, such as "sequence=512". Some networks
+            (Longformer, Mamba) can be traced for one size only.
         opset: ONNX operator set; None takes the exporter's own.
         precision: "fp32", "fp16", "int8", "int8-weights" or "int4". The lower ones are made from
             the merged weights, after the float32 graph is proven. With `layout` "hf" several, such
@@ -136,7 +139,7 @@ def export_onnx(
     proof = proof_options(settings, provider)
     proof.check()
     proof.check_made(verify=verify)
-    network = Network(model, task, kv_cache)
+    network = Network(model, task, kv_cache, tuple(static))
     network.refuse_lowered(precision)
     if output:
         check_folder(Path(output))

@@ -59,6 +59,7 @@ def verify(
     model: str | None = None,
     task: str | None = None,
     kv_cache: bool = False,
+    static: Sequence[str] = (),
     opset: int | None = None,
     precision: str | None = None,
     layout: str | None = None,
@@ -90,6 +91,7 @@ def verify(
         model: see `merge`.
         task: see `merge`; None takes the manifest's.
         kv_cache: see `export_onnx`; False takes the manifest's.
+        static: see `export_onnx`; none takes the manifest's.
         opset: the operator set that an .onnx file was written in; None takes the exporter's own.
         precision: the precision of an .onnx file; None takes the manifest's, else "fp32".
         layout: how the ONNX files of a folder lie; None takes the manifest's, else "onnx".
@@ -126,7 +128,7 @@ def verify(
             "--base and --adapter belong together: name both, or neither",
             cause="usage/options-contradict",
         )
-    network = Network(model, task, kv_cache)
+    network = Network(model, task, kv_cache, tuple(static))
     network.refuse_lowered(precision)
     _refuse_dtype(path, about)
     clock = Stopwatch(progress)
@@ -168,7 +170,8 @@ def verify(
         forms = forms_of(lies, precisions, opset, captures, allow_lossy=allow_lossy)
         artefact = Finished(path, forms, lies)
         if not artefact.is_onnx(job):
-            names = _named({**for_onnx, "kv_cache": kv_cache or None, "provider": proof.provider})
+            graph = {"kv_cache": kv_cache or None, "static": static, "provider": proof.provider}
+            names = _named({**for_onnx, **graph})
             unused = (f"it is no ONNX file, so {', '.join(names)} had no effect",) if names else ()
         plan_again = partial(make_job, base, adapters, network=network, proof=proof, clock=clock)
         job, proven, facts = _again(artefact, job, None if recorded else plan_again)

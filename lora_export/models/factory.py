@@ -83,6 +83,10 @@ class FactoryModel:
         """
         self._names, self._left_out = names, frozenset(left_out)
 
+    def declare(self, inputs: tuple[InputSpec, ...]) -> None:
+        """Take these inputs from now on, in the place of those that are declared elsewhere."""
+        self._given = inputs
+
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """Return the inputs of --input, else of the module's INPUTS, else of --inputs' arrays.

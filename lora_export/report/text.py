@@ -12,6 +12,7 @@ from lora_export.report.found import found_text
 from lora_export.report.lowered import all_lowered, lowered_text
 from lora_export.report.modules import modules_text
 from lora_export.report.plan_text import plan_text
+from lora_export.report.probed import probed_words
 from lora_export.report.sentences import failed_sentence, passed_words
 from lora_export.report.survival import stored_text
 from lora_export.report.verdict import LEVELS, level_words, levels_json, verdict
@@ -98,7 +99,8 @@ def _parts(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
 
 
 def _results(report: Report, *, verbose: bool, width: int) -> Iterator[str]:
-    """Yield what the command did, other than its proof."""
+    """Yield at which sizes it was proven, and what the command did otherwise."""
+    yield probed_words(report)
     yield stored_text(report.facts.get("survival"), report.kept)
     yield from _file_text(report, verbose=verbose, width=width)
     if seconds := report.facts.get("seconds"):

@@ -237,6 +237,22 @@ def test_what_has_no_such_graph(case, tmp_path):
     assert "leave --kv-cache out" in caught.value.problems[0].hint
 
 
+# The number of the padding token is of no matter for the positions of these models.
+PADDED = {
+    "GPT-2": (hf.GPT2Config, "GPT2LMHeadModel", {"n_positions": 48, "n_embd": 32, "n_head": 4}),
+    "Llama": (hf.LlamaConfig, "LlamaForCausalLM", {**GROUPED, "max_position_embeddings": 48}),
+    "Phi-3": (hf.Phi3Config, "Phi3ForCausalLM", {**GROUPED, "max_position_embeddings": 48}),
+}
+
+
+@pytest.mark.parametrize("pad", [0, 47, 48, 95])
+@pytest.mark.parametrize("case", PADDED)
+def test_a_padding_token_near_the_end_of_the_positions(case, pad, tmp_path):
+    kind, name, settings = PADDED[case]
+    base = config_only(tmp_path, kind(**{**settings, "pad_token_id": pad, "vocab_size": 96}), name)
+    assert CachedDecoder(folder_model(base, ())).longest == 48
+
+
 def test_a_factory_and_described_inputs(gpt2, tmp_path):
     base, adapter, _, _ = gpt2
     with pytest.raises(UsageError, match="how the network of --model keeps its past"):

@@ -260,7 +260,10 @@ REPORTS = {
         PLAN,
         (*WEIGHTS, *MODEL, *RUNTIME),
         FILES,
-        facts={"graph": {**GRAPH, "saved": {"nodes": 18, "parameters": 3210}}},
+        facts={
+            "graph": {**GRAPH, "saved": {"nodes": 18, "parameters": 3210}},
+            "probed": {"batch": [1, 3], "sequence": [7, 19]},
+        },
         next="lora-export verify out.onnx",
     ),
     "onnx in int8": Report(

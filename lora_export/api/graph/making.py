@@ -29,6 +29,7 @@ from lora_export.errors import UsageError
 from lora_export.models.choose import folder_model
 from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.models.generation.cached_pair import CachedPair
+from lora_export.models.inputs.static_sizes import parse_static, with_static
 from lora_export.models.subject import Subject
 from lora_export.report.lowered import lowered_facts
 from lora_export.report.survival import size_facts, survival_facts, survival_warnings
@@ -83,6 +84,8 @@ def traced_model(job: Job, merged: Checkpoint) -> ModelSource:
         return job.source
     base = merged if job.plan.reshaped else job.plan.base
     plain = folder_model(base, job.proof.input, job.network.task)
+    if sizes := parse_static(job.network.static):
+        plain.declare(with_static(plain.inputs, sizes))
     if not job.network.kv_cache:
         return plain
     return CachedPair(plain) if is_pair(job) else CachedDecoder(plain)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
 from lora_export.models.hf.tasks import check_task
+from lora_export.models.inputs.static_sizes import OPTION, parse_static
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,8 @@ class Network:
     task: str | None = None
     #: Whether the graph takes and gives the keys and values of earlier tokens.
     kv_cache: bool = False
+    #: Dimensions of the graph's inputs that are fixed, each as --static names one.
+    static: tuple[str, ...] = ()
 
     def check(self, described: Sequence[str]) -> None:
         """Refuse two options of which one would have no effect.
@@ -32,6 +35,13 @@ class Network:
             UsageError: the task is unknown, or two options do not go together.
         """
         check_task(self.task)
+        if parse_static(self.static) and self.kv_cache:
+            raise UsageError(
+                "--kv-cache needs its sizes open: a step takes one token, the prompt many",
+                where=OPTION,
+                hint="leave one of both out",
+                cause="usage/options-contradict",
+            )
         if self.task and self.model:
             hint = "the function that --model names chooses the class: leave --task out"
             raise UsageError(
@@ -75,5 +85,10 @@ class Network:
 
     def given(self) -> dict[str, Any]:
         """Return what was set, by name."""
-        found = {"model": self.model, "task": self.task, "kv_cache": self.kv_cache}
+        found = {
+            "model": self.model,
+            "task": self.task,
+            "kv_cache": self.kv_cache,
+            "static": list(self.static),
+        }
         return {name: value for name, value in found.items() if value}

@@ -15,6 +15,7 @@ from lora_export.models.choose import (
     task_warnings,
     tied_groups,
 )
+from lora_export.models.inputs.static_sizes import parse_static, with_static
 from lora_export.planning.names.network_names import (
     NetworkNames,
     meet_network,
@@ -119,6 +120,8 @@ def plan_job(
     network.check(proof.input)
     task = network.task
     source = factory_model(network.model, proof.input, proof.inputs)
+    if source and (sizes := parse_static(network.static)):
+        source.declare(with_static(source.inputs, sizes))
     facts, names = None, NetworkNames()
     if source:
         facts, names = meet_network(source.facts(), inputs.base, inputs.adapters, request.options)

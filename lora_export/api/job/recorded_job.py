@@ -99,8 +99,12 @@ def recorded_job(
         )
     taken.update(inherited)
     usual = {"recipe": "auto", "weight": [1.0] * len(inputs.adapters)}
-    named = [f"{key} {value}" for key, value in taken.items() if usual.get(key) != value]
+    named = [f"{key} {_shown(value)}" for key, value in taken.items() if usual.get(key) != value]
     return replace(job, clock=clock), checks, (_taken(", ".join(named)),) if named else ()
+
+
+def _shown(value: object) -> object:
+    return ", ".join(value) if isinstance(value, tuple) else value
 
 
 def _other_inputs(checks: Sequence[Check]) -> Finding:
@@ -116,9 +120,11 @@ def _taken(facts: str) -> str:
 
 def _as_recorded(network: Network, recorded: Recorded) -> tuple[Network, dict[str, Any]]:
     """Return the network with the recorded options of its graph, and these options by name."""
-    if network.model:
-        return network, {}
     inherited: dict[str, Any] = {}
+    if recorded.static and not network.static:
+        inherited["static"] = recorded.static
+    if network.model:
+        return replace(network, **inherited), inherited
     if recorded.task and not network.task:
         inherited["task"] = recorded.task
     if recorded.kv_cache and not network.kv_cache:

@@ -13,7 +13,7 @@ from lora_export.records import at_level
 from lora_export.report.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -77,6 +77,8 @@ class ModelProof:
     kept: KeptEffect | None = None
     #: Counts the seconds of the search for a fault.
     clock: Stopwatch = field(default_factory=Stopwatch, compare=False)
+    #: The sizes of the probes, by dynamic dimension.
+    probed: Mapping[str, Sequence[int]] = field(default_factory=dict)
     #: What base, unmerged and merged model say to a text; empty where that was not asked.
     samples: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,9 +104,21 @@ class ModelProof:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Return the noise of every output, what it allows, the adapter's effect; and samples."""
-        noise = [one.facts() for one in self.tolerance.outputs]
-        return {"noise": noise, **({"samples": self.samples} if self.samples else {})}
+        """Return noise and effect of every output, the sizes that were run, NaN, and samples."""
+        found = {
+            "noise": [one.facts() for one in self.tolerance.outputs],
+            "probed": self.probed,
+            "nan": [{"output": name, "elements": n, "of": m} for name, n, m in self._nan()],
+            "samples": self.samples,
+        }
+        return {name: value for name, value in found.items() if value or name == "noise"}
+
+    def _nan(self) -> list[tuple[str, int, int]]:
+        """List output, elements that are NaN in the unmerged and the merged model, and of all."""
+        from lora_export.verification.model.compare import nan_counts
+
+        counts = nan_counts(self.witnesses.unmerged, self.witnesses.unrounded)
+        return [(name, *count) for name, count in counts.items()]
 
     @property
     def unproven(self) -> dict[str, str]:
@@ -118,11 +132,19 @@ class ModelProof:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Return the warnings about how the level ran."""
+        from lora_export.verification.model.probed_sizes import narrow_warnings
+
         unresolved = self._unresolved()
         words = f"the model level does not resolve this adapter, the weights prove it: {unresolved}"
         lossy = self.kept is not None and self.kept.share < WORTH_A_NOTE
         return (
             *self.witnesses.warnings(),
+            *narrow_warnings(self.suspects.subject.source.inputs, self.probed),
+            *(
+                f"{number:,} of {whole:,} elements of {name} are NaN in the unmerged model and in "
+                "the merged one: they count as equal"
+                for name, number, whole in self._nan()
+            ),
             *([words] if unresolved else []),
             *([f"{self.kept}; --dtype float32 of merge would keep all of it"] if lossy else []),
         )
@@ -135,6 +157,7 @@ def prove_model(job: Job, subject: Subject) -> ModelProof:
         FitError, UsageError, InputError: the model cannot be built or run.
     """
     from lora_export.verification.blame.narrowing import Suspects
+    from lora_export.verification.model.probed_sizes import probed_sizes
     from lora_export.verification.model.witnesses import call_witnesses, runs_together
 
     source = subject.source
@@ -150,7 +173,15 @@ def prove_model(job: Job, subject: Subject) -> ModelProof:
     checks = at_level("model", checks)
     samples = _samples(job, subject) if all(check.passed for check in checks) else {}
     return ModelProof(
-        checks, witnesses, tolerance, suspects, job.allow_noop, kept, job.clock, samples
+        checks,
+        witnesses,
+        tolerance,
+        suspects,
+        job.allow_noop,
+        kept,
+        job.clock,
+        probed_sizes(source.inputs, probes),
+        samples,
     )
 
 

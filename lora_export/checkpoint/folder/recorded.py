@@ -69,6 +69,8 @@ class Recorded:
     """The precision of an ONNX file's weights; of several files theirs, joined by commas."""
     layout: str = "onnx"
     """How the ONNX files lie: "onnx" for a bare file or a pair of them."""
+    static: tuple[str, ...] = ()
+    """The dimensions of an ONNX file's inputs that --static fixed."""
 
     def weighted(self, adapter: Adapter) -> Adapter:
         """Return `adapter` with the weight that is recorded for its digest, if one is."""
@@ -129,6 +131,7 @@ def _read(path: Path) -> Recorded:
         layout=top.table("onnx").get("layout", str, "onnx") if "onnx" in top else "onnx",
         task=options.get("task", str) if "task" in options else None,
         kv_cache=options.get("kv_cache", bool, default=False),
+        static=options.texts("static") if "static" in options else (),
         trust_file=options.get("trust_file", bool) if "trust_file" in options else None,
         verified=None if verification is None else top.table("verification").get("passed", bool),
         levels=() if verification is None else _levels(top.table("verification")),

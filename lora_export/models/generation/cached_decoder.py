@@ -24,7 +24,6 @@ from lora_export.models.generation.caches import (
     without_dots,
 )
 from lora_export.models.generation.rewired import Rewired
-from lora_export.models.inputs.usual_inputs import positions
 from lora_export.models.network.quiet import quiet
 from lora_export.records import InputSpec, Span
 
@@ -54,7 +53,7 @@ class CachedDecoder(Rewired):
         """
         _refuse_no_decoder(plain)
         #: Tokens that the models take in all; None where no table of positions bounds them.
-        self.longest = positions(plain.config.get_text_config(decoder=True))
+        self.longest = plain.positions(plain.config.get_text_config(decoder=True))
         refuse_short(self.longest)
         layers = _probe_layers(plain)
         inputs = _inputs(plain, layers, self.longest)

@@ -93,6 +93,9 @@ def probe_cache(plain: HuggingFaceModel, feed: Mapping[str, tuple[int, ...]]) ->
                 key: torch.ones(shape, dtype=torch.long if key.endswith("ids") else torch.float)
                 for key, shape in feed.items()
             }
+            # Without a mask, some models look for padding in the ids, which have no values here.
+            if "attention_mask" in parameters_of(plain) and "input_ids" in inputs:
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
             output = model(**inputs, use_cache=True)
             found = output.get("cache", None)
             return output, output[PAST] if found is None else found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import FitError, InputError, MissingExtraError, UsageError
@@ -17,9 +17,11 @@ from lora_export.models.hf.full_values import slot, with_value
 from lora_export.models.hf.model_class import class_of, config_of
 from lora_export.models.hf.name_table import read_name_table
 from lora_export.models.hf.plain_folder import without_adapter
+from lora_export.models.hf.processor import processor_config
 from lora_export.models.hf.spelling import Spelling
 from lora_export.models.hf.streamed import Placed, sources_by_name, stand_ins
-from lora_export.models.inputs.usual_inputs import usual_inputs
+from lora_export.models.inputs.positions import positions
+from lora_export.models.inputs.usual_inputs import Known, usual_inputs
 from lora_export.models.network.calling import FAILURES
 from lora_export.models.network.loralib_modules import read_facts
 from lora_export.models.network.quiet import quiet
@@ -86,18 +88,32 @@ class HuggingFaceModel:
         #: The transformers configuration of the models.
         self.config = config_of(base, self.model_class)
         self._given = inputs
+        self._processor = partial(processor_config, base.root)
         self._spelling = Spelling(self.model_class.base_model_prefix, lambda: self.names)
         #: Of each dtype, the model whose weights were placed last.
         self._kept: dict[str, Placed] = {}
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[InputSpec, ...]:
         """Return the inputs of --input, else the usual ones of the architecture.
 
         Raises:
             UsageError: neither is known.
         """
-        return self._given or usual_inputs(self.model_class, self.config, self._label)
+        return self._given or usual_inputs(
+            self.model_class, self.config, self._label, Known(self.positions, self._processor)
+        )
+
+    def declare(self, inputs: tuple[InputSpec, ...]) -> None:
+        """Take these inputs from now on, in the place of the usual ones."""
+        self.inputs = inputs
+
+    def positions(self, text: Any) -> int | None:
+        """Return how many tokens a text model of this one takes; None where no table bounds them.
+
+        text: the configuration of the text model.
+        """
+        return positions(text, self.skeleton())
 
     def facts(self) -> ModelFacts:
         """Read the facts of the model built without weights."""

@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import inspect
-from math import prod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
+from lora_export.models.inputs.images import image_input
+from lora_export.models.inputs.series import series
+from lora_export.models.inputs.sounds import features, waves
 from lora_export.records import InputSpec, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container, Mapping
+
+    #: Returns how many tokens a text model of a configuration takes; None for any number.
+    Longest = Callable[[Any], int | None]
 
 TEXT = ("batch", "sequence")
-SOUND = ("batch", "samples")
 ANSWER = ("batch", "answer")
 
 
-def usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, ...]:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a model beside its configuration."""
+
+    longest: Longest
+    """Returns how many tokens fit into the table of positions; see positions.positions."""
+    processor: Callable[[], Mapping[str, object]]
+    """Reads the image processor's configuration, preprocessor_config.json; it may be empty."""
+
+
+def usual_inputs(model_class: Any, config: Any, label: str, known: Known) -> tuple[InputSpec, ...]:
     """List the inputs under the names of transformers' forward, batch and length dynamic.
 
-    Known are token ids and masks, images, sounds, a text about images, and the tokens of a decoder
-    beside an encoder. Lengths end where the model's table of positions ends.
+    Known are token ids and masks, images, sounds, time series, a text about images, and the tokens
+    of a decoder beside an encoder. Lengths end where the model's table of positions ends.
 
     Args:
         model_class: a class of transformers; its forward is read.
         config: the model's transformers configuration.
         label: the folder, for the message.
+        known: what the configuration does not say.
 
     Raises:
         UsageError: the model takes something else.
     """
     parameters = inspect.signature(model_class.forward).parameters
-    inputs = _first_inputs(parameters, config)
+    inputs = _first_inputs(parameters, config, known)
     if not inputs:
         raise UsageError(
             f"the inputs of {model_class.__name__} are not known",
@@ -41,76 +57,68 @@ def usual_inputs(model_class: Any, config: Any, label: str) -> tuple[InputSpec, 
             cause="usage/model-inputs",
         )
     if "decoder_input_ids" in parameters and getattr(config, "is_encoder_decoder", False):
-        return (*inputs, _decoder_ids(config))
+        return (*inputs, _decoder_ids(config, known.longest))
     return inputs
 
 
-def _first_inputs(parameters: Container[str], config: Any) -> tuple[InputSpec, ...]:
+def _first_inputs(
+    parameters: Mapping[str, inspect.Parameter], config: Any, known: Known
+) -> tuple[InputSpec, ...]:
     if "input_ids" in parameters:
-        return _text_inputs(config, parameters)
-    if "input_features" in parameters and _has(config, "num_mel_bins", "max_source_positions"):
-        frames = 2 * config.max_source_positions  # Whisper takes all of them, padded
-        return (InputSpec("input_features", "float32", ("batch", config.num_mel_bins, frames)),)
+        return _text_inputs(config, parameters, known)
+    if "input_features" in parameters:
+        return features(config, parameters)
     if "input_values" in parameters:
-        return _sound(config, parameters)
-    return (_image(config),) if "pixel_values" in parameters else ()
-
-
-def _has(config: object, *names: str) -> bool:
-    return all(hasattr(config, name) for name in names)
-
-
-def _image(config: Any, batch: int | str = "batch") -> InputSpec:
-    size = getattr(config, "image_size", 224)
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    channels = getattr(config, "num_channels", 3)
-    return InputSpec("pixel_values", "float32", (batch, channels, height, width))
-
-
-def _sound(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:
-    """List the inputs of a sound: a spectrogram of one size, or a wave with its mask.
-
-    A wave must be longer than the samples that one output of the convolutions depends on. Models
-    without layer norm in them were trained without a mask (documentation of Wav2Vec2Model).
-    """
-    if _has(config, "num_mel_bins", "max_length"):
-        return (
-            InputSpec("input_values", "float32", ("batch", config.max_length, config.num_mel_bins)),
-        )
-    if not _has(config, "conv_kernel", "conv_stride"):
+        return waves(config, parameters)
+    if "past_values" in parameters:
+        return series(config, parameters)
+    if "pixel_values" not in parameters:
         return ()
-    strides = [prod(config.conv_stride[:place]) for place in range(len(config.conv_stride))]
-    steps = zip(config.conv_kernel, strides, strict=True)
-    spans = {"samples": Span(unit=1 + sum((kernel - 1) * stride for kernel, stride in steps))}
-    wave = InputSpec("input_values", "float32", SOUND, spans=spans)
-    if "attention_mask" in parameters and getattr(config, "feat_extract_norm", "") == "layer":
-        return (wave, InputSpec("attention_mask", "int64", SOUND, 2, spans=spans))
-    return (wave,)
+    return (image_input(config, known.processor), *_points(parameters))
 
 
-def _decoder_ids(config: Any) -> InputSpec:
+def _points(parameters: Container[str]) -> tuple[InputSpec, ...]:
+    """List the points of an image by which a model is asked for a part of it, as SAM is."""
+    if "input_points" not in parameters or "input_labels" not in parameters:
+        return ()
+    dims = ("batch", 1, "points")
+    return (
+        InputSpec("input_points", "float32", (*dims, 2)),
+        InputSpec("input_labels", "int64", dims, 2),
+    )
+
+
+def _decoder_ids(config: Any, longest: Longest) -> InputSpec:
     """Return the input of the tokens that a decoder beside an encoder has generated so far."""
     text = config.get_text_config(decoder=True)
-    most = getattr(text, "max_target_positions", None) or positions(text)
+    most = getattr(text, "max_target_positions", None) or longest(text)
     spans = {"answer": Span(most=most)}
     return InputSpec("decoder_input_ids", "int64", ANSWER, text.vocab_size, spans)
 
 
-def _text_inputs(config: Any, parameters: Container[str]) -> tuple[InputSpec, ...]:
+def _text_inputs(
+    config: Any, parameters: Mapping[str, inspect.Parameter], known: Known
+) -> tuple[InputSpec, ...]:
     text = config.get_text_config()
     image = _image_places(config) if "pixel_values" in parameters else None
     # A model that puts images into the text takes one text at a time: its code fixes their number.
     dims = (1, "sequence") if image else TEXT
-    spans = {"sequence": Span(offset=image[1] if image else 0, most=positions(text))}
+    spans = {"sequence": Span(offset=image[1] if image else 0, most=known.longest(text))}
     inputs = [InputSpec("input_ids", "int64", dims, text.vocab_size, spans, image)]
     if "attention_mask" in parameters:
         inputs.append(InputSpec("attention_mask", "int64", dims, 2, spans))
     types = getattr(config, "type_vocab_size", 0)
     if "token_type_ids" in parameters and types > 1:  # a table of one row leaves no choice
         inputs.append(InputSpec("token_type_ids", "int64", dims, types, spans))
-    if image or ("pixel_values" in parameters and "return_loss" in parameters):  # CLIP compares
-        inputs.append(_image(config.vision_config, dims[0]))
+    if image or _needs_images(parameters):
+        inputs.append(image_input(config, known.processor, dims[0]))
     return tuple(inputs)
+
+
+def _needs_images(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Return whether each text stands beside an image: CLIP compares both, BLIP needs both."""
+    images = parameters.get("pixel_values")
+    return images is not None and (images.default is images.empty or "return_loss" in parameters)
 
 
 def _image_places(config: Any) -> tuple[int, int] | None:
@@ -123,18 +131,3 @@ def _image_places(config: Any) -> tuple[int, int] | None:
     if not (isinstance(token, int) and isinstance(count, int)):
         return None
     return (token, count) if token < config.get_text_config().vocab_size else None
-
-
-def positions(text: Any) -> int | None:
-    """Return the tokens that fit into the table of positions; None where there is no table.
-
-    text: the configuration of the text model. Some tables (RoBERTa's) begin behind the number of
-    the padding token: those places are subtracted. They are not where that token lies beyond the
-    table (GPT-2, Phi-3), nor for rotary models, which have no table.
-    """
-    size = getattr(text, "max_position_embeddings", None)
-    if not isinstance(size, int):
-        return None
-    first = (getattr(text, "pad_token_id", None) or 0) + 1
-    is_rotary = getattr(text, "rope_parameters", None) is not None
-    return size if is_rotary or first >= size else size - first

@@ -132,7 +132,7 @@ def _assign(names: dict[str, str], spec: InputSpec, dim: str, traced_dim: object
         raise UsageError(
             f"the model fixes the dimension {dim!r} at {traced_dim}",
             where=spec.name,
-            hint=f"declare it as {traced_dim}, or make forward independent of the size",
+            hint=f"--static {dim}=SIZE fixes it, or make forward independent of the size",
             cause="usage/dimensions",
         )
     if names.setdefault(symbol, dim) != dim:

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import InputError
+from lora_export.models.inputs.static_sizes import static_hint
 from lora_export.models.network.calling import FAILURES, bind_call, name_outputs, without_cache
 from lora_export.models.network.quiet import quiet
 from lora_export.onnx_export.capture import dimensions
@@ -53,10 +54,10 @@ def trace_model(
         try:
             return _by_torch(model, inputs, examples, opset)
         except FAILURES as error:
-            raise _failure(model, error) from error
+            raise _failure(model, error, static_hint(inputs)) from error
 
 
-def _failure(model: nn.Module, error: BaseException) -> InputError:
+def _failure(model: nn.Module, error: BaseException, static: str) -> InputError:
     """Make the error of the stage of torch.onnx.export that failed: tracing, or translation."""
     traced = any(base.__name__ == "ConversionError" for base in type(error).__mro__)
     if traced:
@@ -65,15 +66,28 @@ def _failure(model: nn.Module, error: BaseException) -> InputError:
             "write the operation named here by other operations in forward, or try a newer --opset "
             "or a newer onnxscript"
         )
-    else:
+    elif _is_value_dependent(error):
         message = "torch cannot trace the model"
         hint = (
-            "declare dimensions that the model fixes as numbers, or give a --model whose forward "
-            "torch.export accepts"
+            "its forward branches on values, and a graph has one branch: give a --model whose "
+            "forward does not"
         )
+    else:
+        message = "torch cannot trace the model"
+        fixed = f"{static} fixes what the model cannot leave open, or" if static else ""
+        hint = f"{fixed} give a --model whose forward torch.export accepts".strip()
     return InputError(
         f"{message}: {_reason(error)}", where=type(model).__name__, hint=hint, cause="input/capture"
     )
+
+
+def _is_value_dependent(error: BaseException | None) -> bool:
+    """Return whether the tracer met a branch on values, which no fixed size decides."""
+    while error is not None:
+        if "DataDependent" in type(error).__name__:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _is_transformers_model(model: nn.Module) -> bool:

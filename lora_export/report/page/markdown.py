@@ -15,6 +15,7 @@ from lora_export.report.page.pictures.module_grid import module_grid
 from lora_export.report.page.provenance import facts_of
 from lora_export.report.page.sections import AS_PLANNED, is_said, is_wrong, kept_entry, sizes
 from lora_export.report.page.tables import LEVELS, by_level, note_of, numbers_of, share_words
+from lora_export.report.probed import probed_sentence
 from lora_export.report.sentences import after_refusal
 from lora_export.report.survival import survival_words
 from lora_export.report.verdict import verdict
@@ -111,7 +112,8 @@ def _proof(report: Report) -> Iterator[str]:
     if found := measures_of(report):
         row = [size(each) for each in (found.noise, found.error, found.allowed, found.effect)]
         heads = ("rounding noise", "measured error", "allowed", "adapter's effect")
-        yield f"{table(heads, [row], 'rrrr')}\n\n{markdown(axis_words(found), 600)}"
+        words = f"{axis_words(found)} {probed_sentence(report)}".strip()
+        yield f"{table(heads, [row], 'rrrr')}\n\n{markdown(words, 600)}"
 
 
 def _modules(report: Report) -> str:

@@ -16,6 +16,7 @@ from lora_export.report.page.pictures.heat_map import heat_map, size_words
 from lora_export.report.page.pictures.module_grid import module_grid
 from lora_export.report.page.provenance import provenance_html
 from lora_export.report.page.tables import checks_table
+from lora_export.report.probed import probed_sentence
 from lora_export.report.sentences import after_refusal
 from lora_export.report.survival import survival_words
 from lora_export.report.verdict import verdict
@@ -109,7 +110,9 @@ def sections(report: Report, provenance: Provenance) -> tuple[Section, ...]:
 
 def _proof(report: Report) -> str:
     if found := measures_of(report):
-        return f"{axis_picture(found)}<p>{html(axis_words(found), 600)}</p>"
+        sizes = html(probed_sentence(report), 600)
+        note = f'<p class="note">{sizes}</p>' if sizes else ""
+        return f"{axis_picture(found)}<p>{html(axis_words(found), 600)}</p>{note}"
     if why := report.unproven.get("model"):
         text = f"No output was compared: {why}. The weights were, element by element: see below."
         return f"<p>{html(text, 600)}</p>"

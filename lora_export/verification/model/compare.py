@@ -25,8 +25,8 @@ class Distance:
     worst: float
     """In the output's own unit.
 
-    It is infinite for any NaN, for an infinity that only one side has, and for a difference in
-    structure.
+    It is infinite for a NaN or an infinity that only one side has, for an output that is NaN
+    throughout, and for a difference in structure.
     """
     output: str = ""
     """The name of the output."""
@@ -62,7 +62,7 @@ def worst_of(found: Sequence[Distance]) -> Distance:
 def gaps(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
     """Return the absolute differences of arrays of one shape, in float64.
 
-    A difference is infinite for a NaN, and for an infinity that only one side has.
+    A difference is infinite for a NaN and for an infinity that only one side has.
     """
     return _gap(_widened(left), _widened(right))
 
@@ -73,6 +73,46 @@ def finite_distance(left: NDArray[Any], right: NDArray[Any]) -> float:
 
     gap = gaps(left, right)
     return float(np.max(gap, where=np.isfinite(gap), initial=0.0))
+
+
+def nan_counts(
+    expected: Sequence[Outputs], actual: Sequence[Outputs]
+) -> dict[str, tuple[int, int]]:
+    """Count the elements that are NaN on both sides, over runs of the same probes.
+
+    Returns:
+        (their number, that of all elements) by output, where there are any.
+    """
+    import numpy as np
+
+    counts: dict[str, tuple[int, int]] = {}
+    for left, right in zip(expected, actual, strict=True):
+        for name, values in left.items():
+            other = right.get(name)
+            if values.dtype.kind in "fc" and other is not None and other.shape == values.shape:
+                found, elements = counts.get(name, (0, 0))
+                both = int(np.count_nonzero(np.isnan(values) & np.isnan(other)))
+                counts[name] = found + both, elements + values.size
+    return {name: count for name, count in counts.items() if count[0]}
+
+
+def has_nan(outputs: Outputs) -> bool:
+    """Return whether an element of an output is NaN."""
+    import numpy as np
+
+    return any(np.isnan(v).any() for v in outputs.values() if v.dtype.kind in "fc")
+
+
+def same_nan(one: Sequence[Outputs], other: Sequence[Outputs]) -> bool:
+    """Return whether two runs of the same probes have NaN at the same places."""
+    import numpy as np
+
+    return all(
+        np.array_equal(np.isnan(left[name]), np.isnan(right[name]))
+        for left, right in zip(one, other, strict=True)
+        for name in left
+        if left[name].dtype.kind in "fc"
+    )
 
 
 def largest(outputs: Outputs, name: str) -> float:
@@ -148,6 +188,8 @@ def _largest_difference(name: str, expected: NDArray[Any], actual: NDArray[Any])
     if expected.size == 0:
         return Distance(0.0, name)
     left, right = _widened(expected), _widened(actual)
+    if np.isnan(left).all() and np.isnan(right).all():  # no number is left that could differ
+        return Distance(inf, name, detail="the models give nothing but NaN")
     gap = _gap(left, right)
     flat = int(np.argmax(gap))
     index = tuple(int(place) for place in np.unravel_index(flat, gap.shape))
@@ -163,11 +205,14 @@ def _widened(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _gap(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
-    """Return absolute differences: 0 for equal infinities, infinity for a NaN on either side."""
+    """Return absolute differences: 0 for equal infinities and for two NaN, infinity for one NaN.
+
+    A row that a mask hides throughout has a softmax of 0 / 0: there NaN is the right result.
+    """
     import numpy as np
 
     finite = np.isfinite(left) & np.isfinite(right)
-    gap = np.where(left == right, 0.0, inf)
+    gap = np.where((left == right) | (np.isnan(left) & np.isnan(right)), 0.0, inf)
     gap[finite] = np.abs(left[finite] - right[finite])
     return gap
 
@@ -175,5 +220,5 @@ def _gap(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
 def _infinity(expected: complex, actual: complex) -> str:
     """Return why a distance is infinite."""
     if expected != expected:  # noqa: PLR0124 - only NaN is unequal to itself
-        return "the reference model gives NaN, so nothing can be proven"
+        return f"{actual} where the reference model gives NaN"
     return f"{actual} where {expected} is expected"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_export.errors import InputError
+from lora_export.errors import InputError, UsageError
 from lora_export.models.inputs.arrays import read_arrays
 from lora_export.models.inputs.grammar import FLOATS
 from lora_export.records import Span, example_sizes, size_of, spans_of
@@ -30,8 +30,11 @@ BATCHES = (1, 3)
 LENGTHS = (7, 19, 13, 9, 21, 15)
 """The other sizes of the probes. None is 2 modulo 3, as every traced size is."""
 
-SHORT = (3, 1)
+SHORT = (6, 4, 3, 1)
 """The sizes for a dimension that takes none of LENGTHS."""
+
+FEW = 3
+"""The size of the only probe of a large model."""
 
 
 def make_probes(
@@ -59,6 +62,9 @@ def make_probes(
 
     Returns:
         one dict a probe: input name -> array of the declared dtype.
+
+    Raises:
+        UsageError: a dimension has no size that the model takes.
     """
     import numpy as np
 
@@ -100,17 +106,34 @@ def _size_tables(specs: Sequence[InputSpec], rounds: int = 1) -> list[dict[str, 
     for turn, size in enumerate(BATCHES):
         table = {} if batch is None else {batch: size * rounds}
         for place, name in enumerate(lengths):
-            usable = [n for n in LENGTHS if spans[name].holds(n)] or [*SHORT]
+            usable = usable_numbers(name, spans[name])
             table[name] = spans[name].size(usable[(place + turn) % len(usable)])
         tables.append(table)
     return tables * rounds if batch is None else tables
+
+
+def usable_numbers(name: str, span: Span) -> list[int]:
+    """List the numbers of a span that probes may have, the usual ones where it holds any.
+
+    Raises:
+        UsageError: it holds none: the least size is beyond the table of positions.
+    """
+    usable = [n for n in LENGTHS if span.holds(n)] or [n for n in SHORT if span.holds(n)]
+    if not usable:
+        raise UsageError(
+            f"the model takes {span.most} of {name!r} at most, and {span.size(1)} at least",
+            hint="--input 'name=dtype[dim,dim]<high' for each input, with sizes that it takes",
+            cause="usage/model-inputs",
+        )
+    return usable
 
 
 def _few_sizes(specs: Sequence[InputSpec], samples: int) -> list[dict[str, int]]:
     """Return the sizes of one small probe."""
     spans, batch = spans_of(specs), _batch_name(specs)
     table = {} if batch is None else {batch: samples}
-    return [{**{name: span.size(SHORT[0]) for name, span in spans.items()}, **table}]
+    few = {name: min(FEW, max(usable_numbers(name, span))) for name, span in spans.items()}
+    return [{**{name: span.size(few[name]) for name, span in spans.items()}, **table}]
 
 
 def _batch_name(specs: Sequence[InputSpec]) -> str | None:

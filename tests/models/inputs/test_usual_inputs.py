@@ -7,7 +7,6 @@ from peft import LoraConfig, get_peft_model
 from peft_matrix.architectures import ARCHITECTURES
 
 from lora_export.api import export_onnx, merge
-from lora_export.models.inputs.usual_inputs import positions
 
 PAIR = {
     "vocab_size": 80, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1,
@@ -59,19 +58,3 @@ def test_and_its_onnx_runs(name, tmp_path):
     base, adapter = saved(name, tmp_path)
     report = export_onnx(base, [adapter], tmp_path / "out.onnx")
     assert "ONNX Runtime = unmerged" in {check.name for check in report.checks}
-
-
-@pytest.mark.parametrize(
-    ("config", "longest"),
-    [
-        (tr.RobertaConfig(max_position_embeddings=514, pad_token_id=1), 512),
-        (tr.BertConfig(max_position_embeddings=512, pad_token_id=0), 511),
-        (tr.GPT2Config(n_positions=1024, pad_token_id=50256), 1024),
-        (tr.Phi3Config(max_position_embeddings=4096, pad_token_id=32000), 4096),
-        (tr.LlamaConfig(max_position_embeddings=64, pad_token_id=60), 64),
-        (tr.GPT2Config(n_positions=1024, pad_token_id=None), 1023),
-        (tr.T5Config(), None),
-    ],
-)
-def test_a_padding_token_beyond_the_positions_takes_none_of_them(config, longest):
-    assert positions(config) == longest

@@ -13,8 +13,11 @@ from lora_export.verification.model.compare import (
     distance,
     distances,
     finite_distance,
+    has_nan,
     join_batches,
     largest,
+    nan_counts,
+    same_nan,
     worst_of,
 )
 
@@ -51,8 +54,7 @@ def test_the_largest_difference_and_its_place(left, right, worst, index):
 @pytest.mark.parametrize(
     ("left", "right", "detail"),
     [
-        (f(1, nan), f(1, 2), "gives NaN"),
-        (f(1, nan), f(1, nan), "gives NaN"),
+        (f(1, nan), f(1, 2), "2.0 where the reference model gives NaN"),
         (f(1, 2), f(1, nan), "nan where 2.0 is expected"),
         (f(1, inf), f(1, -inf), "-inf where inf"),
         (f(1, inf), f(1, 3e38), "where inf"),
@@ -62,6 +64,37 @@ def test_what_is_no_number_is_infinitely_far(left, right, detail):
     found = distance({"y": left}, {"y": right})
     assert (found.worst, found.index) == (inf, (1,))
     assert detail in found.detail
+
+
+def test_nan_at_the_same_places_is_equal():
+    right = {"y": np.array([[nan, nan], [1, 2]], np.float32)}
+    near = {"y": np.array([[nan, nan], [1, 2.5]], np.float32)}
+    assert distance(right, near) == Distance(0.5, "y", (1, 1))
+    assert nan_counts([right, right], [near, near]) == {"y": (4, 8)}
+    assert same_nan([right], [near])
+    assert has_nan(right)
+
+
+@pytest.mark.parametrize("other", [f(1, 2), f(nan, 2), f(nan, nan)])
+def test_an_output_of_nothing_but_nan_is_equal_to_none(other):
+    assert distance({"y": f(nan, nan)}, {"y": other}).worst == inf
+
+
+def test_two_outputs_of_nothing_but_nan_are_named():
+    assert "nothing but NaN" in distance({"y": f(nan, nan)}, {"y": f(nan, nan)}).detail
+
+
+@pytest.mark.parametrize("other", [f(1, 2), f(2, nan), f(nan, nan)])
+def test_nan_at_another_place_is_found(other):
+    right = f(nan, 2)
+    assert distance({"y": right}, {"y": other}).worst == inf
+    assert not same_nan([{"y": right}], [{"y": other}])
+
+
+def test_numbers_without_nan_are_not_counted():
+    runs = [{"y": f(1, nan), "n": np.array([1, 2])}, {"y": f(1), "n": np.array([3])}]
+    assert nan_counts(runs, [{"y": f(1, 2)}, {}]) == {}
+    assert not has_nan({"y": f(1, inf), "n": np.array([1])})
 
 
 def test_the_largest_difference_of_what_is_finite():
@@ -88,7 +121,8 @@ def test_a_difference_in_structure_is_an_infinite_distance(left, right, detail):
 def test_a_distance_is_symmetric_and_zero_only_for_equals(left, right):
     there, back = (distance({"y": a}, {"y": b}) for a, b in ((left, right), (right, left)))
     assert (there.worst, there.index) == (back.worst, back.index)
-    assert (there.worst == 0) == np.array_equal(left, right)
+    same = np.array_equal(left, right, equal_nan=True) and not np.isnan(left).all()
+    assert (there.worst == 0) == same
     assert not np.isnan(there.worst)
 
 

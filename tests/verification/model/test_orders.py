@@ -113,3 +113,32 @@ def test_a_network_that_runs_in_float64_is_taken_there():
     model, probes = built("linear")
     outputs, why = run_exact(model, probes)
     assert (why, outputs[0]["output"].dtype) == ("", np.float64)
+
+
+class Masked(torch.nn.Module):
+    """An attention whose mask is the least number of the dtype, and whose softmax is float32."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.linear, self.value = torch.nn.Linear(3, 3), value
+
+    def forward(self, x, mask):
+        least = torch.finfo(x.dtype).min if self.value is None else self.value
+        hidden = torch.where(mask.bool(), torch.zeros_like(x), torch.full_like(x, least))
+        scores = torch.softmax(self.linear(x) + hidden, -1, dtype=torch.float32)
+        return scores.to(x.dtype)
+
+
+MASKED = {"x": np.ones((2, 3), np.float32), "mask": np.array([[1, 1, 0], [0, 0, 0]])}
+
+
+def test_a_network_that_gives_nan_in_float64_alone_has_each_operator_in_float64():
+    [outputs], why = run_exact(Masked(None).eval(), [MASKED])
+    assert why == "it gives NaN in float64 alone"
+    assert (outputs["output"].dtype, np.isnan(outputs["output"]).any()) == (np.float32, False)
+
+
+def test_a_network_that_gives_nan_in_both_is_taken_in_float64():
+    [outputs], why = run_exact(Masked(-np.inf).eval(), [MASKED])
+    assert (why, outputs["output"].dtype) == ("", np.float64)
+    assert np.isnan(outputs["output"]).tolist() == [[False] * 3, [True] * 3]

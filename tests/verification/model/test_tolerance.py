@@ -159,11 +159,17 @@ def test_outputs_that_cannot_be_split_have_no_batch_noise():
 
 
 @pytest.mark.parametrize(
-    ("number", "passed", "words"),
-    [(-inf, True, "5 % of what is allowed"), (np.nan, False, "gives NaN")],
+    ("first", "masked", "passed", "words"),
+    [
+        (1.0, -inf, True, "5 % of what is allowed"),
+        (1.0, np.nan, True, "5 % of what is allowed"),
+        (np.nan, np.nan, False, "nothing but NaN"),
+    ],
 )
-def test_masked_outputs_are_compared_and_nan_proves_nothing(number, passed, words):
-    right, base = np.array([1.0, number], np.float32), np.array([3.0, number], np.float32)
+def test_masked_outputs_are_compared_and_nothing_but_nan_proves_nothing(
+    first, masked, passed, words
+):
+    right, base = np.array([first, masked], np.float32), np.array([3.0, masked], np.float32)
     same = [{"y": right}]
     near = [{"y": right + np.float32(2 * EPS)}]
     tolerance = derive(float32=same, float64=near, nudged=same, split=[{}], base=[{"y": base}],
@@ -172,6 +178,17 @@ def test_masked_outputs_are_compared_and_nan_proves_nothing(number, passed, word
     assert check.passed is passed
     assert words in (passed_words(check) if passed else check.detail)
     assert tolerance.effect_check().passed is passed
+
+
+@pytest.mark.parametrize("other", [[1.0, 2.0], [np.nan, 2.0], [np.nan, np.nan]])
+def test_nan_on_one_side_alone_fails(other):
+    right, off = np.array([1.0, np.nan], np.float32), np.array(other, np.float32)
+    same, there = [{"y": right}], [{"y": off}]
+    runs = {"float32": same, "nudged": same, "split": [{}], "base": [{"y": right + 2}]}
+    sound = derive(**runs, float64=same, merged=same)
+    assert not sound.check("run", same, there).passed
+    assert not sound.check("run", there, same).passed
+    assert not derive(**runs, float64=there, merged=same).check("run", same, same).passed
 
 
 def test_an_infinite_effect_and_an_infinite_noise_are_none():
