@@ -319,6 +319,12 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
             likely=_PRECISIONS,
             shown=True,
         ),
+        Option(
+            "int8",
+            "choice",
+            "The codes of --precision int8 (default: signed, unless this processor overflows).",
+            choices=("signed", "unsigned"),
+        ),
         _LOSSY,
         _PROVIDER,
         _verify("Prove in ONNX Runtime before publishing."),

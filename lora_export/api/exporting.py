@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_export.api.graph.encoder_pair import is_pair
+from lora_export.api.graph.int8_codes import check_codes, with_chosen_codes
 from lora_export.api.graph.lower_precision import Form
 from lora_export.api.graph.making import Place, make_graph, traced_model
 from lora_export.api.graph.needs import needs, refuse_too_large, why_too_large
@@ -53,6 +54,7 @@ def export_onnx(
     kv_cache: bool = False,
     opset: int | None = None,
     precision: str = "fp32",
+    int8: str | None = None,
     allow_lossy: bool = False,
     verify: bool = True,
     dry_run: bool = False,
@@ -92,6 +94,9 @@ def export_onnx(
         opset: ONNX operator set; None takes the exporter's own.
         precision: "fp32", "fp16", "int8", "int8-weights" or "int4". The lower ones are made from
             the merged weights, after the float32 graph is proven.
+        int8: the codes of precision "int8": "signed" ones are fast where the processor has VNNI,
+            and may overflow on x86 without it; "unsigned" ones are the same everywhere. None
+            takes signed ones, unless they overflow on this processor.
         allow_lossy: accept a lower precision whose rounding outweighs the adapter.
         verify: prove by weights, as a model, in ONNX Runtime and by the static audit.
         dry_run: return the plan, and the bytes that the export takes on disk and in memory; write
@@ -120,6 +125,7 @@ def export_onnx(
     from lora_export.onnx_export.precision.grids import find_precision
 
     lower = find_precision(precision)
+    check_codes(lower, int8)
     check_opset(opset)
     proof = proof_options(settings, provider)
     proof.check()
@@ -155,6 +161,7 @@ def export_onnx(
         with job.clock("plan"):
             traced_model(job, job.plan.base)  # refuse before the merge what cannot be built
     captures = open_captures(capture_cache, off=no_capture_cache)
+    lower = with_chosen_codes(lower, int8)
     form = Form(ExportSettings(opset, captures), lower, allow_lossy=allow_lossy)
     with staging(
         target,

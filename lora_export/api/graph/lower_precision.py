@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from lora_export.api.graph.int8_codes import code_facts, cure_of
 from lora_export.api.proof.model_proof import probes_for
 from lora_export.errors import InputError, UsageError
 from lora_export.records import at_level
@@ -115,7 +116,7 @@ def lower_into(
     if verify:
         checks, facts = prove_lowered(full, path, form, lowered.half)
     sizes = _sizes(sum(file.size for file in lowered.files), full.size)
-    return lowered.files, checks, {"lowered": {**_words(form), **sizes, **facts}}
+    return lowered.files, checks, {"lowered": {**_words(form, ran=verify), **sizes, **facts}}
 
 
 def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], dict[str, Any]]:
@@ -125,16 +126,23 @@ def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], 
         FitError, InputError: the float16 export cannot be made; see `lower_file`.
     """
     from lora_export.onnx_export.file import external
+    from lora_export.onnx_export.precision.written import as_written
 
+    form = replace(form, precision=as_written(path, form.precision))
     half = _half(full, form, None) if form.precision.name == "fp16" else None
     checks, facts = prove_lowered(full, path, form, half)
     intact = checks[0].passed  # else the file may name any path as its external data
     now = external.total_size(path) if intact else path.stat().st_size
-    return checks, {"lowered": {**_words(form), **_sizes(now, full.size), **facts}}
+    return checks, {"lowered": {**_words(form, ran=True), **_sizes(now, full.size), **facts}}
 
 
-def _words(form: Form) -> dict[str, Any]:
-    return {"precision": form.precision.name, "words": form.precision.words}
+def _words(form: Form, *, ran: bool) -> dict[str, Any]:
+    precision = form.precision
+    return {
+        "precision": precision.name,
+        "words": precision.words,
+        **code_facts(precision, ran=ran),
+    }
 
 
 def _sizes(now: int, before: int) -> dict[str, int]:
@@ -260,7 +268,7 @@ def _run(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...], tuple[Ch
     base = run_base(full.subject, probes)
     found = run_model(path, lowered_probes, providers=providers)
     losses = measure(expected, found, base)
-    limits = Limits(job.proof.atol, job.proof.rtol, form.allow_lossy)
+    limits = Limits(job.proof.atol, job.proof.rtol, form.allow_lossy, cure_of(form.precision))
     checks = loss_checks(losses, form.precision.name, limits)
     if form.precision.name == "fp16":
         half = run_merged(full.subject, lowered_probes, dtype="float16")

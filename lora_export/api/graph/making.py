@@ -14,6 +14,7 @@ from lora_export.api.graph.encoder_pair import (
     prove_pair,
     stored_twice,
 )
+from lora_export.api.graph.int8_codes import code_warnings
 from lora_export.api.graph.lower_precision import (
     Full,
     full_proof,
@@ -235,7 +236,8 @@ def _make_lowered(
 
 
 def _made(exported: Exported, proven: Proven, facts: Mapping[str, Any]) -> Made:
-    warnings = (*proven.warnings, *exported.warnings, *lossy_warnings(facts))
+    lowered = (*code_warnings(facts), *lossy_warnings(facts))
+    warnings = (*proven.warnings, *exported.warnings, *lowered)
     return Made(
         exported.files,
         {**facts, **proven.facts},

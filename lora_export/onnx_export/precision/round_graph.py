@@ -217,6 +217,7 @@ class _Lowering:
             N=outer,
             bits=grid.bits,
             block_size=grid.block,
+            **({"accuracy_level": level} if (level := self._precision.level) else {}),
         )
 
     def _add(self, made: dict[str, Made]) -> None:

@@ -82,6 +82,8 @@ class Limits:
     """As a share of the output's size; see `atol`."""
     allow_lossy: bool = False
     """Whether the loss may be larger than the adapter's effect."""
+    cure: str = "take a higher precision, or accept it with --allow-lossy"
+    """What to do where the loss is larger."""
 
 
 def measure(full: Runs, lowered: Runs, base: Runs) -> tuple[Loss, ...]:
@@ -173,7 +175,7 @@ def loss_checks(losses: Sequence[Loss], precision: str, limits: Limits) -> tuple
         checks.append(_bound(losses, precision, limits.atol or 0.0, limits.rtol or 0.0))
     touched = [one for one in losses if one.is_touched]
     if touched and not limits.allow_lossy:
-        checks.append(_nearer(touched, precision))
+        checks.append(_nearer(touched, precision, limits.cure))
     return tuple(checks)
 
 
@@ -199,7 +201,7 @@ def _finite_words(losses: Sequence[Loss], broken: Sequence[Loss]) -> str:
     return f"{names}: NaN or infinity, where the float32 model has a number"
 
 
-def _nearer(touched: Sequence[Loss], precision: str) -> Check:
+def _nearer(touched: Sequence[Loss], precision: str, cure: str) -> Check:
     drowned = max(touched, key=lambda one: ratio(one.rms, one.effect))
     passed = drowned.rms < drowned.effect
     return Check(
@@ -212,5 +214,5 @@ def _nearer(touched: Sequence[Loss], precision: str) -> Check:
         if passed
         else f"the rounding outweighs what the adapter changes: it moves {drowned.output} by "
         f"{drowned.rms:.2g}, and the adapter by {drowned.effect:.2g}",
-        hint="take a higher precision, or accept it with --allow-lossy",
+        hint=cure,
     )
