@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.api.graph.encoder_pair import is_pair
+from lora_export.api.graph.encoder_pair import is_pair, refuse_lowered_pair
+from lora_export.api.graph.forms import Form
 from lora_export.api.graph.int8_codes import check_codes, with_chosen_codes
-from lora_export.api.graph.lower_precision import Form
 from lora_export.api.graph.making import Place, make_graph, traced_model
 from lora_export.api.graph.needs import needs, refuse_too_large, why_too_large
 from lora_export.api.graph.recorded_graph import recorded_graph
@@ -131,7 +131,6 @@ def export_onnx(
     proof.check()
     proof.check_made(verify=verify)
     network = Network(model, task, kv_cache)
-    network.refuse_lowered(precision)
     if output:
         check_folder(Path(output))
     job = make_job(
@@ -143,6 +142,7 @@ def export_onnx(
         clock=Stopwatch(progress),
     )
     job = replace(job, shows_samples=report is not None)
+    refuse_lowered_pair(job, lower)
     target = Path(output) if output else None
     space = needs(job, lower, target, verify=verify)
     pair = is_pair(job)

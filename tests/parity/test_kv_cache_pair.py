@@ -182,6 +182,14 @@ def test_one_file_has_no_place_for_two(spoken, tmp_path):
     assert caught.value.problems[0].hint == f"-o {tmp_path / 'x'}"
 
 
+def test_a_lower_precision_of_two_is_refused(spoken, tmp_path):
+    for given in ({"dry_run": True}, {}):
+        with pytest.raises(UsageError, match="cannot be proven in int4 yet") as caught:
+            export_onnx(spoken.base, [spoken.adapter], tmp_path / "x", kv_cache=True,
+                        precision="int4", **given)  # fmt: skip
+        assert caught.value.problems[0].where == "--precision"
+
+
 def test_the_digests_cover_both_files(spoken, tmp_path):
     shutil.copytree(spoken.out, tmp_path / "out")
     assert verify(tmp_path / "out").passed

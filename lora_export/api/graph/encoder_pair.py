@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_export.api.proof.model_proof import SEARCH, Proven, prove_model
+from lora_export.errors import UsageError
 from lora_export.models.subject import Subject
 from lora_export.records import at_level
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lora_export.api.proof.model_proof import ModelProof
     from lora_export.models.generation.cached_pair import CachedPair
     from lora_export.onnx_export.export import Exported
+    from lora_export.onnx_export.precision.grids import Precision
     from lora_export.onnx_export.settings import ExportSettings
     from lora_export.records import Check, Checkpoint, MergePlan
     from lora_export.report.stopwatch import Stopwatch
@@ -28,6 +30,21 @@ if TYPE_CHECKING:
 def is_pair(job: Job) -> bool:
     """Return whether the export is the folder of an encoder and its decoder."""
     return job.network.kv_cache and bool(job.plan.base.config.get("is_encoder_decoder"))
+
+
+def refuse_lowered_pair(job: Job, precision: Precision) -> None:
+    """Refuse a lower precision of an encoder-decoder with --kv-cache.
+
+    Raises:
+        UsageError: the precision is not fp32.
+    """
+    if is_pair(job) and precision.name != "fp32":
+        raise UsageError(
+            f"the two graphs of an encoder-decoder cannot be proven in {precision.name} yet",
+            where="--precision",
+            hint="leave --precision out, or --kv-cache",
+            cause="usage/options-contradict",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,77 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.graph.int8_codes import code_facts, cure_of
-from lora_export.api.proof.model_proof import probes_for
+from lora_export.api.graph.int8_codes import code_facts
+from lora_export.api.graph.measured_loss import measured_loss
 from lora_export.errors import InputError, UsageError
 from lora_export.records import at_level
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
+    from lora_export.api.graph.forms import Form, Full
     from lora_export.api.job.planned_job import Job
-    from lora_export.models.subject import Subject
     from lora_export.onnx_export.export import Exported
     from lora_export.onnx_export.precision.grids import Precision
     from lora_export.onnx_export.precision.rounded_sizes import Weights
-    from lora_export.onnx_export.settings import ExportSettings
     from lora_export.records import Check, WrittenFile
-    from lora_export.verification.model.loss import Loss
-
-    Probe = dict[str, NDArray[Any]]
-
-MOST_ROUNDS = 64
-"""How many times the usual number of probes is run at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How an ONNX file is made: the graph's settings, and the precision of its weights."""
-
-    #: How the float32 graph is made.
-    settings: ExportSettings
-    #: The precision in which the weights are written.
-    precision: Precision
-    #: Whether rounding that outweighs the adapter's effect is accepted.
-    allow_lossy: bool = False
-
-    @property
-    def is_lowered(self) -> bool:
-        """Return whether the file is made from a float32 file that is not published."""
-        return self.precision.name != "fp32"
-
-
-@dataclass(frozen=True, slots=True)
-class Full:
-    """The float32 graph and the merged weights that a lowered file is made from."""
-
-    job: Job
-    #: The network with its base and merged weights.
-    subject: Subject
-    exported: Exported
-    #: Runs the graph on the merged weights; see onnx_export.file.linked. It is there for a proof.
-    path: Path
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of the float32 file, which is not written."""
-        from lora_export.onnx_export.file.save import written_size
-
-        return written_size(self.exported.graph, self.path, self.exported.weights())
-
-    def link(self) -> None:
-        """Write the file at `path`.
-
-        Raises:
-            FitError: the weights do not fit the graph.
-        """
-        from lora_export.onnx_export.file.linked import save_linked
-
-        stored = self.subject.merged.tensors()
-        save_linked(self.exported.graph, self.path, self.exported.weights(), stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +162,7 @@ def _prove(
     facts: dict[str, Any] = _weight_facts(weights)
     if not all(check.passed for check in checks):
         return checks, facts
-    losses, more = _run(full, path, form)
+    losses, more = measured_loss(full, path, form)
     facts["loss"] = [loss.facts() for loss in losses]
     return (*checks, *more), facts
 
@@ -245,56 +188,4 @@ def _weight_facts(weights: Weights | None) -> dict[str, Any]:
     return {
         name: {parameter: {"float32": b, "bytes": now} for parameter, (b, now) in table.items()}
         for name, table in tables.items()
-    }
-
-
-def _run(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...], tuple[Check, ...]]:
-    """Measure how far each output moved in ONNX Runtime, and check it.
-
-    A float16 model runs in torch as well, with every operator in float16. On the CPU, ONNX Runtime
-    computes most operators in float32. It would not see a number that is too large for a GPU.
-    """
-    from lora_export.verification.model.loading import run_base, run_merged
-    from lora_export.verification.model.loss import Limits, loss_checks, measure
-    from lora_export.verification.runtime.sessions import find_providers, run_model
-
-    job, providers = full.job, find_providers(full.job.proof.provider)
-    probes = _probes(full, providers)
-    lowered_probes = probes
-    if form.precision.name == "fp16":
-        lowered_probes = [_cast(probe, "float32", "float16") for probe in probes]
-        probes = [_cast(probe, "float16", "float32") for probe in lowered_probes]
-    expected = run_model(full.path, probes, providers=providers)
-    base = run_base(full.subject, probes)
-    found = run_model(path, lowered_probes, providers=providers)
-    losses = measure(expected, found, base)
-    limits = Limits(job.proof.atol, job.proof.rtol, form.allow_lossy, cure_of(form.precision))
-    checks = loss_checks(losses, form.precision.name, limits)
-    if form.precision.name == "fp16":
-        half = run_merged(full.subject, lowered_probes, dtype="float16")
-        more = measure(expected, half, base)
-        checks = (*checks, *loss_checks(more, "fp16 in torch", limits))
-    return losses, checks
-
-
-def _probes(full: Full, providers: Sequence[str]) -> list[Probe]:
-    """Return so many probes that each output has `PLACES` decisions, within `MOST_ROUNDS`.
-
-    With fewer decisions, the share of equal ones is chance.
-    """
-    from lora_export.verification.model.loss import PLACES, decisions
-    from lora_export.verification.runtime.sessions import run_model
-
-    probes = probes_for(full.job, full.subject.source)
-    runs = run_model(full.path, probes, providers=providers)
-    counts = (sum(decisions(name, run[name]) for run in runs) for name in runs[0])
-    fewest = min(filter(None, counts), default=PLACES)
-    rounds = min(-(-PLACES // fewest), MOST_ROUNDS)
-    return probes if rounds == 1 else probes_for(full.job, full.subject.source, rounds)
-
-
-def _cast(probe: Mapping[str, NDArray[Any]], old: str, new: str) -> Probe:
-    return {
-        name: array.astype(new) if array.dtype.name == old else array
-        for name, array in probe.items()
     }

@@ -14,9 +14,9 @@ from lora_export.api.graph.encoder_pair import (
     prove_pair,
     stored_twice,
 )
+from lora_export.api.graph.forms import Full
 from lora_export.api.graph.int8_codes import code_warnings
 from lora_export.api.graph.lower_precision import (
-    Full,
     full_proof,
     lower_into,
     prove_again,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.graph.forms import Form
     from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
     from lora_export.onnx_export.export import Exported

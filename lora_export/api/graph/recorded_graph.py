@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.graph.forms import Form
     from lora_export.api.job.planned_job import Job
 
 _LARGE_SHARE = 0.5

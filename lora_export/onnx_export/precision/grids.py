@@ -10,6 +10,10 @@ KEY = "lora_export.precision"
 """The key of the precision's name in the metadata of a file with rounded weights."""
 
 
+LEVEL = "accuracy_level"
+"""The attribute of MatMulNBits by which activations are rounded; only some precisions have it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """How a row of a weight is rounded."""

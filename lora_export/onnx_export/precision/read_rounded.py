@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_export.onnx_export.precision.grids import Grid
+from lora_export.onnx_export.precision.grids import LEVEL, Grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 _KNOWN_ATTRIBUTES = {"K", "N", "bits", "block_size"}
 """The attributes of MatMulNBits that we write in every file; others change what it computes."""
-
-LEVEL = "accuracy_level"
-"""The attribute of MatMulNBits that has activations rounded; only some precisions have it."""
 
 
 @dataclass(frozen=True, slots=True)

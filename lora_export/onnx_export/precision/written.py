@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lora_export.errors import InputError
 from lora_export.onnx_export.file import external
-from lora_export.onnx_export.precision.read_rounded import LEVEL
+from lora_export.onnx_export.precision.grids import LEVEL
 
 if TYPE_CHECKING:
     from pathlib import Path
