@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_export.api.graph.encoder_pair import is_pair, refuse_lowered_pair
+from lora_export.api.graph.encoder_pair import is_pair
 from lora_export.api.graph.forms import Form
 from lora_export.api.graph.int8_codes import check_codes, with_chosen_codes
 from lora_export.api.graph.making import Place, make_graph, traced_model
@@ -142,7 +142,6 @@ def export_onnx(
         clock=Stopwatch(progress),
     )
     job = replace(job, shows_samples=report is not None)
-    refuse_lowered_pair(job, lower)
     target = Path(output) if output else None
     space = needs(job, lower, target, verify=verify)
     pair = is_pair(job)

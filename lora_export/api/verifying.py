@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.graph.encoder_pair import is_pair, refuse_lowered_pair
+from lora_export.api.graph.encoder_pair import is_pair
 from lora_export.api.graph.forms import Form
 from lora_export.api.graph.making import Place, make_graph
 from lora_export.api.job.chosen_network import Network
@@ -155,7 +155,6 @@ def verify(
         settings=about,
         clock=clock,
     )
-    refuse_lowered_pair(job, lower)
     job = replace(job, shows_samples=report is not None)
     if recorded is None:  # else the manifest names the kind of graph, or a digest fails
         _refuse_other_graph(path, job.network)

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_export.api.proof.model_proof import SEARCH, Proven, prove_model
-from lora_export.errors import UsageError
 from lora_export.models.subject import Subject
 from lora_export.records import at_level
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from lora_export.api.proof.model_proof import ModelProof
     from lora_export.models.generation.cached_pair import CachedPair
     from lora_export.onnx_export.export import Exported
-    from lora_export.onnx_export.precision.grids import Precision
     from lora_export.onnx_export.settings import ExportSettings
     from lora_export.records import Check, Checkpoint, MergePlan
     from lora_export.report.stopwatch import Stopwatch
@@ -30,21 +28,6 @@ if TYPE_CHECKING:
 def is_pair(job: Job) -> bool:
     """Return whether the export is the folder of an encoder and its decoder."""
     return job.network.kv_cache and bool(job.plan.base.config.get("is_encoder_decoder"))
-
-
-def refuse_lowered_pair(job: Job, precision: Precision) -> None:
-    """Refuse a lower precision of an encoder-decoder with --kv-cache.
-
-    Raises:
-        UsageError: the precision is not fp32.
-    """
-    if is_pair(job) and precision.name != "fp32":
-        raise UsageError(
-            f"the two graphs of an encoder-decoder cannot be proven in {precision.name} yet",
-            where="--precision",
-            hint="leave --precision out, or --kv-cache",
-            cause="usage/options-contradict",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +107,14 @@ def stored_twice(count: int) -> tuple[str, ...]:
     return (f"{count:,} bytes of weights are used by both graphs, and are in both files",)
 
 
-def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair) -> Proven:
+def rounded_twice(count: int) -> tuple[str, ...]:
+    """Return a warning where both lowered files hold the same weights; `count` is as above."""
+    if not count:
+        return ()
+    return (f"{count:,} bytes of float32 weights are used by both graphs, and rounded in both",)
+
+
+def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair, *, linked: bool = False) -> Proven:
     """Prove both files: the torch models, each file's static audit, then both in ONNX Runtime.
 
     Args:
@@ -132,11 +122,12 @@ def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair) -> Proven:
         parts: the exports that the files must equal, by name.
         job: the job that they were made by.
         pair: the network with its base and merged weights.
+        linked: as for `prove_file`.
 
     Raises:
         FitError, UsageError, InputError: the torch model cannot be built or run.
     """
-    from lora_export.onnx_export.file.audit import audit
+    from lora_export.onnx_export.file.audit import audit, check_readable
     from lora_export.verification.blame.attribution import blame, by_checks
     from lora_export.verification.blame.narrowing import attribute_model
 
@@ -145,7 +136,11 @@ def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair) -> Proven:
     for name, part in parts.items():
         path = folder / f"{name}.onnx"
         with job.clock("static audit"):
-            static = audit(path, expected=part.weights, base=part.topology, inputs=part.inputs)
+            static = (
+                check_readable(path)
+                if linked
+                else audit(path, expected=part.weights, base=part.topology, inputs=part.inputs)
+            )
         named = [replace(check, name=f"{name}: {check.name}") for check in static]
         checks = (*checks, *at_level("file", named))
         readable = readable and all(check.passed for check in static[:2])

@@ -11,6 +11,7 @@ from lora_export.errors import InputError, UsageError
 from lora_export.records import at_level
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from lora_export.api.graph.forms import Form, Full
@@ -58,8 +59,8 @@ def lower_into(
     facts: dict[str, Any] = {}
     if verify:
         checks, facts = prove_lowered(full, path, form, lowered.half)
-    sizes = _sizes(sum(file.size for file in lowered.files), full.size)
-    return lowered.files, checks, {"lowered": {**_words(form, ran=verify), **sizes, **facts}}
+    sizes = size_facts(sum(file.size for file in lowered.files), full.size)
+    return lowered.files, checks, {"lowered": {**form_facts(form, ran=verify), **sizes, **facts}}
 
 
 def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], dict[str, Any]]:
@@ -68,18 +69,30 @@ def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], 
     Raises:
         FitError, InputError: the float16 export cannot be made; see `lower_file`.
     """
-    from lora_export.onnx_export.file import external
+    form = written_form(path, form)
+    half = half_export(full, form, None) if form.precision.name == "fp16" else None
+    checks, facts = prove_lowered(full, path, form, half)
+    sizes = size_facts(found_size(path, checks), full.size)
+    return checks, {"lowered": {**form_facts(form, ran=True), **sizes, **facts}}
+
+
+def written_form(path: Path, form: Form) -> Form:
+    """Return the form that a finished file has; see `as_written`."""
     from lora_export.onnx_export.precision.written import as_written
 
-    form = replace(form, precision=as_written(path, form.precision))
-    half = _half(full, form, None) if form.precision.name == "fp16" else None
-    checks, facts = prove_lowered(full, path, form, half)
+    return replace(form, precision=as_written(path, form.precision))
+
+
+def found_size(path: Path, checks: Sequence[Check]) -> int:
+    """Return the bytes of a file with its external data, by the checks of its audit."""
+    from lora_export.onnx_export.file import external
+
     intact = checks[0].passed  # else the file may name any path as its external data
-    now = external.total_size(path) if intact else path.stat().st_size
-    return checks, {"lowered": {**_words(form, ran=True), **_sizes(now, full.size), **facts}}
+    return external.total_size(path) if intact else path.stat().st_size
 
 
-def _words(form: Form, *, ran: bool) -> dict[str, Any]:
+def form_facts(form: Form, *, ran: bool) -> dict[str, Any]:
+    """Return what the precision is, for the report; see `code_facts`."""
     precision = form.precision
     return {
         "precision": precision.name,
@@ -88,7 +101,8 @@ def _words(form: Form, *, ran: bool) -> dict[str, Any]:
     }
 
 
-def _sizes(now: int, before: int) -> dict[str, int]:
+def size_facts(now: int, before: int) -> dict[str, int]:
+    """Return the bytes of what was written, and of the float32 file or files."""
     return {"bytes": now, "float32_bytes": before}
 
 
@@ -105,7 +119,7 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
     from lora_export.onnx_export.precision.round_graph import lower
 
     if form.precision.name == "fp16":
-        half = _half(full, form, path)
+        half = half_export(full, form, path)
         return Lowered(half.files, half)
     model = onnx.ModelProto()
     model.CopyFrom(full.exported.graph)
@@ -113,7 +127,7 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
     return Lowered(save_model(model, path, kept, made=made))
 
 
-def _half(full: Full, form: Form, path: Path | None) -> Exported:
+def half_export(full: Full, form: Form, path: Path | None) -> Exported:
     """Export in float16 to `path`; with None make everything but the file.
 
     Raises:
@@ -158,8 +172,8 @@ def prove_lowered(
 def _prove(
     full: Full, path: Path, form: Form, half: Exported | None
 ) -> tuple[tuple[Check, ...], dict[str, Any]]:
-    checks, weights = _audit(full, path, form.precision, half)
-    facts: dict[str, Any] = _weight_facts(weights)
+    checks, weights = audit_file(full, path, form.precision, half)
+    facts: dict[str, Any] = weight_facts(weights)
     if not all(check.passed for check in checks):
         return checks, facts
     losses, more = measured_loss(full, path, form)
@@ -167,9 +181,17 @@ def _prove(
     return (*checks, *more), facts
 
 
-def _audit(
+def audit_file(
     full: Full, path: Path, precision: Precision, half: Exported | None
 ) -> tuple[tuple[Check, ...], Weights | None]:
+    """Return the checks of a lowered file without running it, and what became of its weights.
+
+    Args:
+        full: what it is made from.
+        path: the file.
+        precision: of the file.
+        half: as for `prove_lowered`.
+    """
     from lora_export.onnx_export.file.audit import audit
     from lora_export.onnx_export.precision.rounded_audit import FloatGraph, audit_lowered
 
@@ -181,7 +203,8 @@ def _audit(
     return audit(path, expected=half.weights, base=half.topology, inputs=half.inputs), None
 
 
-def _weight_facts(weights: Weights | None) -> dict[str, Any]:
+def weight_facts(weights: Weights | None) -> dict[str, Any]:
+    """Return the bytes of every weight for the report; nothing for an fp16 file."""
     if weights is None:
         return {}
     tables = {"rounded": weights.rounded, "kept": weights.kept}

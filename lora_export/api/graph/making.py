@@ -12,6 +12,7 @@ from lora_export.api.graph.encoder_pair import (
     is_pair,
     pair_facts,
     prove_pair,
+    rounded_twice,
     stored_twice,
 )
 from lora_export.api.graph.forms import Full
@@ -21,6 +22,7 @@ from lora_export.api.graph.lower_precision import (
     lower_into,
     prove_again,
 )
+from lora_export.api.graph.lowered_pair import LoweredPair, lower_pair, prove_pair_again
 from lora_export.api.graph.recorded_graph import lossy_warnings
 from lora_export.api.proof.checkpoint_proof import not_verified, prove_weights
 from lora_export.api.proof.file_proof import prove_file
@@ -142,7 +144,9 @@ def make_graph(job: Job, form: Form, place: Place, *, verify: bool = True) -> Ma
     measured = {**survival_facts(survival), **size_facts(survival)}
     with with_facts(measured):
         if isinstance(source, CachedPair):
-            made = _make_pair(job, form, place, Pair(source, job.plan, merged), verify=verify)
+            pair = Pair(source, job.plan, merged)
+            make = _make_lowered_pair if form.is_lowered else _make_pair
+            made = make(job, form, place, pair, by_weights, verify=verify)
         else:
             subject = Subject(source, job.plan, merged)
             made = _make_file(job, form, place, subject, by_weights, verify=verify)
@@ -249,7 +253,9 @@ def _made(exported: Exported, proven: Proven, facts: Mapping[str, Any]) -> Made:
     )
 
 
-def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) -> Made:
+def _make_pair(
+    job: Job, form: Form, place: Place, pair: Pair, _: tuple[Check, ...], *, verify: bool
+) -> Made:
     folder = place.path if place.writes else None
     parts, twice = export_pair(pair, folder, form.settings, job.clock)
     proven = prove_pair(place.path, parts, job, pair) if verify else Proven()
@@ -261,3 +267,39 @@ def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) 
     files = tuple(file for part in parts.values() for file in part.files)
     warnings = [*proven.warnings, *warnings]
     return Made(files, facts, proven.checks, tuple(warnings), proven.attribution, proven.kept)
+
+
+def _make_lowered_pair(
+    job: Job, form: Form, place: Place, pair: Pair, before: tuple[Check, ...], *, verify: bool
+) -> Made:
+    """Make and prove two lowered files, after the float32 graphs that they are made from."""
+    form = replace(form, settings=replace(form.settings, whole=False))
+    parts, twice = export_pair(pair, None, form.settings, job.clock)
+    networks = pair.parts()
+    fulls = {
+        name: Full(job, networks[name], part, place.work / f"{name}.onnx")
+        for name, part in parts.items()
+    }
+    proven = Proven()
+    if verify:
+        for full in fulls.values():
+            full.link()
+        proven = prove_pair(place.work, parts, full_proof(job, form), pair, linked=True)
+        _refuse_failed(job, place, (*before, *proven.checks), proven)
+    two = LoweredPair(job, pair, place.path, fulls, form)
+    files: tuple[WrittenFile, ...] = ()
+    if place.writes:
+        files, more, facts = lower_pair(two, verify=verify)
+    else:
+        more, facts = prove_pair_again(two)
+    made = _made(next(iter(parts.values())), proven, facts)
+    graphs = {"graphs": pair_facts(parts, proven.saved)}
+    of_captures = (line for part in parts.values() for line in part.warnings)
+    twofold = rounded_twice(twice) if place.writes else ()
+    return replace(
+        made,
+        files=files,
+        checks=(*made.checks, *more),
+        facts={**made.facts, **graphs},
+        warnings=tuple(dict.fromkeys((*made.warnings, *of_captures, *twofold))),
+    )

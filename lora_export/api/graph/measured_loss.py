@@ -46,8 +46,8 @@ def measured_loss(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...],
     probes = _probes(full, providers)
     lowered_probes = probes
     if form.precision.name == "fp16":
-        lowered_probes = [_cast(probe, "float32", "float16") for probe in probes]
-        probes = [_cast(probe, "float16", "float32") for probe in lowered_probes]
+        lowered_probes = [cast(probe, "float32", "float16") for probe in probes]
+        probes = [cast(probe, "float16", "float32") for probe in lowered_probes]
     expected = run_model(full.path, probes, providers=providers)
     base = run_base(full.subject, probes)
     found = run_model(path, lowered_probes, providers=providers)
@@ -91,7 +91,8 @@ def _probes(full: Full, providers: Sequence[str]) -> list[Probe]:
     return probes if rounds == 1 else probes_for(full.job, full.subject.source, rounds)
 
 
-def _cast(probe: Mapping[str, NDArray[Any]], old: str, new: str) -> Probe:
+def cast(probe: Mapping[str, NDArray[Any]], old: str, new: str) -> Probe:
+    """Return the probe with its arrays of the dtype `old` in the dtype `new`."""
     return {
         name: array.astype(new) if array.dtype.name == old else array
         for name, array in probe.items()

@@ -30,10 +30,10 @@ def recorded_graph(
     if verify:
         providers = list(find_providers(job.proof.provider))
         ran = {"providers": providers, "session": facts["session"]}
+    lossy = {"allow_lossy": True} if form.allow_lossy else {}
     if path.is_dir():
         faces = {part: interface(path / f"{part}.onnx", name) for part in facts["graphs"]}
-        return {"precision": name, "graphs": faces, **ran}
-    lossy = {"allow_lossy": True} if form.allow_lossy else {}
+        return {"precision": name, "graphs": faces, **ran, **lossy, **_kept(facts)}
     return {**interface(path, name), **ran, **lossy, **_kept(facts)}
 
 
