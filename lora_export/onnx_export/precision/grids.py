@@ -80,10 +80,15 @@ PRECISIONS = {
             Grid(bits=8),
             dynamic=True,
         ),
-        Precision("int8-weights", "8-bit weights in blocks of 32", Grid(bits=8, block=32)),
+        Precision(
+            "int8-weights",
+            "8-bit weights in blocks of 32; activations rounded in blocks at run time",
+            Grid(bits=8, block=32),
+            level=4,
+        ),
         Precision(
             "int4",
-            "4-bit weights in blocks of 32; activations rounded to 8 bits at run time",
+            "4-bit weights in blocks of 32; activations rounded in blocks at run time",
             Grid(bits=4, block=32),
             level=4,
         ),

@@ -1,7 +1,8 @@
 """The form that a finished file of a precision has, where a precision has had several.
 
-Files of earlier versions stay provable: int4 had no accuracy_level, and int8 has signed or unsigned
-codes. The values that the codes stand for are the same, and the audit checks them.
+Files of earlier versions stay provable: their products in blocks had no accuracy_level. And int8
+has signed or unsigned codes. The values that the codes stand for are the same, and the audit checks
+them.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ FORMS = {
     "int8-weights": PRECISIONS["int8-weights"],
     "int4": PRECISIONS["int4"],
     EARLIER: replace(PRECISIONS["int4"], level=0),
+    "int8-weights of earlier versions": replace(PRECISIONS["int8-weights"], level=0),
 }
 ROUNDING = ["int8", "int8 signed", "int8-weights", "int4"]
 FAR = {"int8": 0.1, "int8-weights": 0.03, "int4": 0.3}
@@ -239,7 +240,8 @@ def add_attribute(model):
         ("int4", set_level(None)),
         ("int4", set_level(1)),
         (EARLIER, set_level(4)),
-        ("int8-weights", set_level(4)),
+        ("int8-weights", set_level(None)),
+        ("int8-weights", set_level(2)),
         ("int4", add_attribute),
         ("int8-weights", add_attribute),
     ],
@@ -303,9 +305,9 @@ def test_another_precision_than_said_is_caught(zoo, tmp_path):
     captured = zoo.captured("llama")
     model = lowered(captured, "int8-weights")
     checks, _ = audited(captured, model, "int4", tmp_path / "lowered.onnx")
-    assert not checks[GRAPH].passed
-    checks, _ = audited(captured, model, EARLIER, tmp_path / "again.onnx")
     assert not checks[SCALES].passed
+    checks, _ = audited(captured, model, EARLIER, tmp_path / "again.onnx")
+    assert not checks[GRAPH].passed
 
 
 def test_weights_of_an_earlier_merge_are_caught(zoo, tmp_path):
