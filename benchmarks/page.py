@@ -109,12 +109,19 @@ TARGETS = {"qv": "q, v", "all": "all linear", "all+head": "all linear and the he
 def page(result: Result | None) -> str:
     """Return the page of docs/; without a result it describes how to get one."""
     if result is None:
-        return HEAD + UNMEASURED
+        return _head() + UNMEASURED
     machine = "\n".join(f"- {line}" for line in _machine(result["machine"]))
     note = QUICK if result["quick"] else ""
     sync = ", each run until its output is on disk" if result["sync"] else ""
     taken = f"\nMeasured on {result['date']}, {result['rounds']} rounds{sync}:\n\n{machine}\n"
-    return f"{HEAD}{note}{taken}\n```console\n$ {result['command']}\n```\n\n{tables(result)}"
+    return f"{_head()}{note}{taken}\n```console\n$ {result['command']}\n```\n\n{tables(result)}"
+
+
+def _head() -> str:
+    """Return what stands above the figures, with the section that onnx_speed.py gave."""
+    before, mark, after = HEAD.partition("## The proof as a model")
+    speed = Path(__file__).with_name("onnx_speed.md").read_text(encoding="utf-8")
+    return f"{before}{speed}\n{mark}{after}"
 
 
 def tables(result: Result) -> str:

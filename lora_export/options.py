@@ -330,6 +330,12 @@ VERBS: Mapping[str, tuple[Option, ...]] = {
             shown=True,
         ),
         Option(
+            "int8",
+            "choice",
+            "The codes of --precision int8 (default: signed, unless this processor overflows).",
+            choices=("signed", "unsigned"),
+        ),
+        Option(
             "layout",
             "choice",
             "A bare file; or a folder as Hugging Face's clients (transformers.js, Optimum) or "

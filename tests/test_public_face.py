@@ -38,8 +38,8 @@ FACE = {
         {"base": NEEDED, "adapters": NEEDED, "output": None},
         {
             "model": None, "task": None, "kv_cache": False, "static": (),
-            "opset": None, "precision": "fp32", "allow_lossy": False, "verify": True,
-            "dry_run": False, "force": False,
+            "opset": None, "precision": "fp32", "int8": None, "allow_lossy": False,
+            "verify": True, "dry_run": False, "force": False,
             "report": None, "progress": None, **CAPTURE, **ADAPTER, **PROOF,
         },
     ),

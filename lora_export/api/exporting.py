@@ -7,8 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_export.api.graph.chosen_layout import (
+    check_forms,
+    check_network,
+    forms_of,
+    layout_warnings,
+)
 from lora_export.api.graph.encoder_pair import is_pair
-from lora_export.api.graph.forms import check_forms, check_network, forms_of, layout_warnings
+from lora_export.api.graph.int8_codes import check_codes, with_chosen_codes
 from lora_export.api.graph.making import make_graph, traced_model
 from lora_export.api.graph.needs import needs, refuse_too_large, why_too_large
 from lora_export.api.graph.places import Place
@@ -37,7 +43,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.graph.forms import Form
     from lora_export.api.job.keywords import OnProgress, Settings
     from lora_export.api.job.planned_job import Job
     from lora_export.api.space import Space
@@ -58,6 +64,7 @@ def export_onnx(
     static: Sequence[str] = (),
     opset: int | None = None,
     precision: str = "fp32",
+    int8: str | None = None,
     layout: str = "onnx",
     allow_lossy: bool = False,
     verify: bool = True,
@@ -102,6 +109,9 @@ def export_onnx(
         precision: "fp32", "fp16", "int8", "int8-weights" or "int4". The lower ones are made from
             the merged weights, after the float32 graph is proven. With `layout` "hf" several, such
             as "fp32,int8": all are made from one capture.
+        int8: the codes of precision "int8": "signed" ones are fast where the processor has VNNI,
+            and may overflow on x86 without it; "unsigned" ones are the same everywhere. None
+            takes signed ones, unless they overflow on this processor.
         layout: "onnx" writes a bare file. "hf" writes the folder that transformers.js and Optimum
             load: onnx/model.onnx, onnx/model_quantized.onnx and so on, with the model's own files.
             "genai" writes the folder that onnxruntime-genai loads, and needs `kv_cache`.
@@ -135,12 +145,12 @@ def export_onnx(
     asked = find_layout(layout)
     precisions = find_precisions(precision)
     check_forms(asked, precisions, kv_cache=kv_cache)
+    check_codes(precisions, int8)
     check_opset(opset)
     proof = proof_options(settings, provider)
     proof.check()
     proof.check_made(verify=verify)
     network = Network(model, task, kv_cache, tuple(static))
-    network.refuse_lowered(precision)
     if output:
         check_folder(Path(output))
     job = make_job(
@@ -173,6 +183,7 @@ def export_onnx(
         with job.clock("plan"):
             traced_model(job, job.plan.base)  # refuse before the merge what cannot be built
     captures = open_captures(capture_cache, off=no_capture_cache)
+    precisions = with_chosen_codes(precisions, int8)
     forms = forms_of(asked, precisions, opset, captures, allow_lossy=allow_lossy)
     is_folder = pair or asked.is_folder
     with staging(

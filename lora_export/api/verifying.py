@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_export.api.graph.chosen_layout import check_forms, forms_of
 from lora_export.api.graph.finished import Finished
-from lora_export.api.graph.forms import check_forms, forms_of
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
 from lora_export.api.job.planned_job import make_job
@@ -129,7 +129,6 @@ def verify(
             cause="usage/options-contradict",
         )
     network = Network(model, task, kv_cache, tuple(static))
-    network.refuse_lowered(precision)
     _refuse_dtype(path, about)
     clock = Stopwatch(progress)
     recorded = read_manifest(path, hint=_WITHOUT)

@@ -38,12 +38,22 @@ def lowered_text(lowered: Mapping[str, Any], *, verbose: bool, width: int = WIDT
         f"precision {lowered['precision']}: {lowered['words']}",
         f"  {now:,} bytes, {now / before:.0%} of the {before:,} of float32",
     ]
+    lines += _codes(lowered)
     if "rounded" in lowered:
         lines += _weights("rounded", lowered["rounded"], verbose=verbose)
         lines += _weights("left in float32", lowered["kept"], verbose=verbose)
     if loss := lowered.get("loss"):
         lines += laid_out([_HEAD, *map(_row, loss)], width)
     return shown_lines(lines)
+
+
+def _codes(lowered: Mapping[str, Any]) -> Sequence[str]:
+    """Return how the codes of int8 are stored, and on which processors they are right."""
+    if lowered.get("codes") == "signed":
+        return ["  signed codes: x86 processors without VNNI may overflow (--int8 unsigned)"]
+    if lowered.get("codes") == "unsigned":
+        return ["  unsigned codes: right everywhere, slower where a processor has VNNI"]
+    return []
 
 
 def _weights(title: str, table: Mapping[str, Mapping[str, int]], *, verbose: bool) -> Sequence[str]:

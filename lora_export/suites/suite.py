@@ -102,12 +102,22 @@ class Asked:
 
     def options(self) -> dict[str, Any]:
         """Return the options of the row's verb, by keyword."""
-        known = {option.name for option in VERBS[self.verb]}
+        known = self.takes()
         own = {key: value for key, value in self.case.options.items() if key in known}
-        _, colon, precision = self.artefact.partition(":")
-        if colon and self.verb == "onnx":
-            own["precision"] = precision
+        if self.verb == "onnx" and ":" in self.artefact:
+            own["precision"] = self.precision
         return own
+
+    @property
+    def precision(self) -> str:
+        """Return the precision that an ONNX file is made in."""
+        _, _, own = self.artefact.partition(":")
+        return own or str(self.case.options.get("precision", "fp32"))
+
+    def takes(self) -> set[str]:
+        """Return the options that have an effect on the row: --int8 is of one precision alone."""
+        known = {option.name for option in VERBS[self.verb]}
+        return known if self.precision == "int8" else known - {"int8"}
 
 
 @dataclass(frozen=True, slots=True)

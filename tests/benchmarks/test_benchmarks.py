@@ -5,6 +5,7 @@ No time is asserted: how fast a machine is today is no property of the program.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -145,3 +146,37 @@ def test_a_wrong_bit_and_a_missing_merge_are_seen(root: Path, tmp_path: Path) ->
     command = [sys.executable, "-c", WRONG, root / "benchmarks", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["['lm_head.weight']", "4"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_speed_of_onnx_files_is_measured_in_pairs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of a tiny network in two forms, with the peer's, in one round."""
+    pytest.importorskip("peft")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import onnx_speed
+
+    def config(layers: int) -> object:
+        from transformers import BertConfig
+
+        return BertConfig(
+            vocab_size=30_000, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2,
+            intermediate_size=32,
+        )  # fmt: skip
+
+    tiny = dataclasses.replace(onnx_speed.CASES["bert"], config=config)
+    monkeypatch.setitem(onnx_speed.CASES, "bert", tiny)
+    forms = {name: onnx_speed.FORMS[name] for name in ("fp32", "int8 signed", "int8 unsigned")}
+    files = onnx_speed.export(tiny, tmp_path, 1, forms)
+    lines = onnx_speed.measure("bert", files, threads=1, rounds=1, calls=1)
+    found = {line.form: line for line in lines}
+    exact = f"int8 signed, {onnx_speed.EXACT}"
+    assert found.keys() == {*forms, onnx_speed.PEER, exact}
+    assert (found["fp32"].error, found["fp32"].wall_ratio, found["fp32"].cpu_ratio) == (0, 1, 1)
+    assert found[onnx_speed.PEER].peer_ratio == 1
+    assert found["int8 unsigned"].error == found[exact].error > 0
+    assert found["int8 unsigned"].size < found["fp32"].size
+    assert len(onnx_speed.table(lines).splitlines()) == 2 + len(lines)

@@ -20,6 +20,10 @@ from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import UsageError
 from lora_export.models.choose import folder_model
 from lora_export.models.generation.cached_decoder import CachedDecoder
+from lora_export.verification.runtime import generation
+from lora_export.verification.runtime.generation import LOGITS
+from lora_export.verification.runtime.generation_loss import measure_generation
+from lora_export.verification.runtime.sessions import open_session
 
 pytestmark = ignored(WHILE_SAVING)
 PROVEN = {
@@ -260,5 +264,73 @@ def test_a_factory_and_described_inputs(gpt2, tmp_path):
     described = ["ids=int64[batch]"]
     with pytest.raises(UsageError, match="--kv-cache names the inputs itself"):
         export_onnx(base, [adapter], tmp_path / "x.onnx", kv_cache=True, input=described)
-    with pytest.raises(UsageError, match="what int8 generates"):
-        export_onnx(base, [adapter], tmp_path / "x.onnx", kv_cache=True, precision="int8")
+
+
+ALL, FIRST = (f"{LOGITS} of {what}" for what in ("each step with a past", "a prompt"))
+LOWER = [
+    "int8",
+    "int4",
+    *(pytest.param(p, marks=pytest.mark.slow) for p in ("fp16", "int8-weights")),
+]
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_a_lower_precision_is_proven_step_by_step(gpt2, precision, tmp_path, root):
+    base, adapter, _, _ = gpt2
+    path = tmp_path / "x.onnx"
+    report = export_onnx(base, [adapter], path, kv_cache=True, precision=precision)
+    names = {check.name for check in report.checks}
+    assert names >= (PROVEN if precision == "fp16" else PROVEN - {"same graph as the base"})
+    assert f"{precision}: nearer to merged than to base" in names
+    losses = {loss["output"]: loss for loss in report.facts["lowered"]["loss"]}
+    assert losses.keys() == {LOGITS, FIRST, ALL}
+    assert losses[ALL]["places"] == 128
+    assert losses[ALL]["agree"] >= 64
+    assert all(0 < loss["rms"] < 0.5 * loss["effect"] for loss in losses.values())
+
+    recorded = json.loads(path.with_name("x.onnx.lora_export.json").read_text())["onnx"]
+    wanted = "float16" if precision == "fp16" else "float32"
+    floats = [v for v in [*recorded["inputs"], *recorded["outputs"]] if v["dtype"] != "int64"]
+    assert {value["dtype"] for value in floats} == {wanted}
+    assert len(floats) == 9
+    again = verify(path, base=base, adapters=[adapter])
+    assert {loss["output"] for loss in again.facts["lowered"]["loss"]} == losses.keys()
+
+    [code] = [b.text for b in blocks(root / "docs" / "onnx.md") if "prompts" in b.text]
+    names = {"path": str(path), "prompts": [[5, 6, 7], [8]], "new_tokens": 3, "eos": -1}
+    exec(compile(code, "docs/onnx.md", "exec"), names)
+    assert [len(text) for text in names["texts"]] == [6, 4]
+
+
+def test_keys_and_values_in_disorder_are_a_loss(gpt2, monkeypatch):
+    """What the checks of a lowered file see where a step reads another layer's past."""
+    from peft import PeftModel
+
+    base, adapter, path, _ = gpt2
+    plain = folder_model(read_checkpoint(base), ())
+
+    def bare():
+        return hf.GPT2LMHeadModel.from_pretrained(base).eval()
+
+    def merged():
+        return PeftModel.from_pretrained(bare(), adapter).merge_and_unload().eval()
+
+    def measured():
+        return measure_generation(
+            path, CachedDecoder(plain), merged, bare, seed=0, opener=open_session
+        )
+
+    assert [loss.output for loss in measured()] == [FIRST, ALL]
+    assert all(loss.relative < 1e-5 and loss.agree == loss.places for loss in measured())
+    step = generation.Decoder.step
+
+    def swapped(decoder, ids, mask):
+        past = decoder._past
+        pairs = [(f"past_key_values.{n}.key", past[f"past_key_values.{n}.key"]) for n in (0, 1)]
+        past.update(zip([pairs[1][0], pairs[0][0]], [pairs[0][1], pairs[1][1]], strict=True))
+        return step(decoder, ids, mask)
+
+    monkeypatch.setattr(generation.Decoder, "step", swapped)
+    first, later = measured()
+    assert first.relative < 1e-5
+    assert later.relative > 0.01

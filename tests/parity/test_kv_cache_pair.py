@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import onnx
@@ -21,6 +22,7 @@ from lora_export.models.generation.cached_pair import CachedPair
 from lora_export.verification.model.probes import make_probes
 from lora_export.verification.model.tolerance import OutputTolerance, Tolerance
 from lora_export.verification.runtime.encoder_decoder import check_answers
+from lora_export.verification.runtime.generation_loss import STEPS
 from lora_export.verification.runtime.sessions import open_session
 
 pytestmark = [
@@ -180,6 +182,53 @@ def test_one_file_has_no_place_for_two(spoken, tmp_path):
     with pytest.raises(UsageError, match="a folder of two files") as caught:
         export_onnx(spoken.base, [spoken.adapter], tmp_path / "x.onnx", kv_cache=True)
     assert caught.value.problems[0].hint == f"-o {tmp_path / 'x'}"
+
+
+LOWER = [
+    "int8",
+    *(pytest.param(p, marks=pytest.mark.slow) for p in ("fp16", "int8-weights", "int4")),
+]
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_a_lower_precision_of_both_files(spoken, precision, tmp_path):
+    report = export_onnx(
+        spoken.base, [spoken.adapter], tmp_path / "out", kv_cache=True, precision=precision
+    )
+    names = {check.name for check in report.checks}
+    assert {STEP, TOKENS, f"{precision}: nearer to merged than to base"} <= names
+    told = report.facts["lowered"]
+    losses = {loss["output"]: loss for loss in told["loss"]}
+    assert losses.keys() == {"encoder_last_hidden_state", "logits", STEPS}
+    assert losses[STEPS]["places"] == 60
+    assert losses[STEPS]["agree"] >= 45
+    assert all(loss["rms"] < 0.5 * loss["effect"] for loss in losses.values() if loss["effect"])
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.onnx")]
+    assert len(sizes) == 2
+    assert sum(sizes) == told["bytes"]
+    if precision != "fp16":
+        assert any(name.startswith("encoder_model: ") for name in told["rounded"])
+        assert any(name.startswith("decoder_model: ") for name in told["rounded"])
+    recorded = json.loads((tmp_path / "out" / "lora_export.json").read_text())["onnx"]
+    assert (recorded["precision"], recorded["loss"]) == (precision, told["loss"])
+    assert verify(tmp_path / "out").passed
+    again = verify(tmp_path / "out", base=spoken.base, adapters=[spoken.adapter])
+    assert again.facts["lowered"]["loss"] == told["loss"]
+
+
+def test_a_fault_in_one_of_two_lowered_files_is_caught(spoken, tmp_path):
+    given = {"kv_cache": True, "precision": "int4"}
+    export_onnx(spoken.base, [spoken.adapter], tmp_path / "out", verify=False, **given)
+    (tmp_path / "out" / "lora_export.json").unlink()
+    path = tmp_path / "out" / "decoder_model.onnx"
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    weight.raw_data = bytes([weight.raw_data[0] ^ 0x44, *weight.raw_data[1:]])
+    onnx.save(model, path)
+    with pytest.raises(VerificationError, match="decoder_model: ") as caught:
+        verify(tmp_path / "out", base=spoken.base, adapters=[spoken.adapter], **given)
+    failed = {check.name for check in caught.value.checks if not check.passed}
+    assert failed == {"decoder_model: rounded weights, in steps"}
 
 
 def test_the_digests_cover_both_files(spoken, tmp_path):

@@ -54,6 +54,7 @@ WRONG = {
 model = "gone.py:build"\n"""),
     "artefacts = ['onnx:int8']\nprecision = 'fp16'": (10, "precision has no effect", "leave"),
     "artefacts = ['onnx', 'onnx:int8']\nprecision = 'int8'": (9, "artefacts names one twice", ""),
+    "artefacts = ['onnx', 'onnx:int4']\nint8 = 'signed'": (10, "int8 has no effect", "leave"),
     "opset = 18": (9, "opset has no effect: the case runs merge", "leave it out"),
     "expect = 1": (9, "expect is no table", "expect = {"),
     "expect = { exti = 4 }": (9, "unknown key 'exti'", "did you mean exit?"),

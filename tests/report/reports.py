@@ -163,6 +163,8 @@ FILES = (
 LOWERED = {
     "precision": "int8",
     "words": "8-bit weights, one scale an output channel; activations rounded at run time",
+    "codes": "signed",
+    "overflows": False,
     "bytes": 120750,
     "float32_bytes": 279154,
     "rounded": {f"{LAYER}.q_proj.weight": {"float32": 256, "bytes": 80}},

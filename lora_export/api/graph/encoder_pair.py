@@ -107,7 +107,14 @@ def stored_twice(count: int) -> tuple[str, ...]:
     return (f"{count:,} bytes of weights are used by both graphs, and are in both files",)
 
 
-def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair) -> Proven:
+def rounded_twice(count: int) -> tuple[str, ...]:
+    """Return a warning where both lowered files hold the same weights; `count` is as above."""
+    if not count:
+        return ()
+    return (f"{count:,} bytes of float32 weights are used by both graphs, and rounded in both",)
+
+
+def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair, *, linked: bool = False) -> Proven:
     """Prove both files: the torch models, each file's static audit, then both in ONNX Runtime.
 
     Args:
@@ -115,11 +122,12 @@ def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair) -> Proven:
         parts: the exports that the files must equal, by name.
         job: the job that they were made by.
         pair: the network with its base and merged weights.
+        linked: as for `prove_file`.
 
     Raises:
         FitError, UsageError, InputError: the torch model cannot be built or run.
     """
-    from lora_export.onnx_export.file.audit import audit
+    from lora_export.onnx_export.file.audit import audit, check_readable
     from lora_export.verification.blame.attribution import blame, by_checks
     from lora_export.verification.blame.narrowing import attribute_model
 
@@ -128,7 +136,11 @@ def prove_pair(folder: Path, parts: Parts, job: Job, pair: Pair) -> Proven:
     for name, part in parts.items():
         path = folder / f"{name}.onnx"
         with job.clock("static audit"):
-            static = audit(path, expected=part.weights, base=part.topology, inputs=part.inputs)
+            static = (
+                check_readable(path)
+                if linked
+                else audit(path, expected=part.weights, base=part.topology, inputs=part.inputs)
+            )
         named = [replace(check, name=f"{name}: {check.name}") for check in static]
         checks = (*checks, *at_level("file", named))
         readable = readable and all(check.passed for check in static[:2])

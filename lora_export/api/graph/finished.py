@@ -14,7 +14,7 @@ from lora_export.api.graph.runtime_folder import check_around, refuse_missing
 from lora_export.api.proof.model_proof import Proven
 
 if TYPE_CHECKING:
-    from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.graph.forms import Form
     from lora_export.api.job.planned_job import Job
     from lora_export.onnx_export.layout.layouts import Layout
 

@@ -1,101 +1,68 @@
-"""The forms in which one call writes a network: its layout and its precisions, checked together."""
+"""What a lowered file is made of and into: the values that its making and its proof share."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_export.api.graph.encoder_pair import is_pair
-from lora_export.api.graph.lower_precision import Form
-from lora_export.errors import UsageError
-from lora_export.onnx_export.layout.files_around import check_files_around
-from lora_export.onnx_export.layout.genai_config import refuse_without_cache
-from lora_export.onnx_export.settings import ExportSettings
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
     from lora_export.api.job.planned_job import Job
-    from lora_export.onnx_export.capture.captures import Captures
-    from lora_export.onnx_export.layout.layouts import Layout
+    from lora_export.models.subject import Subject
+    from lora_export.onnx_export.export import Exported
     from lora_export.onnx_export.precision.grids import Precision
+    from lora_export.onnx_export.settings import ExportSettings
 
 
-_GENERATING = ("text-generation", "text2text-generation")
-_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-"""The tasks, and the ends of the names of classes, of networks that generate text."""
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How an ONNX file is made: the graph's settings, and the precision of its weights."""
+
+    #: How the float32 graph is made.
+    settings: ExportSettings
+    #: The precision in which the weights are written.
+    precision: Precision
+    #: Whether rounding that outweighs the adapter's effect is accepted.
+    allow_lossy: bool = False
+
+    @property
+    def is_lowered(self) -> bool:
+        """Return whether the file is made from a float32 file that is not published."""
+        return self.precision.name != "fp32"
 
 
-def forms_of(
-    layout: Layout,
-    precisions: Sequence[Precision],
-    opset: int | None,
-    captures: Captures | None,
-    *,
-    allow_lossy: bool,
-) -> tuple[Form, ...]:
-    """Return the form of each file of a network; all are made from one capture."""
-    settings = ExportSettings(
-        opset, captures, data_name=layout.data_name, dimensions=layout.dimensions
-    )
-    return tuple(Form(settings, precision, allow_lossy=allow_lossy) for precision in precisions)
+@dataclass(frozen=True, slots=True)
+class Full:
+    """The float32 graph and the merged weights that a lowered file is made from."""
 
+    job: Job
+    #: The network with its base and merged weights.
+    subject: Subject
+    exported: Exported
+    #: The float32 file, where it is published too; else one that runs the graph on the merged
+    #: weights, for a proof (see onnx_export.file.linked).
+    path: Path
+    #: Whether the file at `path` is published.
+    is_published: bool
+    #: The name of a file of external data; see onnx_export.settings.
+    data_name: str
 
-def check_forms(layout: Layout, precisions: Sequence[Precision], *, kv_cache: bool) -> None:
-    """Refuse precisions and graphs that the layout has no place for.
+    @property
+    def size(self) -> int:
+        """Return the bytes of the float32 file, which is not written."""
+        from lora_export.onnx_export.file.save import written_size
 
-    Raises:
-        UsageError: several precisions in a layout of one file, or a graph without its past for
-            onnxruntime-genai.
-    """
-    if len(precisions) > 1 and layout.name != "hf":
-        raise UsageError(
-            f"--layout {layout.name} has a place for one precision",
-            where=f"--precision {','.join(one.name for one in precisions)}",
-            hint="--layout hf holds several; or name one",
-            cause="usage/options-contradict",
-        )
-    if layout.name == "genai" and not kv_cache:
-        raise refuse_without_cache()
+        weights = self.exported.weights()
+        return written_size(self.exported.graph, self.path, weights, data_name=self.data_name)
 
+    def link(self) -> None:
+        """Write the file at `path`.
 
-def layout_warnings(layout: Layout, job: Job) -> tuple[str, ...]:
-    """Return a warning where the layout's clients would generate text from a graph without past."""
-    named = job.plan.base.config.get("architectures")
-    names = named if isinstance(named, list) else []
-    generates = (
-        job.network.task in _GENERATING
-        if job.network.task
-        else any(str(name).endswith(_HEADS) for name in names)
-    )
-    if layout.name != "hf" or job.network.kv_cache or not generates:
-        return ()
-    why = "the graph takes no past, so the clients' generate() would see the last token alone"
-    return (f"{why}: --kv-cache makes one that does",)
+        Raises:
+            FitError: the weights do not fit the graph.
+        """
+        from lora_export.onnx_export.file.linked import save_linked
 
-
-def check_network(layout: Layout, job: Job) -> None:
-    """Refuse a network whose files or graphs the layout's runtime would not find.
-
-    Raises:
-        UsageError: the base is no Hugging Face folder, the network an encoder and its decoder, or
-            its files lack what the layout needs.
-    """
-    if not layout.is_folder:
-        return
-    where = f"--layout {layout.name}"
-    if not job.plan.base.config or job.source:
-        raise UsageError(
-            "is for Hugging Face folders: the runtime reads config.json beside the graph",
-            where=where,
-            hint="leave --layout out: the output is a bare file",
-            cause="usage/options-contradict",
-        )
-    if is_pair(job):
-        raise UsageError(
-            "has no place for an encoder and its decoder: both graphs pass on keys and values "
-            "that its clients do not take",
-            where=where,
-            hint="leave --layout out: the folder has encoder_model.onnx and decoder_model.onnx",
-            cause="usage/options-contradict",
-        )
-    check_files_around(layout, job.plan.side_files)
+        stored = self.subject.merged.tensors()
+        save_linked(self.exported.graph, self.path, self.exported.weights(), stored)

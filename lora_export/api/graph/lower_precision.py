@@ -5,82 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.proof.model_proof import probes_for
+from lora_export.api.graph.int8_codes import code_facts
+from lora_export.api.graph.measured_loss import measured_loss
 from lora_export.errors import InputError, UsageError
 from lora_export.records import at_level
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
+    from lora_export.api.graph.forms import Form, Full
     from lora_export.api.job.planned_job import Job
-    from lora_export.models.subject import Subject
     from lora_export.onnx_export.export import Exported
     from lora_export.onnx_export.precision.grids import Precision
     from lora_export.onnx_export.precision.rounded_sizes import Weights
-    from lora_export.onnx_export.settings import ExportSettings
     from lora_export.records import Check, WrittenFile
-    from lora_export.verification.model.loss import Loss
-
-    Probe = dict[str, NDArray[Any]]
-
-MOST_ROUNDS = 64
-"""How many times the usual number of probes is run at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How an ONNX file is made: the graph's settings, and the precision of its weights."""
-
-    #: How the float32 graph is made.
-    settings: ExportSettings
-    #: The precision in which the weights are written.
-    precision: Precision
-    #: Whether rounding that outweighs the adapter's effect is accepted.
-    allow_lossy: bool = False
-
-    @property
-    def is_lowered(self) -> bool:
-        """Return whether the file is made from a float32 file that is not published."""
-        return self.precision.name != "fp32"
-
-
-@dataclass(frozen=True, slots=True)
-class Full:
-    """The float32 graph and the merged weights that a lowered file is made from."""
-
-    job: Job
-    #: The network with its base and merged weights.
-    subject: Subject
-    exported: Exported
-    #: The float32 file, where it is published too; else one that runs the graph on the merged
-    #: weights, for a proof (see onnx_export.file.linked).
-    path: Path
-    #: Whether the file at `path` is published.
-    is_published: bool
-    #: The name of a file of external data; see onnx_export.settings.
-    data_name: str
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of the float32 file, which is not written."""
-        from lora_export.onnx_export.file.save import written_size
-
-        weights = self.exported.weights()
-        return written_size(self.exported.graph, self.path, weights, data_name=self.data_name)
-
-    def link(self) -> None:
-        """Write the file at `path`.
-
-        Raises:
-            FitError: the weights do not fit the graph.
-        """
-        from lora_export.onnx_export.file.linked import save_linked
-
-        stored = self.subject.merged.tensors()
-        save_linked(self.exported.graph, self.path, self.exported.weights(), stored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +59,8 @@ def lower_into(
     facts: dict[str, Any] = {}
     if verify:
         checks, facts = prove_lowered(full, path, form, lowered.half)
-    sizes = _sizes(sum(file.size for file in lowered.files), full.size)
-    return lowered.files, checks, {"lowered": {**_words(form), **sizes, **facts}}
+    sizes = size_facts(sum(file.size for file in lowered.files), full.size)
+    return lowered.files, checks, {"lowered": {**form_facts(form, ran=verify), **sizes, **facts}}
 
 
 def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], dict[str, Any]]:
@@ -130,20 +69,40 @@ def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], 
     Raises:
         FitError, InputError: the float16 export cannot be made; see `lower_file`.
     """
+    form = written_form(path, form)
+    half = half_export(full, form, None) if form.precision.name == "fp16" else None
+    checks, facts = prove_lowered(full, path, form, half)
+    sizes = size_facts(found_size(path, checks), full.size)
+    return checks, {"lowered": {**form_facts(form, ran=True), **sizes, **facts}}
+
+
+def written_form(path: Path, form: Form) -> Form:
+    """Return the form that a finished file has; see `as_written`."""
+    from lora_export.onnx_export.precision.written import as_written
+
+    return replace(form, precision=as_written(path, form.precision))
+
+
+def found_size(path: Path, checks: Sequence[Check]) -> int:
+    """Return the bytes of a file with its external data, by the checks of its audit."""
     from lora_export.onnx_export.file import external
 
-    half = _half(full, form, None) if form.precision.name == "fp16" else None
-    checks, facts = prove_lowered(full, path, form, half)
     intact = checks[0].passed  # else the file may name any path as its external data
-    now = external.total_size(path) if intact else path.stat().st_size
-    return checks, {"lowered": {**_words(form), **_sizes(now, full.size), **facts}}
+    return external.total_size(path) if intact else path.stat().st_size
 
 
-def _words(form: Form) -> dict[str, Any]:
-    return {"precision": form.precision.name, "words": form.precision.words}
+def form_facts(form: Form, *, ran: bool) -> dict[str, Any]:
+    """Return what the precision is, for the report; see `code_facts`."""
+    precision = form.precision
+    return {
+        "precision": precision.name,
+        "words": precision.words,
+        **code_facts(precision, ran=ran),
+    }
 
 
-def _sizes(now: int, before: int) -> dict[str, int]:
+def size_facts(now: int, before: int) -> dict[str, int]:
+    """Return the bytes of what was written, and of the float32 file or files."""
     return {"bytes": now, "float32_bytes": before}
 
 
@@ -160,7 +119,7 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
     from lora_export.onnx_export.precision.round_graph import lower
 
     if form.precision.name == "fp16":
-        half = _half(full, form, path)
+        half = half_export(full, form, path)
         return Lowered(half.files, half)
     model = onnx.ModelProto()
     model.CopyFrom(full.exported.graph)
@@ -169,7 +128,7 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
     return Lowered(written)
 
 
-def _half(full: Full, form: Form, path: Path | None) -> Exported:
+def half_export(full: Full, form: Form, path: Path | None) -> Exported:
     """Export in float16 to `path`; with None make everything but the file.
 
     Raises:
@@ -214,18 +173,26 @@ def prove_lowered(
 def _prove(
     full: Full, path: Path, form: Form, half: Exported | None
 ) -> tuple[tuple[Check, ...], dict[str, Any]]:
-    checks, weights = _audit(full, path, form.precision, half)
-    facts: dict[str, Any] = _weight_facts(weights)
+    checks, weights = audit_file(full, path, form.precision, half)
+    facts: dict[str, Any] = weight_facts(weights)
     if not all(check.passed for check in checks):
         return checks, facts
-    losses, more = _run(full, path, form)
+    losses, more = measured_loss(full, path, form)
     facts["loss"] = [loss.facts() for loss in losses]
     return (*checks, *more), facts
 
 
-def _audit(
+def audit_file(
     full: Full, path: Path, precision: Precision, half: Exported | None
 ) -> tuple[tuple[Check, ...], Weights | None]:
+    """Return the checks of a lowered file without running it, and what became of its weights.
+
+    Args:
+        full: what it is made from.
+        path: the file.
+        precision: of the file.
+        half: as for `prove_lowered`.
+    """
     from lora_export.onnx_export.file.audit import audit
     from lora_export.onnx_export.precision.rounded_audit import FloatGraph, audit_lowered
 
@@ -237,63 +204,12 @@ def _audit(
     return audit(path, expected=half.weights, base=half.topology, inputs=half.inputs), None
 
 
-def _weight_facts(weights: Weights | None) -> dict[str, Any]:
+def weight_facts(weights: Weights | None) -> dict[str, Any]:
+    """Return the bytes of every weight for the report; nothing for an fp16 file."""
     if weights is None:
         return {}
     tables = {"rounded": weights.rounded, "kept": weights.kept}
     return {
         name: {parameter: {"float32": b, "bytes": now} for parameter, (b, now) in table.items()}
         for name, table in tables.items()
-    }
-
-
-def _run(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...], tuple[Check, ...]]:
-    """Measure how far each output moved in ONNX Runtime, and check it.
-
-    A float16 model runs in torch as well, with every operator in float16. On the CPU, ONNX Runtime
-    computes most operators in float32. It would not see a number that is too large for a GPU.
-    """
-    from lora_export.verification.model.loading import run_base, run_merged
-    from lora_export.verification.model.loss import Limits, loss_checks, measure
-    from lora_export.verification.runtime.sessions import find_providers, run_model
-
-    job, providers = full.job, find_providers(full.job.proof.provider)
-    probes = _probes(full, providers)
-    lowered_probes = probes
-    if form.precision.name == "fp16":
-        lowered_probes = [_cast(probe, "float32", "float16") for probe in probes]
-        probes = [_cast(probe, "float16", "float32") for probe in lowered_probes]
-    expected = run_model(full.path, probes, providers=providers)
-    base = run_base(full.subject, probes)
-    found = run_model(path, lowered_probes, providers=providers)
-    losses = measure(expected, found, base)
-    limits = Limits(job.proof.atol, job.proof.rtol, form.allow_lossy)
-    checks = loss_checks(losses, form.precision.name, limits)
-    if form.precision.name == "fp16":
-        half = run_merged(full.subject, lowered_probes, dtype="float16")
-        more = measure(expected, half, base)
-        checks = (*checks, *loss_checks(more, "fp16 in torch", limits))
-    return losses, checks
-
-
-def _probes(full: Full, providers: Sequence[str]) -> list[Probe]:
-    """Return so many probes that each output has `PLACES` decisions, within `MOST_ROUNDS`.
-
-    With fewer decisions, the share of equal ones is chance.
-    """
-    from lora_export.verification.model.loss import PLACES, decisions
-    from lora_export.verification.runtime.sessions import run_model
-
-    probes = probes_for(full.job, full.subject.source)
-    runs = run_model(full.path, probes, providers=providers)
-    counts = (sum(decisions(name, run[name]) for run in runs) for name in runs[0])
-    fewest = min(filter(None, counts), default=PLACES)
-    rounds = min(-(-PLACES // fewest), MOST_ROUNDS)
-    return probes if rounds == 1 else probes_for(full.job, full.subject.source, rounds)
-
-
-def _cast(probe: Mapping[str, NDArray[Any]], old: str, new: str) -> Probe:
-    return {
-        name: array.astype(new) if array.dtype.name == old else array
-        for name, array in probe.items()
     }

@@ -12,14 +12,17 @@ from lora_export.api.graph.encoder_pair import (
     is_pair,
     pair_facts,
     prove_pair,
+    rounded_twice,
     stored_twice,
 )
+from lora_export.api.graph.forms import Full
+from lora_export.api.graph.int8_codes import code_warnings
 from lora_export.api.graph.lower_precision import (
-    Full,
     full_proof,
     lower_into,
     prove_again,
 )
+from lora_export.api.graph.lowered_pair import LoweredPair, lower_pair, prove_pair_again
 from lora_export.api.graph.recorded_graph import lossy_warnings
 from lora_export.api.proof.checkpoint_proof import not_verified, prove_weights
 from lora_export.api.proof.file_proof import prove_file
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.graph.forms import Form
     from lora_export.api.graph.places import Place
     from lora_export.api.job.planned_job import Job
     from lora_export.models.source import ModelSource
@@ -132,7 +135,10 @@ def make_graph(job: Job, forms: Sequence[Form], place: Place, *, verify: bool = 
     measured = {**survival_facts(survival), **size_facts(survival)}
     with with_facts(measured):
         if isinstance(source, CachedPair):
-            made = _make_pair(job, forms[0], place, Pair(source, job.plan, merged), verify=verify)
+            pair = Pair(source, job.plan, merged)
+            [form] = forms
+            make = _make_lowered_pair if form.is_lowered else _make_pair
+            made = make(job, form, place, pair, by_weights, verify=verify)
         else:
             subject = Subject(source, job.plan, merged)
             made = _make_files(job, forms, place, subject, by_weights, verify=verify)
@@ -194,13 +200,19 @@ def _make_files(
         if place.writes or lowered:
             _refuse_failed(job, place, (*before, *proven.checks), proven)
     made = [_make_lowered(place, full, form, verify=verify) for form in lowered]
+    facts = [one.facts for one in made]
     whole = {"graph": graph_facts(full.exported, proven.saved)} if full.is_published else {}
     files = [file for one in made for file in one.files]
     return Made(
         (*place.listed(full.exported.files), *files),
-        {**whole, **lowered_facts([one.facts for one in made]), **proven.facts},
+        {**whole, **lowered_facts(facts), **proven.facts},
         (*proven.checks, *_named_checks(lowered, made)),
-        (*proven.warnings, *full.exported.warnings, *lossy_warnings([one.facts for one in made])),
+        (
+            *proven.warnings,
+            *full.exported.warnings,
+            *code_warnings(facts),
+            *lossy_warnings(facts),
+        ),
         proven.attribution,
         proven.kept,
         unproven=proven.unproven,
@@ -253,7 +265,9 @@ def _make_lowered(place: Place, full: Full, form: Form, *, verify: bool) -> Made
     return Made(place.listed(files), facts, checks, ())
 
 
-def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) -> Made:
+def _make_pair(
+    job: Job, form: Form, place: Place, pair: Pair, _: tuple[Check, ...], *, verify: bool
+) -> Made:
     folder = place.path if place.writes else None
     parts, twice = export_pair(pair, folder, form.settings, job.clock)
     proven = prove_pair(place.path, parts, job, pair) if verify else Proven()
@@ -265,3 +279,52 @@ def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) 
     files = tuple(file for part in parts.values() for file in part.files)
     warnings = [*proven.warnings, *warnings]
     return Made(files, facts, proven.checks, tuple(warnings), proven.attribution, proven.kept)
+
+
+def _make_lowered_pair(
+    job: Job, form: Form, place: Place, pair: Pair, before: tuple[Check, ...], *, verify: bool
+) -> Made:
+    """Make and prove two lowered files, after the float32 graphs that they are made from."""
+    form = replace(form, settings=replace(form.settings, whole=False))
+    parts, twice = export_pair(pair, None, form.settings, job.clock)
+    networks = pair.parts()
+    fulls = {
+        name: Full(
+            job,
+            networks[name],
+            part,
+            place.work / f"{name}.onnx",
+            is_published=False,
+            data_name=form.settings.data_name,
+        )
+        for name, part in parts.items()
+    }
+    proven = Proven()
+    if verify:
+        for full in fulls.values():
+            full.link()
+        proven = prove_pair(place.work, parts, full_proof(job, form), pair, linked=True)
+        _refuse_failed(job, place, (*before, *proven.checks), proven)
+    two = LoweredPair(job, pair, place.path, fulls, form)
+    files: tuple[WrittenFile, ...] = ()
+    if place.writes:
+        files, more, facts = lower_pair(two, verify=verify)
+    else:
+        more, facts = prove_pair_again(two)
+    of_captures = (line for part in parts.values() for line in part.warnings)
+    warnings = (
+        *proven.warnings,
+        *of_captures,
+        *code_warnings([facts]),
+        *lossy_warnings([facts]),
+        *(rounded_twice(twice) if place.writes else ()),
+    )
+    return Made(
+        files,
+        {**facts, **proven.facts, "graphs": pair_facts(parts, proven.saved)},
+        (*proven.checks, *more),
+        tuple(dict.fromkeys(warnings)),
+        proven.attribution,
+        proven.kept,
+        unproven=proven.unproven,
+    )

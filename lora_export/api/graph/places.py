@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.graph.forms import Form
     from lora_export.onnx_export.layout.layouts import Layout
     from lora_export.records import WrittenFile
 

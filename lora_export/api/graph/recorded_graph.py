@@ -9,7 +9,7 @@ from lora_export.report.lowered import all_lowered
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.graph.forms import Form
     from lora_export.api.graph.places import Place
     from lora_export.api.job.planned_job import Job
 
@@ -47,7 +47,7 @@ def recorded_graph(
     (name,) = names
     if place.path.is_dir():
         faces = {part: interface(place.path / f"{part}.onnx", name) for part in facts["graphs"]}
-        return {"precision": name, "graphs": faces, **ran}
+        return {"precision": name, "graphs": faces, **ran, **lossy, **kept.get(name, {})}
     return {**interface(place.path, name), **ran, **lossy, **kept.get(name, {})}
 
 

@@ -11,7 +11,7 @@ from lora_export.records import Problem, at_level
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lora_export.api.graph.lower_precision import Form
+    from lora_export.api.graph.forms import Form
     from lora_export.api.graph.places import Place
     from lora_export.api.job.planned_job import Job
     from lora_export.records import Check, SideFile, WrittenFile

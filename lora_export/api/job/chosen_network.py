@@ -68,21 +68,6 @@ class Network:
                 cause="usage/options-contradict",
             )
 
-    def refuse_lowered(self, precision: str | None) -> None:
-        """Refuse a lower precision with --kv-cache: the generated tokens could not be proven.
-
-        Raises:
-            UsageError: kv_cache is set, and the precision is not fp32.
-        """
-        if self.kv_cache and precision not in (None, "fp32"):
-            message = f"what {precision} generates with --kv-cache cannot be proven yet"
-            raise UsageError(
-                message,
-                where="--precision",
-                hint="leave --precision out",
-                cause="usage/options-contradict",
-            )
-
     def given(self) -> dict[str, Any]:
         """Return what was set, by name."""
         found = {

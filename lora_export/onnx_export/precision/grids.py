@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_export.errors import UsageError
 
 KEY = "lora_export.precision"
 """The key of the precision's name in the metadata of a file with rounded weights."""
+
+
+LEVEL = "accuracy_level"
+"""The attribute of MatMulNBits by which activations are rounded; only some precisions have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,8 @@ class Grid:
     """Elements of a row that share a scale; 0 for the whole row."""
     symmetric: bool = False
     """Whether codes are signed and code 0 is zero; else every block has a zero point."""
+    signed: bool = False
+    """Whether codes and zero points are stored less 128, as int8. The values are the same."""
 
     @property
     def levels(self) -> int:
@@ -39,6 +45,22 @@ class Precision:
     """The grid of weights in matrix products; None where none is rounded to codes."""
     dynamic: bool = False
     """Whether the activations of these products are rounded to 8 bits at run time too."""
+    level: int = 0
+    """The accuracy_level of MatMulNBits; 0 writes none. With 4, ONNX Runtime rounds the activations
+    of a product to 8 bits in blocks, and multiplies whole numbers."""
+
+    @property
+    def codes(self) -> str:
+        """Return how the codes of int8 are stored: "signed" or "unsigned"; "" elsewhere."""
+        if not self.dynamic or self.product is None:
+            return ""
+        return "signed" if self.product.signed else "unsigned"
+
+    def with_codes(self, codes: str) -> Precision:
+        """Return int8 with its codes stored as `codes` says: "signed" or "unsigned"."""
+        if self.product is None:
+            raise AssertionError(self.name)
+        return replace(self, product=replace(self.product, signed=codes == "signed"))
 
 
 TABLE = Grid(bits=8, symmetric=True)
@@ -58,8 +80,18 @@ PRECISIONS = {
             Grid(bits=8),
             dynamic=True,
         ),
-        Precision("int8-weights", "8-bit weights in blocks of 32", Grid(bits=8, block=32)),
-        Precision("int4", "4-bit weights in blocks of 32", Grid(bits=4, block=32)),
+        Precision(
+            "int8-weights",
+            "8-bit weights in blocks of 32; activations rounded in blocks at run time",
+            Grid(bits=8, block=32),
+            level=4,
+        ),
+        Precision(
+            "int4",
+            "4-bit weights in blocks of 32; activations rounded in blocks at run time",
+            Grid(bits=4, block=32),
+            level=4,
+        ),
     )
 }
 

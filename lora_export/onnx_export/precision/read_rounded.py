@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lora_export.onnx_export.precision.grids import Grid
+from lora_export.onnx_export.precision.grids import LEVEL, Grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _KNOWN_ATTRIBUTES = {"K", "N", "bits", "block_size"}
-"""The attributes of MatMulNBits that we write; others change what it computes."""
+"""The attributes of MatMulNBits that we write in every file; others change what it computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ class Reader:
         graph: with rounded weights.
         uses: those of the float32 graph, by the output's name.
         load: returns the values of a tensor of the graph.
+        level: the accuracy_level that products in blocks must have; 0 for none.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class Reader:
         graph: onnx.GraphProto,
         uses: Mapping[str, Use],
         load: Callable[[onnx.TensorProto], Array],
+        level: int = 0,
     ) -> None:
         self._graph = graph
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
         self._load = load
+        self._level = level
         self._producers = {name: node for node in graph.node for name in node.output if name}
         self._known = {use.stem: use for use in uses.values()}
 
@@ -112,7 +115,9 @@ class Reader:
     def _block_product(self, node: onnx.NodeProto) -> Raised | None:
         if len(node.input) != len(("data", "codes", "scales", "zeros")):
             return None  # one with g_idx or a bias, which we do not write
-        if {item.name for item in node.attribute} != _KNOWN_ATTRIBUTES:
+        attributes = {item.name: item.i for item in node.attribute}
+        known = _KNOWN_ATTRIBUTES | ({LEVEL} if self._level else set())
+        if attributes.keys() != known or attributes.get(LEVEL, 0) != self._level:
             return None
         data, *parts = node.input
         use = self._use(parts[0], "product", data, node.output[0])
@@ -172,7 +177,8 @@ class Reader:
             values: Array = shifted * scale[part][:, None]
             return values
 
-        return Stored(columns.shape, scale[:, None], _grid(columns), read)
+        grid = Grid(bits=8 * columns.dtype.itemsize, signed=columns.dtype.kind == "i")
+        return Stored(columns.shape, scale[:, None], grid, read)
 
     def _rows(self, codes: str, scales: str) -> Stored:
         """Find a table's codes [rows, width], scales [rows, 1]."""
@@ -184,7 +190,8 @@ class Reader:
             values: Array = rows[part].astype(np.float32) * scale[part]
             return values
 
-        return Stored(rows.shape, scale, _grid(rows), read)
+        grid = Grid(bits=8 * rows.dtype.itemsize, symmetric=rows.dtype.kind == "i")
+        return Stored(rows.shape, scale, grid, read)
 
     def _array(self, name: str) -> Array:
         return self._load(self._tensors[name])
@@ -197,8 +204,3 @@ def _unpack(data: Array, bits: int) -> Array:
     if bits == 8:
         return data
     return np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:-1], -1)
-
-
-def _grid(codes: Array) -> Grid:
-    """Return the grid of codes with one scale a row, by their dtype."""
-    return Grid(bits=8 * codes.dtype.itemsize, symmetric=codes.dtype.kind == "i")

@@ -14,7 +14,7 @@ from lora_export.onnx_export.file.bindings import (
 )
 from lora_export.onnx_export.precision import products
 from lora_export.onnx_export.precision.grids import KEY as PRECISION_KEY
-from lora_export.onnx_export.precision.grids import TABLE
+from lora_export.onnx_export.precision.grids import LEVEL, TABLE
 from lora_export.onnx_export.precision.quantize import RoundedRows
 from lora_export.onnx_export.precision.rounded_parts import (
     Names,
@@ -208,7 +208,7 @@ class _Lowering:
 
         rows, columns = use.shape
         inner, outer = (columns, rows) if use.transposed else (rows, columns)
-        return helper.make_node(
+        node = helper.make_node(
             "MatMulNBits",
             [use.data, names.codes, names.scales, names.zeros],
             [place],
@@ -218,6 +218,9 @@ class _Lowering:
             bits=grid.bits,
             block_size=grid.block,
         )
+        if self._precision.level:
+            node.attribute.append(helper.make_attribute(LEVEL, self._precision.level))
+        return node
 
     def _add(self, made: dict[str, Made]) -> None:
         from onnx import helper

@@ -94,7 +94,8 @@ def audit_lowered(
     uses = products.find_uses(
         full.model.graph, {tensor.name for tensor in full.model.graph.initializer}
     )
-    raised = Reader(model.graph, uses, partial(external.map_array, path)).find()
+    load = partial(external.map_array, path)
+    raised = Reader(model.graph, uses, load, precision.level).find()
     found = (
         *checks,
         *_rounded(full, raised, precision),

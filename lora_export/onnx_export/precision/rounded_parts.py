@@ -39,16 +39,28 @@ def table_parts(names: Names, rounded: RoundedRows) -> dict[str, Made]:
 
 
 def column_parts(names: Names, rounded: RoundedRows) -> dict[str, Made]:
-    """Return the parts that MatMulInteger takes: codes [C, R], one scale and zero point a row."""
+    """Return the parts that MatMulInteger takes: codes [C, R], one scale and zero point a row.
+
+    Codes and zero points are uint8, or int8 on a signed grid.
+    """
     import numpy as np
 
     number, width = rounded.rows.shape
+    kind = np.dtype(np.int8 if rounded.grid.signed else np.uint8)
+
+    def stored(codes: Array) -> Array:
+        # The highest bit turned is 128 less, where the byte is read as a signed one.
+        return (codes ^ 128).view(kind) if rounded.grid.signed else codes
+
+    def columns() -> Iterator[Array]:
+        return (stored(part) for part in rounded.columns())
+
     return {
-        names.codes: Made((width, number), np.dtype(np.uint8), rounded.columns),
+        names.codes: Made((width, number), kind, columns),
         names.scales: Made(
             (number,), np.dtype(np.float32), lambda: iter([rounded.steps()[0][:, 0]])
         ),
-        names.zeros: Made((number,), np.dtype(np.uint8), lambda: iter([_zeros(rounded)[:, 0]])),
+        names.zeros: Made((number,), kind, lambda: iter([stored(_zeros(rounded)[:, 0])])),
     }
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.errors import UsageError
 from lora_export.option_tables import read_options
-from lora_export.options import VERBS
 from lora_export.records import Problem
 from lora_export.suites.reading.expected_keys import read_expectation
 from lora_export.suites.reading.suite_options import OPTIONS, refused_options
@@ -18,7 +17,6 @@ from lora_export.toml_file import read_toml
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from lora_export.suites.suite import Verb
     from lora_export.toml_file import Place, TomlFile
 
 FORMAT = 1
@@ -217,7 +215,7 @@ class _Reader:
 
     def _check_options(self, place: Place, case: Case, own: Mapping[str, Any]) -> None:
         """Report options of the case itself that none of its rows takes."""
-        taken = {name for asked in case.rows() for name in _taken(asked.verb)}
+        taken = {name for asked in case.rows() for name in asked.takes()}
         flags = {option.name: option.flag.removeprefix("--") for option in OPTIONS}
         for name in own:
             if name in flags and name not in taken:
@@ -270,7 +268,3 @@ def _named_whole(values: Mapping[str, Any], artefacts: tuple[str, ...] | None) -
     whole = f"onnx:{values.get('precision')}"
     named = ("merge",) if artefacts is None else artefacts
     return tuple(whole if one == "onnx" and whole in MADE else one for one in named)
-
-
-def _taken(verb: Verb) -> set[str]:
-    return {option.name for option in VERBS[verb]}

@@ -108,12 +108,13 @@ def run_pair(
     runner = PairRunner(folder, pair, opener)
     # A dict display is evaluated in order: the encoder runs before the decoder.
     return [
-        {ENCODED: runner.encode(_encoder_inputs(probe)), LOGITS: runner.step(probe[IDS])}
+        {ENCODED: runner.encode(encoder_inputs(probe)), LOGITS: runner.step(probe[IDS])}
         for probe in probes
     ]
 
 
-def _encoder_inputs(probe: Probe) -> dict[str, Array]:
+def encoder_inputs(probe: Probe) -> dict[str, Array]:
+    """Return the probe without the decoder's ids."""
     return {name: array for name, array in probe.items() if name != IDS}
 
 
@@ -144,15 +145,13 @@ def check_answers(
         UsageError: the merged model does not generate.
     """
     runner = PairRunner(folder, pair, opener)
-    start = getattr(pair.plain.config, "decoder_start_token_id", None) or 0
-    count = new_tokens(model, pair.longest - 1 if pair.longest else None)
     steps, texts = [], []
     for probe in probes:
-        feed = _encoder_inputs(probe)
-        tokens = generate(model, feed, count, start)
+        feed = encoder_inputs(probe)
+        tokens = answer(model, pair, feed)
         runner.encode(feed)
-        actual = _follow(runner, tokens[:, :-1])  # the logits of the last token choose none
-        steps.append((_plain(model, feed, tokens[:, :-1]), actual))
+        actual = follow_answer(runner, tokens[:, :-1])  # the logits of the last token choose none
+        steps.append((plain_logits(model, feed, tokens[:, :-1]), actual))
         texts.append((actual, tokens[:, 1:]))
     return (
         near("each step with a past = plain model", tolerance, steps),
@@ -160,7 +159,14 @@ def check_answers(
     )
 
 
-def _follow(runner: PairRunner, tokens: Array) -> Array:
+def answer(model: nn.Module, pair: CachedPair, feed: Probe) -> Array:
+    """Return the tokens that the plain model generates, its first one first; int64 (batch, n)."""
+    start = getattr(pair.plain.config, "decoder_start_token_id", None) or 0
+    count = new_tokens(model, pair.longest - 1 if pair.longest else None)
+    return generate(model, feed, count, start)
+
+
+def follow_answer(runner: PairRunner, tokens: Array) -> Array:
     """Return the graphs' logits for the reference's tokens, fed one by one."""
     import numpy as np
 
@@ -168,7 +174,7 @@ def _follow(runner: PairRunner, tokens: Array) -> Array:
     return np.concatenate(steps, axis=1)
 
 
-def _plain(model: nn.Module, feed: Probe, tokens: Array) -> Array:
+def plain_logits(model: nn.Module, feed: Probe, tokens: Array) -> Array:
     """Return the plain model's logits for the same tokens, all at once."""
     import torch
 

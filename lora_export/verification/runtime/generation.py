@@ -113,7 +113,7 @@ def check_generation(
         VerificationError: the runtime does not run the file.
         UsageError: the merged model does not generate.
     """
-    decoder, count = Decoder(path, source, opener), new_tokens(model, _room(source))
+    decoder, count = Decoder(path, source, opener), new_tokens(model, room(source))
     texts = [_text(decoder, model, prompt, count) for prompt in make_prompts(source, seed)]
     return (
         near("prompt = plain model", tolerance, [text.prompt_logits for text in texts]),
@@ -125,9 +125,9 @@ def check_generation(
 def _text(decoder: Decoder, model: nn.Module, prompt: Prompt, count: int) -> Text:
     feed = {"input_ids": prompt.ids, "attention_mask": prompt.mask}
     tokens = generate(model, feed, count)[:, prompt.width :]
-    first, steps = _follow(decoder, prompt, tokens)
+    first, steps = follow(decoder, prompt, tokens)
     whole = prompt.longer(tokens.shape[1], tokens)
-    plain = _logits(model, whole.ids, whole.mask, positioned=decoder.positioned)
+    plain = logits_of(model, whole.ids, whole.mask, positioned=decoder.positioned)
     real = prompt.mask.astype(bool)
     before = prompt.width - 1  # the logits of the prompt's last token choose the first new one
     return Text((plain[:, : prompt.width][real], first[real]), (plain[:, before:-1], steps), tokens)
@@ -190,7 +190,7 @@ def new_tokens(model: nn.Module, most: int | None) -> int:
     return count if most is None else min(count, most)
 
 
-def _room(source: CachedDecoder) -> int | None:
+def room(source: CachedDecoder) -> int | None:
     """Return how many tokens fit behind the longest prompt; None for no bound."""
     widest = max(max(lengths) for lengths in PROMPTS)
     return None if source.longest is None else source.longest - widest
@@ -227,6 +227,8 @@ class Decoder:
         self._empty = {
             spec.name: spec.dims for spec in source.inputs if spec.name.startswith(f"{PAST}.")
         }
+        halves = [i.type == "tensor(float16)" for i in self._session.get_inputs()]
+        self._floats = "float16" if any(halves) else "float32"
         self._past: dict[str, Array] = {}
 
     def start(self, batch: int) -> None:
@@ -234,7 +236,7 @@ class Decoder:
         import numpy as np
 
         self._past = {
-            name: np.zeros((batch, int(heads), 0, int(size)), np.float32)
+            name: np.zeros((batch, int(heads), 0, int(size)), self._floats)
             for name, (_, heads, _, size) in self._empty.items()
         }
 
@@ -289,7 +291,7 @@ def generate(model: Any, feed: Mapping[str, Array], count: int, start: int = 0) 
     return found
 
 
-def _logits(model: nn.Module, ids: Array, mask: Array, *, positioned: bool) -> Array:
+def logits_of(model: nn.Module, ids: Array, mask: Array, *, positioned: bool) -> Array:
     """Return the plain model's logits on the whole text at once, (batch, tokens, vocabulary)."""
     import torch
 
@@ -301,7 +303,7 @@ def _logits(model: nn.Module, ids: Array, mask: Array, *, positioned: bool) -> A
     return array
 
 
-def _follow(decoder: Decoder, prompt: Prompt, tokens: Array) -> tuple[Array, Array]:
+def follow(decoder: Decoder, prompt: Prompt, tokens: Array) -> tuple[Array, Array]:
     """Return the graph's logits for the prompt in one step, and for each new token.
 
     The graph is fed the tokens of the reference. One other choice between equals would make every

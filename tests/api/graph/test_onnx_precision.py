@@ -10,6 +10,7 @@ import torch
 
 from lora_export.api import export_onnx, verify
 from lora_export.errors import FitError, InputError, UsageError, VerificationError
+from lora_export.verification.runtime import overflow
 
 LOWER = ["fp16", "int8", "int8-weights", "int4"]
 HIDDEN, CLASSES = 64, 5
@@ -103,6 +104,7 @@ def test_a_lower_precision(case, files, name):
     if name != "fp16":
         assert set(recorded["rounded"]) == {"table.weight", "first.weight", "last.weight"}
         assert set(recorded["kept"]) == {"first.bias", "last.bias"}
+    assert recorded.get("codes", "") == (told["codes"] if name == "int8" else "")
 
     feed = {"ids": np.arange(22, dtype=np.int64).reshape(2, 11)}
     far = [onnxruntime.InferenceSession(p).run(None, feed)[0].astype(np.float32)
@@ -236,3 +238,52 @@ def test_external_data_of_a_lower_precision(case, tmp_path, monkeypatch):
     size = data.stat().st_size + (tmp_path / "x.onnx").stat().st_size
     assert report.facts["lowered"]["bytes"] == size
     assert case.verify(tmp_path / "x.onnx").facts["lowered"]["bytes"] == size
+
+
+def codes_in(path):
+    graph = onnx.load(path).graph
+    names = {node.input[1] for node in graph.node if node.op_type == "MatMulInteger"}
+    [kind] = {tensor.data_type for tensor in graph.initializer if tensor.name in names}
+    return {onnx.TensorProto.INT8: "signed", onnx.TensorProto.UINT8: "unsigned"}[kind]
+
+
+@pytest.mark.parametrize(("overflows", "codes"), [(True, "unsigned"), (False, "signed")])
+def test_int8_has_the_codes_that_are_best_here(case, tmp_path, monkeypatch, overflows, codes):
+    monkeypatch.setattr(overflow, "signed_codes_overflow", lambda: overflows)
+    path = tmp_path / "x.onnx"
+    report = case.export(path, precision="int8", verify=False)
+    assert codes_in(path) == codes == report.facts["lowered"]["codes"]
+    assert "overflows" not in report.facts["lowered"]  # nothing was run
+    assert not any("overflow" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize("overflows", [True, False])
+def test_signed_codes_that_are_asked_for(case, tmp_path, monkeypatch, overflows):
+    monkeypatch.setattr(overflow, "signed_codes_overflow", lambda: overflows)
+    path = tmp_path / "x.onnx"
+    report = case.export(path, precision="int8", int8="signed", allow_lossy=True)
+    recorded = json.loads((tmp_path / "x.onnx.lora_export.json").read_text())["onnx"]
+    for facts in (report.facts["lowered"], recorded):
+        assert (facts["codes"], facts["overflows"]) == ("signed", overflows)
+    assert sum("--int8 unsigned" in warning for warning in report.warnings) == overflows
+    assert codes_in(path) == "signed"
+    again = case.verify(path, allow_lossy=True)
+    assert again.facts["lowered"]["codes"] == "signed"
+
+
+def test_the_cure_of_a_loss_by_overflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(overflow, "signed_codes_overflow", lambda: True)
+    weak = Case(tmp_path, strength=0.0005)
+    with pytest.raises(VerificationError, match="outweighs") as caught:
+        weak.export(tmp_path / "x.onnx", precision="int8", int8="signed")
+    (failed,) = [check for check in caught.value.checks if not check.passed]
+    assert failed.hint.startswith("--int8 unsigned does not overflow here")
+
+
+def test_codes_of_another_precision_are_refused(tmp_path):
+    for settings in ({}, {"precision": "int4"}):
+        with pytest.raises(UsageError, match="has no codes") as caught:
+            export_onnx("no such base", ["no such"], tmp_path / "x.onnx", int8="signed", **settings)
+        assert caught.value.problems[0].where == "--int8"
+    with pytest.raises(UsageError, match="signed, unsigned"):
+        export_onnx("no such base", ["no such"], precision="int8", int8="both")

@@ -1,7 +1,10 @@
 """Graphs with rounded weights: made from any graph, and audited to the last code."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -14,11 +17,33 @@ from lora_export.onnx_export.file.save import save_model
 from lora_export.onnx_export.precision.grids import PRECISIONS
 from lora_export.onnx_export.precision.round_graph import lower
 from lora_export.onnx_export.precision.rounded_audit import FloatGraph, audit_lowered
+from lora_export.onnx_export.precision.written import as_written
 from lora_export.verification.runtime.sessions import run_model
 
-ROUNDING = ["int8", "int8-weights", "int4"]
+EARLIER = "int4 of earlier versions"
+FORMS = {
+    "int8": PRECISIONS["int8"].with_codes("unsigned"),
+    "int8 signed": PRECISIONS["int8"].with_codes("signed"),
+    "int8-weights": PRECISIONS["int8-weights"],
+    "int4": PRECISIONS["int4"],
+    EARLIER: replace(PRECISIONS["int4"], level=0),
+    "int8-weights of earlier versions": replace(PRECISIONS["int8-weights"], level=0),
+}
+ROUNDING = ["int8", "int8 signed", "int8-weights", "int4"]
 FAR = {"int8": 0.1, "int8-weights": 0.03, "int4": 0.3}
 CASES = ["net", "gpt", "bert", "roberta", "llama", "gpt2"]
+
+
+def far(name):
+    """How far an output may be off, as a share of the largest."""
+    return FAR[name.split()[0]]
+
+
+def exact(path, *, providers, **_):
+    """Open a session in which signed codes do not overflow; others are not changed by that."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession(path, options, providers=providers)
 
 
 def lowered(captured, name):
@@ -27,7 +52,7 @@ def lowered(captured, name):
 
 
 def lowered_graph(model, weights, name):
-    rest, made = lower(model, PRECISIONS[name], weights)
+    rest, made = lower(model, FORMS[name], weights)
     for placed in place_weights(model, rest, made).values():
         placed.slot.raw_data = b"".join(map(bytes, placed.blocks()))
     return model
@@ -36,9 +61,7 @@ def lowered_graph(model, weights, name):
 def audited(captured, model, name, path):
     save_model(model, path, {})
     full = FloatGraph(captured.graph(), captured.weights())
-    found, weights = audit_lowered(
-        path, full=full, precision=PRECISIONS[name], inputs=captured.specs
-    )
+    found, weights = audit_lowered(path, full=full, precision=FORMS[name], inputs=captured.specs)
     return {check.name: check for check in found}, weights
 
 
@@ -54,7 +77,7 @@ def test_every_form_of_product_is_rounded_and_proven(zoo, case, precision, tmp_p
 
     kinds = {node.op_type for node in model.graph.node}
     assert not kinds & {"Gemm"}
-    assert ("MatMulInteger" if precision == "int8" else "MatMulNBits") in kinds
+    assert ("MatMulInteger" if FORMS[precision].dynamic else "MatMulNBits") in kinds
     matrices = {name for name, array in captured.weights().items() if array.ndim == 2}
     small = {name for name in matrices if "token_type" in name}
     assert not (matrices - small) & set(weights.kept)
@@ -63,11 +86,15 @@ def test_every_form_of_product_is_rounded_and_proven(zoo, case, precision, tmp_p
 
     save_model(captured.proto(), tmp_path / "full.onnx", {})
     probes = captured.probes()
-    pairs = zip(run_model(tmp_path / "full.onnx", probes), run_model(path, probes), strict=True)
+    pairs = zip(
+        run_model(tmp_path / "full.onnx", probes),
+        run_model(path, probes, opener=exact),
+        strict=True,
+    )
     for full, found in pairs:
         for name in full:
             assert (
-                np.abs(full[name] - found[name]).max() < FAR[precision] * np.abs(full[name]).max()
+                np.abs(full[name] - found[name]).max() < far(precision) * np.abs(full[name]).max()
             )
 
 
@@ -90,15 +117,15 @@ def test_a_weight_used_in_two_directions_is_rounded_in_each(precision, tmp_path)
     full = FloatGraph(capture(model, specs), weights)
     small = onnx.ModelProto.FromString(full.model.SerializeToString())
     path = tmp_path / "lowered.onnx"
-    rest, made = lower(small, PRECISIONS[precision], weights)
+    rest, made = lower(small, FORMS[precision], weights)
     save_model(small, path, rest, made=made)
-    found, _ = audit_lowered(path, full=full, precision=PRECISIONS[precision], inputs=specs)
+    found, _ = audit_lowered(path, full=full, precision=FORMS[precision], inputs=specs)
     assert not [check for check in found if not check.passed]
     x = torch.randn(3, 32)
     wanted = model(x).detach().numpy()
-    [outputs] = run_model(path, [{"x": x.numpy()}])
+    [outputs] = run_model(path, [{"x": x.numpy()}], opener=exact)
     [array] = outputs.values()
-    assert np.abs(array - wanted).max() < FAR[precision] * np.abs(wanted).max()
+    assert np.abs(array - wanted).max() < far(precision) * np.abs(wanted).max()
 
 
 def test_a_graph_without_linear_layers_is_refused():
@@ -106,7 +133,7 @@ def test_a_graph_without_linear_layers_is_refused():
     specs = parse_inputs(("image=float32[batch,1,8,8]",))
     model = capture(torch.nn.Conv2d(1, 4, 3).eval(), specs)
     with pytest.raises(FitError, match="1 Conv without such"):
-        lower(model, PRECISIONS["int8"], {})
+        lower(model, FORMS["int8"], {})
 
 
 def initializer(model, suffix):
@@ -187,14 +214,91 @@ def test_a_planted_fault_is_caught(zoo, fault, precision, tmp_path):
     assert not checks[check].passed
 
 
-def test_an_attribute_that_is_not_of_our_making_is_caught(zoo, tmp_path):
+def set_level(level):
+    """Give every product in blocks this accuracy_level; None takes it away."""
+
+    def plant(model):
+        for node in model.graph.node:
+            if node.op_type == "MatMulNBits":
+                kept = [item for item in node.attribute if item.name != "accuracy_level"]
+                del node.attribute[:]
+                node.attribute.extend(kept)
+                if level is not None:
+                    node.attribute.append(onnx.helper.make_attribute("accuracy_level", level))
+
+    return plant
+
+
+def add_attribute(model):
+    node = next(node for node in model.graph.node if node.op_type == "MatMulNBits")
+    node.attribute.append(onnx.helper.make_attribute("weight_prepacked", 1))
+
+
+@pytest.mark.parametrize(
+    ("precision", "plant"),
+    [
+        ("int4", set_level(None)),
+        ("int4", set_level(1)),
+        (EARLIER, set_level(4)),
+        ("int8-weights", set_level(None)),
+        ("int8-weights", set_level(2)),
+        ("int4", add_attribute),
+        ("int8-weights", add_attribute),
+    ],
+)
+def test_an_attribute_that_is_not_of_our_making_is_caught(zoo, precision, plant, tmp_path):
     """With accuracy_level the runtime rounds the activations, too."""
     captured = zoo.captured("llama")
-    model = lowered(captured, "int4")
-    node = next(node for node in model.graph.node if node.op_type == "MatMulNBits")
-    node.attribute.append(onnx.helper.make_attribute("accuracy_level", 4))
-    checks, _ = audited(captured, model, "int4", tmp_path / "lowered.onnx")
+    model = lowered(captured, precision)
+    plant(model)
+    checks, _ = audited(captured, model, precision, tmp_path / "lowered.onnx")
     assert not checks[GRAPH].passed
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_form_of_a_finished_file_is_read_from_it(zoo, name, tmp_path):
+    """Files of earlier versions, and both codes of int8, are proven in their own form."""
+    path = tmp_path / "lowered.onnx"
+    save_model(lowered(zoo.captured("llama"), name), path, {})
+    asked = PRECISIONS[FORMS[name].name]
+    for one in (asked, *((asked.with_codes("signed"),) if asked.codes else ())):
+        assert as_written(path, one) == FORMS[name]
+
+
+def test_a_file_of_two_forms_is_in_none(zoo, tmp_path):
+    path = tmp_path / "lowered.onnx"
+    model = lowered(zoo.captured("llama"), "int8")
+    tensor = initializer(model, "q_proj.weight.T.rounded")
+    tensor.data_type = onnx.TensorProto.INT8
+    save_model(model, path, {})
+    for name in ("int8", "int8 signed"):
+        assert as_written(path, FORMS[name]) == FORMS[name]
+        checks, _ = audited(zoo.captured("llama"), model, name, path.with_name(f"{name}.onnx"))
+        assert not checks[SCALES].passed
+    path.write_bytes(b"no model")
+    assert as_written(path, FORMS["int4"]) == FORMS["int4"]
+
+
+def test_signed_codes_are_the_unsigned_ones(zoo, tmp_path):
+    """The same values, so the same outputs wherever nothing overflows."""
+    captured = zoo.captured("bert")
+    models = [lowered(captured, name) for name in ("int8", "int8 signed")]
+    pairs = list(zip(*(model.graph.initializer for model in models), strict=True))
+    signed = 0
+    for left, right in pairs:
+        plain, other = map(numpy_helper.to_array, (left, right))
+        if other.dtype == np.int8 and plain.dtype == np.uint8:
+            assert np.array_equal(plain.astype(int) - 128, other)
+            signed += 1
+        else:
+            assert np.array_equal(plain, other)
+    assert signed >= 2
+    runs = []
+    for place, model in enumerate(models):
+        save_model(model, tmp_path / f"{place}.onnx", {})
+        runs.append(run_model(tmp_path / f"{place}.onnx", captured.probes(), opener=exact))
+    for plain, other in zip(*runs, strict=True):
+        assert all(np.array_equal(plain[name], other[name]) for name in plain)
 
 
 def test_another_precision_than_said_is_caught(zoo, tmp_path):
@@ -202,6 +306,8 @@ def test_another_precision_than_said_is_caught(zoo, tmp_path):
     model = lowered(captured, "int8-weights")
     checks, _ = audited(captured, model, "int4", tmp_path / "lowered.onnx")
     assert not checks[SCALES].passed
+    checks, _ = audited(captured, model, EARLIER, tmp_path / "again.onnx")
+    assert not checks[GRAPH].passed
 
 
 def test_weights_of_an_earlier_merge_are_caught(zoo, tmp_path):

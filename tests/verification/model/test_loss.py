@@ -50,6 +50,23 @@ def test_what_is_accepted(lowered, limits, failed):
         assert all(word in name for word, name in zip(failed, found, strict=True))
 
 
+def test_keys_and_values_need_only_be_finite_and_within_a_bound():
+    """What is wrong with them shows in the logits of the next step."""
+    name, inner = "present.0.key", frozenset(["present.0.key"])
+    for limits, failed in (
+        (Limits(), ["nearer"]),
+        (Limits(inner=inner), []),
+        (Limits(atol=0.1, inner=inner), ["as far as allowed"]),
+    ):
+        checks = loss_checks(losses(FULL + 0.6, name=name), "int8", limits)
+        found = [check.name for check in checks if not check.passed]
+        assert len(found) == len(failed)
+        assert all(word in one for word, one in zip(failed, found, strict=True))
+    with np.errstate(invalid="ignore"):
+        checks = loss_checks(losses(FULL * np.nan, name=name), "int8", Limits(inner=inner))
+    assert not checks[0].passed
+
+
 def test_an_output_without_the_adapter_asks_for_nothing():
     checks = loss_checks(losses(FULL + 0.1, base=FULL), "int8", Limits())
     assert [check.name for check in checks] == ["int8: finite where float32 is"]
