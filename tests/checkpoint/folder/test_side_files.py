@@ -56,13 +56,15 @@ def test_a_linked_folder_may_not_lead_out_or_in_a_circle(tmp_path):
     outside.mkdir()
     (outside / "config.json").write_text("{}")
     (folder / "1_Pooling").symlink_to(outside)
-    with pytest.raises(InputError, match=r"1_Pooling/config\.json: a link that leads out"):
+    with pytest.raises(InputError, match="a link that leads out") as caught:
         list_side_files(folder)
+    assert caught.value.problems[0].where == str(folder / "1_Pooling/config.json")
     (found,) = list_side_files(folder, follow_links=True)
     assert found.name == "1_Pooling/config.json"
     (folder / "self").symlink_to(".")
-    with pytest.raises(InputError, match="self/self: a linked folder inside a linked folder"):
+    with pytest.raises(InputError, match="a linked folder inside a linked folder") as caught:
         list_side_files(folder, follow_links=True)
+    assert caught.value.problems[0].where == str(folder / "self/self")
 
 
 def test_the_depth_is_bounded(tmp_path):
