@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -18,6 +19,8 @@ from lora_export.suites.running import content_key, model_folder, opened_files
 from lora_export.suites.running.opened_files import is_installed
 
 NET = f'{CASE.format("net")}model = "net.py:build"\nhparams = "facts.toml"\n'
+LOADED = "lora_export_model_net"
+"""The name under which the file of --model is a module."""
 
 
 @pytest.fixture
@@ -57,6 +60,19 @@ def tensor(name):
         save_file({k: v + 0.5 for k, v in load_file(path).items()}, path)
 
     return change
+
+
+def test_a_module_that_the_model_replaces_is_put_back(place, tmp_path, monkeypatch):
+    """A model of the same file name was loaded before: the second run sees it as the first did."""
+    place.network()
+    (tmp_path / "old.py").write_text("")
+    spec = importlib.util.spec_from_file_location(LOADED, tmp_path / "old.py")
+    old = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, LOADED, old)
+    case = f'{CASE.format("net")}alpha = 4\nmodel = "net.py:build"\n'
+    assert not run(place, case)
+    assert sys.modules[LOADED] is old
+    assert run(place, case)
 
 
 def text(name, old, new):

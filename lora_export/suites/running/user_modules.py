@@ -55,14 +55,21 @@ class UserCode:
 
 @contextmanager
 def modules_of_its_own() -> Iterator[UserCode]:
-    """Forget the user's modules that are imported inside the block, and restore sys.path."""
-    before, path = set(sys.modules), [*sys.path]
+    """Forget the user's modules that are imported inside the block, and restore sys.path.
+
+    A module that one of another file has replaced under its name is put back: what is loaded before
+    a case is part of the key of its passes.
+    """
+    before, path = dict(sys.modules), [*sys.path]
     try:
         yield UserCode(_user_modules())
     finally:
         sys.path[:] = path
-        for name in _user_modules().keys() - before:
-            del sys.modules[name]
+        for name in _user_modules():
+            if name in before:
+                sys.modules[name] = before[name]
+            else:
+                del sys.modules[name]
 
 
 def _user_modules() -> dict[str, Path]:
