@@ -72,6 +72,14 @@ def echo_error(text: str, file: IO[str] | None = None) -> None:
         _discard(file)
 
 
+def show_error(error: click.ClickException) -> None:
+    """Write click's own error to stderr, where that can be written."""
+    try:
+        error.show()
+    except OSError:
+        _discard(sys.stderr)
+
+
 def lose_stdout(error: OSError) -> None:
     """Remember why stdout could not be written, and write nothing more to it."""
     if error.errno != errno.EPIPE:

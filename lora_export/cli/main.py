@@ -20,6 +20,7 @@ from lora_export.cli._streams import (
     lose_stdout,
     open_closed_streams,
     report_lost_output,
+    show_error,
 )
 from lora_export.version import VERSION
 
@@ -57,8 +58,7 @@ class _Commands(click.Group):
         try:
             status = self.main(standalone_mode=False) or 0
         except click.ClickException as error:
-            with suppress(OSError):  # a stderr that cannot be written
-                error.show()
+            show_error(error)
             status = error.exit_code
         except (click.Abort, KeyboardInterrupt):
             status = INTERRUPTED

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 300
-FEW, MANY = 20, 500
+FEW, SOME, MANY = 10, 40, 500
 
 PROGRAM = """
 import os, signal, sys
@@ -168,7 +168,13 @@ def moments(commands, number):
 
 
 @pytest.mark.parametrize(
-    "number", [FEW, pytest.param(MANY, marks=pytest.mark.faults)], ids=["few", "many"]
+    "number",
+    [
+        FEW,
+        pytest.param(SOME, marks=pytest.mark.slow),
+        pytest.param(MANY, marks=pytest.mark.faults),
+    ],
+    ids=["few", "some", "many"],
 )
 def test_a_signal_at_any_moment_is_neither_lost_nor_a_failure(commands, number):
     found = [runs.faults(which, delay) for runs, which, delay in moments(commands, number)]
