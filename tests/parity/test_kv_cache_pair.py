@@ -13,6 +13,7 @@ from documents import blocks
 from peft_matrix.architectures import ARCHITECTURES
 from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
+from safetensors.torch import save_file
 
 from lora_export.api import export_onnx, merge, verify
 from lora_export.checkpoint.index import read_checkpoint
@@ -176,6 +177,25 @@ def test_the_loop_of_the_documentation(spoken, root):
     names["inputs"] = {"input_features": sound[:1].numpy()}
     exec(compile(code, "docs/onnx.md", "exec"), names)
     assert names["answers"].tolist() == [[3, names["eos"]]]
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "marian"])
+def test_a_text_is_taken_by_an_encoder_without_weights(name, tmp_path):
+    config = {
+        "t5": lambda: ARCHITECTURES["t5"].config(),
+        "bart": bart,
+        "marian": lambda: hf.MarianConfig(**{
+            **bart().to_dict(), "pad_token_id": 95, "decoder_start_token_id": 95,
+        }),
+    }[name]()  # fmt: skip
+    kinds = {"t5": "T5ForConditionalGeneration", "marian": "MarianMTModel"}
+    config.architectures = [kinds.get(name, "BartForConditionalGeneration")]
+    config.save_pretrained(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    pair = CachedPair(folder_model(read_checkpoint(tmp_path), ()))
+    assert {spec.name for spec in pair.parts()["encoder_model"].inputs} == {
+        "input_ids", "attention_mask",
+    }  # fmt: skip
 
 
 def test_one_file_has_no_place_for_two(spoken, tmp_path):
