@@ -137,6 +137,15 @@ def test_a_wrong_graph_among_the_files_is_found(bert, hf, tmp_path):
     assert {check.level for check in failed} == {"precision"}
 
 
+def test_a_given_tolerance_is_for_the_lower_files(bert, tmp_path):
+    report = export_onnx(
+        bert[0], [bert[1]], tmp_path / "out", layout="hf", precision="fp32,int8", atol=50.0, **FACTS
+    )
+    checks = {check.name: check for check in report.checks}
+    assert checks["ONNX Runtime = unmerged"].tolerance < 1e-2
+    assert checks["int8 = float32, as far as allowed"].tolerance == 50.0
+
+
 def test_a_refused_file_leaves_no_folder(bert, tmp_path, monkeypatch):
     def forget(graph, path, weights, **settings):
         changed = {**weights, "classifier.weight": weights["classifier.weight"] + 1}
