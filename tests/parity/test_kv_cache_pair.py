@@ -240,6 +240,10 @@ def test_a_fault_in_one_of_two_lowered_files_is_caught(spoken, tmp_path):
     given = {"kv_cache": True, "precision": "int4"}
     export_onnx(spoken.base, [spoken.adapter], tmp_path / "out", verify=False, **given)
     (tmp_path / "out" / "lora_export.json").unlink()
+    lost = shutil.copytree(tmp_path / "out", tmp_path / "lost")
+    (lost / "encoder_model.onnx").unlink()
+    with pytest.raises(VerificationError, match="encoder_model: "):
+        verify(lost, base=spoken.base, adapters=[spoken.adapter], **given)
     path = tmp_path / "out" / "decoder_model.onnx"
     model = onnx.load(path)
     weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
