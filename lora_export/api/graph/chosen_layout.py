@@ -82,20 +82,28 @@ def check_network(layout: Layout, job: Job) -> None:
     """
     if not layout.is_folder:
         return
-    where = f"--layout {layout.name}"
     if not job.plan.base.config or job.source:
         raise UsageError(
             "is for Hugging Face folders: the runtime reads config.json beside the graph",
-            where=where,
+            where=f"--layout {layout.name}",
             hint="leave --layout out: the output is a bare file",
             cause="usage/options-contradict",
         )
-    if is_pair(job):
+    refuse_pair(layout, job)
+    check_files_around(layout, job.plan.side_files)
+
+
+def refuse_pair(layout: Layout, job: Job) -> None:
+    """Refuse a folder of a layout for an encoder and its decoder.
+
+    Raises:
+        UsageError: the network is such a pair.
+    """
+    if layout.is_folder and is_pair(job):
         raise UsageError(
             "has no place for an encoder and its decoder: both graphs pass on keys and values "
             "that its clients do not take",
-            where=where,
-            hint="leave --layout out: the folder has encoder_model.onnx and decoder_model.onnx",
+            where=f"--layout {layout.name}",
+            hint="leave --kv-cache out; or --layout: a pair has a folder of two files of its own",
             cause="usage/options-contradict",
         )
-    check_files_around(layout, job.plan.side_files)
