@@ -64,7 +64,8 @@ def with_static(specs: tuple[InputSpec, ...], sizes: Mapping[str, int]) -> tuple
         replace(
             spec,
             dims=tuple(_fixed(dim, sizes) for dim in spec.dims),
-            spans={name: span for name, span in spec.spans.items() if name not in sizes},
+            # By its size: what a mask hides leaves as much as the model takes at least.
+            spans={str(sizes.get(name, name)): span for name, span in spec.spans.items()},
         )
         for spec in specs
     )
