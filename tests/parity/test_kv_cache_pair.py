@@ -245,6 +245,10 @@ def test_a_fault_in_one_of_two_lowered_files_is_caught(spoken, tmp_path):
     with pytest.raises(VerificationError, match="encoder_model: "):
         verify(lost, base=spoken.base, adapters=[spoken.adapter], **given)
     path = tmp_path / "out" / "decoder_model.onnx"
+    stray = shutil.copy(path, tmp_path / "out" / "decoder_model_merged.onnx")
+    with pytest.raises(VerificationError, match=r"decoder_model_merged\.onnx is not as planned"):
+        verify(tmp_path / "out", base=spoken.base, adapters=[spoken.adapter], **given)
+    stray.unlink()
     model = onnx.load(path)
     weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
     weight.raw_data = bytes([weight.raw_data[0] ^ 0x44, *weight.raw_data[1:]])

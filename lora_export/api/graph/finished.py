@@ -12,11 +12,14 @@ from lora_export.api.graph.making import make_graph
 from lora_export.api.graph.places import Place
 from lora_export.api.graph.runtime_folder import check_around, refuse_missing
 from lora_export.api.proof.model_proof import Proven
+from lora_export.errors import InputError
 
 if TYPE_CHECKING:
     from lora_export.api.graph.forms import Form
+    from lora_export.api.graph.making import Made
     from lora_export.api.job.planned_job import Job
     from lora_export.onnx_export.layout.layouts import Layout
+    from lora_export.records import Check
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Finished:
             if self.layout.is_folder:
                 refuse_missing(self.forms, place)
             made = make_graph(job, self.forms, place)
-            around = check_around(job, self.forms, place)
+            around = _checks_around(job, place, self.forms, made)
         proven = Proven(
             (*around, *made.checks),
             made.warnings,
@@ -58,3 +61,19 @@ class Finished:
             unproven=made.unproven,
         )
         return proven, dict(made.facts)
+
+
+def _checks_around(
+    job: Job, place: Place, forms: tuple[Form, ...], made: Made
+) -> tuple[Check, ...]:
+    """Return the checks of what is beside the graphs; none where a check of a graph has failed.
+
+    Raises:
+        InputError: a graph cannot be read, and no check says so.
+    """
+    try:
+        return check_around(job, forms, place)
+    except InputError:
+        if all(check.passed for check in made.checks):
+            raise
+        return ()

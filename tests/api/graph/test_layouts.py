@@ -137,6 +137,15 @@ def test_a_wrong_graph_among_the_files_is_found(bert, hf, tmp_path):
     assert {check.level for check in failed} == {"precision"}
 
 
+def test_a_damaged_graph_fails_its_own_check(bert, hf, tmp_path):
+    folder = copied(hf[0], tmp_path)
+    for name in ("lora_export.json", "onnx/model_quantized.onnx"):
+        (folder / name).unlink()
+    (folder / "onnx/model.onnx").write_bytes(b"x")
+    with pytest.raises(VerificationError, match="cannot be read as an ONNX file"):
+        verify(folder, base=bert[0], adapters=[bert[1]], layout="hf", **FACTS)
+
+
 def test_a_given_tolerance_is_for_the_lower_files(bert, tmp_path):
     report = export_onnx(
         bert[0], [bert[1]], tmp_path / "out", layout="hf", precision="fp32,int8", atol=50.0, **FACTS
