@@ -314,6 +314,7 @@ def _again(
     """
     if artefact.is_onnx(job):
         return job, *artefact.prove(job)
+    artefact.refuse_unnamed()
     merged = read_checkpoint(artefact.path, follow_links=job.follow_links)
     if plan_again:
         job, proven = prove_foreign(job, merged, plan_again)

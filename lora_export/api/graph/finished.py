@@ -12,7 +12,8 @@ from lora_export.api.graph.making import make_graph
 from lora_export.api.graph.places import Place
 from lora_export.api.graph.runtime_folder import check_around, refuse_missing
 from lora_export.api.proof.model_proof import Proven
-from lora_export.errors import InputError
+from lora_export.checkpoint.folder.side_files import is_foreign_weights, weight_files
+from lora_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from lora_export.api.graph.forms import Form
@@ -38,6 +39,23 @@ class Finished:
         if self.layout.is_folder:
             return self.path.is_dir()
         return self.path.suffix == ".onnx" or (self.path.is_dir() and is_pair(job))
+
+    def refuse_unnamed(self) -> None:
+        """Refuse a folder of .onnx files alone, of which neither manifest nor option says more.
+
+        Raises:
+            UsageError: the artefact is such a folder.
+        """
+        names = weight_files(self.path) if self.path.is_dir() else []
+        is_foreign = all(is_foreign_weights(self.path / name) for name in names)
+        if is_foreign and any(name.endswith(".onnx") for name in names):
+            raise UsageError(
+                "holds .onnx files, and nothing says how they lie",
+                where=str(self.path),
+                hint="--layout NAME --precision NAME,NAME; --kv-cache for an encoder and its "
+                "decoder",
+                cause="usage/missing-fact",
+            )
 
     def prove(self, job: Job) -> tuple[Proven, dict[str, Any]]:
         """Make everything again in a temporary folder; return (proof, facts for the report).

@@ -112,7 +112,11 @@ def test_a_changed_side_file_and_a_stray_graph_are_found(bert, hf, tmp_path):
 def test_without_a_manifest_layout_and_precisions_are_named(bert, hf, tmp_path):
     folder = copied(hf[0], tmp_path)
     (folder / "lora_export.json").unlink()
-    given = {"base": bert[0], "adapters": [bert[1]], "layout": "hf", **FACTS}
+    given = {"base": bert[0], "adapters": [bert[1]], **FACTS}
+    with pytest.raises(UsageError, match="nothing says how they lie") as refused:
+        verify(folder, **given)
+    assert "--layout NAME" in refused.value.problems[0].hint
+    given["layout"] = "hf"
     assert verify(folder, precision="fp32,int8", **given).passed
     with pytest.raises(InputError, match="no such file") as caught:
         verify(folder, precision="fp32,int8,int4", **given)
