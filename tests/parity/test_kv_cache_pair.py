@@ -182,7 +182,7 @@ def test_the_loop_of_the_documentation(spoken, root):
 @pytest.mark.parametrize("name", ["t5", "bart", "marian"])
 def test_a_text_is_taken_by_an_encoder_without_weights(name, tmp_path):
     config = {
-        "t5": lambda: ARCHITECTURES["t5"].config(),
+        "t5": ARCHITECTURES["t5"].config,
         "bart": bart,
         "marian": lambda: hf.MarianConfig(**{
             **bart().to_dict(), "pad_token_id": 95, "decoder_start_token_id": 95,
