@@ -222,10 +222,10 @@ def _make_files(
 def _named_checks(forms: Sequence[Form], made: Sequence[Made]) -> Iterator[Check]:
     """Yield the checks of lowered files, each with its precision where there are several."""
     for form, one in zip(forms, made, strict=True):
-        name = f"{form.precision.name}: "
+        name = form.precision.name
         for check in one.checks:
             is_named = len(made) == 1 or check.name.startswith(name)
-            yield check if is_named else replace(check, name=f"{name}{check.name}")
+            yield check if is_named else replace(check, name=f"{name}: {check.name}")
 
 
 def _full(job: Job, forms: Sequence[Form], place: Place, subject: Subject) -> Full:

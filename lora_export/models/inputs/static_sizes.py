@@ -1,6 +1,6 @@
 """Dimensions that the user fixes by name, for networks that no tracer can leave open.
 
-Longformer, Funnel, Mamba and RWKV loop over a length or branch on it: a graph has one of them.
+Funnel, Mamba and RWKV loop over a length or branch on it: a graph has one of them.
 """
 
 from __future__ import annotations
