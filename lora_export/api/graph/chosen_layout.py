@@ -59,7 +59,7 @@ def check_forms(layout: Layout, precisions: Sequence[Precision], *, kv_cache: bo
 
 
 def layout_warnings(layout: Layout, job: Job) -> tuple[str, ...]:
-    """Return a warning where the layout's clients would generate text from a graph without past."""
+    """Return a warning where the layout's clients could generate no text from the graph."""
     named = job.plan.base.config.get("architectures")
     names = named if isinstance(named, list) else []
     generates = (
@@ -69,6 +69,9 @@ def layout_warnings(layout: Layout, job: Job) -> tuple[str, ...]:
     )
     if layout.name != "hf" or job.network.kv_cache or not generates:
         return ()
+    if job.plan.base.config.get("is_encoder_decoder"):
+        why = "the clients' generate() needs encoder and decoder as two files: the graph is both"
+        return (why,)
     why = "the graph takes no past, so the clients' generate() would see the last token alone"
     return (f"{why}: --kv-cache makes one that does",)
 

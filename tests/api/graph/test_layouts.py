@@ -221,6 +221,9 @@ def test_an_encoder_and_its_decoder_have_no_such_folder(tmp_path):
     base, adapter = saved(T5ForConditionalGeneration(config), tmp_path, module)
     with pytest.raises(UsageError, match="no place for an encoder and its decoder"):
         export_onnx(base, [adapter], tmp_path / "out", layout="hf", kv_cache=True, **FACTS)
+    planned = export_onnx(base, [adapter], layout="hf", dry_run=True, **FACTS)
+    assert any("needs encoder and decoder as two files" in line for line in planned.warnings)
+    assert not any("--kv-cache" in line for line in planned.warnings)
     given = {"precision": "fp32,int8", "kv_cache": True, **FACTS}
     with pytest.raises(UsageError, match="no place for an encoder and its decoder"):
         verify(tmp_path, base=base, adapters=[adapter], layout="hf", **given)
