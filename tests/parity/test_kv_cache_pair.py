@@ -19,7 +19,7 @@ from lora_export.api import export_onnx, merge, verify
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import UsageError, VerificationError
 from lora_export.models.choose import folder_model
-from lora_export.models.generation.cached_pair import CachedPair
+from lora_export.models.generation.cached_pair import CachedPair, _signature
 from lora_export.verification.model.probes import make_probes
 from lora_export.verification.model.tolerance import OutputTolerance, Tolerance
 from lora_export.verification.runtime.encoder_decoder import check_answers
@@ -196,6 +196,55 @@ def test_a_text_is_taken_by_an_encoder_without_weights(name, tmp_path):
     assert {spec.name for spec in pair.parts()["encoder_model"].inputs} == {
         "input_ids", "attention_mask",
     }  # fmt: skip
+
+
+SMALL = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 48}
+
+
+def trocr():
+    """A TrOCR that reads 16 x 16 pixels."""
+    image = hf.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    text = hf.TrOCRConfig(**SMALL, vocab_size=96, max_position_embeddings=40)
+    config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(image, text)
+    config.decoder_start_token_id, config.pad_token_id = 2, 1
+    torch.manual_seed(0)
+    model = hf.VisionEncoderDecoderModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+def test_an_encoder_of_images_takes_its_pixels():
+    model = trocr()
+    assert [*_signature(model, model.get_encoder()).parameters] == ["pixel_values"]
+
+
+@pytest.mark.slow
+def test_a_text_is_read_from_an_image(tmp_path):
+    trocr().save_pretrained(tmp_path / "base")
+    module = "decoder.model.decoder.layers.0.self_attn.q_proj"
+    factors = {f"{module}.lora_A": torch.randn(4, 32), f"{module}.lora_B": torch.randn(32, 4)}
+    torch.save(factors, tmp_path / "lora.pt")
+    given = {"kv_cache": True, "alpha": 4, "fan_in_fan_out": False}
+    report = export_onnx(tmp_path / "base", [tmp_path / "lora.pt"], tmp_path / "out", **given)
+    assert {check.name for check in report.checks} >= PROVEN
+
+
+def test_sounds_of_any_length_have_no_two_graphs(tmp_path):
+    config = hf.Speech2TextConfig(
+        **SMALL, vocab_size=96, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=48,
+        max_source_positions=200, max_target_positions=40, input_feat_per_channel=8,
+        conv_channels=16, decoder_start_token_id=2,
+    )  # fmt: skip
+    config.architectures = ["Speech2TextForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="shortens sounds of any length"):
+        CachedPair(folder_model(read_checkpoint(tmp_path), ()))
 
 
 def test_one_file_has_no_place_for_two(spoken, tmp_path):
