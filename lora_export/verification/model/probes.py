@@ -50,7 +50,7 @@ def make_probes(
     Integers lie in [0, high), or in [0, 2) without a declared high. Floats are standard normal, and
     bools are random. An input with `mask` in its name is a mask of real right padding: the first
     row is full, and no row is empty. A row that is alone in each probe is full in the first one,
-    and padded in the others.
+    and padded in the others; that of an only probe is padded.
 
     Args:
         specs: the model's inputs.
@@ -72,7 +72,8 @@ def make_probes(
     random = np.random.default_rng(seed)
     tables = _few_sizes(specs, few) if few else _size_tables(specs, rounds)
     probes = [
-        _probe(specs, sizes, random, is_first=not place) for place, sizes in enumerate(tables)
+        _probe(specs, sizes, random, is_first=not (place or few))
+        for place, sizes in enumerate(tables)
     ]
     if tokens and (ids := _ids(specs, max(tokens))):
         leading = next(spec.leading[1] if spec.leading else 0 for spec in specs if spec.name == ids)

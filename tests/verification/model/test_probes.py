@@ -62,6 +62,8 @@ def test_a_text_that_is_always_alone_is_padded_too(sizes):
     full, padded = make_probes(with_static(TEXT, sizes), seed=0)
     assert full["attention_mask"].all()
     assert 0 < padded["attention_mask"].sum() < padded["attention_mask"].size
+    [only] = make_probes(with_static(TEXT, sizes), seed=0, few=3)
+    assert 0 < only["attention_mask"].sum() < only["attention_mask"].size
 
 
 def test_a_mask_of_a_fixed_length_leaves_the_least_that_a_model_takes():
