@@ -38,7 +38,8 @@ FACE = {
         {"base": NEEDED, "adapters": NEEDED, "output": None},
         {
             "model": None, "task": None, "kv_cache": False, "static": (),
-            "opset": None, "precision": "fp32", "int8": None, "allow_lossy": False,
+            "opset": None, "precision": "fp32", "int8": None, "layout": "onnx",
+            "allow_lossy": False,
             "verify": True, "dry_run": False, "force": False,
             "report": None, "progress": None, **CAPTURE, **ADAPTER, **PROOF,
         },
@@ -47,8 +48,8 @@ FACE = {
         {"artifact": NEEDED},
         {
             "base": None, "adapters": (), "model": None, "task": None, "kv_cache": False,
-            "static": (), "opset": None, "precision": None, "allow_lossy": False, "report": None,
-            "progress": None, "dtype": None,
+            "static": (), "opset": None, "precision": None, "layout": None,
+            "allow_lossy": False, "report": None, "progress": None, "dtype": None,
             **CAPTURE, **ADAPTER, **PROOF,
         },
     ),
