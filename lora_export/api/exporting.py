@@ -104,7 +104,7 @@ def export_onnx(
             them with its own added: past_key_values.0.key (batch, heads, past, size),
             present.0.key, and so on. Of an encoder-decoder two graphs are made.
         static: dimensions of the inputs that are fixed, such as "sequence=512". Some networks
-            (Longformer, Mamba) can be traced for one size only.
+            (Funnel, Mamba) can be traced for one size only.
         opset: ONNX operator set; None takes the exporter's own.
         precision: "fp32", "fp16", "int8", "int8-weights" or "int4". The lower ones are made from
             the merged weights, after the float32 graph is proven. With `layout` "hf" several, such

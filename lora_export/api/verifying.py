@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_export.api.graph.chosen_layout import check_forms, forms_of
+from lora_export.api.graph.chosen_layout import check_forms, forms_of, refuse_pair
 from lora_export.api.graph.finished import Finished
 from lora_export.api.job.chosen_network import Network
 from lora_export.api.job.keywords import adapter_options, checked, proof_options
@@ -161,6 +161,7 @@ def verify(
         clock=clock,
     )
     job = replace(job, shows_samples=report is not None)
+    refuse_pair(lies, job)
     if recorded is None:  # else the manifest names the kind of graph, or a digest fails
         _refuse_other_graph(path, job.network)
     unused = ()
@@ -313,6 +314,7 @@ def _again(
     """
     if artefact.is_onnx(job):
         return job, *artefact.prove(job)
+    artefact.refuse_unnamed()
     merged = read_checkpoint(artefact.path, follow_links=job.follow_links)
     if plan_again:
         job, proven = prove_foreign(job, merged, plan_again)

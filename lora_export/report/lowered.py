@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 _SHOWN = 3
 
+TOUCHED = 1e-5
+"""The largest effect, as a share of an output's size, of an adapter that does not change it."""
+
+TOUCHED_ONCE = 1e-4
+"""The same for a single element: an adapter may move one score of thousands, and no mean."""
+
 
 def lowered_facts(made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the facts of files in a lower precision for the report.
@@ -29,6 +35,23 @@ def all_lowered(facts: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Return the facts of each file in a lower precision; see `lowered_facts`."""
     one = [facts["lowered"]] if "lowered" in facts else []
     return [*one, *facts.get("precisions", ())]
+
+
+def is_touched(loss: Mapping[str, Any]) -> bool:
+    """Return whether the adapter changes an output by more than rounding noise.
+
+    loss: as of verification.model.loss.Loss.
+    """
+    size, farthest = loss.get("size", 0.0), loss.get("farthest", 0.0)
+    return bool(loss["effect"] > TOUCHED * size or farthest > TOUCHED_ONCE * size)
+
+
+def share_of_effect(loss: Mapping[str, Any]) -> float | None:
+    """Return what rounding moves an output by, as a share of the adapter's effect.
+
+    None where the adapter does not change the output.
+    """
+    return loss["rms"] / loss["effect"] if loss["effect"] and is_touched(loss) else None
 
 
 def lowered_text(lowered: Mapping[str, Any], *, verbose: bool, width: int = WIDTH) -> str:
@@ -69,12 +92,12 @@ _HEAD = ("output", "largest error", "rms", "of its size", "of the adapter's effe
 
 
 def _row(loss: Mapping[str, Any]) -> Sequence[str]:
-    share = f"{loss['rms'] / loss['effect']:.2%}" if loss["effect"] else "the adapter has none"
+    share = share_of_effect(loss)
     return (
         loss["output"],
         f"{loss['worst']:.2g}",
         f"{loss['rms']:.2g}",
         f"{loss['relative']:.2%}",
-        share,
+        "the adapter has none" if share is None else f"{share:.2%}",
         f"agrees in {loss['agree']:,} of {loss['places']:,} places" if loss["places"] else "",
     )

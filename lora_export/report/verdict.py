@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lora_export.records import CHANGED, ELEMENTS
 from lora_export.report.columns import counted
-from lora_export.report.lowered import all_lowered
+from lora_export.report.lowered import all_lowered, share_of_effect
 from lora_export.report.sentences import failed_sentence, percent
 from lora_export.report.survival import kept_words
 
@@ -178,7 +178,7 @@ def level_words(level: str, checks: Sequence[Check]) -> str:
 def _moved(lowered: Sequence[Mapping[str, Any]]) -> str:
     """Return how far the rounding of ONNX files moves their outputs; empty where not measured."""
     losses = [loss for one in lowered for loss in one.get("loss", ())]
-    shares = [loss["rms"] / loss["effect"] for loss in losses if loss["effect"]]
+    shares = [share for share in map(share_of_effect, losses) if share is not None]
     if not shares:
         return ""
     return f", which moves outputs by {percent(max(shares))} of what the adapter does"

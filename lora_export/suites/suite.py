@@ -117,7 +117,7 @@ class Asked:
     def takes(self) -> set[str]:
         """Return the options that have an effect on the row: --int8 is of one precision alone."""
         known = {option.name for option in VERBS[self.verb]}
-        return known if self.precision == "int8" else known - {"int8"}
+        return known if "int8" in self.precision.split(",") else known - {"int8"}
 
 
 @dataclass(frozen=True, slots=True)

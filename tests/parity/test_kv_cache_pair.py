@@ -13,12 +13,13 @@ from documents import blocks
 from peft_matrix.architectures import ARCHITECTURES
 from peft_matrix.making import make_adapter
 from peft_matrix.options import OPTIONS
+from safetensors.torch import save_file
 
 from lora_export.api import export_onnx, merge, verify
 from lora_export.checkpoint.index import read_checkpoint
 from lora_export.errors import UsageError, VerificationError
 from lora_export.models.choose import folder_model
-from lora_export.models.generation.cached_pair import CachedPair
+from lora_export.models.generation.cached_pair import CachedPair, _signature
 from lora_export.verification.model.probes import make_probes
 from lora_export.verification.model.tolerance import OutputTolerance, Tolerance
 from lora_export.verification.runtime.encoder_decoder import check_answers
@@ -178,6 +179,74 @@ def test_the_loop_of_the_documentation(spoken, root):
     assert names["answers"].tolist() == [[3, names["eos"]]]
 
 
+@pytest.mark.parametrize("name", ["t5", "bart", "marian"])
+def test_a_text_is_taken_by_an_encoder_without_weights(name, tmp_path):
+    config = {
+        "t5": ARCHITECTURES["t5"].config,
+        "bart": bart,
+        "marian": lambda: hf.MarianConfig(**{
+            **bart().to_dict(), "pad_token_id": 95, "decoder_start_token_id": 95,
+        }),
+    }[name]()  # fmt: skip
+    kinds = {"t5": "T5ForConditionalGeneration", "marian": "MarianMTModel"}
+    config.architectures = [kinds.get(name, "BartForConditionalGeneration")]
+    config.save_pretrained(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    pair = CachedPair(folder_model(read_checkpoint(tmp_path), ()))
+    assert {spec.name for spec in pair.parts()["encoder_model"].inputs} == {
+        "input_ids", "attention_mask",
+    }  # fmt: skip
+
+
+SMALL = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 48}
+
+
+def trocr():
+    """A TrOCR that reads 16 x 16 pixels."""
+    image = hf.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    text = hf.TrOCRConfig(**SMALL, vocab_size=96, max_position_embeddings=40)
+    config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(image, text)
+    config.decoder_start_token_id, config.pad_token_id = 2, 1
+    torch.manual_seed(0)
+    model = hf.VisionEncoderDecoderModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+def test_an_encoder_of_images_takes_its_pixels():
+    model = trocr()
+    assert [*_signature(model, model.get_encoder()).parameters] == ["pixel_values"]
+
+
+@pytest.mark.slow
+def test_a_text_is_read_from_an_image(tmp_path):
+    trocr().save_pretrained(tmp_path / "base")
+    module = "decoder.model.decoder.layers.0.self_attn.q_proj"
+    factors = {f"{module}.lora_A": torch.randn(4, 32), f"{module}.lora_B": torch.randn(32, 4)}
+    torch.save(factors, tmp_path / "lora.pt")
+    given = {"kv_cache": True, "alpha": 4, "fan_in_fan_out": False}
+    report = export_onnx(tmp_path / "base", [tmp_path / "lora.pt"], tmp_path / "out", **given)
+    assert {check.name for check in report.checks} >= PROVEN
+
+
+def test_sounds_of_any_length_have_no_two_graphs(tmp_path):
+    config = hf.Speech2TextConfig(
+        **SMALL, vocab_size=96, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=48,
+        max_source_positions=200, max_target_positions=40, input_feat_per_channel=8,
+        conv_channels=16, decoder_start_token_id=2,
+    )  # fmt: skip
+    config.architectures = ["Speech2TextForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="shortens sounds of any length"):
+        CachedPair(folder_model(read_checkpoint(tmp_path), ()))
+
+
 def test_one_file_has_no_place_for_two(spoken, tmp_path):
     with pytest.raises(UsageError, match="a folder of two files") as caught:
         export_onnx(spoken.base, [spoken.adapter], tmp_path / "x.onnx", kv_cache=True)
@@ -220,7 +289,15 @@ def test_a_fault_in_one_of_two_lowered_files_is_caught(spoken, tmp_path):
     given = {"kv_cache": True, "precision": "int4"}
     export_onnx(spoken.base, [spoken.adapter], tmp_path / "out", verify=False, **given)
     (tmp_path / "out" / "lora_export.json").unlink()
+    lost = shutil.copytree(tmp_path / "out", tmp_path / "lost")
+    (lost / "encoder_model.onnx").unlink()
+    with pytest.raises(VerificationError, match="encoder_model: "):
+        verify(lost, base=spoken.base, adapters=[spoken.adapter], **given)
     path = tmp_path / "out" / "decoder_model.onnx"
+    stray = shutil.copy(path, tmp_path / "out" / "decoder_model_merged.onnx")
+    with pytest.raises(VerificationError, match=r"decoder_model_merged\.onnx is not as planned"):
+        verify(tmp_path / "out", base=spoken.base, adapters=[spoken.adapter], **given)
+    stray.unlink()
     model = onnx.load(path)
     weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
     weight.raw_data = bytes([weight.raw_data[0] ^ 0x44, *weight.raw_data[1:]])

@@ -152,6 +152,15 @@ def test_a_precision_is_a_part_of_the_artefacts_name(tmp_path):
     assert read_suite(path).cases[0].artefacts == ("onnx",)
 
 
+def test_codes_reach_int8_among_several_precisions(tmp_path):
+    path = tmp_path / "suite.toml"
+    more = {"layout": "hf", "precision": "fp32,int8", "int8": "unsigned"}
+    lines = "".join(f"{name} = {value!r}\n" for name, value in more.items())
+    path.write_text(f"{RIGHT}artefacts = ['onnx']\n{lines}")
+    [asked] = read_suite(path).cases[0].rows()
+    assert asked.options().items() >= more.items()
+
+
 @pytest.mark.parametrize("given", ["base = 'b'", "adapters = ['a']"])
 def test_an_artefact_alone_takes_no_half_of_the_defaults(given, tmp_path):
     path = tmp_path / "suite.toml"

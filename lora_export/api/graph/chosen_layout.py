@@ -59,7 +59,7 @@ def check_forms(layout: Layout, precisions: Sequence[Precision], *, kv_cache: bo
 
 
 def layout_warnings(layout: Layout, job: Job) -> tuple[str, ...]:
-    """Return a warning where the layout's clients would generate text from a graph without past."""
+    """Return a warning where the layout's clients could generate no text from the graph."""
     named = job.plan.base.config.get("architectures")
     names = named if isinstance(named, list) else []
     generates = (
@@ -69,6 +69,9 @@ def layout_warnings(layout: Layout, job: Job) -> tuple[str, ...]:
     )
     if layout.name != "hf" or job.network.kv_cache or not generates:
         return ()
+    if job.plan.base.config.get("is_encoder_decoder"):
+        why = "the clients' generate() needs encoder and decoder as two files: the graph is both"
+        return (why,)
     why = "the graph takes no past, so the clients' generate() would see the last token alone"
     return (f"{why}: --kv-cache makes one that does",)
 
@@ -82,20 +85,28 @@ def check_network(layout: Layout, job: Job) -> None:
     """
     if not layout.is_folder:
         return
-    where = f"--layout {layout.name}"
     if not job.plan.base.config or job.source:
         raise UsageError(
             "is for Hugging Face folders: the runtime reads config.json beside the graph",
-            where=where,
+            where=f"--layout {layout.name}",
             hint="leave --layout out: the output is a bare file",
             cause="usage/options-contradict",
         )
-    if is_pair(job):
+    refuse_pair(layout, job)
+    check_files_around(layout, job.plan.side_files)
+
+
+def refuse_pair(layout: Layout, job: Job) -> None:
+    """Refuse a folder of a layout for an encoder and its decoder.
+
+    Raises:
+        UsageError: the network is such a pair.
+    """
+    if layout.is_folder and is_pair(job):
         raise UsageError(
             "has no place for an encoder and its decoder: both graphs pass on keys and values "
             "that its clients do not take",
-            where=where,
-            hint="leave --layout out: the folder has encoder_model.onnx and decoder_model.onnx",
+            where=f"--layout {layout.name}",
+            hint="leave --kv-cache out; or --layout: a pair has a folder of two files of its own",
             cause="usage/options-contradict",
         )
-    check_files_around(layout, job.plan.side_files)

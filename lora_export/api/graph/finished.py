@@ -12,11 +12,15 @@ from lora_export.api.graph.making import make_graph
 from lora_export.api.graph.places import Place
 from lora_export.api.graph.runtime_folder import check_around, refuse_missing
 from lora_export.api.proof.model_proof import Proven
+from lora_export.checkpoint.folder.side_files import is_foreign_weights, weight_files
+from lora_export.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from lora_export.api.graph.forms import Form
+    from lora_export.api.graph.making import Made
     from lora_export.api.job.planned_job import Job
     from lora_export.onnx_export.layout.layouts import Layout
+    from lora_export.records import Check
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,23 @@ class Finished:
             return self.path.is_dir()
         return self.path.suffix == ".onnx" or (self.path.is_dir() and is_pair(job))
 
+    def refuse_unnamed(self) -> None:
+        """Refuse a folder of .onnx files alone, of which neither manifest nor option says more.
+
+        Raises:
+            UsageError: the artefact is such a folder.
+        """
+        names = weight_files(self.path) if self.path.is_dir() else []
+        is_foreign = all(is_foreign_weights(self.path / name) for name in names)
+        if is_foreign and any(name.endswith(".onnx") for name in names):
+            raise UsageError(
+                "holds .onnx files, and nothing says how they lie",
+                where=str(self.path),
+                hint="--layout NAME --precision NAME,NAME; --kv-cache for an encoder and its "
+                "decoder",
+                cause="usage/missing-fact",
+            )
+
     def prove(self, job: Job) -> tuple[Proven, dict[str, Any]]:
         """Make everything again in a temporary folder; return (proof, facts for the report).
 
@@ -49,7 +70,7 @@ class Finished:
             if self.layout.is_folder:
                 refuse_missing(self.forms, place)
             made = make_graph(job, self.forms, place)
-            around = check_around(job, self.forms, place)
+            around = _checks_around(job, place, self.forms, made)
         proven = Proven(
             (*around, *made.checks),
             made.warnings,
@@ -58,3 +79,19 @@ class Finished:
             unproven=made.unproven,
         )
         return proven, dict(made.facts)
+
+
+def _checks_around(
+    job: Job, place: Place, forms: tuple[Form, ...], made: Made
+) -> tuple[Check, ...]:
+    """Return the checks of what is beside the graphs; none where a check of a graph has failed.
+
+    Raises:
+        InputError: a graph cannot be read, and no check says so.
+    """
+    try:
+        return check_around(job, forms, place)
+    except InputError:
+        if all(check.passed for check in made.checks):
+            raise
+        return ()

@@ -84,11 +84,16 @@ def written_form(path: Path, form: Form) -> Form:
 
 
 def found_size(path: Path, checks: Sequence[Check]) -> int:
-    """Return the bytes of a file with its external data, by the checks of its audit."""
+    """Return the bytes of a file with its external data, by the checks of its audit.
+
+    They are 0 for a file that is not there.
+    """
     from lora_export.onnx_export.file import external
 
     intact = checks[0].passed  # else the file may name any path as its external data
-    return external.total_size(path) if intact else path.stat().st_size
+    if intact:
+        return external.total_size(path)
+    return path.stat().st_size if path.is_file() else 0
 
 
 def form_facts(form: Form, *, ran: bool) -> dict[str, Any]:

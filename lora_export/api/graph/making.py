@@ -195,7 +195,7 @@ def _make_files(
     lowered = [form for form in forms if form.is_lowered]
     proven = Proven()
     if verify:
-        proven = _prove_full(full, forms[0])
+        proven = _prove_full(full, lowered[0] if lowered else forms[0])
         # A lower file is compared with this graph, so the graph must be right.
         if place.writes or lowered:
             _refuse_failed(job, place, (*before, *proven.checks), proven)
@@ -222,10 +222,10 @@ def _make_files(
 def _named_checks(forms: Sequence[Form], made: Sequence[Made]) -> Iterator[Check]:
     """Yield the checks of lowered files, each with its precision where there are several."""
     for form, one in zip(forms, made, strict=True):
-        name = f"{form.precision.name}: "
+        name = form.precision.name
         for check in one.checks:
             is_named = len(made) == 1 or check.name.startswith(name)
-            yield check if is_named else replace(check, name=f"{name}{check.name}")
+            yield check if is_named else replace(check, name=f"{name}: {check.name}")
 
 
 def _full(job: Job, forms: Sequence[Form], place: Place, subject: Subject) -> Full:
@@ -241,12 +241,12 @@ def _full(job: Job, forms: Sequence[Form], place: Place, subject: Subject) -> Fu
 
 
 def _prove_full(full: Full, form: Form) -> Proven:
+    """Prove the float32 graph. `form`: a lowered one that is made from it, where there is any."""
+    job = full_proof(full.job, form)
     if full.is_published:
-        return prove_file(full.path, full.exported, full.job, full.subject)
+        return prove_file(full.path, full.exported, job, full.subject)
     full.link()
-    return prove_file(
-        full.path, full.exported, full_proof(full.job, form), full.subject, linked=True
-    )
+    return prove_file(full.path, full.exported, job, full.subject, linked=True)
 
 
 def _refuse_failed(job: Job, place: Place, checks: tuple[Check, ...], proven: Proven) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_export.report.lowered import all_lowered
+from lora_export.report.lowered import all_lowered, share_of_effect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -64,9 +64,10 @@ def lossy_warnings(made: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         lowered = facts["lowered"]
         name = f"{lowered['precision']}: " if len(made) > 1 else ""
         for loss in lowered.get("loss", ()):
-            if loss["effect"] and loss["rms"] >= _LARGE_SHARE * loss["effect"]:
+            share = share_of_effect(loss)
+            if share is not None and share >= _LARGE_SHARE:
                 yield (
                     f"{name}{loss['output']}: the rounding moves it by {loss['rms']:.2g}, the "
                     f"adapter by {loss['effect']:.2g} (rms)"
-                    + (": accepted by --allow-lossy" if loss["rms"] >= loss["effect"] else "")
+                    + (": accepted by --allow-lossy" if share >= 1 else "")
                 )

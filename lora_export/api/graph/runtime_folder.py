@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_export.errors import InputError
+from lora_export.models.generation.cached_pair import DECODER, ENCODER
 from lora_export.onnx_export.file import external
 from lora_export.records import Problem, at_level
 
@@ -34,20 +35,26 @@ def write_around(job: Job, forms: Sequence[Form], place: Place) -> tuple[Written
 def check_around(job: Job, forms: Sequence[Form], place: Place) -> tuple[Check, ...]:
     """Check that the files beside the graphs are those of the model; no check of a bare file.
 
+    A folder has no further graph or weights: a client might take them in place of the right ones.
+
     Raises:
         InputError: a graph cannot be read.
     """
     from lora_export.verification.files.side_file_check import check_files
 
-    if not place.layout.is_folder:
+    if not place.path.is_dir():
         return ()
-    graphs = [place.file(form) for form in forms]
+    files: tuple[SideFile, ...] = ()
+    graphs = [place.path / f"{part}_model.onnx" for part in (ENCODER, DECODER)]
+    if place.layout.is_folder:
+        graphs = [place.file(form) for form in forms]
+        files = _around(job, forms, place)
     weights = {
         file.relative_to(place.path).as_posix()
         for graph in graphs
         for file in (graph, *external.data_files(graph))
     }
-    return at_level("manifest", check_files(_around(job, forms, place), place.path, weights))
+    return at_level("manifest", check_files(files, place.path, weights))
 
 
 def refuse_missing(forms: Sequence[Form], place: Place) -> None:

@@ -40,6 +40,8 @@ FOREIGN_SUFFIXES = (
     ".h5", ".msgpack", ".onnx", ".onnx_data", ".onnx.data", ".gguf", ".ggml", ".ckpt", ".ot",
     ".tflite", ".npz", ".pb", ".mlmodel", ".mlpackage",
 )  # fmt: skip
+_FURTHER_DATA = re.compile(r".*\.onnx[._]data_\d+")
+"""transformers.js' names of further files of external data: model.onnx_data_1."""
 _NO_WEIGHTS = frozenset({"training_args.bin"})
 _CHECKPOINT_FOLDER = re.compile(r"checkpoint-\d+")
 """A folder in which transformers' Trainer saved a step of the training."""
@@ -82,14 +84,19 @@ def is_foreign_weights(path: Path) -> bool:
     Lightning writes .ckpt files with torch, so they are none.
     """
     name = path.name.lower()
-    return path.is_file() and name.endswith(FOREIGN_SUFFIXES) and not name.endswith(".ckpt")
+    return path.is_file() and _is_foreign(name) and not name.endswith(".ckpt")
+
+
+def _is_foreign(name: str) -> bool:
+    return name.endswith(FOREIGN_SUFFIXES) or bool(_FURTHER_DATA.fullmatch(name))
 
 
 def is_weights(path: Path) -> bool:
     """Return whether a file holds weights of any framework, or is the index of such files."""
     name = path.name.lower()
     return (
-        name.endswith((*FOREIGN_SUFFIXES, ".index.json"))
+        _is_foreign(name)
+        or name.endswith(".index.json")
         or name.startswith("openvino")
         or is_torch_weights(path)
     )

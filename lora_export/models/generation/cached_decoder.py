@@ -120,7 +120,11 @@ def _probe_layers(plain: HuggingFaceModel) -> list[Layer]:
     name = plain.model_class.__name__
     with quiet():
         refuse_other_layers(name, DynamicCache(config=plain.config))
-    _, cache = probe_cache(plain, {"input_ids": (2, 5)})
+    feed = {"input_ids": (2, 5)}
+    # Without a mask, GPT-2 looks for padding in the ids. Encoders read a mask, which has no values.
+    if "attention_mask" in parameters_of(plain):
+        feed["attention_mask"] = (2, 5)
+    _, cache = probe_cache(plain, feed)
     return layers_of(name, cache)
 
 

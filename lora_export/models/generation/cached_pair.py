@@ -38,6 +38,8 @@ IDS = "decoder_input_ids"
 MASK = "encoder_attention_mask"
 """The decoder's input of the mask over the encoder's positions."""
 ENCODER, DECODER = "encoder", "decoder"
+_ENCODED = ("input_ids", "attention_mask", "input_features", "pixel_values")
+"""What encoders take: the names that the whole model has for it too."""
 
 
 class CachedPair(Wrapper):
@@ -57,6 +59,7 @@ class CachedPair(Wrapper):
         self.longest = tokens.spans["answer"].most
         refuse_short(self.longest)
         encoded = tuple(spec for spec in plain.inputs if spec.name != IDS)
+        _refuse_open_frames(plain, encoded[0])
         own, crossed, hidden = _probe_layers(plain, encoded)
         length: int | str = hidden[1] if isinstance(encoded[0].dims[-1], int) else "sequence"
         inputs = _decoder_inputs(
@@ -86,6 +89,24 @@ def _refuse_no_pair(plain: HuggingFaceModel) -> None:
             f"{name} generates nothing with a cache of keys and values",
             where="--kv-cache",
             hint="leave --kv-cache out; or --task text2text-generation, where the head is there",
+            cause="usage/kv-cache",
+        )
+
+
+def _refuse_open_frames(plain: HuggingFaceModel, first: InputSpec) -> None:
+    """Refuse an encoder that shortens a sound of any length: the mask has another length then.
+
+    Raises:
+        UsageError: the frames of its first input are a dynamic dimension, as of Speech2Text.
+    """
+    if first.name == "input_features" and any(
+        isinstance(dim, str) and dim != "batch" for dim in first.dims
+    ):
+        raise UsageError(
+            f"the encoder of {plain.model_class.__name__} shortens sounds of any length, so its "
+            "decoder cannot tell which of its positions a mask hides",
+            where="--kv-cache",
+            hint="leave --kv-cache out",
             cause="usage/kv-cache",
         )
 
@@ -166,7 +187,7 @@ def _signature(model: Any, encoder: Any) -> Any:
         [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
             for name in known
-            if name in wanted and name in ("input_ids", "attention_mask", "input_features")
+            if name in wanted and name in _ENCODED
         ]
     )
 

@@ -24,6 +24,9 @@ PAST = "past_key_values"
 PRESENT = "present"
 """What the graph's outputs of keys and values begin with."""
 
+_WHOLE = ("ids", "mask")
+"""The ends of the names of inputs that hold whole numbers."""
+
 # These layers of a cache keep nothing but keys and values. A sliding window is in the mask too.
 _PLAIN_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
@@ -90,12 +93,9 @@ def probe_cache(plain: HuggingFaceModel, feed: Mapping[str, tuple[int, ...]]) ->
     try:
         with quiet(), torch.device("meta"), torch.no_grad():
             inputs = {
-                key: torch.ones(shape, dtype=torch.long if key.endswith("ids") else torch.float)
+                key: torch.ones(shape, dtype=torch.long if key.endswith(_WHOLE) else torch.float)
                 for key, shape in feed.items()
             }
-            # Without a mask, some models look for padding in the ids, which have no values here.
-            if "attention_mask" in parameters_of(plain) and "input_ids" in inputs:
-                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
             output = model(**inputs, use_cache=True)
             found = output.get("cache", None)
             return output, output[PAST] if found is None else found

@@ -1,6 +1,6 @@
 """Dimensions that the user fixes by name, for networks that no tracer can leave open.
 
-Longformer, Funnel, Mamba and RWKV loop over a length or branch on it: a graph has one of them.
+Funnel, Mamba and RWKV loop over a length or branch on it: a graph has one of them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def with_static(specs: tuple[InputSpec, ...], sizes: Mapping[str, int]) -> tuple
         replace(
             spec,
             dims=tuple(_fixed(dim, sizes) for dim in spec.dims),
-            spans={name: span for name, span in spec.spans.items() if name not in sizes},
+            # By its size: what a mask hides leaves as much as the model takes at least.
+            spans={str(sizes.get(name, name)): span for name, span in spec.spans.items()},
         )
         for spec in specs
     )

@@ -103,8 +103,8 @@ def special_tokens(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
         UsageError: the model names no end, so that onnxruntime-genai would end at token 0, or at
             the padding.
     """
-    given = {name: value for name, value in generation.items() if value is not None}
-    known = {**config, **_table(config.get("text_config")), **given}
+    # A null says nothing: it must not hide a token that another file names.
+    known = {**config, **_given(_table(config.get("text_config"))), **_given(generation)}
     end, pad = known.get("eos_token_id"), known.get("pad_token_id")
     ends = end if isinstance(end, list) else [] if end is None else [end]
     if not ends:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_export.report.columns import counted
-from lora_export.report.lowered import all_lowered
+from lora_export.report.lowered import all_lowered, share_of_effect
 from lora_export.report.modules import HEADING, module_cells, modules_title
 from lora_export.report.page.escape import code, html
 from lora_export.report.page.frame import Section
@@ -247,7 +247,8 @@ def _loss(report: Report) -> str:
 
 
 def _of_effect(loss: Mapping[str, Any]) -> str:
-    return f"{loss['rms'] / loss['effect']:.2%}" if loss["effect"] else "no effect"
+    share = share_of_effect(loss)
+    return "no effect" if share is None else f"{share:.2%}"
 
 
 def _agreement(loss: Mapping[str, Any]) -> str:

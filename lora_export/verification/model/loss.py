@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_export.records import Check
 from lora_export.report.columns import counted, first_names
+from lora_export.report.lowered import is_touched
 from lora_export.report.sentences import times_allowed
 from lora_export.verification.model.compare import gaps, ratio
 
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
 
 PLACES = 64
 """The fewest decisions of which a share means something; fewer are measured on more rows."""
-
-TOUCHED = 1e-5
-"""The largest effect, as a share of an output's size, of an adapter that does not change it."""
-
-TOUCHED_ONCE = 1e-4
-"""The same for a single element: an adapter may move one score of thousands, and no mean."""
 
 _STATES = ("hidden_state", "pooler_output", "embeds", "attentions", "present.")
 """Parts of the names of outputs that are no scores."""
@@ -65,7 +60,7 @@ class Loss:
     @property
     def is_touched(self) -> bool:
         """Return whether the adapter changes this output."""
-        return self.effect > TOUCHED * self.size or self.farthest > TOUCHED_ONCE * self.size
+        return is_touched(asdict(self))
 
     def facts(self) -> dict[str, Any]:
         """Return the numbers for the report and the manifest."""

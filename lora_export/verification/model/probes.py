@@ -49,7 +49,8 @@ def make_probes(
 
     Integers lie in [0, high), or in [0, 2) without a declared high. Floats are standard normal, and
     bools are random. An input with `mask` in its name is a mask of real right padding: the first
-    row is full, and no row is empty.
+    row is full, and no row is empty. A row that is alone in each probe is full in the first one,
+    and padded in the others; that of an only probe is padded.
 
     Args:
         specs: the model's inputs.
@@ -70,7 +71,10 @@ def make_probes(
 
     random = np.random.default_rng(seed)
     tables = _few_sizes(specs, few) if few else _size_tables(specs, rounds)
-    probes = [_probe(specs, sizes, random) for sizes in tables]
+    probes = [
+        _probe(specs, sizes, random, is_first=not (place or few))
+        for place, sizes in enumerate(tables)
+    ]
     if tokens and (ids := _ids(specs, max(tokens))):
         leading = next(spec.leading[1] if spec.leading else 0 for spec in specs if spec.name == ids)
         for probe in probes:
@@ -145,7 +149,11 @@ def _batch_name(specs: Sequence[InputSpec]) -> str | None:
 
 
 def _probe(
-    specs: Sequence[InputSpec], sizes: Mapping[str, int], random: np.random.Generator
+    specs: Sequence[InputSpec],
+    sizes: Mapping[str, int],
+    random: np.random.Generator,
+    *,
+    is_first: bool = True,
 ) -> Probe:
     # One table of row lengths for all masks of a probe: two masks must hide the same places.
     lengths: dict[tuple[int, ...], NDArray[Any]] = {}
@@ -155,23 +163,26 @@ def _probe(
         if _is_mask(spec) and len(shape) >= 2:
             if shape not in lengths:
                 span = spec.spans.get(str(spec.dims[-1]), Span())
-                lengths[shape] = _padding(shape, random, span.size(1))
+                lengths[shape] = _padding(shape, random, span.size(1), is_first=is_first)
             probe[spec.name] = lengths[shape].astype(spec.dtype)
         else:
             probe[spec.name] = _fill(spec, shape, random)
     return probe
 
 
-def _padding(shape: tuple[int, ...], random: np.random.Generator, least: int) -> NDArray[Any]:
+def _padding(
+    shape: tuple[int, ...], random: np.random.Generator, least: int, *, is_first: bool
+) -> NDArray[Any]:
     """Return a mask of `shape`: True up to each row's random length, then False.
 
-    The first row is full; the others have `least` or more.
+    The first row is full, unless it is alone in a later probe; the others have `least` or more.
     """
     import numpy as np
 
     width = shape[-1]
     lengths = random.integers(least, max(least + 1, width), size=shape[0])
-    lengths[0] = width
+    if is_first or shape[0] > 1:
+        lengths[0] = width
     rows = np.arange(width) < lengths.reshape(-1, *([1] * (len(shape) - 1)))
     return np.broadcast_to(rows, shape)
 

@@ -112,7 +112,11 @@ def test_a_changed_side_file_and_a_stray_graph_are_found(bert, hf, tmp_path):
 def test_without_a_manifest_layout_and_precisions_are_named(bert, hf, tmp_path):
     folder = copied(hf[0], tmp_path)
     (folder / "lora_export.json").unlink()
-    given = {"base": bert[0], "adapters": [bert[1]], "layout": "hf", **FACTS}
+    given = {"base": bert[0], "adapters": [bert[1]], **FACTS}
+    with pytest.raises(UsageError, match="nothing says how they lie") as refused:
+        verify(folder, **given)
+    assert "--layout NAME" in refused.value.problems[0].hint
+    given["layout"] = "hf"
     assert verify(folder, precision="fp32,int8", **given).passed
     with pytest.raises(InputError, match="no such file") as caught:
         verify(folder, precision="fp32,int8,int4", **given)
@@ -135,6 +139,24 @@ def test_a_wrong_graph_among_the_files_is_found(bert, hf, tmp_path):
         )
     failed = [check for check in caught.value.checks if not check.passed]
     assert {check.level for check in failed} == {"precision"}
+
+
+def test_a_damaged_graph_fails_its_own_check(bert, hf, tmp_path):
+    folder = copied(hf[0], tmp_path)
+    for name in ("lora_export.json", "onnx/model_quantized.onnx"):
+        (folder / name).unlink()
+    (folder / "onnx/model.onnx").write_bytes(b"x")
+    with pytest.raises(VerificationError, match="cannot be read as an ONNX file"):
+        verify(folder, base=bert[0], adapters=[bert[1]], layout="hf", **FACTS)
+
+
+def test_a_given_tolerance_is_for_the_lower_files(bert, tmp_path):
+    report = export_onnx(
+        bert[0], [bert[1]], tmp_path / "out", layout="hf", precision="fp32,int8", atol=50.0, **FACTS
+    )
+    checks = {check.name: check for check in report.checks}
+    assert checks["ONNX Runtime = unmerged"].tolerance < 1e-2
+    assert checks["int8 = float32, as far as allowed"].tolerance == 50.0
 
 
 def test_a_refused_file_leaves_no_folder(bert, tmp_path, monkeypatch):
@@ -199,6 +221,12 @@ def test_an_encoder_and_its_decoder_have_no_such_folder(tmp_path):
     base, adapter = saved(T5ForConditionalGeneration(config), tmp_path, module)
     with pytest.raises(UsageError, match="no place for an encoder and its decoder"):
         export_onnx(base, [adapter], tmp_path / "out", layout="hf", kv_cache=True, **FACTS)
+    planned = export_onnx(base, [adapter], layout="hf", dry_run=True, **FACTS)
+    assert any("needs encoder and decoder as two files" in line for line in planned.warnings)
+    assert not any("--kv-cache" in line for line in planned.warnings)
+    given = {"precision": "fp32,int8", "kv_cache": True, **FACTS}
+    with pytest.raises(UsageError, match="no place for an encoder and its decoder"):
+        verify(tmp_path, base=base, adapters=[adapter], layout="hf", **given)
 
 
 def test_a_decoder_without_its_past_is_warned_of(tmp_path):

@@ -15,7 +15,8 @@ KEPT = [
 LEFT_OUT = [
     "model.safetensors", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
     "pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack",
-    "onnx/model.onnx", "onnx/model.onnx_data", "openvino/openvino_model.xml", "model.Q4.gguf",
+    "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model.onnx_data_1",
+    "openvino/openvino_model.xml", "model.Q4.gguf",
     "rust_model.ot", "model.ckpt", "consolidated.00.pth", "optimizer.pt", "other.bin",
     "original/consolidated.00.pth", ".git/config", ".gitattributes", "lora_export.json",
     "x.safetensors.lora_export.json", "adapter_config.json", "adapter_model.bin",

@@ -131,6 +131,11 @@ def decoder(*inputs):
             {"eos_token_id": [2, 7], "pad_token_id": None, "top_k": 5},
             {"eos_token_id": [2, 7], "pad_token_id": 2, "context_length": 128},
         ),
+        (
+            {"n_ctx": 32, "eos_token_id": 4, "text_config": {"eos_token_id": None}},
+            {},
+            {"eos_token_id": 4, "context_length": 32},
+        ),
     ],
 )
 def test_genai_config_takes_sizes_from_the_graph_and_tokens_from_the_model(

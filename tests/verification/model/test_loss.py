@@ -5,6 +5,8 @@ from math import inf
 import numpy as np
 import pytest
 
+from lora_export.api.graph.recorded_graph import lossy_warnings
+from lora_export.report.lowered import share_of_effect
 from lora_export.verification.model.loss import Limits, decisions, loss_checks, measure
 
 FULL = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]], np.float32)
@@ -96,3 +98,12 @@ def test_equal_infinities_are_no_loss():
 )  # fmt: skip
 def test_where_a_class_is_chosen(name, shape, places):
     assert decisions(name, np.zeros(shape, np.float32)) == places
+
+
+@pytest.mark.parametrize(("effect", "told"), [(0.0, []), (1e-7, []), (0.05, ["logits"])])
+def test_an_output_that_the_adapter_leaves_alone_is_no_accepted_loss(effect, told):
+    (loss,) = losses(FULL + np.float32(0.1), base=FULL + np.float32(effect))
+    lowered = {"precision": "int8", "loss": [loss.facts()]}
+    warned = [line.split(":")[0] for line in lossy_warnings([{"lowered": lowered}])]
+    assert warned == told
+    assert (share_of_effect(loss.facts()) is None) == (not told)

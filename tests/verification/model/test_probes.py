@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from lora_export.errors import InputError
 from lora_export.models.inputs.grammar import parse_inputs
+from lora_export.models.inputs.static_sizes import with_static
 from lora_export.records import InputSpec, Span, example_sizes
 from lora_export.verification.model.probes import (
     load_probes,
@@ -54,6 +55,26 @@ def test_masks_are_padded_on_the_right_and_never_empty(seed, dtype):
         assert lengths.min() >= 1
         assert np.array_equal(mask.astype(bool), np.arange(mask.shape[1]) < lengths[:, None])
         assert np.array_equal(mask, probe["other_mask"])
+
+
+@pytest.mark.parametrize("sizes", [{"batch": 1}, {"batch": 1, "sequence": 8}])
+def test_a_text_that_is_always_alone_is_padded_too(sizes):
+    full, padded = make_probes(with_static(TEXT, sizes), seed=0)
+    assert full["attention_mask"].all()
+    assert 0 < padded["attention_mask"].sum() < padded["attention_mask"].size
+    [only] = make_probes(with_static(TEXT, sizes), seed=0, few=3)
+    assert 0 < only["attention_mask"].sum() < only["attention_mask"].size
+
+
+def test_a_mask_of_a_fixed_length_leaves_the_least_that_a_model_takes():
+    span = {"samples": Span(offset=400, unit=10)}
+    sound = (
+        InputSpec("input_values", "float32", ("batch", "samples"), spans=span),
+        InputSpec("attention_mask", "int64", ("batch", "samples"), 2, span),
+    )
+    for seed in range(9):
+        for probe in make_probes(with_static(sound, {"samples": 500}), seed):
+            assert probe["attention_mask"].sum(axis=1).min() >= 410
 
 
 @given(st.integers(0, 2**32), st.integers(1, 5))
