@@ -137,10 +137,33 @@ class Interrupts:
         It runs in an `except`, a `finally` or an `__exit__` then. A second exception would cut the
         cleaning short. Where this is False, the exception was lost.
         """
-        error = sys.exc_info()[1] if self._raised else None
+        return self._is_of_signal(sys.exc_info()[1])
+
+    def _is_of_signal(self, error: BaseException | None) -> bool:
+        """Return whether the error is the one that was raised for a signal, or came from it."""
+        if self._raised is None:
+            return False
         while error is not None and error is not self._raised:
             error = error.__context__
         return error is not None
+
+    @contextmanager
+    def quiet_when_lost(self) -> Iterator[None]:
+        """Print nothing of a signal that Python drops inside a callback: it is sent again.
+
+        A signal may come while a weak reference is removed. Python prints a traceback then.
+        """
+        report = sys.unraisablehook
+
+        def unless_of_signal(lost: sys.UnraisableHookArgs) -> None:
+            if not self._is_of_signal(lost.exc_value):
+                report(lost)
+
+        sys.unraisablehook = unless_of_signal
+        try:
+            yield
+        finally:
+            sys.unraisablehook = report
 
     def _send_again(self) -> None:
         """Send the signal to the main thread until the block is over: it may be lost any time."""
@@ -194,7 +217,7 @@ def orderly_interrupts(*, is_last: bool = False) -> Iterator[Interrupts]:
         return
     interrupts = Interrupts()
     before: dict[signal.Signals, Any] = {}
-    with _raised_at_the_end(interrupts, is_last=is_last):
+    with _raised_at_the_end(interrupts, is_last=is_last), interrupts.quiet_when_lost():
         try:
             _current = interrupts
             for number in _SIGNALS:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 
 import pytest
 
@@ -78,6 +79,26 @@ def test_a_terminal_that_is_closed_ends_the_run_as_sigterm_does():
         assert caught.value.code == status_of(signal.SIGHUP) == 143
         interrupts.dismiss()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+class Referred:
+    """Something that a weak reference may have."""
+
+
+def test_a_signal_inside_a_callback_is_raised_later_and_prints_nothing(monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: printed.append(lost.exc_type))
+    with orderly_interrupts() as interrupts:
+        one, other = Referred(), Referred()
+        kept = [weakref.ref(one, lambda _: send()), weakref.ref(other, lambda _: 1 / 0)]
+        del other
+        assert len(printed) == 1  # an error of any other kind is shown as ever
+        del one
+        with pytest.raises(SystemExit):
+            time.sleep(PATIENCE)
+        interrupts.dismiss()
+    assert len(printed) == 1
+    assert len(kept) == 2
 
 
 def test_an_error_in_the_step_is_raised_before_a_signal():
