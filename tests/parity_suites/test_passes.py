@@ -94,7 +94,7 @@ INGREDIENTS = {
     "the model": text("net.py", "import sibling\n", "import sibling\n\n"),
     "what the model imports": text("sibling.py", "1.0", "2.0"),
     "what the model reads": text("shift.txt", "0.5", "0.25"),
-    "what nobody was seen to read": lambda folder, _: (folder / "more.bin").write_text("1"),
+    "a file that Python did not open": lambda folder, _: (folder / "more.bin").write_text("1"),
     "a file that an option names": text("facts.toml", "4", "4.0"),
     "versions": fact("_versions", {"torch": "9"}),
     "code": fact("_own_code", "0"),

@@ -137,8 +137,8 @@ def list_side_files(folder: Path, *, follow_links: bool = False) -> tuple[SideFi
     manifests of ours, `checkpoint-N` folders, and what is no regular file. Weights stay in a
     sub-folder that modules.json names, such as sentence-transformers' 2_Dense.
 
-    A link to a folder is followed, as whoever loads the model follows it; a link inside such a
-    folder to another one is not.
+    A link to a folder is followed, as by a library that loads the model. A link inside such a
+    folder to another folder is not.
 
     follow_links: accept links that lead out of the folder; see links.leaving.
 
