@@ -70,8 +70,7 @@ def prove_again(path: Path, full: Full, form: Form) -> tuple[tuple[Check, ...], 
         FitError, InputError: the float16 export cannot be made; see `lower_file`.
     """
     form = written_form(path, form)
-    half = half_export(full, form, None) if form.precision.name == "fp16" else None
-    checks, facts = prove_lowered(full, path, form, half)
+    checks, facts = prove_lowered(full, path, form, half_again(full, form))
     sizes = size_facts(found_size(path, checks), full.size)
     return checks, {"lowered": {**form_facts(form, ran=True), **sizes, **facts}}
 
@@ -124,7 +123,7 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
     from lora_export.onnx_export.precision.round_graph import lower
 
     if form.precision.name == "fp16":
-        half = half_export(full, form, path)
+        half = _half_export(full, form, path)
         return Lowered(half.files, half)
     model = onnx.ModelProto()
     model.CopyFrom(full.exported.graph)
@@ -133,7 +132,16 @@ def lower_file(full: Full, path: Path, form: Form) -> Lowered:
     return Lowered(written)
 
 
-def half_export(full: Full, form: Form, path: Path | None) -> Exported:
+def half_again(full: Full, form: Form) -> Exported | None:
+    """Return the export in float16 that a finished fp16 file must equal; None for other precisions.
+
+    Raises:
+        FitError, InputError: as for `lower_file`.
+    """
+    return _half_export(full, form, None) if form.precision.name == "fp16" else None
+
+
+def _half_export(full: Full, form: Form, path: Path | None) -> Exported:
     """Export in float16 to `path`; with None make everything but the file.
 
     Raises:

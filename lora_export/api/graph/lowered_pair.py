@@ -12,13 +12,13 @@ from lora_export.api.graph.lower_precision import (
     audit_file,
     form_facts,
     found_size,
-    half_export,
+    half_again,
     lower_file,
     size_facts,
     weight_facts,
     written_form,
 )
-from lora_export.api.graph.measured_loss import cast
+from lora_export.api.graph.measured_loss import checks_of, loss_in_torch, probes_of
 from lora_export.api.proof.model_proof import probes_for
 from lora_export.records import at_level
 
@@ -92,11 +92,7 @@ def prove_pair_again(made: LoweredPair) -> tuple[tuple[Check, ...], dict[str, An
     Raises:
         FitError, InputError: the float16 export cannot be made; see `lower_file`.
     """
-    halved = made.form.precision.name == "fp16"
-    found = {
-        name: Lowered((), half_export(full, made.form, None) if halved else None)
-        for name, full in made.fulls.items()
-    }
+    found = {name: Lowered((), half_again(full, made.form)) for name, full in made.fulls.items()}
     forms = made.forms
     checks, facts, now = _prove(made, forms, found)
     words = form_facts(next(iter(forms.values())), ran=True)
@@ -131,19 +127,15 @@ def _measured(made: LoweredPair, form: Form) -> tuple[tuple[Loss, ...], tuple[Ch
 
     A float16 model runs in torch as well; see measured_loss.
     """
-    from lora_export.verification.model.loading import load_shown_base, run_base, run_merged
-    from lora_export.verification.model.loss import Limits, loss_checks, measure
+    from lora_export.verification.model.loading import load_shown_base, run_base
+    from lora_export.verification.model.loss import Limits, measure
     from lora_export.verification.runtime.answer_loss import measure_answers
     from lora_export.verification.runtime.encoder_decoder import run_pair
     from lora_export.verification.runtime.sessions import find_providers, opener_on
 
-    job, pair, name = made.job, made.pair, form.precision.name
+    job, pair = made.job, made.pair
     opener = opener_on(find_providers(job.proof.provider))
-    probes = probes_for(job, pair.source)
-    own = probes
-    if name == "fp16":
-        own = [cast(probe, "float32", "float16") for probe in probes]
-        probes = [cast(probe, "float16", "float32") for probe in own]
+    probes, own = probes_of(form, probes_for(job, pair.source))
     full = next(iter(made.fulls.values())).path.parent
     expected = run_pair(full, pair.source, probes, opener)
     base = run_base(pair.whole, probes)
@@ -158,8 +150,5 @@ def _measured(made: LoweredPair, form: Form) -> tuple[tuple[Loss, ...], tuple[Ch
     )
     losses = (*measure(expected, found, base), *answers)
     limits = Limits(job.proof.atol, job.proof.rtol, form.allow_lossy, cure_of(form.precision))
-    checks = loss_checks(losses, name, limits)
-    if name == "fp16":
-        half = run_merged(pair.whole, own, dtype="float16")
-        checks = (*checks, *loss_checks(measure(expected, half, base), "fp16 in torch", limits))
-    return losses, checks
+    in_torch = partial(loss_in_torch, pair.whole, own, expected, base)
+    return losses, checks_of(form, losses, limits, in_torch)

@@ -137,8 +137,10 @@ def make_graph(job: Job, forms: Sequence[Form], place: Place, *, verify: bool = 
         if isinstance(source, CachedPair):
             pair = Pair(source, job.plan, merged)
             [form] = forms
-            make = _make_lowered_pair if form.is_lowered else _make_pair
-            made = make(job, form, place, pair, by_weights, verify=verify)
+            if form.is_lowered:
+                made = _make_lowered_pair(job, form, place, pair, by_weights, verify=verify)
+            else:
+                made = _make_pair(job, form, place, pair, verify=verify)
         else:
             subject = Subject(source, job.plan, merged)
             made = _make_files(job, forms, place, subject, by_weights, verify=verify)
@@ -265,9 +267,7 @@ def _make_lowered(place: Place, full: Full, form: Form, *, verify: bool) -> Made
     return Made(place.listed(files), facts, checks, ())
 
 
-def _make_pair(
-    job: Job, form: Form, place: Place, pair: Pair, _: tuple[Check, ...], *, verify: bool
-) -> Made:
+def _make_pair(job: Job, form: Form, place: Place, pair: Pair, *, verify: bool) -> Made:
     folder = place.path if place.writes else None
     parts, twice = export_pair(pair, folder, form.settings, job.clock)
     proven = prove_pair(place.path, parts, job, pair) if verify else Proven()

@@ -12,15 +12,16 @@ from lora_export.models.generation.cached_decoder import CachedDecoder
 from lora_export.models.generation.caches import PAST, PRESENT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from lora_export.api.graph.forms import Form, Full
     from lora_export.models.source import ModelSource
+    from lora_export.models.subject import Subject
     from lora_export.records import Check
-    from lora_export.verification.model.loss import Loss
+    from lora_export.verification.model.loss import Limits, Loss
 
     Probe = dict[str, NDArray[Any]]
 
@@ -38,19 +39,15 @@ def measured_loss(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...],
     A float16 model runs in torch as well, with every operator in float16. On the CPU, ONNX Runtime
     computes most operators in float32. It would not see a number that is too large for a GPU.
     """
-    from lora_export.verification.model.loading import run_base, run_merged
-    from lora_export.verification.model.loss import Limits, loss_checks, measure
+    from lora_export.verification.model.loading import run_base
+    from lora_export.verification.model.loss import Limits, measure
     from lora_export.verification.runtime.sessions import find_providers, run_model
 
     job, providers = full.job, find_providers(full.job.proof.provider)
-    probes = _probes(full, providers)
-    lowered_probes = probes
-    if form.precision.name == "fp16":
-        lowered_probes = [cast(probe, "float32", "float16") for probe in probes]
-        probes = [cast(probe, "float16", "float32") for probe in lowered_probes]
+    probes, own = probes_of(form, _probes(full, providers))
     expected = run_model(full.path, probes, providers=providers)
     base = run_base(full.subject, probes)
-    found = run_model(path, lowered_probes, providers=providers)
+    found = run_model(path, own, providers=providers)
     losses = (*measure(expected, found, base), *_generated(full, path, providers))
     limits = Limits(
         job.proof.atol,
@@ -59,11 +56,8 @@ def measured_loss(full: Full, path: Path, form: Form) -> tuple[tuple[Loss, ...],
         cure_of(form.precision),
         inner=_inner(full.subject.source),
     )
-    checks = loss_checks(losses, form.precision.name, limits)
-    if form.precision.name == "fp16":
-        half = run_merged(full.subject, lowered_probes, dtype="float16")
-        more = measure(expected, half, base)
-        checks = (*checks, *loss_checks(more, "fp16 in torch", limits))
+    in_torch = partial(loss_in_torch, full.subject, own, expected, base)
+    checks = checks_of(form, losses, limits, in_torch)
     return tuple(loss for loss in losses if loss.output not in limits.inner), checks
 
 
@@ -91,12 +85,52 @@ def _probes(full: Full, providers: Sequence[str]) -> list[Probe]:
     return probes if rounds == 1 else probes_for(full.job, full.subject.source, rounds)
 
 
-def cast(probe: Mapping[str, NDArray[Any]], old: str, new: str) -> Probe:
+def probes_of(form: Form, probes: list[Probe]) -> tuple[list[Probe], list[Probe]]:
+    """Return the probes for float32 networks and those for the file, with the same numbers."""
+    if form.precision.name != "fp16":
+        return probes, probes
+    own = [_cast(probe, "float32", "float16") for probe in probes]
+    return [_cast(probe, "float16", "float32") for probe in own], own
+
+
+def _cast(probe: Mapping[str, NDArray[Any]], old: str, new: str) -> Probe:
     """Return the probe with its arrays of the dtype `old` in the dtype `new`."""
     return {
         name: array.astype(new) if array.dtype.name == old else array
         for name, array in probe.items()
     }
+
+
+def checks_of(
+    form: Form, losses: Sequence[Loss], limits: Limits, in_torch: Callable[[], Sequence[Loss]]
+) -> tuple[Check, ...]:
+    """Return the checks of the losses of a file; of float16 also those of the model in torch.
+
+    in_torch: measures these; see loss_in_torch.
+    """
+    from lora_export.verification.model.loss import loss_checks
+
+    checks = loss_checks(losses, form.precision.name, limits)
+    if form.precision.name == "fp16":
+        checks = (*checks, *loss_checks(in_torch(), "fp16 in torch", limits))
+    return checks
+
+
+def loss_in_torch(
+    subject: Subject, own: Sequence[Probe], expected: Sequence[Probe], base: Sequence[Probe]
+) -> tuple[Loss, ...]:
+    """Measure how far the outputs of the merged model move with every operator in float16.
+
+    Args:
+        subject: the network with its base and merged weights.
+        own: the probes in float16.
+        expected: the outputs of the float32 graph on the same numbers.
+        base: those of the base.
+    """
+    from lora_export.verification.model.loading import run_merged
+    from lora_export.verification.model.loss import measure
+
+    return measure(expected, run_merged(subject, own, dtype="float16"), base)
 
 
 def _generated(full: Full, path: Path, providers: Sequence[str]) -> tuple[Loss, ...]:
